@@ -1,0 +1,87 @@
+/* Memory of the engine's lifetimes: see memory.h. */
+#define _GNU_SOURCE
+#include "base/memory.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum {
+    HUGE_PAGE = 2 << 20, /* bytes: x86-64, and aarch64 with 4 KiB pages */
+    PAGE = 64 << 10      /* bytes: the largest base page of the supported machines */
+};
+
+static size_t round_to_page(size_t n_bytes) { return (n_bytes + PAGE - 1) / PAGE * PAGE; }
+
+/* The only process-wide state of the core: two counters that tests read and set. */
+static atomic_uint_least64_t alloc_count;
+static atomic_uint_least64_t fail_countdown;
+
+static int alloc_may_proceed(void) {
+    atomic_fetch_add_explicit(&alloc_count, 1, memory_order_relaxed);
+    uint_least64_t left = atomic_load_explicit(&fail_countdown, memory_order_relaxed);
+    while (left != 0)
+        if (atomic_compare_exchange_weak(&fail_countdown, &left, left - 1)) return left != 1;
+    return 1;
+}
+
+void *lmd_calloc(size_t n, size_t size) {
+    return alloc_may_proceed() ? calloc(n ? n : 1, size ? size : 1) : NULL;
+}
+
+void *lmd_realloc(void *ptr, size_t n, size_t size) {
+    size_t n_bytes;
+    if (__builtin_mul_overflow(n ? n : 1, size ? size : 1, &n_bytes)) return NULL;
+    return alloc_may_proceed() ? realloc(ptr, n_bytes) : NULL;
+}
+
+void lmd_free(void *ptr) { free(ptr); }
+
+void *lmd_alloc_large(size_t n_bytes) {
+    if (n_bytes == 0 || n_bytes > SIZE_MAX / 2 || !alloc_may_proceed()) return NULL;
+    if (n_bytes < HUGE_PAGE) {
+        size_t rounded = (n_bytes + LMD_CACHE_LINE - 1) / LMD_CACHE_LINE * LMD_CACHE_LINE;
+        void *small = aligned_alloc(LMD_CACHE_LINE, rounded);
+        if (small) memset(small, 0, rounded);
+        return small;
+    }
+    /* A mapping one huge page too long is trimmed at both ends, so that it starts on a huge page. */
+    size_t length = n_bytes + HUGE_PAGE;
+    unsigned char *raw =
+        mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (raw == MAP_FAILED) return NULL;
+    size_t used = round_to_page(n_bytes);
+    size_t head = (HUGE_PAGE - (uintptr_t)raw % HUGE_PAGE) % HUGE_PAGE;
+    if (head) munmap(raw, head);
+    if (length > head + used) munmap(raw + head + used, length - head - used);
+    madvise(raw + head, used, MADV_HUGEPAGE);
+    return raw + head;
+}
+
+void lmd_free_large(void *ptr, size_t n_bytes) {
+    if (!ptr) return;
+    if (n_bytes < HUGE_PAGE)
+        free(ptr);
+    else
+        munmap(ptr, round_to_page(n_bytes));
+}
+
+uint64_t lmd_alloc_count(void) {
+    return atomic_load_explicit(&alloc_count, memory_order_relaxed);
+}
+
+void lmd_alloc_fail_after(uint64_t n) { atomic_store(&fail_countdown, n); }
+
+lmd_status lmd_grow(void **array, size_t *capacity, size_t wanted, size_t size, lmd_err *err) {
+    if (wanted <= *capacity) return LMD_OK;
+    size_t n = *capacity ? *capacity : 8;
+    while (n < wanted)
+        if (__builtin_mul_overflow(n, 2, &n)) n = wanted;
+    void *grown = lmd_realloc(*array, n, size);
+    if (!grown)
+        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: wanted %zu x %zu bytes", n, size);
+    *array = grown;
+    *capacity = n;
+    return LMD_OK;
+}

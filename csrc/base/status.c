@@ -1,0 +1,45 @@
+/* Error codes and messages: see status.h. */
+#include "base/status.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+lmd_status lmd_fail(lmd_err *err, lmd_status code, const char *format, ...) {
+    if (!err) return code;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(err->message, sizeof err->message, format, args);
+    va_end(args);
+    err->code = code;
+    return code;
+}
+
+lmd_status lmd_err_prefix(lmd_err *err, lmd_status code, const char *format, ...) {
+    if (!err) return code;
+    char old[LMD_ERR_LEN];
+    memcpy(old, err->message, sizeof old);
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(err->message, sizeof err->message, format, args);
+    va_end(args);
+    if (n >= 0 && (size_t)n < sizeof err->message)
+        snprintf(err->message + n, sizeof err->message - (size_t)n, ": %s", old);
+    err->code = code;
+    return code;
+}
+
+const char *lmd_status_name(lmd_status code) {
+    switch (code) {
+    case LMD_OK: return "LMD_OK";
+    case LMD_INVALID: return "LMD_INVALID";
+    case LMD_NOT_FOUND: return "LMD_NOT_FOUND";
+    case LMD_BAD_FILE: return "LMD_BAD_FILE";
+    case LMD_UNSUPPORTED: return "LMD_UNSUPPORTED";
+    case LMD_NO_MEMORY: return "LMD_NO_MEMORY";
+    case LMD_IO: return "LMD_IO";
+    case LMD_CLOSED: return "LMD_CLOSED";
+    case LMD_INTERNAL: return "LMD_INTERNAL";
+    }
+    return "LMD_?";
+}
