@@ -1,0 +1,99 @@
+/* The CPU backend: its table, its threads, its weights.
+ * Owns: the thread pool and the choice of kernels. Streams and weights end before it does. */
+#include "cpu/cpu_backend.h"
+
+#include "base/memory.h"
+#include "base/threads.h"
+#include "cpu/cpu_features.h"
+#include "cpu/cpu_stream.h"
+#include "cpu/cpu_weight.h"
+
+typedef struct cpu_backend {
+    lmd_backend base;
+    lmd_threads *threads;
+    const lmd_cpu_kernels *kernels;
+} cpu_backend;
+
+static const char *backend_isa(const lmd_backend *self) {
+    return ((const cpu_backend *)self)->kernels->isa;
+}
+
+static int32_t backend_n_threads(const lmd_backend *self) {
+    return lmd_threads_count(((const cpu_backend *)self)->threads);
+}
+
+static lmd_status backend_upload(lmd_backend *self, const lmd_weight_source *src, lmd_weight **out,
+                                 lmd_err *err) {
+    return lmd_cpu_weight_pack(src, ((cpu_backend *)self)->threads, out, err);
+}
+
+static lmd_status backend_upload_vector(lmd_backend *self, const float *values, int32_t n,
+                                        lmd_weight **out, lmd_err *err) {
+    (void)self;
+    return lmd_cpu_weight_vector(values, n, out, err);
+}
+
+static size_t backend_weight_bytes(const lmd_weight *weight) {
+    return weight->n_bytes + (weight->vector ? (size_t)weight->n_cols * sizeof(float) : 0);
+}
+
+static void backend_weight_free(lmd_backend *self, lmd_weight *weight) {
+    (void)self;
+    lmd_cpu_weight_free(weight);
+}
+
+static void backend_free(lmd_backend *self) {
+    if (!self) return;
+    lmd_threads_free(((cpu_backend *)self)->threads);
+    lmd_free(self);
+}
+
+static lmd_status backend_stream_new(lmd_backend *self, const lmd_stream_config *config,
+                                     lmd_stream **out, lmd_err *err) {
+    cpu_backend *cpu = (cpu_backend *)self;
+    return lmd_cpu_stream_new(self, cpu->threads, cpu->kernels, config, out, err);
+}
+
+static lmd_status backend_step_wait(lmd_stream *stream, lmd_err *err) {
+    (void)stream;
+    (void)err;
+    return LMD_OK; /* operations have run when they return, and none can fail */
+}
+
+static const lmd_backend_ops cpu_ops = {
+    .name = "cpu",
+    .isa = backend_isa,
+    .n_threads = backend_n_threads,
+    .upload = backend_upload,
+    .upload_vector = backend_upload_vector,
+    .weight_bytes = backend_weight_bytes,
+    .weight_free = backend_weight_free,
+    .free = backend_free,
+    .kv_block_bytes = lmd_cpu_kv_block_bytes,
+    .stream_new = backend_stream_new,
+    .buffer_new = lmd_cpu_buffer_new,
+    .stream_free = lmd_cpu_stream_free,
+    .step_begin = lmd_cpu_step_begin,
+    .embed = lmd_cpu_embed,
+    .add_norm = lmd_cpu_add_norm,
+    .linear = lmd_cpu_linear,
+    .attention = lmd_cpu_attention,
+    .logits = lmd_cpu_logits,
+    .sample = lmd_cpu_sample,
+    .step_wait = backend_step_wait,
+    .kv_copy = lmd_cpu_kv_copy,
+};
+
+lmd_status lmd_cpu_backend_open(const lmd_backend_config *config, lmd_backend **out, lmd_err *err) {
+    cpu_backend *self = lmd_calloc(1, sizeof *self);
+    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for the CPU backend");
+    self->base.ops = &cpu_ops;
+    lmd_status status = lmd_cpu_kernels_select(&self->kernels, err);
+    if (status == LMD_OK) status = lmd_threads_new(config->n_threads, &self->threads, err);
+    if (status != LMD_OK) {
+        lmd_free(self);
+        return status;
+    }
+    *out = &self->base;
+    return LMD_OK;
+}

@@ -1,0 +1,225 @@
+/* Packing weights into panels of 16 rows: see cpu_weight.h and the layout in cpu_kernels.h. */
+#include "cpu/cpu_weight.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/half.h"
+#include "base/memory.h"
+
+enum { MAX_GROUPS = 1 << 20 }; /* of one row; far above any model's, keeps sizes in int64 */
+
+int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols) {
+    if (format->kind == LMD_WEIGHT_FLOAT)
+        return (int64_t)n_cols * LMD_PANEL_ROWS * lmd_dtype_block_bytes(format->float_dtype);
+    int64_t header = format->offset == LMD_OFFSET_NONE ? 32 : 64;
+    int64_t lines = (int64_t)format->group_size * (format->kind == LMD_WEIGHT_U4 ? 8 : 16);
+    return n_cols / format->group_size * (header + lines);
+}
+
+/* What the packing threads share. */
+typedef struct pack_job {
+    const lmd_weight_part *part;
+    const lmd_weight_segment *segment;
+    uint8_t *panels;
+    int32_t n_cols;
+    uint8_t *scratch; /* [n_threads] of scratch_bytes: codes, scales, offsets of one row */
+    size_t scratch_bytes;
+    atomic_int next;
+} pack_job;
+
+static const uint8_t *source_row(const lmd_weight_part *part, int32_t row, int32_t n_cols) {
+    int64_t from = part->row_map ? part->row_map[row] : row;
+    return (const uint8_t *)part->tensor->data +
+           from * lmd_dtype_row_bytes(part->tensor->dtype, n_cols);
+}
+
+static void pack_float_row(uint8_t *panel, int32_t lane, const uint8_t *row, int32_t n_cols,
+                           int32_t element_bytes) {
+    for (int32_t k = 0; k < n_cols; k++)
+        memcpy(panel + ((int64_t)k * LMD_PANEL_ROWS + lane) * element_bytes,
+               row + (int64_t)k * element_bytes, (size_t)element_bytes);
+}
+
+static void pack_code_row(uint8_t *panel, int32_t lane, const lmd_weight_format *format,
+                          int32_t n_cols, const uint8_t *codes, const uint16_t *scales,
+                          const uint16_t *offsets) {
+    const int32_t group_size = format->group_size;
+    for (int32_t g = 0; g < n_cols / group_size; g++) {
+        uint16_t *header = (uint16_t *)(void *)panel;
+        header[lane] = scales[g];
+        panel += 32;
+        if (format->offset != LMD_OFFSET_NONE) {
+            header[LMD_PANEL_ROWS + lane] = offsets[g];
+            panel += 32;
+        }
+        for (int32_t k = 0; k < group_size; k += 8, codes += 8) {
+            uint8_t *line = panel + lane * 4;
+            for (int32_t j = 0; j < 4; j++) {
+                if (format->kind == LMD_WEIGHT_U4) {
+                    line[j] = (uint8_t)(codes[j] | codes[4 + j] << 4);
+                } else {
+                    line[j] = codes[j];
+                    line[64 + j] = codes[4 + j];
+                }
+            }
+            panel += format->kind == LMD_WEIGHT_U4 ? 64 : 128;
+        }
+    }
+}
+
+static void pack_panel(const pack_job *job, int32_t panel_idx, uint8_t *scratch) {
+    const lmd_weight_segment *segment = job->segment;
+    const lmd_dtype dtype = job->part->tensor->dtype;
+    uint8_t *panel = job->panels + panel_idx * segment->panel_bytes;
+    size_t n_groups = segment->format.group_size ? (size_t)job->n_cols / 32 : 0;
+    uint16_t *scales = (uint16_t *)(void *)scratch;
+    uint16_t *offsets = scales + n_groups;
+    uint8_t *codes = (uint8_t *)(offsets + n_groups);
+    for (int32_t lane = 0; lane < LMD_PANEL_ROWS; lane++) {
+        int32_t row = panel_idx * LMD_PANEL_ROWS + lane;
+        if (row >= segment->n_rows) return; /* the memory came zeroed */
+        const uint8_t *from = source_row(job->part, row, job->n_cols);
+        if (segment->format.kind == LMD_WEIGHT_FLOAT) {
+            pack_float_row(panel, lane, from, job->n_cols, lmd_dtype_block_bytes(dtype));
+        } else {
+            lmd_weight_decode_row(dtype, from, job->n_cols, codes, scales, offsets);
+            pack_code_row(panel, lane, &segment->format, job->n_cols, codes, scales, offsets);
+        }
+    }
+}
+
+static void pack_region(void *arg, int32_t thread_idx) {
+    pack_job *job = arg;
+    uint8_t *scratch = job->scratch + (size_t)thread_idx * job->scratch_bytes;
+    for (int32_t i; (i = lmd_threads_take(&job->next, job->segment->n_panels)) >= 0;)
+        pack_panel(job, i, scratch);
+}
+
+static lmd_status plan_segments(const lmd_weight_source *src, lmd_weight *weight, lmd_err *err) {
+    weight->n_cols = src->n_cols;
+    weight->n_segments = src->n_parts;
+    for (int32_t i = 0; i < src->n_parts; i++) {
+        const lmd_weight_part *part = &src->parts[i];
+        lmd_weight_segment *segment = &weight->segments[i];
+        LMD_TRY(lmd_weight_format_of(part->tensor->dtype, &segment->format, err));
+        int32_t group_size = segment->format.group_size;
+        if (src->n_cols <= 0 || part->n_rows <= 0 ||
+            (group_size && (src->n_cols % group_size || src->n_cols / group_size > MAX_GROUPS)))
+            return lmd_fail(err, LMD_BAD_FILE,
+                            "tensor \"%s\": %d x %d values cannot be packed in groups of %d",
+                            part->tensor->name, part->n_rows, src->n_cols, group_size);
+        segment->n_rows = part->n_rows;
+        segment->n_panels = (part->n_rows + LMD_PANEL_ROWS - 1) / LMD_PANEL_ROWS;
+        segment->first_row = weight->n_rows;
+        segment->panel_bytes = lmd_panel_bytes(&segment->format, src->n_cols);
+        weight->n_rows += part->n_rows;
+        if (group_size) weight->group_size = group_size;
+        weight->n_bytes += (size_t)(segment->panel_bytes * segment->n_panels);
+    }
+    return LMD_OK;
+}
+
+lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads, lmd_weight **out,
+                               lmd_err *err) {
+    lmd_status status = LMD_OK;
+    size_t scratch_bytes = (size_t)src->n_cols + (size_t)src->n_cols / 32 * 4 + LMD_CACHE_LINE;
+    scratch_bytes = scratch_bytes / LMD_CACHE_LINE * LMD_CACHE_LINE;
+    size_t all_scratch = scratch_bytes * (size_t)lmd_threads_count(threads);
+    uint8_t *scratch = lmd_alloc_large(all_scratch);
+    lmd_weight *weight = lmd_calloc(1, sizeof *weight);
+    if (!scratch || !weight) {
+        status = lmd_fail(err, LMD_NO_MEMORY, "out of host memory while packing weights");
+        goto out;
+    }
+    LMD_TRY_OUT(plan_segments(src, weight, err));
+    weight->memory = lmd_alloc_large(weight->n_bytes);
+    if (!weight->memory) {
+        status = lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a weight of %zu bytes",
+                          weight->n_bytes);
+        goto out;
+    }
+    uint8_t *panels = weight->memory;
+    for (int32_t i = 0; i < src->n_parts; i++) {
+        lmd_weight_segment *segment = &weight->segments[i];
+        segment->panels = panels;
+        pack_job job = {&src->parts[i], segment, panels, src->n_cols, scratch, scratch_bytes, 0};
+        lmd_threads_run(threads, pack_region, &job);
+        panels += segment->panel_bytes * segment->n_panels;
+    }
+    *out = weight;
+    weight = NULL;
+out:
+    lmd_free_large(scratch, all_scratch);
+    lmd_cpu_weight_free(weight);
+    return status;
+}
+
+lmd_status lmd_cpu_weight_vector(const float *values, int32_t n, lmd_weight **out, lmd_err *err) {
+    lmd_weight *weight = lmd_calloc(1, sizeof *weight);
+    float *vector = lmd_calloc((size_t)n, sizeof *vector);
+    if (!weight || !vector) {
+        lmd_free(weight);
+        lmd_free(vector);
+        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a vector of %d values", n);
+    }
+    memcpy(vector, values, (size_t)n * sizeof *vector);
+    weight->vector = vector;
+    weight->n_rows = 1;
+    weight->n_cols = n;
+    *out = weight;
+    return LMD_OK;
+}
+
+void lmd_cpu_weight_free(lmd_weight *weight) {
+    if (!weight) return;
+    lmd_free_large(weight->memory, weight->n_bytes);
+    lmd_free(weight->vector);
+    lmd_free(weight);
+}
+
+static float float_at(const uint8_t *at, lmd_dtype dtype) {
+    float x;
+    lmd_weight_row_to_float(dtype, at, 1, &x);
+    return x;
+}
+
+static void code_row(const lmd_weight_format *format, const uint8_t *panel, int32_t lane,
+                     int32_t n_cols, float *out) {
+    const int32_t group_size = format->group_size;
+    for (int32_t g = 0; g < n_cols / group_size; g++, out += group_size) {
+        const uint16_t *header = (const uint16_t *)(const void *)panel;
+        float scale = lmd_half_to_float(header[lane]), offset = 0.0f;
+        panel += 32;
+        if (format->offset != LMD_OFFSET_NONE) {
+            offset = lmd_half_to_float(header[LMD_PANEL_ROWS + lane]);
+            panel += 32;
+        }
+        for (int32_t k = 0; k < group_size; k++) {
+            const uint8_t *line = panel + k / 8 * (format->kind == LMD_WEIGHT_U4 ? 64 : 128);
+            int32_t j = k % 4, second = k / 4 % 2, code;
+            if (format->kind == LMD_WEIGHT_U4)
+                code = second ? line[lane * 4 + j] >> 4 : line[lane * 4 + j] & 15;
+            else
+                code = line[second * 64 + lane * 4 + j];
+            if (format->kind == LMD_WEIGHT_I8) code = (int8_t)code;
+            out[k] = format->offset == LMD_OFFSET_ZERO ? scale * ((float)code - offset)
+                                                       : fmaf(scale, (float)code, offset);
+        }
+        panel += group_size * (format->kind == LMD_WEIGHT_U4 ? 8 : 16);
+    }
+}
+
+void lmd_cpu_weight_row(const lmd_weight *weight, int32_t row, float *out) {
+    const lmd_weight_segment *segment = &weight->segments[0];
+    const uint8_t *panel = segment->panels + row / LMD_PANEL_ROWS * segment->panel_bytes;
+    int32_t lane = row % LMD_PANEL_ROWS;
+    if (segment->format.kind != LMD_WEIGHT_FLOAT) {
+        code_row(&segment->format, panel, lane, weight->n_cols, out);
+        return;
+    }
+    lmd_dtype dtype = segment->format.float_dtype;
+    int64_t bytes = lmd_dtype_block_bytes(dtype);
+    for (int32_t k = 0; k < weight->n_cols; k++)
+        out[k] = float_at(panel + ((int64_t)k * LMD_PANEL_ROWS + lane) * bytes, dtype);
+}

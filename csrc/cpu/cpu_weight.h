@@ -1,0 +1,35 @@
+/* Weights in the CPU's layout: panels of 16 rows, one segment for each part of the source.
+ * Owns: packing and its memory. Must not know: streams, plans. */
+#ifndef LMD_CPU_CPU_WEIGHT_H
+#define LMD_CPU_CPU_WEIGHT_H
+
+#include "backend/backend.h"
+#include "base/threads.h"
+#include "cpu/cpu_kernels.h"
+
+typedef struct lmd_weight_segment {
+    lmd_weight_format format;
+    int32_t n_rows, n_panels;
+    int32_t first_row;    /* of the whole matrix */
+    int64_t panel_bytes;
+    const uint8_t *panels; /* in the weight's memory */
+} lmd_weight_segment;
+
+struct lmd_weight {
+    int32_t n_rows, n_cols, n_segments;
+    lmd_weight_segment segments[LMD_MAX_WEIGHT_PARTS];
+    int32_t group_size; /* that activations must be quantised by; 0: no segment has codes */
+    uint8_t *memory;    /* n_bytes, or NULL for a vector */
+    size_t n_bytes;
+    float *vector;      /* [n_cols] of a vector; NULL for a matrix */
+};
+
+lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads, lmd_weight **out,
+                               lmd_err *err);
+lmd_status lmd_cpu_weight_vector(const float *values, int32_t n, lmd_weight **out, lmd_err *err);
+void lmd_cpu_weight_free(lmd_weight *weight);
+
+/* Writes one row of a matrix of one segment as fp32: an embedding. */
+void lmd_cpu_weight_row(const lmd_weight *weight, int32_t row, float *out /* [n_cols] */);
+
+#endif

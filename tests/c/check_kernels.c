@@ -1,0 +1,408 @@
+/* The kernel harness: every kernel of every usable ISA against the reference (bit for bit: the arithmetic is
+ * fixed) and the reference against plain double arithmetic. Outputs are poisoned first, sizes are odd,
+ * inputs extreme. Prints "ok" lines and a speed figure for each ISA; exits 1 on the first mismatch. */
+#define _GNU_SOURCE
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/half.h"
+#include "base/memory.h"
+#include "cpu/cpu_features.h"
+#include "cpu/cpu_weight.h"
+
+static uint64_t random_state = 88172645463325252u;
+
+static uint32_t random_u32(void) { /* xorshift64* */
+    random_state ^= random_state >> 12;
+    random_state ^= random_state << 25;
+    random_state ^= random_state >> 27;
+    return (uint32_t)(random_state * 2685821657736338717u >> 32);
+}
+
+static float random_float(void) { return (float)random_u32() / 2147483648.0f - 1.0f; }
+
+static int failures;
+
+static void check(bool ok, const char *what, const char *isa, int a, int b, int c) {
+    if (ok) return;
+    printf("MISMATCH %s [%s] %d %d %d\n", what, isa, a, b, c);
+    failures++;
+}
+
+static void poison(void *data, size_t n_bytes) { memset(data, 0xff, n_bytes); }
+
+/* ---- weights in stored form, made at random with sane or extreme scales ---- */
+
+enum { MAX_K = 1024, MAX_N = 80, MAX_M = 70 };
+
+static uint8_t stored[MAX_N * MAX_K * 4];
+
+static void random_stored(lmd_dtype dtype, int n_rows, int n_cols, int extreme) {
+    size_t n_bytes = (size_t)(lmd_dtype_row_bytes(dtype, n_cols) * n_rows);
+    for (size_t i = 0; i < n_bytes; i++) stored[i] = extreme == 2 ? 0xff : (uint8_t)random_u32();
+    if (lmd_dtype_block_len(dtype) == 1) {
+        for (int i = 0; i < n_rows * n_cols; i++) {
+            float x = random_float();
+            uint16_t h = dtype == LMD_F16 ? lmd_float_to_half(x) : lmd_float_to_bf16(x);
+            if (dtype == LMD_F32)
+                memcpy(stored + i * 4, &x, 4);
+            else
+                memcpy(stored + i * 2, &h, 2);
+        }
+        return;
+    }
+    /* Replace the half scales of the 32-value formats: they stand first in each block. */
+    int bytes = lmd_dtype_block_bytes(dtype), n_scales = dtype == LMD_Q4_1 ? 2 : 1;
+    for (size_t at = 0; at < n_bytes; at += (size_t)bytes)
+        for (int s = 0; s < n_scales; s++) {
+            float scale = extreme == 1 && random_u32() % 4 == 0 ? 0.0f : random_float() * 0.1f;
+            uint16_t h = lmd_float_to_half(scale);
+            memcpy(stored + at + 2 * s, &h, 2);
+        }
+}
+
+typedef struct matrix {
+    lmd_weight *weight;
+    lmd_dtype dtype;
+    int n, k;
+} matrix;
+
+static matrix make_matrix(lmd_threads *threads, lmd_dtype dtype, int n, int k, int extreme) {
+    random_stored(dtype, n, k, extreme);
+    lmd_tensor_view view = {.name = "w", .dtype = dtype, .n_dims = 2, .dims = {n, k, 1, 1},
+                            .data = stored};
+    lmd_weight_source src = {.n_parts = 1, .n_cols = k, .parts = {{&view, NULL, n}}};
+    matrix m = {NULL, dtype, n, k};
+    lmd_err err;
+    if (lmd_cpu_weight_pack(&src, threads, &m.weight, &err) != LMD_OK) {
+        printf("pack failed: %s\n", err.message);
+        exit(1);
+    }
+    return m;
+}
+
+/* ---- linear ---- */
+
+static float x[MAX_M * MAX_K], out_ref[MAX_M * 16], out_new[MAX_M * 16];
+static int16_t q_ref[MAX_M * MAX_K], q_new[MAX_M * MAX_K];
+static float s_ref[MAX_M * MAX_K / 32], s_new[MAX_M * MAX_K / 32];
+static int32_t z_ref[MAX_M * MAX_K / 32], z_new[MAX_M * MAX_K / 32];
+
+static void fill_x(int n, int kind) {
+    for (int i = 0; i < n; i++) {
+        x[i] = random_float() * (kind == 1 ? 1e30f : kind == 2 ? 1e-20f : 3.0f);
+        if (kind == 3) x[i] = i % 2 ? 1.0f : -1.0f; /* every code is +-32639 */
+        if (kind == 4 && random_u32() % 64 == 0) x[i] = random_u32() % 2 ? INFINITY : NAN;
+        if (kind == 5) x[i] = 0.0f;
+    }
+}
+
+static void quantize_all(const lmd_cpu_kernels *kernels, int m, int k, int group, int16_t *q,
+                         float *s, int32_t *z) {
+    for (int r = 0; r < m; r++)
+        kernels->quantize(q + r * k, s + r * (k / group), z + r * (k / group), x + r * k, k, group);
+}
+
+/* A row whose activations hold a NaN or infinity in a group is NaN on every ISA; compare as bits
+ * otherwise. */
+static bool same(const float *a, const float *b, int n) {
+    for (int i = 0; i < n; i++)
+        if (memcmp(a + i, b + i, sizeof *a) != 0 && !(isnan(a[i]) && isnan(b[i]))) return false;
+    return true;
+}
+
+/* |sum| of exact products in double, with a bound from the activations' rounding. */
+static void check_against_double(const matrix *w, int m, int panel) {
+    float row[MAX_K];
+    for (int i = 0; i < 16 && panel * 16 + i < w->n; i++) {
+        lmd_cpu_weight_row(w->weight, panel * 16 + i, row);
+        for (int r = 0; r < m; r++) {
+            double exact = 0.0, size = 0.0;
+            for (int k = 0; k < w->k; k++) {
+                exact += (double)row[k] * x[r * w->k + k];
+                size += fabs((double)row[k] * x[r * w->k + k]);
+            }
+            double got = out_ref[r * 16 + i];
+            check(fabs(got - exact) <= 2e-4 * size + 1e-30, "panel against double", "ref", w->dtype,
+                  w->k, r);
+        }
+    }
+}
+
+static void check_linear(lmd_threads *threads, const lmd_cpu_kernels *kernels, lmd_dtype dtype,
+                         int n, int k, int m, int kind, int extreme) {
+    matrix w = make_matrix(threads, dtype, n, k, extreme);
+    const lmd_weight_segment *segment = &w.weight->segments[0];
+    int group = segment->format.group_size;
+    fill_x(m * k, kind);
+    if (group) {
+        poison(q_new, sizeof q_new);
+        poison(s_new, sizeof s_new);
+        quantize_all(&lmd_cpu_kernels_ref, m, k, group, q_ref, s_ref, z_ref);
+        quantize_all(kernels, m, k, group, q_new, s_new, z_new);
+        size_t n_groups = (size_t)(m * k / group);
+        check(memcmp(q_ref, q_new, (size_t)(m * k) * 2) == 0, "quantize q", kernels->isa, k, m, kind);
+        check(same(s_ref, s_new, (int)n_groups), "quantize scale", kernels->isa, k, m, kind);
+        check(memcmp(z_ref, z_new, n_groups * 4) == 0, "quantize sum", kernels->isa, k, m, kind);
+    }
+    lmd_acts acts = {x, q_ref, s_ref, z_ref, k, group ? k / group : 0};
+    for (int p = 0; p < segment->n_panels; p++) {
+        const uint8_t *panel = segment->panels + p * segment->panel_bytes;
+        poison(out_ref, sizeof out_ref);
+        poison(out_new, sizeof out_new);
+        lmd_cpu_kernels_ref.panel(out_ref, panel, &segment->format, &acts, 0, m);
+        kernels->panel(out_new, panel, &segment->format, &acts, 0, m);
+        check(same(out_ref, out_new, m * 16), "panel", kernels->isa, dtype, k, m);
+        if (kind == 0 && extreme == 0) check_against_double(&w, m, p);
+        for (int r = 0; r < m; r++) { /* one row alone has the same bits */
+            float alone[16];
+            kernels->panel(alone, panel, &segment->format, &acts, r, 1);
+            check(same(alone, out_new + r * 16, 16), "panel row alone", kernels->isa, dtype, k, r);
+        }
+        if (kind == 4 && group)
+            for (int i = 0; i < m * 16; i++) {
+                bool bad = false;
+                for (int j = 0; j < k; j++) bad = bad || !isfinite(x[i / 16 * k + j]);
+                check(!bad || isnan(out_new[i]), "non-finite reaches the row", kernels->isa, k, m, i);
+            }
+    }
+    lmd_cpu_weight_free(w.weight);
+}
+
+static void check_linears(lmd_threads *threads, const lmd_cpu_kernels *kernels) {
+    static const int ks[] = {32, 64, 96, 576, 1024}, ms[] = {1, 2, 3, 4, 5, 7, 8, 33, 70};
+    static const lmd_dtype coded[] = {LMD_Q8_0, LMD_Q4_0, LMD_Q4_1};
+    for (int i = 0; i < 5; i++)
+        for (int j = 0; j < 9; j++)
+            for (int d = 0; d < 3; d++)
+                check_linear(threads, kernels, coded[d], ms[j] % 2 ? 17 : 1, ks[i], ms[j], 0, 0);
+    for (int kind = 0; kind < 6; kind++)
+        for (int extreme = 0; extreme < 3; extreme++)
+            for (int d = 0; d < 3; d++)
+                check_linear(threads, kernels, coded[d], 33, 96, 5, kind, extreme);
+    static const lmd_dtype k_quants[] = {LMD_Q4_K, LMD_Q5_K, LMD_Q6_K};
+    for (int d = 0; d < 3; d++) /* random bits: scales may be infinite, so only bits are compared */
+        check_linear(threads, kernels, k_quants[d], 19, 512, 5, 0, 1);
+    static const int float_ks[] = {8, 9, 40, 33};
+    for (int i = 0; i < 4; i++)
+        for (lmd_dtype dtype = LMD_F32; dtype <= LMD_BF16; dtype++)
+            check_linear(threads, kernels, dtype, 1 + i * 13, float_ks[i], 1 + i * 4, 0, 0);
+    printf("ok   %-5s linear\n", kernels->isa);
+}
+
+/* ---- norm, RoPE, SiLU ---- */
+
+static void check_small(const lmd_cpu_kernels *kernels) {
+    static const int ns[] = {1, 7, 8, 9, 40, 576, 1000};
+    float w[MAX_K], a[MAX_K], b[MAX_K], up[MAX_K];
+    for (int i = 0; i < 7; i++) {
+        int n = ns[i];
+        fill_x(n, 0);
+        double squares = 0.0;
+        for (int j = 0; j < n; j++) {
+            w[j] = random_float();
+            up[j] = random_float();
+            squares += (double)x[j] * x[j];
+        }
+        lmd_cpu_kernels_ref.rms_norm(a, x, w, n, 1e-5f);
+        kernels->rms_norm(b, x, w, n, 1e-5f);
+        check(same(a, b, n), "rms_norm", kernels->isa, n, 0, 0);
+        double inverse = 1.0 / sqrt(squares / n + 1e-5);
+        for (int j = 0; j < n; j++)
+            check(fabs(a[j] - x[j] * inverse * w[j]) < 2e-6 * (1.0 + fabs(a[j])), "norm vs double",
+                  "ref", n, j, 0);
+        lmd_cpu_kernels_ref.silu_mul(a, x, up, n);
+        kernels->silu_mul(b, x, up, n);
+        check(same(a, b, n), "silu_mul", kernels->isa, n, 0, 0);
+        for (int j = 0; j < n; j++)
+            check(fabs(a[j] - x[j] / (1.0 + exp(-(double)x[j])) * up[j]) < 2e-6, "silu vs double",
+                  "ref", n, j, 0);
+    }
+    float cos_sin[256], head[256], copy[256];
+    for (int dim = 8; dim <= 256; dim += 8) {
+        for (int i = 0; i < dim; i++) {
+            cos_sin[i] = random_float();
+            copy[i] = head[i] = random_float();
+        }
+        lmd_cpu_kernels_ref.rope(head, cos_sin, dim);
+        kernels->rope(copy, cos_sin, dim);
+        check(same(head, copy, dim), "rope", kernels->isa, dim, 0, 0);
+    }
+    printf("ok   %-5s norm, rope, silu\n", kernels->isa);
+}
+
+/* ---- attention ---- */
+
+enum { MAX_CONTEXT = 600 };
+
+static float key[MAX_CONTEXT][LMD_MAX_HEAD_DIM], value[MAX_CONTEXT][LMD_MAX_HEAD_DIM];
+static float query[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
+static lmd_attend_state state_ref, state_new;
+
+/* Softmax attention of one row over [0, end) in double. */
+static void attend_double(int row, int end, int dim, int kv_bits, double *o) {
+    static double p[MAX_CONTEXT];
+    double max = -INFINITY, sum = 0.0;
+    for (int t = 0; t < end; t++) {
+        p[t] = 0.0;
+        for (int d = 0; d < dim; d++) {
+            float k = key[t][d];
+            if (kv_bits == 16) k = lmd_half_to_float(lmd_float_to_half(k));
+            p[t] += (double)query[row][d] * k;
+        }
+        max = p[t] > max ? p[t] : max;
+    }
+    memset(o, 0, (size_t)dim * sizeof *o);
+    for (int t = 0; t < end; t++) {
+        double e = exp(p[t] - max);
+        sum += e;
+        for (int d = 0; d < dim; d++) {
+            float v = value[t][d];
+            if (kv_bits == 16) v = lmd_half_to_float(lmd_float_to_half(v));
+            o[d] += e * v;
+        }
+    }
+    for (int d = 0; d < dim; d++) o[d] /= sum;
+}
+
+static void run_chunks(const lmd_cpu_kernels *kernels, lmd_attend_state *state,
+                       lmd_attend_args *args, int context, float (*o)[LMD_MAX_HEAD_DIM]) {
+    float max[LMD_ATTEND_ROWS], sum[LMD_ATTEND_ROWS] = {0};
+    for (args->begin = 0; args->begin < context; args->begin += LMD_CHUNK_LEN) {
+        args->end = args->begin + LMD_CHUNK_LEN < context ? args->begin + LMD_CHUNK_LEN : context;
+        poison(state, sizeof *state);
+        kernels->attend_chunk(state, args);
+        for (int r = 0; r < args->n_rows; r++)
+            kernels->attend_fold(&max[r], &sum[r], o[r], state->max[r], state->sum[r], state->o[r],
+                                 args->head_dim);
+    }
+    for (int r = 0; r < args->n_rows; r++)
+        for (int d = 0; d < args->head_dim; d++) o[r][d] *= 1.0f / sum[r];
+}
+
+static void check_attention(const lmd_cpu_kernels *kernels, int dim, int context, int n_rows,
+                            int block_len, int kv_bits) {
+    static float o_ref[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM], o_new[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
+    static float o_alone[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
+    int n_blocks = (context + block_len - 1) / block_len;
+    int64_t stride = (int64_t)2 * block_len * dim * (kv_bits / 8);
+    uint8_t *pool = lmd_alloc_large((size_t)(stride * n_blocks));
+    poison(pool, (size_t)(stride * n_blocks)); /* what was never written is NaN */
+    int32_t ids[MAX_CONTEXT], ends[LMD_ATTEND_ROWS];
+    for (int b = 0; b < n_blocks; b++) ids[b] = n_blocks - 1 - b;
+    for (int t = 0; t < context; t++) {
+        for (int d = 0; d < dim; d++) {
+            key[t][d] = random_float();
+            value[t][d] = random_float();
+        }
+        kernels->kv_write(pool + ids[t / block_len] * stride, key[t], value[t], t % block_len,
+                          block_len, dim, kv_bits);
+    }
+    for (int r = 0; r < n_rows; r++) {
+        ends[r] = context - n_rows + 1 + r < 1 ? 1 : context - n_rows + 1 + r;
+        for (int d = 0; d < dim; d++) query[r][d] = random_float();
+    }
+    lmd_attend_args args = {.q = query[0], .q_stride = LMD_MAX_HEAD_DIM, .n_rows = n_rows,
+                            .row_ends = ends, .block_len = block_len, .head_dim = dim, .kv = pool,
+                            .block_stride = stride, .block_ids = ids, .kv_bits = kv_bits};
+    run_chunks(&lmd_cpu_kernels_ref, &state_ref, &args, context, o_ref);
+    run_chunks(kernels, &state_new, &args, context, o_new);
+    for (int r = 0; r < n_rows; r++) {
+        double exact[LMD_MAX_HEAD_DIM];
+        check(same(o_ref[r], o_new[r], dim), "attention", kernels->isa, dim, context, r);
+        attend_double(r, ends[r], dim, kv_bits, exact);
+        for (int d = 0; d < dim; d++)
+            check(fabs(exact[d] - o_ref[r][d]) < 2e-5, "attention vs double", "ref", dim, context, r);
+        lmd_attend_args alone = args; /* one row by itself, to its own end */
+        alone.q = query[r];
+        alone.n_rows = 1;
+        alone.row_ends = &ends[r];
+        run_chunks(kernels, &state_new, &alone, ends[r], o_alone);
+        check(same(o_new[r], o_alone[0], dim), "attention row alone", kernels->isa, dim, context, r);
+    }
+    lmd_free_large(pool, (size_t)(stride * n_blocks));
+}
+
+static void check_attentions(const lmd_cpu_kernels *kernels) {
+    static const int dims[] = {8, 40, 64, 72, 80, 88, 128, 256};
+    static const int contexts[] = {1, 2, 15, 17, 63, 64, 65, 127, 255, 256, 257, 320, 513, 600};
+    for (int i = 0; i < 8; i++)
+        for (int j = 0; j < 14; j++) {
+            int rows = (i * 5 + j * 3) % LMD_ATTEND_ROWS + 1;
+            check_attention(kernels, dims[i], contexts[j], rows < contexts[j] ? rows : 1, 64,
+                            j % 2 ? 16 : 32);
+        }
+    for (int block_len = 16; block_len <= 256; block_len *= 2)
+        check_attention(kernels, 64, 300, 7, block_len, 16);
+    printf("ok   %-5s attention\n", kernels->isa);
+}
+
+/* ---- half ---- */
+
+static void check_half(void) {
+    for (uint32_t h = 0; h < 65536; h++) {
+        float f = lmd_half_to_float((uint16_t)h);
+        bool nan = (h & 0x7c00) == 0x7c00 && (h & 0x3ff);
+        check(nan ? isnan(f) : lmd_float_to_half(f) == h, "half round trip", "all", (int)h, 0, 0);
+    }
+    for (int i = 0; i < 1000000; i++) { /* nearest, ties to even: not farther than the neighbours */
+        float f = lmd_bits_to_float(random_u32());
+        if (!(fabsf(f) < 65504.0f)) continue;
+        uint16_t h = lmd_float_to_half(f);
+        double off = fabs((double)f - lmd_half_to_float(h));
+        check(off <= fabs((double)f - lmd_half_to_float((uint16_t)(h + 1))), "half", "up", h, 0, 0);
+        if (h & 0x7fff)
+            check(off <= fabs((double)f - lmd_half_to_float((uint16_t)(h - 1))), "half", "down", h, 0, 0);
+    }
+    printf("ok   half\n");
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Integer multiply-adds a second of a 512-row step on a hot Q4_1 panel. */
+static void report_speed(lmd_threads *threads, const lmd_cpu_kernels *kernels) {
+    matrix w = make_matrix(threads, LMD_Q4_1, 16, 576, 0);
+    const lmd_weight_segment *segment = &w.weight->segments[0];
+    fill_x(64 * 576, 0);
+    quantize_all(kernels, 64, 576, 32, q_ref, s_ref, z_ref);
+    lmd_acts acts = {x, q_ref, s_ref, z_ref, 576, 18};
+    double best = 1e9;
+    for (int i = 0; i < 20; i++) {
+        double begin = now();
+        kernels->panel(out_new, segment->panels, &segment->format, &acts, 0, 64);
+        double seconds = now() - begin;
+        best = seconds < best ? seconds : best;
+    }
+    printf("     %-5s panel Q4_1 576 x 16 x 64 rows: %.1f G multiply-adds/s\n", kernels->isa,
+           576.0 * 16 * 64 / best * 1e-9);
+    lmd_cpu_weight_free(w.weight);
+}
+
+int main(void) {
+    lmd_threads *threads;
+    lmd_err err;
+    if (lmd_threads_new(1, &threads, &err) != LMD_OK) return 1;
+    check_half();
+    lmd_isa isas[LMD_MAX_ISAS];
+    int n = lmd_cpu_isas(isas);
+    for (int i = 0; i < n; i++) {
+        if (!isas[i].usable) {
+            printf("     %-5s is not usable on this machine\n", isas[i].kernels->isa);
+            continue;
+        }
+        check_linears(threads, isas[i].kernels);
+        check_small(isas[i].kernels);
+        check_attentions(isas[i].kernels);
+        report_speed(threads, isas[i].kernels);
+    }
+    lmd_threads_free(threads);
+    printf("%s\n", failures ? "FAILED" : "all kernels agree");
+    return failures != 0;
+}
