@@ -1,0 +1,24 @@
+/* The decoder: THE forward pass of every architecture, as an executor on a backend.
+ * Owns: one stream and its activation buffers. Must not know: how a backend computes, who asked.
+ * The engine's thread alone. */
+#ifndef LMD_MODEL_DECODER_H
+#define LMD_MODEL_DECODER_H
+
+#include "backend/executor.h"
+#include "model/model.h"
+
+typedef struct lmd_decoder_config {
+    int32_t session_len; /* most tokens of a sequence; also what dynamic NTK is frozen for */
+    int32_t max_tokens, max_seqs; /* of one step */
+    int32_t n_blocks, block_len;
+    int32_t kv_bits;
+} lmd_decoder_config;
+
+/* Allocates KV and buffers for one engine. The model must outlive the executor. */
+lmd_status lmd_decoder_new(const lmd_model *model, const lmd_decoder_config *config,
+                           lmd_executor **out, lmd_err *err);
+
+/* Bytes of one KV block of all layers. */
+size_t lmd_decoder_kv_block_bytes(const lmd_model *model, int32_t block_len, int32_t kv_bits);
+
+#endif

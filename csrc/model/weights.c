@@ -1,0 +1,297 @@
+/* Loading a model's weights: finds each tensor by the architecture's names, checks its shape, puts rows in
+ * the one order that the forward pass knows, and uploads it. One thread. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "model/arch.h"
+#include "model/model.h"
+#include "quant/weight_codec.h"
+
+typedef struct loader {
+    lmd_model *model;
+    const lmd_arch *arch;
+    const lmd_checkpoint *checkpoint;
+    const lmd_progress *progress;
+    size_t done_bytes;
+    int32_t *q_map, *k_map, *v_map; /* rows of q, k, v in their tensors; NULL: as they stand */
+    int32_t n_q_rows, n_kv_rows;
+} loader;
+
+/* ---- finding tensors ---- */
+
+static void tensor_name(const loader *self, lmd_tensor_role role, int32_t layer, char *out,
+                        size_t n_bytes) {
+    const char *pattern = self->arch->names[role];
+    const char *mark = pattern ? strstr(pattern, "{}") : NULL;
+    if (!mark)
+        snprintf(out, n_bytes, "%s", pattern ? pattern : "?");
+    else
+        snprintf(out, n_bytes, "%.*s%d%s", (int)(mark - pattern), pattern, layer, mark + 2);
+}
+
+/* Finds a tensor and checks its shape; n_cols 0 asks for a vector of n_rows values. */
+static lmd_status find(const loader *self, lmd_tensor_role role, int32_t layer, int64_t n_rows,
+                       int64_t n_cols, const lmd_tensor_view **out, lmd_err *err) {
+    char name[LMD_TENSOR_NAME_LEN + 1];
+    tensor_name(self, role, layer, name, sizeof name);
+    const lmd_tensor_view *view = lmd_checkpoint_find(self->checkpoint, name);
+    if (!view)
+        return lmd_fail(err, LMD_BAD_FILE,
+                        "the checkpoint has no tensor \"%s\", which architecture \"%s\" needs", name,
+                        self->model->config.arch);
+    bool fits = view->dims[0] == n_rows;
+    for (int32_t i = 1; i < LMD_MAX_DIMS; i++)
+        fits = fits && view->dims[i] == (i == 1 && n_cols ? n_cols : 1);
+    if (!fits)
+        return lmd_fail(err, LMD_BAD_FILE,
+                        "tensor \"%s\" has shape %lld x %lld, but the config asks for %lld x %lld",
+                        name, (long long)view->dims[0], (long long)view->dims[1],
+                        (long long)n_rows, (long long)(n_cols ? n_cols : 1));
+    *out = view;
+    return LMD_OK;
+}
+
+/* ---- uploading ---- */
+
+static lmd_status uploaded(loader *self, const lmd_tensor_view *const *views, int32_t n_views,
+                           const lmd_weight *weight, lmd_err *err) {
+    self->model->weight_bytes += self->model->backend->ops->weight_bytes(weight);
+    for (int32_t i = 0; i < n_views; i++) {
+        bool repeated = i > 0 && views[i] == views[0];
+        if (!repeated) self->done_bytes += views[i]->n_bytes;
+        lmd_checkpoint_release(self->checkpoint, views[i]);
+    }
+    if (!self->progress) return LMD_OK;
+    return self->progress->report(self->progress->user, self->done_bytes,
+                                  lmd_checkpoint_n_bytes(self->checkpoint), err);
+}
+
+static lmd_status load_matrix(loader *self, lmd_tensor_role role, int32_t layer, int32_t n_rows,
+                              int32_t n_cols, lmd_weight **out, lmd_err *err) {
+    const lmd_tensor_view *view;
+    LMD_TRY(find(self, role, layer, n_rows, n_cols, &view, err));
+    lmd_weight_source src = {.n_parts = 1, .n_cols = n_cols, .parts = {{view, NULL, n_rows}}};
+    LMD_TRY(self->model->backend->ops->upload(self->model->backend, &src, out, err));
+    return uploaded(self, &view, 1, *out, err);
+}
+
+/* Reads n values of a vector into out, in the order of row_map. */
+static lmd_status read_vector(loader *self, lmd_tensor_role role, int32_t layer, int32_t n_tensor,
+                              const int32_t *row_map, int32_t n, float *out, lmd_err *err) {
+    const lmd_tensor_view *view;
+    LMD_TRY(find(self, role, layer, n_tensor, 0, &view, err));
+    if (lmd_dtype_block_len(view->dtype) != 1)
+        return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\" is a vector and must be F32, F16 or BF16, "
+                        "not %s", view->name, lmd_dtype_name(view->dtype));
+    const uint8_t *data = view->data;
+    int32_t element_bytes = lmd_dtype_block_bytes(view->dtype);
+    for (int32_t i = 0; i < n; i++)
+        lmd_weight_row_to_float(view->dtype,
+                                data + (int64_t)(row_map ? row_map[i] : i) * element_bytes, 1,
+                                out + i);
+    return LMD_OK;
+}
+
+static lmd_status load_vector(loader *self, lmd_tensor_role role, int32_t layer, int32_t n,
+                              lmd_weight **out, lmd_err *err) {
+    float *values = lmd_calloc((size_t)n, sizeof *values);
+    if (!values) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a vector of %d", n);
+    lmd_backend *backend = self->model->backend;
+    lmd_status status = read_vector(self, role, layer, n, NULL, n, values, err);
+    if (status == LMD_OK) status = backend->ops->upload_vector(backend, values, n, out, err);
+    lmd_free(values);
+    return status;
+}
+
+/* ---- q, k, v: rows of one matrix in the order of heads, half-split for RoPE ---- */
+
+/* Row of a head's tensor that holds row i of the half-split order: llama.cpp stores the pairs
+ * (i, i + head_dim / 2) next to each other. */
+static int32_t head_row(const lmd_model_config *config, int32_t i) {
+    int32_t half = config->head_dim / 2;
+    return config->interleaved_rope ? i % half * 2 + i / half : i;
+}
+
+/* Maps the rows of n_heads heads; head h starts at row first + h / per_group * group_rows +
+ * h % per_group * head_dim of its tensor. */
+static void map_heads(const lmd_model_config *config, int32_t n_heads, int32_t per_group,
+                      int32_t group_rows, int32_t first, bool rotated, int32_t *map) {
+    for (int32_t h = 0; h < n_heads; h++) {
+        int32_t start =
+            first + h / per_group * group_rows + h % per_group * config->head_dim;
+        for (int32_t i = 0; i < config->head_dim; i++)
+            map[h * config->head_dim + i] = start + (rotated ? head_row(config, i) : i);
+    }
+}
+
+static lmd_status make_row_maps(loader *self, lmd_err *err) {
+    const lmd_model_config *config = &self->model->config;
+    const int32_t head_dim = config->head_dim, group = config->n_head / config->n_kv_head;
+    self->n_q_rows = config->n_head * head_dim;
+    self->n_kv_rows = config->n_kv_head * head_dim;
+    if (!config->interleaved_rope && !config->packed_qkv) return LMD_OK;
+    self->q_map = lmd_calloc((size_t)self->n_q_rows, sizeof *self->q_map);
+    self->k_map = lmd_calloc((size_t)self->n_kv_rows, sizeof *self->k_map);
+    self->v_map = lmd_calloc((size_t)self->n_kv_rows, sizeof *self->v_map);
+    if (!self->q_map || !self->k_map || !self->v_map)
+        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for row maps");
+    if (config->packed_qkv) {
+        int32_t group_rows = (group + 2) * head_dim;
+        map_heads(config, config->n_head, group, group_rows, 0, true, self->q_map);
+        map_heads(config, config->n_kv_head, 1, group_rows, group * head_dim, true, self->k_map);
+        map_heads(config, config->n_kv_head, 1, group_rows, (group + 1) * head_dim, false,
+                  self->v_map);
+    } else {
+        map_heads(config, config->n_head, 1, head_dim, 0, true, self->q_map);
+        map_heads(config, config->n_kv_head, 1, head_dim, 0, true, self->k_map);
+        map_heads(config, config->n_kv_head, 1, head_dim, 0, false, self->v_map);
+    }
+    return LMD_OK;
+}
+
+static lmd_status load_qkv(loader *self, int32_t layer, lmd_weight **out, lmd_err *err) {
+    const lmd_model_config *config = &self->model->config;
+    const lmd_tensor_view *views[3];
+    const bool packed = config->packed_qkv;
+    const int32_t n_all = self->n_q_rows + 2 * self->n_kv_rows, n_cols = config->hidden_dim;
+    const int32_t n_kv = packed ? n_all : self->n_kv_rows;
+    LMD_TRY(find(self, packed ? LMD_QKV : LMD_Q, layer, packed ? n_all : self->n_q_rows, n_cols,
+                 &views[0], err));
+    LMD_TRY(find(self, packed ? LMD_QKV : LMD_K, layer, n_kv, n_cols, &views[1], err));
+    LMD_TRY(find(self, packed ? LMD_QKV : LMD_V, layer, n_kv, n_cols, &views[2], err));
+    lmd_weight_source src = {.n_parts = 3,
+                             .n_cols = n_cols,
+                             .parts = {{views[0], self->q_map, self->n_q_rows},
+                                       {views[1], self->k_map, self->n_kv_rows},
+                                       {views[2], self->v_map, self->n_kv_rows}}};
+    LMD_TRY(self->model->backend->ops->upload(self->model->backend, &src, out, err));
+    return uploaded(self, views, 3, *out, err);
+}
+
+static lmd_status load_qkv_bias(loader *self, int32_t layer, lmd_weight **out, lmd_err *err) {
+    const lmd_model_config *config = &self->model->config;
+    const bool packed = config->packed_qkv;
+    const int32_t n_q = self->n_q_rows, n_kv = self->n_kv_rows, n_all = n_q + 2 * n_kv;
+    float *values = lmd_calloc((size_t)n_all, sizeof *values);
+    if (!values) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a vector of %d", n_all);
+    lmd_status status = LMD_OK;
+    LMD_TRY_OUT(read_vector(self, packed ? LMD_QKV_BIAS : LMD_Q_BIAS, layer, packed ? n_all : n_q,
+                            self->q_map, n_q, values, err));
+    LMD_TRY_OUT(read_vector(self, packed ? LMD_QKV_BIAS : LMD_K_BIAS, layer, packed ? n_all : n_kv,
+                            self->k_map, n_kv, values + n_q, err));
+    LMD_TRY_OUT(read_vector(self, packed ? LMD_QKV_BIAS : LMD_V_BIAS, layer, packed ? n_all : n_kv,
+                            self->v_map, n_kv, values + n_q + n_kv, err));
+    LMD_TRY_OUT(self->model->backend->ops->upload_vector(self->model->backend, values, n_all, out,
+                                                         err));
+out:
+    lmd_free(values);
+    return status;
+}
+
+static lmd_status load_gate_up(loader *self, int32_t layer, lmd_weight **out, lmd_err *err) {
+    const lmd_model_config *config = &self->model->config;
+    const int32_t n_rows = config->ffn_dim, n_cols = config->hidden_dim;
+    const lmd_tensor_view *views[2];
+    LMD_TRY(find(self, LMD_GATE, layer, n_rows, n_cols, &views[0], err));
+    LMD_TRY(find(self, LMD_UP, layer, n_rows, n_cols, &views[1], err));
+    lmd_weight_source src = {.n_parts = 2,
+                             .n_cols = n_cols,
+                             .parts = {{views[0], NULL, n_rows}, {views[1], NULL, n_rows}}};
+    LMD_TRY(self->model->backend->ops->upload(self->model->backend, &src, out, err));
+    return uploaded(self, views, 2, *out, err);
+}
+
+/* ---- layers and model ---- */
+
+static lmd_status load_layer(loader *self, int32_t i, lmd_err *err) {
+    const lmd_model_config *config = &self->model->config;
+    const int32_t hidden_dim = config->hidden_dim, head_dim = config->head_dim;
+    lmd_layer *layer = &self->model->layers[i];
+    LMD_TRY(load_vector(self, LMD_ATTN_NORM, i, hidden_dim, &layer->attn_norm, err));
+    LMD_TRY(load_qkv(self, i, &layer->qkv, err));
+    if (config->qkv_bias) LMD_TRY(load_qkv_bias(self, i, &layer->qkv_bias, err));
+    if (config->qk_norm) {
+        LMD_TRY(load_vector(self, LMD_Q_NORM, i, head_dim, &layer->q_norm, err));
+        LMD_TRY(load_vector(self, LMD_K_NORM, i, head_dim, &layer->k_norm, err));
+    }
+    LMD_TRY(load_matrix(self, LMD_O, i, hidden_dim, self->n_q_rows, &layer->o, err));
+    if (config->o_bias) LMD_TRY(load_vector(self, LMD_O_BIAS, i, hidden_dim, &layer->o_bias, err));
+    LMD_TRY(load_vector(self, LMD_FFN_NORM, i, hidden_dim, &layer->ffn_norm, err));
+    LMD_TRY(load_gate_up(self, i, &layer->gate_up, err));
+    return load_matrix(self, LMD_DOWN, i, hidden_dim, config->ffn_dim, &layer->down, err);
+}
+
+static lmd_status load_all(loader *self, lmd_err *err) {
+    lmd_model *model = self->model;
+    const lmd_model_config *config = &model->config;
+    LMD_TRY(lmd_arch_of(config, &self->arch, err));
+    LMD_TRY(make_row_maps(self, err));
+    if (config->rope.freqs_tensor) {
+        int32_t n = config->head_dim / 2;
+        model->rope_factors = lmd_calloc((size_t)n, sizeof *model->rope_factors);
+        if (!model->rope_factors) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory");
+        LMD_TRY(read_vector(self, LMD_ROPE_FREQS, 0, n, NULL, n, model->rope_factors, err));
+    }
+    LMD_TRY(load_matrix(self, LMD_EMBED, 0, config->vocab_size, config->hidden_dim, &model->embed,
+                        err));
+    for (int32_t i = 0; i < config->n_layer; i++) LMD_TRY(load_layer(self, i, err));
+    LMD_TRY(load_vector(self, LMD_FINAL_NORM, 0, config->hidden_dim, &model->final_norm, err));
+    model->lm_head = model->embed;
+    if (config->tie_embeddings) return LMD_OK;
+    model->lm_head = NULL;
+    return load_matrix(self, LMD_HEAD, 0, config->vocab_size, config->hidden_dim, &model->lm_head,
+                       err);
+}
+
+lmd_status lmd_model_load(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
+                          lmd_backend *backend, const lmd_progress *progress, lmd_model **out,
+                          lmd_err *err) {
+    lmd_status status = lmd_model_config_check(config, err);
+    lmd_model *model = status == LMD_OK ? lmd_calloc(1, sizeof *model) : NULL;
+    if (!model) {
+        backend->ops->free(backend);
+        return status != LMD_OK ? status : lmd_fail(err, LMD_NO_MEMORY, "out of host memory");
+    }
+    model->config = *config;
+    model->backend = backend;
+    loader self = {.model = model, .checkpoint = checkpoint, .progress = progress};
+    model->layers = lmd_calloc((size_t)config->n_layer, sizeof *model->layers);
+    if (model->layers)
+        status = load_all(&self, err);
+    else
+        status = lmd_fail(err, LMD_NO_MEMORY, "out of host memory");
+    lmd_free(self.q_map);
+    lmd_free(self.k_map);
+    lmd_free(self.v_map);
+    if (status != LMD_OK) {
+        lmd_model_free(model);
+        return status;
+    }
+    *out = model;
+    return LMD_OK;
+}
+
+static void free_layer(lmd_backend *backend, lmd_layer *layer) {
+    lmd_weight *const weights[] = {layer->attn_norm, layer->qkv,    layer->qkv_bias, layer->q_norm,
+                                   layer->k_norm,    layer->o,      layer->o_bias,   layer->ffn_norm,
+                                   layer->gate_up,   layer->down};
+    for (size_t i = 0; i < sizeof weights / sizeof *weights; i++)
+        backend->ops->weight_free(backend, weights[i]);
+}
+
+void lmd_model_free(lmd_model *self) {
+    if (!self) return;
+    lmd_backend *backend = self->backend;
+    for (int32_t i = 0; self->layers && i < self->config.n_layer; i++)
+        free_layer(backend, &self->layers[i]);
+    if (self->lm_head != self->embed) backend->ops->weight_free(backend, self->lm_head);
+    backend->ops->weight_free(backend, self->embed);
+    backend->ops->weight_free(backend, self->final_norm);
+    backend->ops->free(backend);
+    lmd_free(self->rope_factors);
+    lmd_free(self->layers);
+    lmd_free(self);
+}
+
+int32_t lmd_model_vocab_size(const lmd_model *self) { return self->config.vocab_size; }
