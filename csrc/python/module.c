@@ -1,0 +1,149 @@
+/* The extension module: its exceptions, types and functions. Multi-phase init, no global state but
+ * NumPy's table. */
+#define LMD_IMPORT_ARRAY
+#include "python/py_array.h"
+
+#include "base/memory.h"
+#include "base/threads.h"
+#include "cpu/cpu_features.h"
+#include "python/py_engine.h"
+#include "python/py_gguf.h"
+#include "python/py_model.h"
+#include "python/py_module.h"
+#include "python/py_scheduler.h"
+
+static struct PyModuleDef module_def;
+
+lmd_py_state *lmd_py_state_of_module(PyObject *module) { return PyModule_GetState(module); }
+
+lmd_py_state *lmd_py_state_of_type(PyTypeObject *type) {
+    PyObject *module = PyType_GetModule(type);
+    return module ? PyModule_GetState(module) : NULL;
+}
+
+static PyObject *isa_dict(void) {
+    lmd_isa isas[LMD_MAX_ISAS];
+    int n = lmd_cpu_isas(isas);
+    PyObject *dict = PyDict_New();
+    for (int i = 0; dict && i < n; i++)
+        if (PyDict_SetItemString(dict, isas[i].kernels->isa,
+                                 isas[i].usable ? Py_True : Py_False) < 0)
+            Py_CLEAR(dict);
+    return dict;
+}
+
+static PyObject *cpu_info(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    char features[256];
+    lmd_cpu_feature_names(features, sizeof features);
+    lmd_err err;
+    const lmd_cpu_kernels *kernels = NULL;
+    lmd_status status = lmd_cpu_kernels_select(&kernels, &err);
+    PyObject *isas = isa_dict();
+    if (!isas) return NULL;
+    return Py_BuildValue("{s:s, s:N, s:z, s:z, s:i}", "features", features, "isas", isas, "isa",
+                         kernels ? kernels->isa : NULL, "error",
+                         status == LMD_OK ? NULL : err.message, "usable_threads",
+                         (int)lmd_threads_usable());
+}
+
+static PyObject *alloc_count(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(lmd_alloc_count());
+}
+
+static PyObject *alloc_fail_after(PyObject *module, PyObject *arg) {
+    (void)module;
+    unsigned long long n = PyLong_AsUnsignedLongLong(arg);
+    if (n == (unsigned long long)-1 && PyErr_Occurred()) return NULL;
+    lmd_alloc_fail_after(n);
+    Py_RETURN_NONE;
+}
+
+static int add_exception(PyObject *module, const char *name, const char *full_name,
+                         const char *doc, PyObject **slot) {
+    *slot = PyErr_NewExceptionWithDoc(full_name, doc, PyExc_ValueError, NULL);
+    return *slot ? PyModule_AddObjectRef(module, name, *slot) : -1;
+}
+
+static int module_exec(PyObject *module) {
+    import_array1(-1);
+    lmd_py_state *state = PyModule_GetState(module);
+    if (add_exception(module, "CheckpointError", "lmdeploy_c._C.CheckpointError",
+                      "A model file is truncated, hostile, of another format, or lacks a tensor.",
+                      &state->checkpoint_error) < 0 ||
+        add_exception(module, "UnsupportedError", "lmdeploy_c._C.UnsupportedError",
+                      "A known architecture, type or option that this project does not serve.",
+                      &state->unsupported_error) < 0)
+        return -1;
+    if (lmd_py_gguf_init(module, state) < 0 || lmd_py_model_init(module, state) < 0 ||
+        lmd_py_engine_init(module, state) < 0 || lmd_py_scheduler_init(module, state) < 0)
+        return -1;
+    return PyModule_AddStringConstant(module, "__version__", LMD_VERSION);
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg) {
+    lmd_py_state *state = PyModule_GetState(module);
+    Py_VISIT(state->checkpoint_error);
+    Py_VISIT(state->unsupported_error);
+    Py_VISIT(state->gguf_type);
+    Py_VISIT(state->model_type);
+    Py_VISIT(state->request_type);
+    Py_VISIT(state->engine_type);
+    Py_VISIT(state->scheduler_type);
+    Py_VISIT(state->output_type);
+    Py_VISIT(state->plan_type);
+    return 0;
+}
+
+static int module_clear(PyObject *module) {
+    lmd_py_state *state = PyModule_GetState(module);
+    Py_CLEAR(state->checkpoint_error);
+    Py_CLEAR(state->unsupported_error);
+    Py_CLEAR(state->gguf_type);
+    Py_CLEAR(state->model_type);
+    Py_CLEAR(state->request_type);
+    Py_CLEAR(state->engine_type);
+    Py_CLEAR(state->scheduler_type);
+    Py_CLEAR(state->output_type);
+    Py_CLEAR(state->plan_type);
+    return 0;
+}
+
+static void module_free(void *module) { module_clear(module); }
+
+static PyMethodDef module_methods[] = {
+    {"cpu_info", cpu_info, METH_NOARGS,
+     "cpu_info() -> dict\n\nCPU features, the ISAs of this build and whether each is usable, the one "
+     "in use, usable threads."},
+    {"alloc_count", alloc_count, METH_NOARGS,
+     "alloc_count() -> int\n\nAllocations the core has made in this process."},
+    {"alloc_fail_after", alloc_fail_after, METH_O,
+     "alloc_fail_after(n: int) -> None\n\nMakes the core's n-th allocation from now fail, once (0: "
+     "off). For fault injection."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+#if PY_VERSION_HEX >= 0x030D0000
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "lmdeploy_c._C",
+    .m_doc = "The C core: models, engines, requests and the scheduler.",
+    .m_size = sizeof(lmd_py_state),
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__C(void) { return PyModuleDef_Init(&module_def); }

@@ -1,0 +1,22 @@
+/* NumPy arrays in and out. The only header that includes NumPy's; module.c imports its table. With the GIL. */
+#ifndef LMD_PYTHON_PY_ARRAY_H
+#define LMD_PYTHON_PY_ARRAY_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define PY_ARRAY_UNIQUE_SYMBOL lmd_array_api
+#ifndef LMD_IMPORT_ARRAY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+/* Converts a sequence or array of integers to a new 1-D contiguous int32 array. Returns -1 with
+ * TypeError (no integers), ValueError (not 1-D) or OverflowError (outside int32) naming `what`. */
+int lmd_py_int32_array(PyObject *obj, const char *what, PyArrayObject **out);
+
+/* New arrays [n] with copies of the values. NULL with MemoryError. */
+PyObject *lmd_py_new_int32(const int32_t *values, npy_intp n);
+PyObject *lmd_py_new_int64(const int64_t *values, npy_intp n);
+
+#endif

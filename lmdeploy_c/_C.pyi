@@ -1,0 +1,221 @@
+"""The C core: models, engines, requests and the scheduler. Token ids in, token ids out; NumPy arrays.
+
+Every object may be used from any thread. Blocking calls release the GIL. After ``os.fork`` every
+method called in the child raises ``RuntimeError``.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__version__: str
+
+class CheckpointError(ValueError):
+    """A model file is truncated, hostile, of another format, or lacks a tensor."""
+
+class UnsupportedError(ValueError):
+    """A known architecture, type or option that this project does not serve."""
+
+#: (name, dtype, shape, path, byte offset in the file, bytes); dtype is "F32", "F16" or "BF16".
+TensorSpec = tuple[str, str, tuple[int, ...], str, int, int]
+
+class Gguf:
+    """A GGUF v3 file, mapped read-only and validated completely before the constructor returns.
+
+    Raises FileNotFoundError, or CheckpointError naming the field that is wrong.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Key -> value. Arrays of strings are lists; arrays of numbers are NumPy arrays."""
+    @property
+    def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name -> (type name such as "Q4_1", shape with rows first, as NumPy writes it)."""
+    @property
+    def n_bytes(self) -> int:
+        """Size of the file in bytes."""
+    def dequantize(self, name: str) -> NDArray[np.float32]:
+        """The tensor's values in fp32, shape as in `tensors`. Raises KeyError, UnsupportedError."""
+
+class Model:
+    """A model's weights in a backend's layout, with the backend's thread pool.
+
+    config: the normalised dict of `lmdeploy_c.model_config`.
+    source: a Gguf, or the tensors of safetensors files.
+    device: "cpu". num_threads: None takes the affinity mask and the cgroup quota.
+    progress: called as progress(done_bytes, total_bytes) while weights are packed; an exception
+    raised by it (KeyboardInterrupt too) stops the load and is passed on.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        source: Gguf | Sequence[TensorSpec],
+        *,
+        device: str = "cpu",
+        num_threads: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None: ...
+    @property
+    def config(self) -> dict[str, Any]: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def num_threads(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    def kv_block_bytes(self, block_len: int = 64, kv_bits: int = 16) -> int:
+        """Bytes of one KV block of all layers."""
+
+FinishReason = Literal["stop", "length", "error", "abort"]
+
+class Output(NamedTuple):
+    """What a request has produced since the last read. `finish_reason` ends it."""
+
+    token_ids: list[int]
+    logprobs: list[dict[int, float]] | None  # per token: id -> natural log of its probability
+    logits: NDArray[np.float32] | None  # [n_rows, vocab_size]
+    finish_reason: FinishReason | None
+    error_message: str | None
+    ppl: float | None  # mean cross-entropy of the prompt, natural log; with return_ppl
+
+class Request:
+    """One request in an engine. Dropping the last reference cancels it."""
+
+    @property
+    def request_id(self) -> int: ...
+    @property
+    def random_seed(self) -> int:
+        """The seed in use: the one given, or the one drawn."""
+    @property
+    def input_token_len(self) -> int: ...
+    @property
+    def done(self) -> bool:
+        """True once an Output with a finish_reason has been read."""
+    def read(self, timeout: float | None = None) -> Output | None:
+        """Waits for new output (timeout in seconds; None: forever) and takes it.
+
+        Returns None on a timeout. KeyboardInterrupt is raised at once. RuntimeError after the end.
+        """
+    def fileno(self) -> int:
+        """A descriptor that is readable while output waits, for asyncio's add_reader."""
+    def cancel(self) -> None:
+        """Ends the request within one step; its last Output has finish_reason "abort"."""
+
+class Engine:
+    """Continuous batching over one model, in a thread of its own.
+
+    session_len: most tokens of one sequence, prompt and answer. max_batch_size: slots.
+    max_prefill_token_num: the token budget of a step. n_blocks: KV blocks of block_len tokens.
+    kv_bits: 16 (fp16), or 32 (fp32, for exactness tests).
+    Raises ValueError for a wrong value, MemoryError when the pool cannot be allocated.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        session_len: int,
+        n_blocks: int,
+        max_batch_size: int = 64,
+        max_prefill_token_num: int = 512,
+        block_len: int = 64,
+        kv_bits: int = 16,
+    ) -> None: ...
+    def submit(
+        self,
+        token_ids: ArrayLike,
+        *,
+        max_new_tokens: int = 512,
+        min_new_tokens: int = 0,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: Mapping[int, float] | None = None,
+        bad_words: Sequence[Sequence[int]] | None = None,
+        stop_words: Sequence[Sequence[int]] | None = None,
+        stop_token_ids: Sequence[int] | None = None,
+        logprobs: int = 0,
+        output_logits: Literal["all", "generation"] | None = None,
+        return_ppl: bool = False,
+        random_seed: int | None = None,
+    ) -> Request:
+        """Queues a request and returns at once. Any thread.
+
+        stop_token_ids end the answer and are not part of it; so do stop_words, token sequences.
+        A wrong argument gives a Request whose only Output has finish_reason "error". Raises
+        RuntimeError once the engine is closed, TypeError for an argument of a wrong type.
+        """
+    def stats(self) -> dict[str, int | float]:
+        """Counters: n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks, n_steps,
+        n_tokens_prefilled, n_tokens_generated, n_preempted, n_allocs (allocations of the core)."""
+    def close(self) -> None:
+        """Aborts every request, joins the thread, frees KV and scratch. Idempotent."""
+
+class Plan(NamedTuple):
+    """One step's work as NumPy arrays (int32): n sequences, t tokens in all."""
+
+    plan_id: int
+    seq_ids: NDArray[np.int64]  # [n]
+    slots: NDArray[np.int32]  # [n] seat in the batch
+    history_lens: NDArray[np.int32]  # [n] tokens already in KV
+    input_lens: NDArray[np.int32]  # [n] tokens of this step
+    token_ids: NDArray[np.int32]  # [t]
+    positions: NDArray[np.int32]  # [t]
+    block_offsets: NDArray[np.int32]  # [n + 1] into block_ids
+    block_ids: NDArray[np.int32]
+    logits_rows: NDArray[np.int32]  # rows of the step that give a token
+    preempted: NDArray[np.int64]  # seq_ids that lost their seat
+    waiting: list[tuple[int, str]]  # (seq_id, why it waits)
+
+class Scheduler:
+    """The engine's scheduler by itself: for tests and notebooks, or to drive another executor."""
+
+    def __init__(
+        self,
+        *,
+        n_blocks: int,
+        block_len: int = 64,
+        max_batch_size: int = 64,
+        max_prefill_token_num: int = 512,
+        session_len: int = 8192,
+    ) -> None: ...
+    def add(self, token_ids: ArrayLike, *, max_new_tokens: int = 512) -> int:
+        """Queues a sequence and returns its seq_id. ValueError when it cannot ever fit."""
+    def schedule(self) -> Plan | None:
+        """The next step's plan; None when nothing can run. At most one plan may be in flight
+        besides the one returned."""
+    def update(self, plan_id: int, token_ids: ArrayLike) -> list[tuple[int, str]]:
+        """Gives one token for each of the plan's logits_rows, in order, and ends the plan.
+
+        Returns (seq_id, finish_reason) of the sequences that ended ("length" or "error")."""
+    def cancel(self, seq_id: int) -> None:
+        """Ends a sequence; its blocks return once no plan in flight names them. KeyError."""
+    def finish(self, seq_id: int) -> None:
+        """Ends a sequence as "stop". KeyError."""
+    def check(self) -> None:
+        """Asserts every invariant of pool and queues; RuntimeError names the broken one."""
+    def stats(self) -> dict[str, int]:
+        """n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks, n_preempted."""
+
+def cpu_info() -> dict[str, Any]:
+    """CPU name, features, the ISAs this build holds, the one in use and why, usable threads."""
+
+def alloc_count() -> int:
+    """Allocations the core has made in this process."""
+
+def alloc_fail_after(n: int) -> None:
+    """Makes the core's n-th allocation from now fail, once (0: off). For fault injection."""
