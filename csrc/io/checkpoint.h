@@ -1,0 +1,90 @@
+/* What csrc/model sees of a checkpoint, the same for GGUF and safetensors: named tensor views.
+ * Owns: the mapped files, the views and their names. What an add function is given is taken for
+ * hostile and checked here, once; a view that exists is safe to read in full.
+ * Must not know: file formats, layers, backends. Built by one thread, then read by any. */
+#ifndef LMD_IO_CHECKPOINT_H
+#define LMD_IO_CHECKPOINT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+typedef enum lmd_dtype {
+    LMD_F32,
+    LMD_F16,
+    LMD_BF16,
+    LMD_Q8_0,
+    LMD_Q4_0,
+    LMD_Q4_1,
+    LMD_Q4_K,
+    LMD_Q5_K,
+    LMD_Q6_K,
+    LMD_DTYPE_COUNT
+} lmd_dtype;
+
+enum {
+    LMD_MAX_DIMS = 4,
+    LMD_TENSOR_NAME_LEN = 255 /* bytes, the longest name accepted */
+};
+
+/* The type's name as GGUF writes it, e.g. "Q4_1"; "?" out of range. */
+const char *lmd_dtype_name(lmd_dtype dtype);
+int32_t lmd_dtype_block_len(lmd_dtype dtype);   /* values of a block: 1, 32 or 256 */
+int32_t lmd_dtype_block_bytes(lmd_dtype dtype); /* bytes of a block */
+/* Bytes of a row of n_cols values, a multiple of block_len (as a view's last dim is). */
+int64_t lmd_dtype_row_bytes(lmd_dtype dtype, int64_t n_cols);
+
+typedef struct lmd_tensor_view {
+    const char *name; /* ends with its checkpoint */
+    lmd_dtype dtype;
+    int32_t n_dims;             /* 1 to 4 */
+    int64_t dims[LMD_MAX_DIMS]; /* rows first, as NumPy; those after n_dims are 1 */
+    const void *data;           /* any alignment, whatever the dtype: read it with memcpy */
+    size_t n_bytes;             /* exactly what dtype and dims need */
+    int32_t file_idx;
+} lmd_tensor_view;
+
+/* A tensor to add: where it lies in one of the checkpoint's files. */
+typedef struct lmd_tensor_spec {
+    const char *name; /* copied */
+    lmd_dtype dtype;
+    int32_t n_dims;
+    int64_t dims[LMD_MAX_DIMS]; /* the first n_dims are read */
+    int32_t file_idx;
+    uint64_t offset;  /* bytes from the start of the file */
+    uint64_t n_bytes; /* must be what dtype and dims need */
+} lmd_tensor_spec;
+
+typedef struct lmd_checkpoint lmd_checkpoint;
+
+/* The caller owns *out and ends it with lmd_checkpoint_free. */
+lmd_status lmd_checkpoint_new(lmd_checkpoint **out, lmd_err *err);
+/* Closes the files; views and names end. NULL is accepted. */
+void lmd_checkpoint_free(lmd_checkpoint *self);
+
+/* Maps a file and gives the index that tensors name it by. */
+lmd_status lmd_checkpoint_add_file(lmd_checkpoint *self, const char *path, int32_t *file_idx,
+                                   lmd_err *err);
+/* The same for bytes the caller keeps alive (a fuzz input, a test). */
+lmd_status lmd_checkpoint_add_memory(lmd_checkpoint *self, const uint8_t *data, size_t n_bytes,
+                                     int32_t *file_idx, lmd_err *err);
+
+/* Adds a tensor after checking its name, shape, size and place. LMD_BAD_FILE, LMD_NO_MEMORY. */
+lmd_status lmd_checkpoint_add_tensor(lmd_checkpoint *self, const lmd_tensor_spec *spec,
+                                     lmd_err *err);
+
+/* Pointers to views are good until the next add_tensor. find gives NULL when there is none. */
+const lmd_tensor_view *lmd_checkpoint_find(const lmd_checkpoint *self, const char *name);
+const lmd_tensor_view *lmd_checkpoint_tensor(const lmd_checkpoint *self, size_t tensor_idx);
+size_t lmd_checkpoint_n_tensors(const lmd_checkpoint *self); /* kept in order of adding */
+size_t lmd_checkpoint_n_bytes(const lmd_checkpoint *self);   /* of all tensors' data */
+
+/* The bytes of a file that was added. */
+const uint8_t *lmd_checkpoint_file_data(const lmd_checkpoint *self, int32_t file_idx);
+size_t lmd_checkpoint_file_len(const lmd_checkpoint *self, int32_t file_idx);
+
+/* Drops the resident pages of a view's data; reading it again is slow and still right. */
+void lmd_checkpoint_release(const lmd_checkpoint *self, const lmd_tensor_view *view);
+
+#endif

@@ -1,0 +1,414 @@
+/* GGUF v3 reader: see gguf.h. Format: ggml-org/ggml docs/gguf.md. */
+#define _GNU_SOURCE
+#include "io/gguf.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+enum {
+    HEADER_BYTES = 24,       /* magic, version, tensor count, pair count */
+    MIN_PAIR_BYTES = 13,     /* an empty key's length, a type, one byte */
+    MIN_TENSOR_BYTES = 32,   /* name length, n_dims, one dim, type, offset */
+    DEFAULT_ALIGNMENT = 32,  /* bytes */
+    MAX_ALIGNMENT = 1 << 20, /* bytes; far above any writer's */
+    MAX_KEY_LEN = 65535      /* bytes: the format's bound */
+};
+
+struct lmd_gguf {
+    lmd_checkpoint *checkpoint;
+    lmd_gguf_pair *pairs; /* [n_pairs] in file order */
+    uint32_t *by_key;     /* [n_pairs] indices sorted by key */
+    size_t n_pairs, n_bytes;
+};
+
+/* What is left to read. */
+typedef struct cursor {
+    const uint8_t *at;
+    size_t left; /* bytes */
+} cursor;
+
+/* ---- primitives: each checks what is left ---- */
+
+static bool take(cursor *self, void *out, size_t n) {
+    if (self->left < n) return false;
+    if (out) memcpy(out, self->at, n);
+    self->at += n;
+    self->left -= n;
+    return true;
+}
+
+static bool take_string(cursor *self, lmd_gguf_string *out) {
+    uint64_t len;
+    if (!take(self, &len, sizeof len) || len > self->left) return false;
+    *out = (lmd_gguf_string){(const char *)self->at, (size_t)len};
+    return take(self, NULL, (size_t)len);
+}
+
+size_t lmd_gguf_type_bytes(lmd_gguf_type type) {
+    static const uint8_t bytes[LMD_GGUF_TYPE_COUNT] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+    return (unsigned)type < LMD_GGUF_TYPE_COUNT ? bytes[type] : 0;
+}
+
+static int compare_strings(lmd_gguf_string a, lmd_gguf_string b) {
+    size_t n = a.len < b.len ? a.len : b.len;
+    int order = memcmp(a.data, b.data, n);
+    return order ? order : (a.len > b.len) - (a.len < b.len);
+}
+
+/* ---- metadata ---- */
+
+static lmd_status truncated(const char *what, lmd_gguf_string name, lmd_err *err) {
+    return lmd_fail(err, LMD_BAD_FILE, "%s \"%.*s\" runs past the end of the file: it is truncated",
+                    what, (int)(name.len < 100 ? name.len : 100), name.data);
+}
+
+static lmd_status bad_pair(lmd_gguf_string key, const char *problem, uint64_t value,
+                           lmd_err *err) {
+    return lmd_fail(err, LMD_BAD_FILE, "metadata \"%.*s\": %s %llu",
+                    (int)(key.len < 100 ? key.len : 100), key.data, problem,
+                    (unsigned long long)value);
+}
+
+/* Reads n items of a type; bools must be 0 or 1. */
+static lmd_status take_items(cursor *self, lmd_gguf_string key, lmd_gguf_type type, uint64_t n,
+                             lmd_err *err) {
+    if (type == LMD_GGUF_STRING) {
+        lmd_gguf_string item;
+        for (uint64_t i = 0; i < n; i++)
+            if (!take_string(self, &item)) return truncated("metadata", key, err);
+        return LMD_OK;
+    }
+    size_t item_bytes = lmd_gguf_type_bytes(type);
+    if (n > self->left / item_bytes) return truncated("metadata", key, err);
+    for (uint64_t i = 0; type == LMD_GGUF_BOOL && i < n; i++)
+        if (self->at[i] > 1) return bad_pair(key, "a bool must be 0 or 1, not", self->at[i], err);
+    take(self, NULL, (size_t)n * item_bytes);
+    return LMD_OK;
+}
+
+static lmd_status take_value(cursor *self, lmd_gguf_string key, lmd_gguf_value *out, lmd_err *err) {
+    uint32_t type, item_type;
+    uint64_t n_items = 1;
+    if (!take(self, &type, sizeof type)) return truncated("metadata", key, err);
+    if (type >= LMD_GGUF_TYPE_COUNT) return bad_pair(key, "there is no value type", type, err);
+    item_type = type;
+    if (type == LMD_GGUF_ARRAY) {
+        if (!take(self, &item_type, sizeof item_type) || !take(self, &n_items, sizeof n_items))
+            return truncated("metadata", key, err);
+        if (item_type >= LMD_GGUF_TYPE_COUNT)
+            return bad_pair(key, "there is no value type", item_type, err);
+        if (item_type == LMD_GGUF_ARRAY)
+            return lmd_fail(err, LMD_UNSUPPORTED, "metadata \"%.*s\": an array of arrays is not served",
+                            (int)(key.len < 100 ? key.len : 100), key.data);
+    }
+    const uint8_t *data = self->at;
+    LMD_TRY(take_items(self, key, (lmd_gguf_type)item_type, n_items, err));
+    *out = (lmd_gguf_value){(lmd_gguf_type)type, (lmd_gguf_type)item_type, n_items, data,
+                            (size_t)(self->at - data)};
+    return LMD_OK;
+}
+
+static lmd_status take_pair(cursor *self, lmd_gguf_pair *out, lmd_err *err) {
+    lmd_gguf_string key;
+    if (!take_string(self, &key))
+        return lmd_fail(err, LMD_BAD_FILE, "the metadata is truncated: a key runs past the end");
+    if (key.len == 0 || key.len > MAX_KEY_LEN || memchr(key.data, 0, key.len))
+        return lmd_fail(err, LMD_BAD_FILE,
+                        "a metadata key of %zu bytes is empty, too long or holds a NUL byte",
+                        key.len);
+    out->key = key;
+    return take_value(self, key, &out->value, err);
+}
+
+static int compare_pairs(const void *a, const void *b, void *pairs) {
+    const lmd_gguf_pair *base = pairs;
+    return compare_strings(base[*(const uint32_t *)a].key, base[*(const uint32_t *)b].key);
+}
+
+static lmd_status index_keys(lmd_gguf *self, lmd_err *err) {
+    for (size_t i = 0; i < self->n_pairs; i++) self->by_key[i] = (uint32_t)i;
+    qsort_r(self->by_key, self->n_pairs, sizeof *self->by_key, compare_pairs, self->pairs);
+    for (size_t i = 1; i < self->n_pairs; i++) {
+        lmd_gguf_string key = self->pairs[self->by_key[i]].key;
+        if (compare_strings(key, self->pairs[self->by_key[i - 1]].key) == 0)
+            return lmd_fail(err, LMD_BAD_FILE, "metadata \"%.*s\" is there twice",
+                            (int)(key.len < 100 ? key.len : 100), key.data);
+    }
+    return LMD_OK;
+}
+
+static lmd_status take_pairs(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *err) {
+    if (n > at->left / MIN_PAIR_BYTES)
+        return lmd_fail(err, LMD_BAD_FILE, "%llu metadata pairs do not fit in the file",
+                        (unsigned long long)n);
+    self->pairs = lmd_calloc((size_t)n, sizeof *self->pairs);
+    self->by_key = lmd_calloc((size_t)n, sizeof *self->by_key);
+    if (!self->pairs || !self->by_key)
+        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for metadata");
+    for (uint64_t i = 0; i < n; i++) LMD_TRY(take_pair(at, &self->pairs[i], err));
+    self->n_pairs = (size_t)n;
+    return index_keys(self, err);
+}
+
+/* ---- tensors ---- */
+
+/* From the format's type numbers. The names of those not served make the refusal readable. */
+static lmd_status dtype_of(uint32_t type, const char *name, lmd_dtype *out, lmd_err *err) {
+    static const char *const names[] = {
+        "F32",  "F16",  "Q4_0",    "Q4_1",   "Q4_2",    "Q4_3",   "Q5_0",  "Q5_1",  "Q8_0",   "Q8_1",
+        "Q2_K", "Q3_K", "Q4_K",    "Q5_K",   "Q6_K",    "Q8_K",   "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S",
+        "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8",     "I16",    "I32",   "I64",   "F64",    "IQ1_M",
+        "BF16"};
+    const char *type_name = type < sizeof names / sizeof *names ? names[type] : "unknown";
+    for (lmd_dtype dtype = LMD_F32; dtype < LMD_DTYPE_COUNT; dtype++)
+        if (strcmp(lmd_dtype_name(dtype), type_name) == 0) {
+            *out = dtype;
+            return LMD_OK;
+        }
+    return lmd_fail(err, LMD_UNSUPPORTED,
+                    "tensor \"%.100s\" has type %s (%u), which is not served; served: F32, F16, BF16, "
+                    "Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K",
+                    name, type_name, type);
+}
+
+typedef struct tensor_entry {
+    lmd_tensor_spec spec;
+    char name[LMD_TENSOR_NAME_LEN + 1];
+} tensor_entry;
+
+static lmd_status take_tensor(cursor *at, tensor_entry *out, lmd_err *err) {
+    lmd_gguf_string name;
+    if (!take_string(at, &name))
+        return lmd_fail(err, LMD_BAD_FILE, "the tensor directory is truncated");
+    if (name.len == 0 || name.len > LMD_TENSOR_NAME_LEN || memchr(name.data, 0, name.len))
+        return lmd_fail(err, LMD_BAD_FILE,
+                        "a tensor name of %zu bytes is empty, too long or holds a NUL byte",
+                        name.len);
+    memcpy(out->name, name.data, name.len);
+    out->name[name.len] = '\0';
+    uint32_t n_dims, type;
+    if (!take(at, &n_dims, sizeof n_dims)) return truncated("tensor", name, err);
+    if (n_dims < 1 || n_dims > LMD_MAX_DIMS)
+        return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\" has %u dimensions; 1 to %d are served",
+                        out->name, n_dims, LMD_MAX_DIMS);
+    out->spec.n_dims = (int32_t)n_dims;
+    for (uint32_t i = 0; i < n_dims; i++) { /* the file has the row's length first */
+        uint64_t dim;
+        if (!take(at, &dim, sizeof dim)) return truncated("tensor", name, err);
+        out->spec.dims[n_dims - 1 - i] = dim > INT64_MAX ? -1 : (int64_t)dim;
+    }
+    if (!take(at, &type, sizeof type) || !take(at, &out->spec.offset, sizeof out->spec.offset))
+        return truncated("tensor", name, err);
+    return dtype_of(type, out->name, &out->spec.dtype, err);
+}
+
+/* The bytes that a valid shape needs; a shape that is not valid is refused by add_tensor. */
+static uint64_t shape_bytes(const lmd_tensor_spec *spec) {
+    uint64_t n = 1;
+    for (int32_t i = 0; i < spec->n_dims; i++)
+        if (spec->dims[i] < 1 || __builtin_mul_overflow(n, (uint64_t)spec->dims[i], &n) ||
+            n > INT64_MAX / 8)
+            return 0;
+    return n / (uint64_t)lmd_dtype_block_len(spec->dtype) *
+           (uint64_t)lmd_dtype_block_bytes(spec->dtype);
+}
+
+static lmd_status read_alignment(const lmd_gguf *self, uint64_t *out, lmd_err *err) {
+    const lmd_gguf_value *value = lmd_gguf_find(self, "general.alignment");
+    *out = DEFAULT_ALIGNMENT;
+    if (!value) return LMD_OK;
+    if (!lmd_gguf_value_uint(value, out) || *out < 1 || *out > MAX_ALIGNMENT ||
+        (*out & (*out - 1)) != 0)
+        return lmd_fail(err, LMD_BAD_FILE,
+                        "metadata \"general.alignment\" must be a power of two up to %d",
+                        MAX_ALIGNMENT);
+    return LMD_OK;
+}
+
+static lmd_status add_tensors(lmd_gguf *self, const cursor *directory, uint64_t n,
+                              uint64_t data_begin, uint64_t alignment, lmd_err *err) {
+    cursor at = *directory;
+    for (uint64_t i = 0; i < n; i++) {
+        tensor_entry entry = {0};
+        LMD_TRY(take_tensor(&at, &entry, err));
+        lmd_tensor_spec *spec = &entry.spec;
+        spec->name = entry.name;
+        spec->n_bytes = shape_bytes(spec);
+        if (spec->offset % alignment)
+            return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\" starts at %llu, no multiple of %llu",
+                            entry.name, (unsigned long long)spec->offset,
+                            (unsigned long long)alignment);
+        if (__builtin_add_overflow(spec->offset, data_begin, &spec->offset))
+            return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\" starts past the end", entry.name);
+        LMD_TRY(lmd_checkpoint_add_tensor(self->checkpoint, spec, err));
+    }
+    return LMD_OK;
+}
+
+static lmd_status take_tensors(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *err) {
+    if (n > at->left / MIN_TENSOR_BYTES)
+        return lmd_fail(err, LMD_BAD_FILE, "%llu tensors do not fit in the file",
+                        (unsigned long long)n);
+    cursor directory = *at;
+    tensor_entry entry;
+    /* Data begins behind the directory, whose end is known only once it was read. */
+    for (uint64_t i = 0; i < n; i++) LMD_TRY(take_tensor(at, &entry, err));
+    uint64_t alignment, begin = self->n_bytes - at->left;
+    LMD_TRY(read_alignment(self, &alignment, err));
+    begin = (begin + alignment - 1) / alignment * alignment;
+    return add_tensors(self, &directory, n, begin, alignment, err);
+}
+
+/* ---- the file ---- */
+
+static lmd_status check_header(cursor *at, uint64_t *n_tensors, uint64_t *n_pairs, lmd_err *err) {
+    char magic[4];
+    uint32_t version;
+    if (at->left < HEADER_BYTES || !take(at, magic, 4) || memcmp(magic, "GGUF", 4) != 0)
+        return lmd_fail(err, LMD_BAD_FILE, "this is no GGUF file: it does not start with \"GGUF\"");
+    take(at, &version, sizeof version);
+    if (version == 0x03000000u)
+        return lmd_fail(err, LMD_UNSUPPORTED, "big-endian GGUF files are not served");
+    if (version != 3)
+        return lmd_fail(err, LMD_UNSUPPORTED,
+                        "GGUF version %u is not served; convert the file to version 3", version);
+    take(at, n_tensors, sizeof *n_tensors);
+    take(at, n_pairs, sizeof *n_pairs);
+    return LMD_OK;
+}
+
+/* Reads everything from the checkpoint's only file. */
+static lmd_status parse(lmd_gguf *self, lmd_err *err) {
+    self->n_bytes = lmd_checkpoint_file_len(self->checkpoint, 0);
+    cursor at = {lmd_checkpoint_file_data(self->checkpoint, 0), self->n_bytes};
+    uint64_t n_tensors = 0, n_pairs = 0;
+    LMD_TRY(check_header(&at, &n_tensors, &n_pairs, err));
+    LMD_TRY(take_pairs(self, &at, n_pairs, err));
+    return take_tensors(self, &at, n_tensors, err);
+}
+
+static lmd_status open_with(const char *path, const uint8_t *data, size_t n_bytes, lmd_gguf **out,
+                            lmd_err *err) {
+    lmd_gguf *self = lmd_calloc(1, sizeof *self);
+    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a GGUF file");
+    int32_t file_idx;
+    lmd_status status = lmd_checkpoint_new(&self->checkpoint, err);
+    if (status == LMD_OK)
+        status = path ? lmd_checkpoint_add_file(self->checkpoint, path, &file_idx, err)
+                      : lmd_checkpoint_add_memory(self->checkpoint, data, n_bytes, &file_idx, err);
+    if (status == LMD_OK) {
+        status = parse(self, err);
+        if (status != LMD_OK && path) lmd_err_prefix(err, status, "\"%.200s\"", path);
+    }
+    if (status != LMD_OK) {
+        lmd_gguf_free(self);
+        return status;
+    }
+    *out = self;
+    return LMD_OK;
+}
+
+lmd_status lmd_gguf_open(const char *path, lmd_gguf **out, lmd_err *err) {
+    return open_with(path, NULL, 0, out, err);
+}
+
+lmd_status lmd_gguf_parse(const uint8_t *data, size_t n_bytes, lmd_gguf **out, lmd_err *err) {
+    return open_with(NULL, data, n_bytes, out, err);
+}
+
+void lmd_gguf_free(lmd_gguf *self) {
+    if (!self) return;
+    lmd_checkpoint_free(self->checkpoint);
+    lmd_free(self->pairs);
+    lmd_free(self->by_key);
+    lmd_free(self);
+}
+
+size_t lmd_gguf_n_bytes(const lmd_gguf *self) { return self->n_bytes; }
+
+const lmd_checkpoint *lmd_gguf_checkpoint(const lmd_gguf *self) { return self->checkpoint; }
+
+size_t lmd_gguf_n_pairs(const lmd_gguf *self) { return self->n_pairs; }
+
+const lmd_gguf_pair *lmd_gguf_pair_at(const lmd_gguf *self, size_t pair_idx) {
+    return &self->pairs[pair_idx];
+}
+
+const lmd_gguf_value *lmd_gguf_find(const lmd_gguf *self, const char *key) {
+    lmd_gguf_string wanted = {key, strlen(key)};
+    size_t low = 0, high = self->n_pairs;
+    while (low < high) {
+        size_t middle = (low + high) / 2;
+        const lmd_gguf_pair *pair = &self->pairs[self->by_key[middle]];
+        int order = compare_strings(wanted, pair->key);
+        if (order == 0) return &pair->value;
+        if (order < 0)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return NULL;
+}
+
+/* ---- values ---- */
+
+bool lmd_gguf_value_int(const lmd_gguf_value *value, int64_t *out) {
+    uint64_t bits = 0;
+    if (value->type == LMD_GGUF_BOOL || value->type == LMD_GGUF_F32 ||
+        value->type == LMD_GGUF_F64 || lmd_gguf_type_bytes(value->type) == 0)
+        return false;
+    size_t n = lmd_gguf_type_bytes(value->type);
+    memcpy(&bits, value->data, n);
+    bool is_signed = value->type == LMD_GGUF_I8 || value->type == LMD_GGUF_I16 ||
+                     value->type == LMD_GGUF_I32 || value->type == LMD_GGUF_I64;
+    if (is_signed && n < 8 && bits >> (n * 8 - 1)) bits |= UINT64_MAX << (n * 8);
+    if (!is_signed && bits > INT64_MAX) return false;
+    memcpy(out, &bits, sizeof *out);
+    return true;
+}
+
+bool lmd_gguf_value_uint(const lmd_gguf_value *value, uint64_t *out) {
+    if (value->type == LMD_GGUF_U64) {
+        memcpy(out, value->data, sizeof *out);
+        return true;
+    }
+    int64_t number;
+    if (!lmd_gguf_value_int(value, &number) || number < 0) return false;
+    *out = (uint64_t)number;
+    return true;
+}
+
+bool lmd_gguf_value_float(const lmd_gguf_value *value, double *out) {
+    float narrow;
+    if (value->type == LMD_GGUF_F64) {
+        memcpy(out, value->data, sizeof *out);
+        return true;
+    }
+    if (value->type != LMD_GGUF_F32) return false;
+    memcpy(&narrow, value->data, sizeof narrow);
+    *out = narrow;
+    return true;
+}
+
+bool lmd_gguf_value_bool(const lmd_gguf_value *value, bool *out) {
+    if (value->type != LMD_GGUF_BOOL) return false;
+    *out = value->data[0] != 0;
+    return true;
+}
+
+bool lmd_gguf_value_string(const lmd_gguf_value *value, lmd_gguf_string *out) {
+    if (value->type != LMD_GGUF_STRING) return false;
+    const uint8_t *at = value->data;
+    *out = lmd_gguf_next_string(&at);
+    return true;
+}
+
+lmd_gguf_string lmd_gguf_next_string(const uint8_t **at) {
+    uint64_t len;
+    memcpy(&len, *at, sizeof len);
+    lmd_gguf_string out = {(const char *)*at + sizeof len, (size_t)len};
+    *at += sizeof len + len;
+    return out;
+}

@@ -1,0 +1,14 @@
+/* The Gguf type: a GGUF file for Python, and for the Model type. With the GIL. */
+#ifndef LMD_PYTHON_PY_GGUF_H
+#define LMD_PYTHON_PY_GGUF_H
+
+#include "io/gguf.h"
+#include "python/py_module.h"
+
+/* Creates the type and adds it to the module. */
+int lmd_py_gguf_init(PyObject *module, lmd_py_state *state);
+
+/* The file inside a Gguf object, which the caller must keep alive. */
+const lmd_gguf *lmd_py_gguf_get(PyObject *obj);
+
+#endif

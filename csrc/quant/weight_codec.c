@@ -1,0 +1,197 @@
+/* Decoding of stored weight rows: see weight_codec.h. The block layouts are ggml's (ggml-common.h). */
+#include "quant/weight_codec.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <string.h>
+
+#include "base/half.h"
+
+enum { GROUP = 32 }; /* values with one scale */
+
+static uint16_t read_u16(const uint8_t *at) {
+    uint16_t bits;
+    memcpy(&bits, at, sizeof bits);
+    return bits;
+}
+
+static float read_half(const uint8_t *at) { return lmd_half_to_float(read_u16(at)); }
+
+lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err *err) {
+    static const lmd_weight_format formats[LMD_DTYPE_COUNT] = {
+        [LMD_F32] = {LMD_WEIGHT_FLOAT, LMD_OFFSET_NONE, 0, LMD_F32},
+        [LMD_F16] = {LMD_WEIGHT_FLOAT, LMD_OFFSET_NONE, 0, LMD_F16},
+        [LMD_BF16] = {LMD_WEIGHT_FLOAT, LMD_OFFSET_NONE, 0, LMD_BF16},
+        [LMD_Q8_0] = {LMD_WEIGHT_I8, LMD_OFFSET_NONE, GROUP, LMD_F32},
+        [LMD_Q4_0] = {LMD_WEIGHT_U4, LMD_OFFSET_ZERO, GROUP, LMD_F32},
+        [LMD_Q4_1] = {LMD_WEIGHT_U4, LMD_OFFSET_MIN, GROUP, LMD_F32},
+        [LMD_Q4_K] = {LMD_WEIGHT_U4, LMD_OFFSET_MIN, GROUP, LMD_F32},
+        [LMD_Q5_K] = {LMD_WEIGHT_U8, LMD_OFFSET_MIN, GROUP, LMD_F32},
+        [LMD_Q6_K] = {LMD_WEIGHT_I8, LMD_OFFSET_NONE, GROUP, LMD_F32},
+    };
+    if ((unsigned)dtype >= LMD_DTYPE_COUNT)
+        return lmd_fail(err, LMD_INVALID, "%d is not a dtype", (int)dtype);
+    *out = formats[dtype];
+    return LMD_OK;
+}
+
+/* ---- groups of 32 nibbles: values 0..15 low, 16..31 high ---- */
+
+static void split_nibbles(const uint8_t *packed, uint8_t *codes) {
+    for (int32_t i = 0; i < GROUP / 2; i++) {
+        codes[i] = packed[i] & 15;
+        codes[GROUP / 2 + i] = packed[i] >> 4;
+    }
+}
+
+/* ---- K-quants ---- */
+
+/* The 6-bit scale and minimum of sub-block j (0..7) from the 12 packed bytes. */
+static void k_scale_min(const uint8_t *packed, int32_t j, int32_t *scale, int32_t *min) {
+    if (j < 4) {
+        *scale = packed[j] & 63;
+        *min = packed[j + 4] & 63;
+    } else {
+        *scale = (packed[j + 4] & 15) | (packed[j - 4] >> 6) << 4;
+        *min = (packed[j + 4] >> 4) | (packed[j] >> 6) << 4;
+    }
+}
+
+/* Sub-block j of a Q4_K or Q5_K block: its codes and, in fp32, its scale and minimum. Blocks start with
+ * d and dmin in half and the 12 scale bytes; Q5_K has 32 bytes of fifth bits before its nibbles. */
+static void k_sub_block(const uint8_t *block, bool has_fifth_bits, int32_t j, uint8_t *codes,
+                        float *scale, float *min) {
+    int32_t packed_scale, packed_min;
+    k_scale_min(block + 4, j, &packed_scale, &packed_min);
+    *scale = read_half(block) * (float)packed_scale;
+    *min = -(read_half(block + 2) * (float)packed_min);
+    const uint8_t *fifth = block + 16;
+    const uint8_t *nibbles = fifth + (has_fifth_bits ? 32 : 0) + j / 2 * 32;
+    for (int32_t i = 0; i < GROUP; i++) {
+        uint8_t code = j % 2 ? nibbles[i] >> 4 : nibbles[i] & 15;
+        if (has_fifth_bits) code |= (uint8_t)((fifth[i] >> j & 1) << 4);
+        codes[i] = code;
+    }
+}
+
+/* Group j (0..7) of a Q6_K block in fp32: two sub-groups of 16 with int8 scales. */
+static void q6_group(const uint8_t *block, int32_t j, float *out) {
+    const uint8_t *low = block + j / 4 * 64 + j % 2 * 32;
+    const uint8_t *high = block + 128 + j / 4 * 32;
+    const uint8_t *scales = block + 192 + j * 2;
+    float d = read_half(block + 208);
+    for (int32_t i = 0; i < GROUP; i++) {
+        int32_t nibble = j % 4 >= 2 ? low[i] >> 4 : low[i] & 15;
+        int32_t code = (nibble | (high[i] >> (j % 4 * 2) & 3) << 4) - 32;
+        out[i] = d * (float)(int8_t)scales[i / 16] * (float)code;
+    }
+}
+
+/* Requantises a group of fp32 values as int8 under one half scale. What no half can scale becomes NaN. */
+static void quantize_i8(const float *values, uint8_t *codes, uint16_t *scale) {
+    float max = 0.0f;
+    bool finite = true;
+    for (int32_t i = 0; i < GROUP; i++) {
+        finite = finite && isfinite(values[i]);
+        max = fabsf(values[i]) > max ? fabsf(values[i]) : max;
+    }
+    *scale = finite ? lmd_float_to_half(max / 127.0f) : 0x7e00;
+    float step = lmd_half_to_float(*scale);
+    memset(codes, 0, GROUP);
+    if (!(step > 0.0f) || !isfinite(step)) return;
+    for (int32_t i = 0; i < GROUP; i++) {
+        float code = rintf(values[i] / step);
+        code = code > 127.0f ? 127.0f : code < -127.0f ? -127.0f : code;
+        codes[i] = (uint8_t)(int8_t)code;
+    }
+}
+
+/* ---- one group of any coded dtype ---- */
+
+static void decode_group(lmd_dtype dtype, const uint8_t *row, int64_t g, uint8_t *codes,
+                         uint16_t *scale, uint16_t *offset) {
+    const uint8_t *group = row + g * lmd_dtype_block_bytes(dtype);
+    const uint8_t *block = row + g / 8 * lmd_dtype_block_bytes(dtype); /* K-quants: 8 groups */
+    float scale32, min32, values[GROUP];
+    switch (dtype) {
+    case LMD_Q8_0:
+        *scale = read_u16(group);
+        memcpy(codes, group + 2, GROUP);
+        break;
+    case LMD_Q4_0:
+        *scale = read_u16(group);
+        *offset = 0x4800; /* 8 */
+        split_nibbles(group + 2, codes);
+        break;
+    case LMD_Q4_1:
+        *scale = read_u16(group);
+        *offset = read_u16(group + 2);
+        split_nibbles(group + 4, codes);
+        break;
+    case LMD_Q4_K:
+    case LMD_Q5_K:
+        k_sub_block(block, dtype == LMD_Q5_K, (int32_t)(g % 8), codes, &scale32, &min32);
+        *scale = lmd_float_to_half(scale32);
+        *offset = lmd_float_to_half(min32);
+        break;
+    case LMD_Q6_K:
+        q6_group(block, (int32_t)(g % 8), values);
+        quantize_i8(values, codes, scale);
+        break;
+    default: break;
+    }
+}
+
+void lmd_weight_decode_row(lmd_dtype dtype, const void *row, int64_t n_cols, uint8_t *codes,
+                           uint16_t *scales, uint16_t *offsets) {
+    uint16_t unused;
+    for (int64_t g = 0; g < n_cols / GROUP; g++)
+        decode_group(dtype, row, g, codes + g * GROUP, scales + g, offsets ? offsets + g : &unused);
+}
+
+/* ---- to fp32 ---- */
+
+static void float_row(lmd_dtype dtype, const uint8_t *row, int64_t n_cols, float *out) {
+    if (dtype == LMD_F32) {
+        memcpy(out, row, (size_t)n_cols * sizeof *out);
+        return;
+    }
+    for (int64_t i = 0; i < n_cols; i++) {
+        uint16_t bits = read_u16(row + i * 2);
+        out[i] = dtype == LMD_F16 ? lmd_half_to_float(bits) : lmd_bf16_to_float(bits);
+    }
+}
+
+static void group_to_float(lmd_dtype dtype, const uint8_t *row, int64_t g, float *out) {
+    const uint8_t *block = row + g / 8 * lmd_dtype_block_bytes(dtype);
+    uint8_t codes[GROUP];
+    if (dtype == LMD_Q6_K) {
+        q6_group(block, (int32_t)(g % 8), out);
+        return;
+    }
+    if (dtype == LMD_Q4_K || dtype == LMD_Q5_K) {
+        float scale, min;
+        k_sub_block(block, dtype == LMD_Q5_K, (int32_t)(g % 8), codes, &scale, &min);
+        for (int32_t i = 0; i < GROUP; i++) out[i] = scale * (float)codes[i] + min;
+        return;
+    }
+    uint16_t scale_bits, offset_bits = 0;
+    decode_group(dtype, row, g, codes, &scale_bits, &offset_bits);
+    float scale = lmd_half_to_float(scale_bits), offset = lmd_half_to_float(offset_bits);
+    for (int32_t i = 0; i < GROUP; i++) {
+        if (dtype == LMD_Q8_0)
+            out[i] = scale * (float)(int8_t)codes[i];
+        else if (dtype == LMD_Q4_0)
+            out[i] = scale * ((float)codes[i] - offset);
+        else
+            out[i] = scale * (float)codes[i] + offset;
+    }
+}
+
+void lmd_weight_row_to_float(lmd_dtype dtype, const void *row, int64_t n_cols, float *out) {
+    if (dtype <= LMD_BF16) {
+        float_row(dtype, row, n_cols, out);
+        return;
+    }
+    for (int64_t g = 0; g < n_cols / GROUP; g++) group_to_float(dtype, row, g, out + g * GROUP);
+}

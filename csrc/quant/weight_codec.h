@@ -1,0 +1,59 @@
+/* Decoding of stored weight rows: into the group form that backends pack, and to fp32.
+ * Owns: what each lmd_dtype's bits mean, and the error of re-expressing K-quants.
+ * Pure functions: no state, no allocation, rows of any alignment, any bits (hostile scales give
+ * infinities and NaNs in the output, never undefined behaviour). Any thread. */
+#ifndef LMD_QUANT_WEIGHT_CODEC_H
+#define LMD_QUANT_WEIGHT_CODEC_H
+
+#include <stdint.h>
+
+#include "base/status.h"
+#include "io/checkpoint.h"
+
+typedef enum lmd_weight_kind {
+    LMD_WEIGHT_FLOAT, /* rows of float_dtype; no codes */
+    LMD_WEIGHT_U4,    /* codes 0..15 */
+    LMD_WEIGHT_I8,    /* codes -128..127 (Q6_K: -127..127), two's complement */
+    LMD_WEIGHT_U8     /* codes 0..255 (Q5_K: 0..31) */
+} lmd_weight_kind;
+
+typedef enum lmd_group_offset {
+    LMD_OFFSET_NONE, /* value = scale * code */
+    LMD_OFFSET_ZERO, /* value = scale * (code - zero) */
+    LMD_OFFSET_MIN   /* value = scale * code + min */
+} lmd_group_offset;
+
+typedef struct lmd_weight_format {
+    lmd_weight_kind kind;
+    lmd_group_offset offset;
+    int32_t group_size;    /* values along a row with one scale: 32; 0 for FLOAT */
+    lmd_dtype float_dtype; /* of FLOAT; otherwise LMD_F32, what row_to_float gives */
+} lmd_weight_format;
+
+/* The canonical form of a stored type:
+ *   F32 F16 BF16  FLOAT            as stored
+ *   Q8_0          I8  NONE 32      exact
+ *   Q4_0          U4  ZERO 32      exact; zero is 8
+ *   Q4_1          U4  MIN  32      exact
+ *   Q4_K          U4  MIN  32      scale = half(d*sc), min = half(-dmin*m)
+ *   Q5_K          U8  MIN  32      the same, codes 0..31
+ *   Q6_K          I8  NONE 32      two sub-groups of 16 under one scale
+ * Errors, against lmd_weight_row_to_float, while scales are finite as halves:
+ *   Q4_K, Q5_K: 2^-11 * (scale*code + |min|) + 2^-25 * (code + 1), from rounding to half.
+ *   Q6_K: max|group| / 250 + 2^-18: int8 of max|group|/127, a scale rounded to half.
+ * LMD_INVALID for a dtype out of range. */
+lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err *err);
+
+/* Splits a row of a quantised dtype into codes, one a byte, and half scales and offsets, one a
+ * group (a zero is stored as a half integer). For NONE offsets is not written and may be NULL.
+ * n_cols must be a multiple of the dtype's block_len; a float dtype is a bug of the caller. */
+void lmd_weight_decode_row(lmd_dtype dtype, const void *row, int64_t n_cols,
+                           uint8_t *codes,     /* [n_cols] */
+                           uint16_t *scales,   /* [n_cols / 32] half */
+                           uint16_t *offsets); /* [n_cols / 32] half: zero or min */
+
+/* Dequantises a row of any dtype exactly as the format defines it: the reference. */
+void lmd_weight_row_to_float(lmd_dtype dtype, const void *row, int64_t n_cols,
+                             float *out /* [n_cols] */);
+
+#endif
