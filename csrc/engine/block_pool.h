@@ -1,0 +1,43 @@
+/* The block pool: which KV blocks are free, in use, or kept for a return.
+ * Owns: ids, states, use counts, generations; no bytes. Every operation is O(1).
+ *   free    nobody's; its content means nothing
+ *   active  named by use_count holders
+ *   cached  named by nobody, content kept until it is evicted, the longest unused first
+ * A holder that gives a block back remembers (block_id, generation); another generation there later means
+ * that the content is gone. Must not know: sequences, tokens, devices. The engine's thread alone. */
+#ifndef LMD_ENGINE_BLOCK_POOL_H
+#define LMD_ENGINE_BLOCK_POOL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+typedef struct lmd_block_pool lmd_block_pool;
+
+typedef struct lmd_block_ref {
+    int32_t block_id;
+    uint32_t generation;
+} lmd_block_ref;
+
+lmd_status lmd_block_pool_new(int32_t n_blocks, lmd_block_pool **out, lmd_err *err);
+void lmd_block_pool_free(lmd_block_pool *self);
+
+/* Takes a free block, or evicts a cached one; false when all are active. */
+bool lmd_block_pool_alloc(lmd_block_pool *self, lmd_block_ref *out);
+/* Gives a use of an active block back. When it was the last one the block becomes cached, or free. To have
+ * the deepest blocks of a sequence evicted first, release them first. */
+void lmd_block_pool_release(lmd_block_pool *self, int32_t block_id, bool keep_cached);
+/* Takes a block again, if it still has the content of that generation. */
+bool lmd_block_pool_revive(lmd_block_pool *self, lmd_block_ref ref);
+
+int32_t lmd_block_pool_n_blocks(const lmd_block_pool *self);
+int32_t lmd_block_pool_n_free(const lmd_block_pool *self);
+int32_t lmd_block_pool_n_cached(const lmd_block_pool *self);
+int32_t lmd_block_pool_n_active(const lmd_block_pool *self);
+int32_t lmd_block_pool_use_count(const lmd_block_pool *self, int32_t block_id);
+
+/* Asserts every invariant of lists, states and counts. LMD_INTERNAL names the broken one. */
+lmd_status lmd_block_pool_check(const lmd_block_pool *self, lmd_err *err);
+
+#endif

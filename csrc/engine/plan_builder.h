@@ -1,0 +1,40 @@
+/* The plan builder: the arrays of one plan, allocated once for the largest step.
+ * Owns: the arrays and, for each sequence of the plan, where its token will come from.
+ * Must not know: queues, pools. The engine's thread alone. */
+#ifndef LMD_ENGINE_PLAN_BUILDER_H
+#define LMD_ENGINE_PLAN_BUILDER_H
+
+#include "backend/plan.h"
+#include "engine/sequence.h"
+
+typedef struct lmd_plan_entry {
+    lmd_sequence *seq;
+    int32_t history_len, input_len;
+    int32_t logits_row_idx; /* of the row that gives its next token; -1: none does */
+} lmd_plan_entry;
+
+typedef struct lmd_plan_builder {
+    int64_t plan_id; /* 0: not in flight */
+    lmd_plan_entry *entries; /* [max_seqs] */
+    int32_t n_entries;
+    int32_t n_tokens, n_logits_rows, n_block_ids;
+    int64_t *seq_ids;
+    int32_t *slots, *history_lens, *input_lens, *token_offsets, *token_ids, *positions;
+    int32_t *block_offsets, *block_ids, *logits_rows;
+} lmd_plan_builder;
+
+/* Reserves for max_seqs sequences, max_tokens rows and max_blocks block ids. */
+lmd_status lmd_plan_builder_init(lmd_plan_builder *self, int32_t max_seqs, int32_t max_tokens,
+                                 int32_t max_blocks, lmd_err *err);
+void lmd_plan_builder_clear(lmd_plan_builder *self);
+
+/* Forgets the last plan's sequences. */
+void lmd_plan_builder_begin(lmd_plan_builder *self);
+/* Adds a sequence with n tokens of this step; its blocks must cover them. */
+void lmd_plan_builder_add(lmd_plan_builder *self, lmd_sequence *seq, int32_t n);
+/* Orders the sequences (decodes, then prefills), writes the arrays, and moves the sequences on: history_len,
+ * n_pending, n_in_flight. */
+void lmd_plan_builder_finish(lmd_plan_builder *self, int64_t plan_id, int32_t block_len,
+                             lmd_plan *plan);
+
+#endif

@@ -1,0 +1,424 @@
+/* The scheduler: see scheduler.h. */
+#include "engine/scheduler.h"
+
+#include "base/memory.h"
+#include "engine/plan_builder.h"
+
+enum {
+    N_PLANS = 2, /* one in flight and the one being made */
+    N_BUCKETS = 1024
+};
+
+/* Waiting sequences, the oldest first. */
+typedef struct waiting_queue {
+    lmd_sequence *head, *tail;
+    int32_t n;
+} waiting_queue;
+
+struct lmd_scheduler {
+    lmd_scheduler_config config;
+    int32_t budget;
+    lmd_block_pool *pool;
+    lmd_sequence **running; /* [max_batch_size] the oldest first */
+    int32_t n_running;
+    waiting_queue waiting;
+    lmd_sequence *buckets[N_BUCKETS]; /* every living sequence, by seq_id */
+    bool *slot_taken;                 /* [max_batch_size] */
+    int64_t next_plan_id, next_arrival, n_preempted;
+    lmd_plan_builder plans[N_PLANS]; /* plan p stands at p % N_PLANS */
+    int64_t oldest_plan_id;          /* in flight when it is below next_plan_id */
+
+    int64_t *preempted;   /* [max_batch_size] of the last schedule */
+    int32_t n_now_preempted;
+    lmd_waiting *reports; /* [report_capacity] */
+    size_t report_capacity;
+};
+
+/* ---- lifetime ---- */
+
+static lmd_status check_config(const lmd_scheduler_config *config, lmd_err *err) {
+    const struct {
+        const char *name;
+        int32_t value, max;
+    } fields[] = {{"n_blocks", config->n_blocks, INT32_MAX / 2},
+                  {"block_len", config->block_len, 65536},
+                  {"max_batch_size", config->max_batch_size, 65536},
+                  {"max_prefill_token_num", config->max_prefill_token_num, 1 << 20},
+                  {"session_len", config->session_len, INT32_MAX / 2}};
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (fields[i].value < 1 || fields[i].value > fields[i].max)
+            return lmd_fail(err, LMD_INVALID, "%s must be 1 to %d, not %d", fields[i].name,
+                            fields[i].max, fields[i].value);
+    return LMD_OK;
+}
+
+static lmd_status allocate(lmd_scheduler *self, lmd_err *err) {
+    size_t max_seqs = (size_t)self->config.max_batch_size;
+    LMD_TRY(lmd_block_pool_new(self->config.n_blocks, &self->pool, err));
+    self->running = lmd_calloc(max_seqs, sizeof(lmd_sequence *));
+    self->slot_taken = lmd_calloc(max_seqs, sizeof *self->slot_taken);
+    self->preempted = lmd_calloc(max_seqs, sizeof *self->preempted);
+    if (!self->running || !self->slot_taken || !self->preempted)
+        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %zu slots", max_seqs);
+    for (int32_t i = 0; i < N_PLANS; i++)
+        LMD_TRY(lmd_plan_builder_init(&self->plans[i], self->config.max_batch_size,
+                                      self->config.max_prefill_token_num, self->config.n_blocks,
+                                      err));
+    return LMD_OK;
+}
+
+lmd_status lmd_scheduler_new(const lmd_scheduler_config *config, lmd_scheduler **out,
+                             lmd_err *err) {
+    LMD_TRY(check_config(config, err));
+    lmd_scheduler *self = lmd_calloc(1, sizeof *self);
+    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a scheduler");
+    self->config = *config;
+    self->budget = config->max_prefill_token_num;
+    self->next_plan_id = self->oldest_plan_id = 1;
+    lmd_status status = allocate(self, err);
+    if (status != LMD_OK) {
+        lmd_scheduler_free(self);
+        return status;
+    }
+    *out = self;
+    return LMD_OK;
+}
+
+void lmd_scheduler_free(lmd_scheduler *self) {
+    if (!self) return;
+    for (int32_t b = 0; b < N_BUCKETS; b++)
+        while (self->buckets[b]) {
+            lmd_sequence *next = self->buckets[b]->next_in_bucket;
+            lmd_sequence_free(self->buckets[b]);
+            self->buckets[b] = next;
+        }
+    for (int32_t i = 0; i < N_PLANS; i++) lmd_plan_builder_clear(&self->plans[i]);
+    lmd_block_pool_free(self->pool);
+    lmd_free(self->running);
+    lmd_free(self->slot_taken);
+    lmd_free(self->preempted);
+    lmd_free(self->reports);
+    lmd_free(self);
+}
+
+/* ---- the index and the queues ---- */
+
+static lmd_sequence **find_link(const lmd_scheduler *self, int64_t seq_id) {
+    lmd_sequence *const *link = &self->buckets[(uint64_t)seq_id % N_BUCKETS];
+    while (*link && (*link)->seq_id != seq_id) link = &(*link)->next_in_bucket;
+    return (lmd_sequence **)(uintptr_t)link;
+}
+
+/* Puts a sequence where its age belongs: new ones go last, preempted ones before the younger. */
+static void enqueue(lmd_scheduler *self, lmd_sequence *seq) {
+    waiting_queue *queue = &self->waiting;
+    seq->state = LMD_SEQ_WAITING;
+    queue->n++;
+    if (queue->tail && queue->tail->arrival < seq->arrival) {
+        queue->tail = queue->tail->next = seq;
+        seq->next = NULL;
+        return;
+    }
+    lmd_sequence **link = &queue->head;
+    while (*link && (*link)->arrival < seq->arrival) link = &(*link)->next;
+    seq->next = *link;
+    *link = seq;
+    if (!seq->next) queue->tail = seq;
+}
+
+static void unqueue(lmd_scheduler *self, lmd_sequence *seq) {
+    waiting_queue *queue = &self->waiting;
+    lmd_sequence *before = NULL, **link = &queue->head;
+    while (*link != seq) {
+        before = *link;
+        link = &before->next;
+    }
+    *link = seq->next;
+    if (queue->tail == seq) queue->tail = before;
+    queue->n--;
+}
+
+static void remove_running(lmd_scheduler *self, const lmd_sequence *seq) {
+    int32_t kept = 0;
+    for (int32_t i = 0; i < self->n_running; i++)
+        if (self->running[i] != seq) self->running[kept++] = self->running[i];
+    self->n_running = kept;
+}
+
+/* Running sequences stay ordered by age, though a preempted old one may come back late. */
+static void insert_running(lmd_scheduler *self, lmd_sequence *seq) {
+    int32_t at = self->n_running++;
+    for (; at > 0 && self->running[at - 1]->arrival > seq->arrival; at--)
+        self->running[at] = self->running[at - 1];
+    self->running[at] = seq;
+    seq->state = LMD_SEQ_RUNNING;
+}
+
+static void leave_slot(lmd_scheduler *self, lmd_sequence *seq) {
+    if (seq->slot >= 0) self->slot_taken[seq->slot] = false;
+    seq->slot = -1;
+}
+
+static bool take_slot(lmd_scheduler *self, lmd_sequence *seq) {
+    for (int32_t i = 0; i < self->config.max_batch_size; i++) {
+        if (self->slot_taken[i]) continue;
+        self->slot_taken[i] = true;
+        seq->slot = i;
+        return true;
+    }
+    return false;
+}
+
+/* The end of a sequence that no plan names. */
+static void destroy(lmd_scheduler *self, lmd_sequence *seq) {
+    leave_slot(self, seq);
+    lmd_sequence **link = find_link(self, seq->seq_id);
+    *link = seq->next_in_bucket;
+    lmd_sequence_free(seq);
+}
+
+/* ---- adding and ending ---- */
+
+lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *params, lmd_err *err) {
+    if (params->n_tokens < 1)
+        return lmd_fail(err, LMD_INVALID, "a sequence needs at least one token");
+    if (params->max_len < params->n_tokens || params->max_len > self->config.session_len)
+        return lmd_fail(err, LMD_INVALID,
+                        "a sequence of %d tokens that may grow to %d does not fit session_len %d",
+                        params->n_tokens, params->max_len, self->config.session_len);
+    if (*find_link(self, params->seq_id))
+        return lmd_fail(err, LMD_INVALID, "seq_id %lld lives already", (long long)params->seq_id);
+    /* Room for reports of all who may wait is made here, so that schedule never fails. */
+    LMD_TRY(lmd_grow((void **)&self->reports, &self->report_capacity,
+                     (size_t)self->waiting.n + (size_t)self->config.max_batch_size + 1,
+                     sizeof *self->reports, err));
+    lmd_sequence *seq = lmd_sequence_new(params->seq_id, params->token_ids, params->n_tokens,
+                                         params->max_len, self->config.block_len);
+    if (!seq)
+        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a sequence of up to %d tokens",
+                        params->max_len);
+    seq->all_logits = params->all_logits;
+    seq->arrival = self->next_arrival++;
+    *find_link(self, seq->seq_id) = seq;
+    enqueue(self, seq);
+    return LMD_OK;
+}
+
+lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *err) {
+    lmd_sequence *seq = *find_link(self, seq_id);
+    if (!seq || seq->state == LMD_SEQ_ENDED)
+        return lmd_fail(err, LMD_NOT_FOUND, "seq_id %lld does not live", (long long)seq_id);
+    if (seq->state == LMD_SEQ_WAITING) {
+        unqueue(self, seq); /* holds no block: references to cached ones are just forgotten */
+        destroy(self, seq);
+        return LMD_OK;
+    }
+    remove_running(self, seq);
+    seq->state = LMD_SEQ_ENDED; /* running -> ended */
+    if (seq->n_in_flight == 0) {
+        lmd_sequence_release_blocks(seq, self->pool, false);
+        destroy(self, seq);
+    }
+    return LMD_OK;
+}
+
+void lmd_scheduler_set_budget(lmd_scheduler *self, int32_t n_tokens) {
+    int32_t max = self->config.max_prefill_token_num;
+    self->budget = n_tokens < 1 ? 1 : n_tokens > max ? max : n_tokens;
+}
+
+const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id, int32_t *n_tokens) {
+    const lmd_sequence *seq = *find_link(self, seq_id);
+    if (!seq) return NULL;
+    *n_tokens = seq->n_tokens;
+    return seq->tokens;
+}
+
+/* ---- a step ---- */
+
+static int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
+
+/* Running -> waiting: the seat goes, tokens stay, written blocks stay cached until they are evicted. */
+static void preempt(lmd_scheduler *self, lmd_sequence *seq) {
+    lmd_sequence_release_blocks(seq, self->pool, true);
+    remove_running(self, seq);
+    leave_slot(self, seq);
+    enqueue(self, seq);
+    self->preempted[self->n_now_preempted++] = seq->seq_id;
+    self->n_preempted++;
+}
+
+/* The youngest running sequence behind `first` that no plan in flight names. */
+static lmd_sequence *find_victim(const lmd_scheduler *self, int32_t first) {
+    for (int32_t i = self->n_running - 1; i > first; i--)
+        if (self->running[i]->n_in_flight == 0) return self->running[i];
+    return NULL;
+}
+
+static bool grow(lmd_scheduler *self, lmd_sequence *seq, int32_t n) {
+    return lmd_sequence_grow(seq, self->pool, seq->history_len + n, self->config.block_len);
+}
+
+/* Gives the running sequences their tokens, the oldest first; who lacks blocks takes the youngest's. */
+static void plan_running(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *budget) {
+    for (int32_t i = 0; i < self->n_running && *budget > 0; i++) {
+        lmd_sequence *seq = self->running[i];
+        int32_t n = min_i32(lmd_sequence_n_todo(seq), *budget);
+        if (n == 0) continue;
+        bool grown;
+        lmd_sequence *victim;
+        while (!(grown = grow(self, seq, n)) && (victim = find_victim(self, i)))
+            preempt(self, victim);
+        if (!grown) continue;
+        lmd_plan_builder_add(plan, seq, n);
+        *budget -= n;
+    }
+}
+
+/* Seats waiting sequences while there are slots, tokens and blocks; says why the next one waits. */
+static lmd_wait_reason plan_waiting(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *budget) {
+    while (self->waiting.head) {
+        lmd_sequence *seq = self->waiting.head;
+        if (*budget == 0) return LMD_WAIT_BUDGET;
+        if (self->n_running == self->config.max_batch_size || !take_slot(self, seq))
+            return LMD_WAIT_SLOT;
+        lmd_sequence_revive_blocks(seq, self->pool, self->config.block_len);
+        int32_t n = min_i32(lmd_sequence_n_todo(seq), *budget);
+        if (!grow(self, seq, n)) {
+            lmd_sequence_release_blocks(seq, self->pool, true);
+            leave_slot(self, seq);
+            return LMD_WAIT_BLOCKS;
+        }
+        unqueue(self, seq);
+        insert_running(self, seq); /* waiting -> running */
+        lmd_plan_builder_add(plan, seq, n);
+        *budget -= n;
+    }
+    return LMD_WAIT_TURN;
+}
+
+/* Who can never proceed, when nothing runs and nothing is in flight: -1 for nobody. */
+static int64_t find_stuck(const lmd_scheduler *self) {
+    for (int32_t i = 0; i < self->n_running; i++)
+        if (lmd_sequence_n_todo(self->running[i]) > 0) return self->running[i]->seq_id;
+    /* With idle sequences running, the caller has yet to finish them. */
+    return self->n_running == 0 && self->waiting.head ? self->waiting.head->seq_id : -1;
+}
+
+static void write_report(lmd_scheduler *self, lmd_wait_reason head_reason,
+                         lmd_schedule_report *report) {
+    int32_t n = 0;
+    for (const lmd_sequence *seq = self->waiting.head; seq; seq = seq->next, n++)
+        self->reports[n] =
+            (lmd_waiting){seq->seq_id, n == 0 ? head_reason : LMD_WAIT_TURN};
+    *report = (lmd_schedule_report){.n_preempted = self->n_now_preempted,
+                                    .n_waiting = n,
+                                    .preempted = self->preempted,
+                                    .waiting = self->reports,
+                                    .failed = -1};
+}
+
+bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_report *report) {
+    int64_t n_in_flight = self->next_plan_id - self->oldest_plan_id;
+    lmd_plan_builder *builder = &self->plans[self->next_plan_id % N_PLANS];
+    lmd_wait_reason reason = LMD_WAIT_TURN;
+    self->n_now_preempted = 0;
+    if (n_in_flight == N_PLANS) {
+        write_report(self, reason, report);
+        return false;
+    }
+    int32_t budget = self->budget;
+    lmd_plan_builder_begin(builder);
+    plan_running(self, builder, &budget);
+    if (self->n_now_preempted == 0)
+        reason = plan_waiting(self, builder, &budget);
+    else
+        reason = LMD_WAIT_BLOCKS;
+    write_report(self, reason, report);
+    if (builder->n_entries == 0) {
+        if (n_in_flight == 0) report->failed = find_stuck(self);
+        return false;
+    }
+    lmd_plan_builder_finish(builder, self->next_plan_id++, self->config.block_len, plan);
+    return true;
+}
+
+static void end_entry(lmd_scheduler *self, const lmd_plan_entry *entry, const int32_t *token_ids) {
+    lmd_sequence *seq = entry->seq;
+    seq->n_in_flight--;
+    if (seq->state == LMD_SEQ_ENDED) {
+        if (seq->n_in_flight > 0) return;
+        lmd_sequence_release_blocks(seq, self->pool, false);
+        destroy(self, seq);
+        return;
+    }
+    if (entry->logits_row_idx < 0) return;
+    seq->n_pending--;
+    int32_t token_id = token_ids[entry->logits_row_idx];
+    if (token_id >= 0) seq->tokens[seq->n_tokens++] = token_id;
+}
+
+lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int32_t *token_ids,
+                                lmd_err *err) {
+    if (plan_id != self->oldest_plan_id || plan_id >= self->next_plan_id)
+        return lmd_fail(err, LMD_INVALID, "plan %lld is not the oldest in flight",
+                        (long long)plan_id);
+    const lmd_plan_builder *builder = &self->plans[plan_id % N_PLANS];
+    for (int32_t i = 0; i < builder->n_entries; i++)
+        end_entry(self, &builder->entries[i], token_ids);
+    self->oldest_plan_id++;
+    return LMD_OK;
+}
+
+/* ---- looking ---- */
+
+static int32_t count_held_blocks(const lmd_scheduler *self) {
+    int32_t n = 0;
+    for (int32_t b = 0; b < N_BUCKETS; b++)
+        for (const lmd_sequence *seq = self->buckets[b]; seq; seq = seq->next_in_bucket)
+            if (seq->state != LMD_SEQ_WAITING) n += seq->n_blocks;
+    return n;
+}
+
+lmd_status lmd_scheduler_check(const lmd_scheduler *self, lmd_err *err) {
+    LMD_TRY(lmd_block_pool_check(self->pool, err));
+    int32_t n_slots = 0, n_waiting = 0, n_held = 0;
+    for (int32_t i = 0; i < self->config.max_batch_size; i++) n_slots += self->slot_taken[i];
+    for (const lmd_sequence *seq = self->waiting.head; seq; seq = seq->next, n_waiting++)
+        if (seq->state != LMD_SEQ_WAITING || seq->slot != -1 || seq->n_in_flight != 0 ||
+            (seq->next && seq->next->arrival <= seq->arrival))
+            return lmd_fail(err, LMD_INTERNAL, "seq_id %lld is wrong in the queue",
+                            (long long)seq->seq_id);
+    if (n_waiting != self->waiting.n)
+        return lmd_fail(err, LMD_INTERNAL, "%d sequences wait, %d are counted", n_waiting,
+                        self->waiting.n);
+    for (int32_t i = 0; i < self->n_running; i++) {
+        const lmd_sequence *seq = self->running[i];
+        int64_t covered = (int64_t)seq->n_blocks * self->config.block_len;
+        if (seq->state != LMD_SEQ_RUNNING || seq->slot < 0 || covered < seq->history_len ||
+            seq->history_len > seq->n_tokens + seq->n_pending || seq->n_tokens > seq->max_len ||
+            (i > 0 && self->running[i - 1]->arrival >= seq->arrival))
+            return lmd_fail(err, LMD_INTERNAL, "seq_id %lld is wrong among the running",
+                            (long long)seq->seq_id);
+        for (int32_t b = 0; b < seq->n_blocks; b++)
+            if (lmd_block_pool_use_count(self->pool, seq->blocks[b].block_id) != 1)
+                return lmd_fail(err, LMD_INTERNAL, "block %d of seq_id %lld has another holder",
+                                seq->blocks[b].block_id, (long long)seq->seq_id);
+    }
+    n_held = count_held_blocks(self);
+    if (n_held != lmd_block_pool_n_active(self->pool) || n_slots < self->n_running)
+        return lmd_fail(err, LMD_INTERNAL, "%d blocks are held, %d are active; %d slots, %d run",
+                        n_held, lmd_block_pool_n_active(self->pool), n_slots, self->n_running);
+    return LMD_OK;
+}
+
+void lmd_scheduler_get_stats(const lmd_scheduler *self, lmd_scheduler_stats *out) {
+    *out = (lmd_scheduler_stats){
+        .n_running = self->n_running,
+        .n_waiting = self->waiting.n,
+        .n_free_blocks = lmd_block_pool_n_free(self->pool),
+        .n_active_blocks = lmd_block_pool_n_active(self->pool),
+        .n_cached_blocks = lmd_block_pool_n_cached(self->pool),
+        .n_preempted = self->n_preempted,
+    };
+}

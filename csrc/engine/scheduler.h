@@ -1,0 +1,86 @@
+/* The scheduler: who runs in the next step, with how many tokens, in which blocks.
+ * Owns: sequences, the block pool, the plan's arrays. Needs lengths only: it can plan a step while the last
+ * one runs, the newest token being a placeholder until update. Deterministic; makes no malloc in a steady
+ * decode step. Must not know: models, devices, sampling, clocks, Python. The engine's thread alone. */
+#ifndef LMD_ENGINE_SCHEDULER_H
+#define LMD_ENGINE_SCHEDULER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backend/plan.h"
+#include "base/status.h"
+
+typedef struct lmd_scheduler lmd_scheduler;
+
+typedef struct lmd_scheduler_config {
+    int32_t n_blocks, block_len;
+    int32_t max_batch_size;        /* slots */
+    int32_t max_prefill_token_num; /* the token budget of a step */
+    int32_t session_len;           /* most tokens of one sequence */
+} lmd_scheduler_config;
+
+typedef struct lmd_sequence_params {
+    int64_t seq_id;           /* unique among the living */
+    const int32_t *token_ids; /* [n_tokens] the prompt; copied */
+    int32_t n_tokens;         /* at least 1 */
+    int32_t max_len;          /* prompt and answer together, at most session_len */
+    bool all_logits;          /* a logits row for every prompt token, not for the last alone;
+                                 such rows are repeated if the sequence is preempted */
+} lmd_sequence_params;
+
+typedef enum lmd_wait_reason {
+    LMD_WAIT_SLOT,   /* the batch is full */
+    LMD_WAIT_BUDGET, /* the step's tokens are spent */
+    LMD_WAIT_BLOCKS, /* no block is free or evictable */
+    LMD_WAIT_TURN    /* behind another that waits */
+} lmd_wait_reason;
+
+typedef struct lmd_waiting {
+    int64_t seq_id;
+    lmd_wait_reason reason;
+} lmd_waiting;
+
+/* What schedule() decided beside the plan; arrays are valid until the next call. */
+typedef struct lmd_schedule_report {
+    int32_t n_preempted, n_waiting;
+    const int64_t *preempted; /* seq_ids that lost their seat in this call */
+    const lmd_waiting *waiting;
+    int64_t failed; /* the seq_id that can never proceed and must be finished by the caller; -1 */
+} lmd_schedule_report;
+
+typedef struct lmd_scheduler_stats {
+    int32_t n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks;
+    int64_t n_preempted;
+} lmd_scheduler_stats;
+
+lmd_status lmd_scheduler_new(const lmd_scheduler_config *config, lmd_scheduler **out, lmd_err *err);
+void lmd_scheduler_free(lmd_scheduler *self);
+
+/* Queues a sequence behind those that wait. */
+lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *params, lmd_err *err);
+
+/* Sets the token budget of the steps to come (1..max_prefill_token_num). */
+void lmd_scheduler_set_budget(lmd_scheduler *self, int32_t n_tokens);
+
+/* Fills *plan (samples stay NULL) and *report; returns false when there is nothing to run now.
+ * One earlier plan may still be in flight; with one in flight nothing that it names is preempted. */
+bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_report *report);
+
+/* Ends the oldest plan in flight: token_ids[i] belongs to logits row i (-1: the row gave none).
+ * Appends tokens. A sequence at max_len is not scheduled again: the caller finishes it. */
+lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int32_t *token_ids,
+                                lmd_err *err);
+
+/* Ends a sequence; its blocks return once no plan in flight names them. LMD_NOT_FOUND. */
+lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *err);
+
+/* The tokens of a living sequence (prompt and answer so far); NULL when it is unknown. */
+const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id, int32_t *n_tokens);
+
+/* Checks every invariant of queues and pool; LMD_INTERNAL names the broken one. */
+lmd_status lmd_scheduler_check(const lmd_scheduler *self, lmd_err *err);
+
+void lmd_scheduler_get_stats(const lmd_scheduler *self, lmd_scheduler_stats *out);
+
+#endif

@@ -1,0 +1,63 @@
+/* A sequence: see sequence.h. */
+#include "engine/sequence.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+
+lmd_sequence *lmd_sequence_new(int64_t seq_id, const int32_t *token_ids, int32_t n_tokens,
+                               int32_t max_len, int32_t block_len) {
+    lmd_sequence *self = lmd_calloc(1, sizeof *self);
+    if (!self) return NULL;
+    int32_t max_blocks = (int32_t)(((int64_t)max_len + block_len - 1) / block_len);
+    self->tokens = lmd_calloc((size_t)max_len, sizeof *self->tokens);
+    self->blocks = lmd_calloc((size_t)max_blocks, sizeof *self->blocks);
+    if (!self->tokens || !self->blocks) {
+        lmd_sequence_free(self);
+        return NULL;
+    }
+    memcpy(self->tokens, token_ids, (size_t)n_tokens * sizeof *self->tokens);
+    self->seq_id = seq_id;
+    self->n_prompt = n_tokens;
+    self->n_tokens = n_tokens;
+    self->max_len = max_len;
+    self->slot = -1;
+    return self;
+}
+
+void lmd_sequence_free(lmd_sequence *self) {
+    if (!self) return;
+    lmd_free(self->tokens);
+    lmd_free(self->blocks);
+    lmd_free(self);
+}
+
+int32_t lmd_sequence_n_todo(const lmd_sequence *self) {
+    int32_t total = self->n_tokens + self->n_pending;
+    if (total == self->max_len && total > self->n_prompt) return 0;
+    return total - self->history_len;
+}
+
+bool lmd_sequence_grow(lmd_sequence *self, lmd_block_pool *pool, int32_t n_positions,
+                       int32_t block_len) {
+    while ((int64_t)self->n_blocks * block_len < n_positions) {
+        if (!lmd_block_pool_alloc(pool, &self->blocks[self->n_blocks])) return false;
+        self->n_blocks++;
+    }
+    return true;
+}
+
+void lmd_sequence_release_blocks(lmd_sequence *self, lmd_block_pool *pool, bool keep_cached) {
+    for (int32_t i = self->n_blocks - 1; i >= 0; i--)
+        lmd_block_pool_release(pool, self->blocks[i].block_id, keep_cached);
+    if (!keep_cached) self->n_blocks = 0;
+}
+
+void lmd_sequence_revive_blocks(lmd_sequence *self, lmd_block_pool *pool, int32_t block_len) {
+    int32_t n = 0;
+    while (n < self->n_blocks && lmd_block_pool_revive(pool, self->blocks[n])) n++;
+    self->n_blocks = n;
+    int64_t kept = (int64_t)n * block_len;
+    if (self->history_len > kept) self->history_len = (int32_t)kept;
+    if (self->history_len > self->n_tokens - 1) self->history_len = self->n_tokens - 1;
+}

@@ -1,0 +1,53 @@
+/* A sequence: the running state of a request in the scheduler.
+ * Owns: its tokens, reserved to max_len at the start, and the references to its blocks.
+ * Must not know: plans, sampling. The engine's thread alone. */
+#ifndef LMD_ENGINE_SEQUENCE_H
+#define LMD_ENGINE_SEQUENCE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/block_pool.h"
+
+typedef enum lmd_sequence_state {
+    LMD_SEQ_WAITING, /* for a seat; may have references to cached blocks */
+    LMD_SEQ_RUNNING, /* has a slot */
+    LMD_SEQ_ENDED    /* finished while a plan in flight names it: released when that ends */
+} lmd_sequence_state;
+
+typedef struct lmd_sequence {
+    int64_t seq_id;
+    int64_t arrival; /* age: smaller is older */
+    lmd_sequence_state state;
+    int32_t *tokens; /* [max_len] */
+    int32_t n_prompt, n_tokens, max_len;
+    int32_t n_pending;   /* tokens that plans in flight will give: placeholders behind n_tokens */
+    int32_t history_len; /* tokens in KV once the plans in flight have run */
+    int32_t n_in_flight; /* plans that name it */
+    int32_t slot;        /* -1: none */
+    bool all_logits;
+    int32_t n_logits_done; /* prompt positions whose logits were planned */
+    lmd_block_ref *blocks; /* [ceil(max_len / block_len)] */
+    int32_t n_blocks;
+    struct lmd_sequence *next;           /* in the waiting queue */
+    struct lmd_sequence *next_in_bucket; /* in the index by seq_id */
+} lmd_sequence;
+
+lmd_sequence *lmd_sequence_new(int64_t seq_id, const int32_t *token_ids, int32_t n_tokens,
+                               int32_t max_len, int32_t block_len);
+void lmd_sequence_free(lmd_sequence *self);
+
+/* Tokens that could be computed now: known ones and placeholders not yet in KV. The last token of an answer
+ * at max_len is never computed: nothing follows it. */
+int32_t lmd_sequence_n_todo(const lmd_sequence *self);
+
+/* Makes the blocks cover n_positions. False when the pool has none left; what it got stays. */
+bool lmd_sequence_grow(lmd_sequence *self, lmd_block_pool *pool, int32_t n_positions,
+                       int32_t block_len);
+/* Gives every block back, the deepest first. Kept ones can be revived by their references. */
+void lmd_sequence_release_blocks(lmd_sequence *self, lmd_block_pool *pool, bool keep_cached);
+/* Takes back the longest prefix of blocks that still have their content, and sets history_len: at least
+ * one token is left to compute. */
+void lmd_sequence_revive_blocks(lmd_sequence *self, lmd_block_pool *pool, int32_t block_len);
+
+#endif

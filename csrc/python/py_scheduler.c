@@ -1,0 +1,342 @@
+/* The Scheduler and Plan types. Each Scheduler has one lock; nothing here waits long enough to give the GIL
+ * away for. */
+#include "python/py_scheduler.h"
+
+#include <pthread.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/memory.h"
+#include "engine/scheduler.h"
+#include "python/py_array.h"
+#include "python/py_error.h"
+
+typedef struct in_flight {
+    int64_t plan_id;
+    int32_t n_logits_rows;
+} in_flight;
+
+typedef struct scheduler_object {
+    PyObject_HEAD
+    lmd_scheduler *scheduler;
+    lmd_scheduler_config config;
+    pthread_mutex_t lock;
+    PyObject *living; /* dict seq_id -> max_len */
+    int64_t next_seq_id;
+    in_flight plans[2]; /* plan p stands at p % 2 */
+    pid_t pid;
+} scheduler_object;
+
+static int enter(scheduler_object *self) {
+    if (lmd_py_check_fork(self->pid) < 0) return -1;
+    pthread_mutex_lock(&self->lock);
+    return 0;
+}
+
+/* Leaves the lock with a result, or with the exception of err where there is one. */
+static PyObject *leave(scheduler_object *self, lmd_status status, const lmd_err *err,
+                       PyObject *result) {
+    pthread_mutex_unlock(&self->lock);
+    if (status == LMD_OK) return result;
+    Py_XDECREF(result);
+    return lmd_py_raise(err);
+}
+
+/* ---- lifetime ---- */
+
+static PyObject *scheduler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"n_blocks", "block_len", "max_batch_size", "max_prefill_token_num",
+                            "session_len", NULL};
+    lmd_scheduler_config config = {0, 64, 64, 512, 8192};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$i|iiii:Scheduler", names, &config.n_blocks,
+                                     &config.block_len, &config.max_batch_size,
+                                     &config.max_prefill_token_num, &config.session_len))
+        return NULL;
+    lmd_err err;
+    scheduler_object *self = (scheduler_object *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    pthread_mutex_init(&self->lock, NULL);
+    self->config = config;
+    self->pid = getpid();
+    self->living = PyDict_New();
+    if (self->living && lmd_scheduler_new(&config, &self->scheduler, &err) == LMD_OK)
+        return (PyObject *)self;
+    if (self->living) lmd_py_raise(&err);
+    Py_DECREF(self);
+    return NULL;
+}
+
+static void scheduler_dealloc(PyObject *obj) {
+    scheduler_object *self = (scheduler_object *)obj;
+    PyTypeObject *type = Py_TYPE(obj);
+    lmd_scheduler_free(self->scheduler);
+    pthread_mutex_destroy(&self->lock);
+    Py_XDECREF(self->living);
+    type->tp_free(obj);
+    Py_DECREF(type);
+}
+
+/* ---- add, finish, cancel ---- */
+
+static PyObject *scheduler_add(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"token_ids", "max_new_tokens", NULL};
+    scheduler_object *self = (scheduler_object *)obj;
+    PyObject *ids;
+    PyArrayObject *array;
+    int max_new_tokens = 512;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$i:add", names, &ids, &max_new_tokens))
+        return NULL;
+    if (lmd_py_int32_array(ids, "token_ids", &array) < 0) return NULL;
+    int64_t n = PyArray_SIZE(array), max_len = n + (max_new_tokens > 0 ? max_new_tokens : 0);
+    int64_t n_blocks = (max_len + self->config.block_len - 1) / self->config.block_len;
+    if (n_blocks > self->config.n_blocks || max_len > self->config.session_len) {
+        PyErr_Format(PyExc_ValueError,
+                     "%lld tokens do not ever fit: session_len is %d, and %d blocks hold %lld",
+                     (long long)max_len, self->config.session_len, self->config.n_blocks,
+                     (long long)self->config.n_blocks * self->config.block_len);
+        Py_DECREF(array);
+        return NULL;
+    }
+    if (enter(self) < 0) {
+        Py_DECREF(array);
+        return NULL;
+    }
+    lmd_sequence_params params = {.seq_id = self->next_seq_id,
+                                  .token_ids = PyArray_DATA(array),
+                                  .n_tokens = (int32_t)n,
+                                  .max_len = (int32_t)max_len};
+    lmd_err err;
+    lmd_status status = lmd_scheduler_add(self->scheduler, &params, &err);
+    PyObject *seq_id = status == LMD_OK ? PyLong_FromLongLong(self->next_seq_id++) : NULL;
+    PyObject *limit = seq_id ? PyLong_FromLongLong(max_len) : NULL;
+    if (limit && PyDict_SetItem(self->living, seq_id, limit) < 0) Py_CLEAR(seq_id);
+    Py_XDECREF(limit);
+    Py_DECREF(array);
+    return leave(self, status, &err, seq_id);
+}
+
+static PyObject *scheduler_finish(PyObject *obj, PyObject *arg) {
+    scheduler_object *self = (scheduler_object *)obj;
+    long long seq_id = PyLong_AsLongLong(arg);
+    if (seq_id == -1 && PyErr_Occurred()) return NULL;
+    if (enter(self) < 0) return NULL;
+    lmd_err err;
+    lmd_status status = lmd_scheduler_finish(self->scheduler, seq_id, &err);
+    if (status == LMD_OK) {
+        if (PyDict_DelItem(self->living, arg) < 0) PyErr_Clear();
+    } else {
+        PyErr_Format(PyExc_KeyError, "seq_id %lld does not live", seq_id);
+    }
+    return leave(self, status, &err, status == LMD_OK ? Py_NewRef(Py_None) : NULL);
+}
+
+/* ---- schedule ---- */
+
+static const char *reason_name(lmd_wait_reason reason) {
+    switch (reason) {
+    case LMD_WAIT_SLOT: return "the batch is full";
+    case LMD_WAIT_BUDGET: return "the step's tokens are spent";
+    case LMD_WAIT_BLOCKS: return "no block is free";
+    case LMD_WAIT_TURN: return "behind another that waits";
+    }
+    return "?";
+}
+
+static PyObject *waiting_list(const lmd_schedule_report *report) {
+    PyObject *list = PyList_New(report->n_waiting);
+    for (int32_t i = 0; list && i < report->n_waiting; i++) {
+        PyObject *item = Py_BuildValue("Ls", (long long)report->waiting[i].seq_id,
+                                       reason_name(report->waiting[i].reason));
+        if (item)
+            PyList_SET_ITEM(list, i, item);
+        else
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+static PyObject *plan_object(PyTypeObject *type, const lmd_plan *plan,
+                             const lmd_schedule_report *report) {
+    PyObject *obj = PyStructSequence_New(type);
+    if (!obj) return NULL;
+    PyObject *const fields[] = {
+        PyLong_FromLongLong(plan->plan_id),
+        lmd_py_new_int64(plan->seq_ids, plan->n_seqs),
+        lmd_py_new_int32(plan->slots, plan->n_seqs),
+        lmd_py_new_int32(plan->history_lens, plan->n_seqs),
+        lmd_py_new_int32(plan->input_lens, plan->n_seqs),
+        lmd_py_new_int32(plan->token_ids, plan->n_tokens),
+        lmd_py_new_int32(plan->positions, plan->n_tokens),
+        lmd_py_new_int32(plan->block_offsets, plan->n_seqs + 1),
+        lmd_py_new_int32(plan->block_ids, plan->block_offsets[plan->n_seqs]),
+        lmd_py_new_int32(plan->logits_rows, plan->n_logits_rows),
+        lmd_py_new_int64(report->preempted, report->n_preempted),
+        waiting_list(report),
+    };
+    bool complete = true;
+    for (Py_ssize_t i = 0; i < (Py_ssize_t)(sizeof fields / sizeof *fields); i++) {
+        complete = complete && fields[i];
+        PyStructSequence_SetItem(obj, i, fields[i]);
+    }
+    if (!complete) Py_CLEAR(obj);
+    return obj;
+}
+
+static PyObject *scheduler_schedule(PyObject *obj, PyObject *unused) {
+    (void)unused;
+    scheduler_object *self = (scheduler_object *)obj;
+    if (enter(self) < 0) return NULL;
+    lmd_plan plan;
+    lmd_schedule_report report;
+    PyObject *result = NULL;
+    if (lmd_scheduler_schedule(self->scheduler, &plan, &report)) {
+        self->plans[plan.plan_id % 2] = (in_flight){plan.plan_id, plan.n_logits_rows};
+        result = plan_object(lmd_py_state_of_type(Py_TYPE(obj))->plan_type, &plan, &report);
+    } else if (report.failed >= 0) {
+        PyErr_Format(PyExc_MemoryError,
+                     "seq_id %lld needs more KV blocks than there are; cancel it or make a scheduler "
+                     "with more n_blocks",
+                     (long long)report.failed);
+    } else {
+        result = Py_NewRef(Py_None);
+    }
+    return leave(self, LMD_OK, NULL, result);
+}
+
+/* ---- update ---- */
+
+/* Ends the sequences that have reached their max_len; a new list of (seq_id, "length"). */
+static PyObject *finish_full(scheduler_object *self) {
+    PyObject *ended = PyList_New(0), *items = PyDict_Items(self->living);
+    for (Py_ssize_t i = 0; ended && items && i < PyList_GET_SIZE(items); i++) {
+        PyObject *key = PyTuple_GET_ITEM(PyList_GET_ITEM(items, i), 0);
+        long long seq_id = PyLong_AsLongLong(key);
+        long limit = PyLong_AsLong(PyTuple_GET_ITEM(PyList_GET_ITEM(items, i), 1));
+        int32_t n_tokens = 0;
+        lmd_scheduler_tokens(self->scheduler, seq_id, &n_tokens);
+        if (n_tokens < limit) continue;
+        PyObject *item = Py_BuildValue("Ls", seq_id, "length");
+        if (!item || PyList_Append(ended, item) < 0 || PyDict_DelItem(self->living, key) < 0)
+            Py_CLEAR(ended);
+        Py_XDECREF(item);
+        lmd_scheduler_finish(self->scheduler, seq_id, NULL);
+    }
+    Py_XDECREF(items);
+    return ended;
+}
+
+static PyObject *scheduler_update(PyObject *obj, PyObject *args) {
+    scheduler_object *self = (scheduler_object *)obj;
+    long long plan_id;
+    PyObject *ids;
+    PyArrayObject *array;
+    if (!PyArg_ParseTuple(args, "LO:update", &plan_id, &ids)) return NULL;
+    if (lmd_py_int32_array(ids, "token_ids", &array) < 0) return NULL;
+    if (enter(self) < 0) {
+        Py_DECREF(array);
+        return NULL;
+    }
+    lmd_err err;
+    lmd_status status;
+    const in_flight *plan = &self->plans[plan_id & 1];
+    if (plan->plan_id == plan_id && PyArray_SIZE(array) != plan->n_logits_rows)
+        status = lmd_fail(&err, LMD_INVALID, "plan %lld has %d logits rows, but %lld tokens came",
+                          plan_id, plan->n_logits_rows, (long long)PyArray_SIZE(array));
+    else
+        status = lmd_scheduler_update(self->scheduler, plan_id, PyArray_DATA(array), &err);
+    Py_DECREF(array);
+    return leave(self, status, &err, status == LMD_OK ? finish_full(self) : NULL);
+}
+
+/* ---- looking ---- */
+
+static PyObject *scheduler_check(PyObject *obj, PyObject *unused) {
+    (void)unused;
+    scheduler_object *self = (scheduler_object *)obj;
+    if (enter(self) < 0) return NULL;
+    lmd_err err;
+    lmd_status status = lmd_scheduler_check(self->scheduler, &err);
+    return leave(self, status, &err, Py_NewRef(Py_None));
+}
+
+static PyObject *scheduler_stats(PyObject *obj, PyObject *unused) {
+    (void)unused;
+    scheduler_object *self = (scheduler_object *)obj;
+    if (enter(self) < 0) return NULL;
+    lmd_scheduler_stats stats;
+    lmd_scheduler_get_stats(self->scheduler, &stats);
+    PyObject *dict = Py_BuildValue(
+        "{s:i, s:i, s:i, s:i, s:i, s:L}", "n_running", stats.n_running, "n_waiting",
+        stats.n_waiting, "n_free_blocks", stats.n_free_blocks, "n_active_blocks",
+        stats.n_active_blocks, "n_cached_blocks", stats.n_cached_blocks, "n_preempted",
+        (long long)stats.n_preempted);
+    return leave(self, LMD_OK, NULL, dict);
+}
+
+/* ---- the types ---- */
+
+static PyMethodDef scheduler_methods[] = {
+    {"add", (PyCFunction)(void (*)(void))scheduler_add, METH_VARARGS | METH_KEYWORDS,
+     "add(token_ids, *, max_new_tokens=512) -> int\n\nQueues a sequence and returns its seq_id. "
+     "ValueError when it cannot ever fit."},
+    {"schedule", scheduler_schedule, METH_NOARGS,
+     "schedule() -> Plan | None\n\nThe next step's plan; None when nothing can run now. MemoryError "
+     "when nothing ever can."},
+    {"update", scheduler_update, METH_VARARGS,
+     "update(plan_id, token_ids) -> list\n\nGives one token for each of the plan's logits_rows and ends "
+     "the plan; returns (seq_id, reason) of the sequences that ended."},
+    {"cancel", scheduler_finish, METH_O, "cancel(seq_id) -> None\n\nEnds a sequence. KeyError."},
+    {"finish", scheduler_finish, METH_O, "finish(seq_id) -> None\n\nEnds a sequence. KeyError."},
+    {"check", scheduler_check, METH_NOARGS,
+     "check() -> None\n\nAsserts every invariant; RuntimeError names the broken one."},
+    {"stats", scheduler_stats, METH_NOARGS, "stats() -> dict\n\nCounts of sequences and blocks."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot scheduler_slots[] = {
+    {Py_tp_new, scheduler_new},
+    {Py_tp_dealloc, scheduler_dealloc},
+    {Py_tp_methods, scheduler_methods},
+    {Py_tp_doc, "Scheduler(*, n_blocks, block_len=64, max_batch_size=64, max_prefill_token_num=512, "
+                "session_len=8192)\n\nThe engine's scheduler by itself."},
+    {0, NULL},
+};
+
+static PyType_Spec scheduler_spec = {
+    .name = "lmdeploy_c._C.Scheduler",
+    .basicsize = sizeof(scheduler_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = scheduler_slots,
+};
+
+static PyStructSequence_Field plan_fields[] = {
+    {"plan_id", NULL},
+    {"seq_ids", "[n] int64"},
+    {"slots", "[n] int32: seat in the batch"},
+    {"history_lens", "[n] int32: tokens already in KV"},
+    {"input_lens", "[n] int32: tokens of this step"},
+    {"token_ids", "[t] int32; -1: a token that the plan in flight will give"},
+    {"positions", "[t] int32"},
+    {"block_offsets", "[n + 1] int32 into block_ids"},
+    {"block_ids", "int32"},
+    {"logits_rows", "int32: rows of the step that give a token"},
+    {"preempted", "int64: seq_ids that lost their seat"},
+    {"waiting", "list of (seq_id, why it waits)"},
+    {NULL, NULL},
+};
+
+static PyStructSequence_Desc plan_desc = {
+    .name = "lmdeploy_c._C.Plan",
+    .doc = "One step's work as NumPy arrays: n sequences, t tokens in all.",
+    .fields = plan_fields,
+    .n_in_sequence = 12,
+};
+
+int lmd_py_scheduler_init(PyObject *module, lmd_py_state *state) {
+    state->scheduler_type =
+        (PyTypeObject *)PyType_FromModuleAndSpec(module, &scheduler_spec, NULL);
+    state->plan_type = PyStructSequence_NewType(&plan_desc);
+    if (!state->scheduler_type || !state->plan_type) return -1;
+    if (PyModule_AddObjectRef(module, "Plan", (PyObject *)state->plan_type) < 0) return -1;
+    return PyModule_AddType(module, state->scheduler_type);
+}
