@@ -1,0 +1,70 @@
+/* The engine: continuous batching over one executor, in a thread of its own.
+ * Owns: the executor, the scheduler, the thread, the inbox of new requests, and every request's running
+ * state. Clients submit from any thread and read from the request. A wrong request ends as an error output
+ * and disturbs no other; a broken executor ends the engine. Must not know: models, devices, Python. */
+#ifndef LMD_ENGINE_ENGINE_H
+#define LMD_ENGINE_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backend/executor.h"
+#include "base/status.h"
+#include "engine/request.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+
+typedef struct lmd_engine lmd_engine;
+
+typedef struct lmd_engine_config {
+    int32_t session_len;           /* most tokens of one sequence */
+    int32_t max_batch_size;        /* slots */
+    int32_t max_prefill_token_num; /* the token budget of a step */
+    int32_t n_blocks, block_len;
+    int32_t vocab_size;
+} lmd_engine_config;
+
+typedef enum lmd_output_logits {
+    LMD_LOGITS_NONE,
+    LMD_LOGITS_ALL,       /* rows of the prompt, then the rows that gave the tokens after the first */
+    LMD_LOGITS_GENERATION /* the rows that gave the tokens */
+} lmd_output_logits;
+
+/* What a client asks; everything is copied by submit. */
+typedef struct lmd_request_params {
+    const int32_t *token_ids; /* [n_tokens] the prompt */
+    int64_t n_tokens;
+    int64_t max_new_tokens; /* capped by session_len; 0: only with output_logits or return_ppl */
+    int64_t min_new_tokens;
+    lmd_token_words stop_words; /* a stop token is a word of one */
+    lmd_sampler_params sampler;
+    lmd_output_logits output_logits;
+    bool return_ppl;
+} lmd_request_params;
+
+typedef struct lmd_engine_stats {
+    lmd_scheduler_stats scheduler; /* after the last step; n_waiting counts the inbox too */
+    int64_t n_steps, n_tokens_prefilled, n_tokens_generated;
+} lmd_engine_stats;
+
+/* Takes ownership of the executor, also on failure. Free with lmd_engine_free. */
+lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executor, lmd_engine **out,
+                          lmd_err *err);
+
+/* Queues a request; *out is the client's reference. A wrong one is a success here and has its error
+ * output at once. LMD_CLOSED after close or a broken executor; LMD_NO_MEMORY. */
+lmd_status lmd_engine_submit(lmd_engine *self, const lmd_request_params *params, lmd_request **out,
+                             lmd_err *err);
+
+/* Gives a request that has failed before it could be asked: `why` is its error message. */
+lmd_status lmd_engine_reject(lmd_engine *self, const char *why, lmd_request **out, lmd_err *err);
+
+void lmd_engine_get_stats(lmd_engine *self, lmd_engine_stats *out);
+
+/* Aborts every request, joins the thread, frees executor and scheduler. Idempotent; any thread. In a
+ * forked child it does nothing. */
+void lmd_engine_close(lmd_engine *self);
+/* Closes and frees; no other call may be running. In a forked child it frees nothing. */
+void lmd_engine_free(lmd_engine *self);
+
+#endif

@@ -1,0 +1,224 @@
+/* A request as its client sees it: see request.h. */
+#define _GNU_SOURCE
+#include "engine/request.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/memory.h"
+
+struct lmd_request {
+    atomic_int refs;
+    atomic_bool cancelled;
+    lmd_request_info info;
+    int32_t *token_ids;    /* [max_new_tokens] */
+    lmd_logprob *logprobs; /* [max_new_tokens, n_logprobs] or NULL */
+    int32_t n_appended;    /* the engine's thread alone */
+
+    pthread_mutex_t lock; /* what follows */
+    pthread_cond_t changed;
+    int32_t n_published, n_taken;
+    lmd_logits_chunk *chunks, **chunks_end; /* published and not taken */
+    lmd_finish_reason finish_reason;
+    bool has_ppl, done; /* done: the end was taken */
+    double ppl;
+    char error_message[LMD_ERR_LEN];
+    int event_fd; /* -1: not asked for yet */
+};
+
+lmd_status lmd_request_new(const lmd_request_info *info, lmd_request **out, lmd_err *err) {
+    lmd_request *self = lmd_calloc(1, sizeof *self);
+    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a request");
+    size_t n = (size_t)info->max_new_tokens;
+    self->token_ids = lmd_calloc(n, sizeof *self->token_ids);
+    if (info->n_logprobs)
+        self->logprobs = lmd_calloc(n * (size_t)info->n_logprobs, sizeof *self->logprobs);
+    if (!self->token_ids || (info->n_logprobs && !self->logprobs)) {
+        lmd_free(self->token_ids);
+        lmd_free(self->logprobs);
+        lmd_free(self);
+        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %zu tokens of an answer", n);
+    }
+    atomic_init(&self->refs, 1);
+    atomic_init(&self->cancelled, false);
+    self->info = *info;
+    self->event_fd = -1;
+    self->chunks_end = &self->chunks;
+    pthread_mutex_init(&self->lock, NULL);
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&self->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    *out = self;
+    return LMD_OK;
+}
+
+void lmd_request_ref(lmd_request *self) {
+    atomic_fetch_add_explicit(&self->refs, 1, memory_order_relaxed);
+}
+
+void lmd_request_unref(lmd_request *self) {
+    if (!self || atomic_fetch_sub_explicit(&self->refs, 1, memory_order_acq_rel) != 1) return;
+    lmd_logits_free(self->chunks);
+    if (self->event_fd >= 0) close(self->event_fd);
+    pthread_mutex_destroy(&self->lock);
+    pthread_cond_destroy(&self->changed);
+    lmd_free(self->token_ids);
+    lmd_free(self->logprobs);
+    lmd_free(self);
+}
+
+void lmd_logits_free(lmd_logits_chunk *chunks) {
+    while (chunks) {
+        lmd_logits_chunk *next = chunks->next;
+        lmd_free(chunks);
+        chunks = next;
+    }
+}
+
+const lmd_request_info *lmd_request_get_info(const lmd_request *self) { return &self->info; }
+
+void lmd_request_cancel(lmd_request *self) { atomic_store(&self->cancelled, true); }
+
+bool lmd_request_cancelled(const lmd_request *self) { return atomic_load(&self->cancelled); }
+
+/* ---- the reader; the lock is held ---- */
+
+static bool has_output(const lmd_request *self) {
+    if (self->done) return false;
+    return self->n_published > self->n_taken || self->chunks ||
+           self->finish_reason != LMD_FINISH_NONE;
+}
+
+/* Makes the descriptor say what has_output says. */
+static void refresh_event(lmd_request *self, bool readable) {
+    uint64_t count = 1;
+    if (self->event_fd < 0) return;
+    ssize_t n = readable ? write(self->event_fd, &count, sizeof count)
+                         : read(self->event_fd, &count, sizeof count);
+    (void)n; /* non-blocking: a full or an empty counter is what is wanted */
+}
+
+static struct timespec deadline_after(int64_t timeout_ms) {
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    at.tv_sec += (time_t)(timeout_ms / 1000);
+    at.tv_nsec += (long)(timeout_ms % 1000) * 1000000L;
+    if (at.tv_nsec >= 1000000000L) {
+        at.tv_sec++;
+        at.tv_nsec -= 1000000000L;
+    }
+    return at;
+}
+
+bool lmd_request_wait(lmd_request *self, int64_t timeout_ms) {
+    struct timespec deadline = deadline_after(timeout_ms);
+    pthread_mutex_lock(&self->lock);
+    while (!has_output(self) && !self->done && timeout_ms > 0)
+        if (pthread_cond_timedwait(&self->changed, &self->lock, &deadline) == ETIMEDOUT) break;
+    bool ready = has_output(self);
+    pthread_mutex_unlock(&self->lock);
+    return ready;
+}
+
+bool lmd_request_take(lmd_request *self, lmd_output *out) {
+    pthread_mutex_lock(&self->lock);
+    bool ready = has_output(self);
+    if (ready) {
+        int32_t n_logprobs = self->info.n_logprobs;
+        *out = (lmd_output){
+            .n_tokens = self->n_published - self->n_taken,
+            .n_logprobs = n_logprobs,
+            .token_ids = self->token_ids + self->n_taken,
+            .logprobs =
+                self->logprobs ? self->logprobs + (int64_t)self->n_taken * n_logprobs : NULL,
+            .logits = self->chunks,
+            .finish_reason = self->finish_reason,
+            .error_message =
+                self->finish_reason == LMD_FINISH_ERROR ? self->error_message : NULL,
+            .has_ppl = self->has_ppl,
+            .ppl = self->ppl,
+        };
+        for (const lmd_logits_chunk *chunk = self->chunks; chunk; chunk = chunk->next)
+            out->n_logits_rows += chunk->n_rows;
+        self->n_taken = self->n_published;
+        self->chunks = NULL;
+        self->chunks_end = &self->chunks;
+        self->done = self->finish_reason != LMD_FINISH_NONE;
+        refresh_event(self, false);
+    }
+    pthread_mutex_unlock(&self->lock);
+    return ready;
+}
+
+bool lmd_request_done(lmd_request *self) {
+    pthread_mutex_lock(&self->lock);
+    bool done = self->done;
+    pthread_mutex_unlock(&self->lock);
+    return done;
+}
+
+lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err) {
+    lmd_status status = LMD_OK;
+    pthread_mutex_lock(&self->lock);
+    if (self->event_fd < 0) {
+        self->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (self->event_fd < 0)
+            status = lmd_fail(err, LMD_IO, "no descriptor for a request: %s", strerror(errno));
+        else if (has_output(self))
+            refresh_event(self, true);
+    }
+    if (status == LMD_OK) *out = self->event_fd;
+    pthread_mutex_unlock(&self->lock);
+    return status;
+}
+
+/* ---- the engine's thread ---- */
+
+void lmd_request_append(lmd_request *self, int32_t token_id, const lmd_logprob *entries) {
+    int32_t n_logprobs = self->info.n_logprobs;
+    if (self->n_appended >= self->info.max_new_tokens) return;
+    self->token_ids[self->n_appended] = token_id;
+    if (entries && self->logprobs)
+        memcpy(self->logprobs + (int64_t)self->n_appended * n_logprobs, entries,
+               (size_t)n_logprobs * sizeof *entries);
+    self->n_appended++;
+}
+
+void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *chunks) {
+    pthread_mutex_lock(&self->lock);
+    self->n_published = n_tokens < self->n_appended ? n_tokens : self->n_appended;
+    if (chunks) {
+        *self->chunks_end = chunks;
+        while (chunks->next) chunks = chunks->next;
+        self->chunks_end = &chunks->next;
+    }
+    if (has_output(self)) {
+        refresh_event(self, true);
+        pthread_cond_broadcast(&self->changed);
+    }
+    pthread_mutex_unlock(&self->lock);
+}
+
+void lmd_request_finish(lmd_request *self, lmd_finish_reason reason, const char *message,
+                        const double *ppl) {
+    pthread_mutex_lock(&self->lock);
+    if (self->finish_reason == LMD_FINISH_NONE) {
+        self->finish_reason = reason;
+        snprintf(self->error_message, sizeof self->error_message, "%s", message ? message : "");
+        if (ppl) {
+            self->has_ppl = true;
+            self->ppl = *ppl;
+        }
+        refresh_event(self, true);
+        pthread_cond_broadcast(&self->changed);
+    }
+    pthread_mutex_unlock(&self->lock);
+}

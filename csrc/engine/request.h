@@ -1,0 +1,86 @@
+/* A request as its client sees it: what comes out, and how to wait for it.
+ * Owns: the output (tokens, logprobs, logits, the end), reserved at submit, and the ways to wait.
+ * Counted references: the client has one, the engine another while the request lives there.
+ * Must not know: how tokens are made, Python. Any thread, but for the functions of the engine's thread. */
+#ifndef LMD_ENGINE_REQUEST_H
+#define LMD_ENGINE_REQUEST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/status.h"
+
+typedef struct lmd_request lmd_request;
+
+typedef enum lmd_finish_reason {
+    LMD_FINISH_NONE = 0, /* it goes on */
+    LMD_FINISH_STOP,
+    LMD_FINISH_LENGTH,
+    LMD_FINISH_ERROR,
+    LMD_FINISH_ABORT
+} lmd_finish_reason;
+
+typedef struct lmd_logprob {
+    int32_t token_id; /* -1: this entry is empty */
+    float logprob;    /* natural log */
+} lmd_logprob;
+
+/* Rows of logits, made a step at a time and handed on to the reader, who frees them. */
+typedef struct lmd_logits_chunk {
+    struct lmd_logits_chunk *next;
+    int32_t n_rows;
+    float data[]; /* [n_rows, vocab_size] */
+} lmd_logits_chunk;
+
+/* What one take gives. Pointers into the request live as long as the caller's reference. */
+typedef struct lmd_output {
+    int32_t n_tokens, n_logprobs; /* n_logprobs: entries for each token; 0: not asked for */
+    const int32_t *token_ids;     /* [n_tokens] */
+    const lmd_logprob *logprobs;  /* [n_tokens, n_logprobs] the token itself first */
+    int32_t n_logits_rows;        /* of all chunks */
+    lmd_logits_chunk *logits;     /* owned by the taker: lmd_logits_free */
+    lmd_finish_reason finish_reason;
+    const char *error_message; /* NULL unless finish_reason is LMD_FINISH_ERROR */
+    bool has_ppl;
+    double ppl; /* mean cross-entropy of the prompt; in the last output */
+} lmd_output;
+
+typedef struct lmd_request_info {
+    int64_t request_id;
+    uint64_t seed;
+    int32_t n_prompt;       /* tokens */
+    int32_t max_new_tokens; /* room to reserve */
+    int32_t n_logprobs;     /* entries for each token */
+} lmd_request_info;
+
+lmd_status lmd_request_new(const lmd_request_info *info, lmd_request **out, lmd_err *err);
+void lmd_request_ref(lmd_request *self);
+void lmd_request_unref(lmd_request *self);
+void lmd_logits_free(lmd_logits_chunk *chunks);
+
+const lmd_request_info *lmd_request_get_info(const lmd_request *self);
+
+/* Asks the engine to end it within one step. */
+void lmd_request_cancel(lmd_request *self);
+bool lmd_request_cancelled(const lmd_request *self);
+
+/* Waits until there is output to take, at most timeout_ms (0: a look); false when there is none. */
+bool lmd_request_wait(lmd_request *self, int64_t timeout_ms);
+/* Takes what has come since the last take; false when nothing has, or the end was taken before. */
+bool lmd_request_take(lmd_request *self, lmd_output *out);
+/* True once the output that ends it was taken. */
+bool lmd_request_done(lmd_request *self);
+/* A descriptor that is readable while output waits; made at the first call, closed with the request. */
+lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err);
+
+/* The engine's thread (or, before the request is known to another, its maker). */
+
+/* Appends a token that no reader sees yet; entries: [info.n_logprobs] or NULL. */
+void lmd_request_append(lmd_request *self, int32_t token_id, const lmd_logprob *entries);
+/* Shows the first n_tokens appended ones and hands over chunks (NULL: none). */
+void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *chunks);
+/* Ends it, once; later calls are ignored. The tokens not published are dropped. */
+void lmd_request_finish(lmd_request *self, lmd_finish_reason reason, const char *message,
+                        const double *ppl);
+
+#endif
