@@ -1,0 +1,209 @@
+/* A live request: see live_request.h. */
+#include "engine/live_request.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+
+/* ---- checks ---- */
+
+static lmd_status check_ids(const char *what, const int32_t *ids, int64_t n, int32_t vocab_size,
+                            lmd_err *err) {
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= vocab_size)
+            return lmd_fail(err, LMD_INVALID,
+                            "%s[%lld] is token id %d, but this model's are 0 to %d", what,
+                            (long long)i, ids[i], vocab_size - 1);
+    return LMD_OK;
+}
+
+static lmd_status check_lengths(const lmd_request_params *params, const lmd_engine_config *config,
+                                lmd_err *err) {
+    const bool scores = params->return_ppl || params->output_logits == LMD_LOGITS_ALL;
+    if (params->n_tokens < 1)
+        return lmd_fail(err, LMD_INVALID, "the prompt is empty: at least one token is needed");
+    if (params->max_new_tokens < 0 || (params->max_new_tokens == 0 && !scores))
+        return lmd_fail(err, LMD_INVALID, "max_new_tokens must be at least 1, not %lld",
+                        (long long)params->max_new_tokens);
+    int64_t most = params->max_new_tokens ? config->session_len - 1 : config->session_len;
+    if (params->n_tokens > most)
+        return lmd_fail(err, LMD_INVALID,
+                        "the prompt has %lld tokens, but the context length is %d; shorten it or raise "
+                        "session_len",
+                        (long long)params->n_tokens, config->session_len);
+    int64_t n_kv = (int64_t)config->n_blocks * config->block_len;
+    if (params->n_tokens > n_kv)
+        return lmd_fail(err, LMD_INVALID,
+                        "the prompt has %lld tokens, but the KV cache holds %lld; shorten it or raise "
+                        "cache_max_entry_count",
+                        (long long)params->n_tokens, (long long)n_kv);
+    if (params->return_ppl && params->n_tokens < 2)
+        return lmd_fail(err, LMD_INVALID, "return_ppl needs a prompt of at least two tokens");
+    if (params->min_new_tokens < 0)
+        return lmd_fail(err, LMD_INVALID, "min_new_tokens must not be negative, but is %lld",
+                        (long long)params->min_new_tokens);
+    return LMD_OK;
+}
+
+lmd_status lmd_live_request_check(const lmd_request_params *params, const lmd_engine_config *config,
+                                  lmd_err *err) {
+    const lmd_token_words *stops = &params->stop_words;
+    LMD_TRY(check_lengths(params, config, err));
+    LMD_TRY(check_ids("token_ids", params->token_ids, params->n_tokens, config->vocab_size, err));
+    for (int32_t i = 0; i < stops->n; i++)
+        if (stops->offsets[i + 1] <= stops->offsets[i])
+            return lmd_fail(err, LMD_INVALID, "stop_words[%d] is empty", i);
+    if (stops->n)
+        LMD_TRY(check_ids("stop_words", stops->token_ids, stops->offsets[stops->n],
+                          config->vocab_size, err));
+    return lmd_sampler_params_check(&params->sampler, config->vocab_size, err);
+}
+
+/* ---- lifetime ---- */
+
+static lmd_status setup(lmd_live_request *self, const lmd_request_params *params,
+                        const lmd_engine_config *config, lmd_err *err) {
+    size_t n = (size_t)params->n_tokens;
+    self->prompt = lmd_calloc(n, sizeof *self->prompt);
+    if (!self->prompt) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a prompt");
+    memcpy(self->prompt, params->token_ids, n * sizeof *self->prompt);
+    LMD_TRY(lmd_token_match_init(&self->stops, &params->stop_words, err));
+    lmd_sampler_room room = {.prompt = self->prompt,
+                             .n_prompt = (int32_t)params->n_tokens,
+                             .n_new = self->max_new_tokens,
+                             .n_bans = params->stop_words.n,
+                             .vocab_size = config->vocab_size};
+    return lmd_sampler_new(&params->sampler, &room, &self->sampler, err);
+}
+
+lmd_status lmd_live_request_new(const lmd_request_params *params, const lmd_engine_config *config,
+                                lmd_request *request, lmd_live_request **out, lmd_err *err) {
+    lmd_live_request *self = lmd_calloc(1, sizeof *self);
+    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a request");
+    int64_t room = config->session_len - params->n_tokens;
+    int64_t max_new = params->max_new_tokens < room ? params->max_new_tokens : room;
+    int64_t min_new = params->min_new_tokens < max_new ? params->min_new_tokens : max_new;
+    self->n_prompt = (int32_t)params->n_tokens;
+    self->max_new_tokens = (int32_t)max_new;
+    self->min_new_tokens = (int32_t)min_new;
+    self->output_logits = params->output_logits;
+    self->return_ppl = params->return_ppl;
+    lmd_status status = setup(self, params, config, err);
+    if (status != LMD_OK) {
+        lmd_live_request_free(self);
+        return status;
+    }
+    lmd_request_ref(request);
+    self->request = request;
+    *out = self;
+    return LMD_OK;
+}
+
+void lmd_live_request_free(lmd_live_request *self) {
+    if (!self) return;
+    lmd_request_unref(self->request);
+    lmd_sampler_free(self->sampler);
+    lmd_token_match_clear(&self->stops);
+    lmd_logits_free(self->chunk);
+    lmd_free(self->prompt);
+    lmd_free(self);
+}
+
+/* ---- rows ---- */
+
+/* Until min_new_tokens are there, what would complete a stop word is banned. */
+static void ban_early_stops(lmd_live_request *self) {
+    if (self->n_generated >= self->min_new_tokens) return;
+    for (int32_t i = 0; i < self->stops.n_words; i++)
+        if (lmd_token_match_pending(&self->stops, i) == lmd_token_match_len(&self->stops, i) - 1)
+            lmd_sampler_ban(self->sampler, lmd_token_match_last(&self->stops, i));
+}
+
+void lmd_live_request_fill(lmd_live_request *self, int32_t position, int32_t next_token,
+                           lmd_sample_params *out) {
+    if (next_token < 0 && self->max_new_tokens > 0) {
+        lmd_sampler_begin(self->sampler);
+        ban_early_stops(self);
+        lmd_sampler_fill(self->sampler, position + 1, out);
+        return;
+    }
+    *out = (lmd_sample_params){.target_id = self->return_ppl ? next_token : -1};
+}
+
+/* The token itself first, then the most likely others. */
+static void append_token(lmd_live_request *self, const lmd_sample_result *result) {
+    lmd_logprob entries[LMD_MAX_LOGPROBS + 1];
+    int32_t n = lmd_request_get_info(self->request)->n_logprobs, filled = 0;
+    if (n) entries[filled++] = (lmd_logprob){result->token_id, result->token_logprob};
+    for (int32_t i = 0; i < result->n_top && filled < n; i++)
+        if (result->top_ids[i] != result->token_id)
+            entries[filled++] = (lmd_logprob){result->top_ids[i], result->top_logprobs[i]};
+    while (filled < n) entries[filled++] = (lmd_logprob){-1, 0.0f};
+    lmd_request_append(self->request, result->token_id, n ? entries : NULL);
+}
+
+/* Tokens at the end that belong to the longest complete stop word; 0: none is complete. */
+static int32_t matched_stop_len(const lmd_live_request *self) {
+    int32_t longest = 0;
+    for (int32_t i = 0; i < self->stops.n_words; i++) {
+        int32_t len = lmd_token_match_len(&self->stops, i);
+        if (self->stops.matched[i] == len && len > longest) longest = len;
+    }
+    return longest;
+}
+
+/* Tokens at the end that could be the beginning of a stop word. */
+static int32_t held_back_len(const lmd_live_request *self) {
+    int32_t longest = 0;
+    for (int32_t i = 0; i < self->stops.n_words; i++)
+        if (self->stops.matched[i] > longest) longest = self->stops.matched[i];
+    return longest;
+}
+
+static lmd_logits_chunk *take_chunk(lmd_live_request *self) {
+    lmd_logits_chunk *chunk = self->chunk;
+    self->chunk = NULL;
+    self->n_chunk_rows = 0;
+    return chunk;
+}
+
+static lmd_finish_reason take_token(lmd_live_request *self, const lmd_sample_result *result) {
+    append_token(self, result);
+    lmd_sampler_push(self->sampler, result->token_id);
+    lmd_token_match_push(&self->stops, result->token_id);
+    self->n_generated++;
+    int32_t stop_len = matched_stop_len(self);
+    if (stop_len) {
+        lmd_request_publish(self->request, self->n_generated - stop_len, take_chunk(self));
+        return LMD_FINISH_STOP;
+    }
+    const bool full = self->n_generated == self->max_new_tokens;
+    int32_t held = full ? 0 : held_back_len(self);
+    lmd_request_publish(self->request, self->n_generated - held, take_chunk(self));
+    return full ? LMD_FINISH_LENGTH : LMD_FINISH_NONE;
+}
+
+lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample_params *params,
+                                        const lmd_sample_result *result, const char **message) {
+    if (result->not_finite) {
+        *message = "the logits hold a NaN or an infinity: the model's weights or activations overflow";
+        return LMD_FINISH_ERROR;
+    }
+    if (params->target_id >= 0) {
+        self->loss_sum -= (double)result->target_logprob;
+        self->n_losses++;
+    }
+    if (!params->wants_token) return LMD_FINISH_NONE;
+    if (result->token_id < 0) {
+        *message = "bad_words, logit_bias and min_new_tokens ban every token";
+        return LMD_FINISH_ERROR;
+    }
+    return take_token(self, result);
+}
+
+void lmd_live_request_finish(lmd_live_request *self, lmd_finish_reason reason,
+                             const char *message) {
+    const bool scored = self->return_ppl && self->n_losses > 0 && reason != LMD_FINISH_ERROR;
+    double ppl = scored ? self->loss_sum / self->n_losses : 0.0;
+    lmd_request_finish(self->request, reason, message, scored ? &ppl : NULL);
+}
