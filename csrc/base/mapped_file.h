@@ -1,7 +1,7 @@
 /* Read-only memory maps of model files.
  * Owns: the mapping and its length, which fstat gave at open. Must not know: file formats.
  * Hazard: a file must not be changed while it is mapped. If it is truncated meanwhile, reads
- * past its new end raise SIGBUS, which nothing here can prevent: replace files, don't edit them.
+ * past its new end raise SIGBUS, which nothing here can prevent: replace files, never edit.
  * Any thread may read; open and close belong to one owner. */
 #ifndef LMD_BASE_MAPPED_FILE_H
 #define LMD_BASE_MAPPED_FILE_H

@@ -92,15 +92,19 @@ lmd_status lmd_checkpoint_add_memory(lmd_checkpoint *self, const uint8_t *data, 
 
 /* ---- names ---- */
 
-static size_t hash_name(const char *name) { /* FNV-1a */
-    uint64_t hash = 14695981039346656037u;
-    for (; *name; name++) hash = (hash ^ (uint8_t)*name) * 1099511628211u;
-    return (size_t)(hash ^ hash >> 32);
+/* Seeded with an address, so that no file can be prepared whose names all collide. */
+static size_t hash_name(const lmd_checkpoint *self, const char *name) {
+    uint64_t hash = (uint64_t)(uintptr_t)self;
+    for (; *name; name++) {
+        hash = (hash ^ (uint8_t)*name) * 0x9e3779b97f4a7c15u;
+        hash ^= hash >> 32;
+    }
+    return (size_t)hash;
 }
 
 /* The slot that holds the name, or the empty one where it belongs. */
 static size_t find_slot(const lmd_checkpoint *self, const char *name) {
-    size_t slot = hash_name(name) & (self->n_slots - 1);
+    size_t slot = hash_name(self, name) & (self->n_slots - 1);
     while (self->slots[slot] && strcmp(self->views[self->slots[slot] - 1].name, name) != 0)
         slot = (slot + 1) & (self->n_slots - 1);
     return slot;
@@ -125,21 +129,22 @@ static lmd_status grow_slots(lmd_checkpoint *self, lmd_err *err) {
 
 static lmd_status check_shape(const lmd_tensor_spec *spec, uint64_t *n_bytes, lmd_err *err) {
     if (spec->n_dims < 1 || spec->n_dims > LMD_MAX_DIMS)
-        return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\" has %d dimensions; 1 to %d are served",
-                        spec->name, spec->n_dims, LMD_MAX_DIMS);
+        return lmd_fail(err, LMD_BAD_FILE,
+                        "tensor \"%s\" has %d dimensions; 1 to %d are served", spec->name,
+                        spec->n_dims, LMD_MAX_DIMS);
     uint64_t n = 1;
     for (int32_t i = 0; i < spec->n_dims; i++) {
         if (spec->dims[i] < 1 || spec->dims[i] > INT32_MAX ||
             __builtin_mul_overflow(n, (uint64_t)spec->dims[i], &n) || n > INT64_MAX / 8)
-            return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\": dimension %d is %lld", spec->name, i,
-                            (long long)spec->dims[i]);
+            return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\": dimension %d is %lld",
+                            spec->name, i, (long long)spec->dims[i]);
     }
     const dtype_info *info = &dtypes[spec->dtype];
     int64_t n_cols = spec->dims[spec->n_dims - 1];
     if (n_cols % info->block_len)
         return lmd_fail(err, LMD_BAD_FILE,
-                        "tensor \"%s\": rows of %lld values are no multiple of %s's %d", spec->name,
-                        (long long)n_cols, info->name, info->block_len);
+                        "tensor \"%s\": rows of %lld values are no multiple of %s's %d",
+                        spec->name, (long long)n_cols, info->name, info->block_len);
     *n_bytes = n / (uint64_t)info->block_len * (uint64_t)info->block_bytes;
     return LMD_OK;
 }
@@ -150,13 +155,15 @@ static lmd_status check_place(const lmd_checkpoint *self, const lmd_tensor_spec 
         return lmd_fail(err, LMD_INTERNAL, "tensor \"%s\" names file %d of %zu", spec->name,
                         spec->file_idx, self->n_files);
     if (spec->n_bytes != n_bytes)
-        return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\" has %llu bytes, but its shape needs %llu",
-                        spec->name, (unsigned long long)spec->n_bytes, (unsigned long long)n_bytes);
+        return lmd_fail(err, LMD_BAD_FILE,
+                        "tensor \"%s\" has %llu bytes, but its shape needs %llu", spec->name,
+                        (unsigned long long)spec->n_bytes, (unsigned long long)n_bytes);
     size_t len = self->files[spec->file_idx].len;
     if (spec->offset > len || n_bytes > len - spec->offset)
-        return lmd_fail(err, LMD_BAD_FILE,
-                        "tensor \"%s\" ends at byte %llu, but the file has %zu: it is truncated",
-                        spec->name, (unsigned long long)(spec->offset + n_bytes), len);
+        return lmd_fail(
+            err, LMD_BAD_FILE,
+            "tensor \"%s\" ends at byte %llu, but the file has %zu: it is truncated",
+            spec->name, (unsigned long long)(spec->offset + n_bytes), len);
     return LMD_OK;
 }
 

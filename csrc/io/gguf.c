@@ -60,8 +60,9 @@ static int compare_strings(lmd_gguf_string a, lmd_gguf_string b) {
 /* ---- metadata ---- */
 
 static lmd_status truncated(const char *what, lmd_gguf_string name, lmd_err *err) {
-    return lmd_fail(err, LMD_BAD_FILE, "%s \"%.*s\" runs past the end of the file: it is truncated",
-                    what, (int)(name.len < 100 ? name.len : 100), name.data);
+    return lmd_fail(err, LMD_BAD_FILE,
+                    "%s \"%.*s\" runs past the end of the file: it is truncated", what,
+                    (int)(name.len < 100 ? name.len : 100), name.data);
 }
 
 static lmd_status bad_pair(lmd_gguf_string key, const char *problem, uint64_t value,
@@ -83,12 +84,14 @@ static lmd_status take_items(cursor *self, lmd_gguf_string key, lmd_gguf_type ty
     size_t item_bytes = lmd_gguf_type_bytes(type);
     if (n > self->left / item_bytes) return truncated("metadata", key, err);
     for (uint64_t i = 0; type == LMD_GGUF_BOOL && i < n; i++)
-        if (self->at[i] > 1) return bad_pair(key, "a bool must be 0 or 1, not", self->at[i], err);
+        if (self->at[i] > 1)
+            return bad_pair(key, "a bool must be 0 or 1, not", self->at[i], err);
     take(self, NULL, (size_t)n * item_bytes);
     return LMD_OK;
 }
 
-static lmd_status take_value(cursor *self, lmd_gguf_string key, lmd_gguf_value *out, lmd_err *err) {
+static lmd_status take_value(cursor *self, lmd_gguf_string key, lmd_gguf_value *out,
+                             lmd_err *err) {
     uint32_t type, item_type;
     uint64_t n_items = 1;
     if (!take(self, &type, sizeof type)) return truncated("metadata", key, err);
@@ -100,7 +103,8 @@ static lmd_status take_value(cursor *self, lmd_gguf_string key, lmd_gguf_value *
         if (item_type >= LMD_GGUF_TYPE_COUNT)
             return bad_pair(key, "there is no value type", item_type, err);
         if (item_type == LMD_GGUF_ARRAY)
-            return lmd_fail(err, LMD_UNSUPPORTED, "metadata \"%.*s\": an array of arrays is not served",
+            return lmd_fail(err, LMD_UNSUPPORTED,
+                            "metadata \"%.*s\": an array of arrays is not served",
                             (int)(key.len < 100 ? key.len : 100), key.data);
     }
     const uint8_t *data = self->at;
@@ -113,7 +117,8 @@ static lmd_status take_value(cursor *self, lmd_gguf_string key, lmd_gguf_value *
 static lmd_status take_pair(cursor *self, lmd_gguf_pair *out, lmd_err *err) {
     lmd_gguf_string key;
     if (!take_string(self, &key))
-        return lmd_fail(err, LMD_BAD_FILE, "the metadata is truncated: a key runs past the end");
+        return lmd_fail(err, LMD_BAD_FILE,
+                        "the metadata is truncated: a key runs past the end");
     if (key.len == 0 || key.len > MAX_KEY_LEN || memchr(key.data, 0, key.len))
         return lmd_fail(err, LMD_BAD_FILE,
                         "a metadata key of %zu bytes is empty, too long or holds a NUL byte",
@@ -157,20 +162,21 @@ static lmd_status take_pairs(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *er
 /* From the format's type numbers. The names of those not served make the refusal readable. */
 static lmd_status dtype_of(uint32_t type, const char *name, lmd_dtype *out, lmd_err *err) {
     static const char *const names[] = {
-        "F32",  "F16",  "Q4_0",    "Q4_1",   "Q4_2",    "Q4_3",   "Q5_0",  "Q5_1",  "Q8_0",   "Q8_1",
-        "Q2_K", "Q3_K", "Q4_K",    "Q5_K",   "Q6_K",    "Q8_K",   "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S",
-        "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8",     "I16",    "I32",   "I64",   "F64",    "IQ1_M",
-        "BF16"};
+        "F32",     "F16",    "Q4_0",    "Q4_1",  "Q4_2",   "Q4_3",  "Q5_0",  "Q5_1",
+        "Q8_0",    "Q8_1",   "Q2_K",    "Q3_K",  "Q4_K",   "Q5_K",  "Q6_K",  "Q8_K",
+        "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS",
+        "I8",      "I16",    "I32",     "I64",   "F64",    "IQ1_M", "BF16"};
     const char *type_name = type < sizeof names / sizeof *names ? names[type] : "unknown";
     for (lmd_dtype dtype = LMD_F32; dtype < LMD_DTYPE_COUNT; dtype++)
         if (strcmp(lmd_dtype_name(dtype), type_name) == 0) {
             *out = dtype;
             return LMD_OK;
         }
-    return lmd_fail(err, LMD_UNSUPPORTED,
-                    "tensor \"%.100s\" has type %s (%u), which is not served; served: F32, F16, BF16, "
-                    "Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K",
-                    name, type_name, type);
+    return lmd_fail(
+        err, LMD_UNSUPPORTED,
+        "tensor \"%.100s\" has type %s (%u), which is not served; served: F32, F16, BF16, "
+        "Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K",
+        name, type_name, type);
 }
 
 typedef struct tensor_entry {
@@ -191,8 +197,9 @@ static lmd_status take_tensor(cursor *at, tensor_entry *out, lmd_err *err) {
     uint32_t n_dims, type;
     if (!take(at, &n_dims, sizeof n_dims)) return truncated("tensor", name, err);
     if (n_dims < 1 || n_dims > LMD_MAX_DIMS)
-        return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\" has %u dimensions; 1 to %d are served",
-                        out->name, n_dims, LMD_MAX_DIMS);
+        return lmd_fail(err, LMD_BAD_FILE,
+                        "tensor \"%s\" has %u dimensions; 1 to %d are served", out->name,
+                        n_dims, LMD_MAX_DIMS);
     out->spec.n_dims = (int32_t)n_dims;
     for (uint32_t i = 0; i < n_dims; i++) { /* the file has the row's length first */
         uint64_t dim;
@@ -237,9 +244,9 @@ static lmd_status add_tensors(lmd_gguf *self, const cursor *directory, uint64_t 
         spec->name = entry.name;
         spec->n_bytes = shape_bytes(spec);
         if (spec->offset % alignment)
-            return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\" starts at %llu, no multiple of %llu",
-                            entry.name, (unsigned long long)spec->offset,
-                            (unsigned long long)alignment);
+            return lmd_fail(err, LMD_BAD_FILE,
+                            "tensor \"%s\" starts at %llu, no multiple of %llu", entry.name,
+                            (unsigned long long)spec->offset, (unsigned long long)alignment);
         if (__builtin_add_overflow(spec->offset, data_begin, &spec->offset))
             return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\" starts past the end", entry.name);
         LMD_TRY(lmd_checkpoint_add_tensor(self->checkpoint, spec, err));
@@ -263,17 +270,20 @@ static lmd_status take_tensors(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *
 
 /* ---- the file ---- */
 
-static lmd_status check_header(cursor *at, uint64_t *n_tensors, uint64_t *n_pairs, lmd_err *err) {
+static lmd_status check_header(cursor *at, uint64_t *n_tensors, uint64_t *n_pairs,
+                               lmd_err *err) {
     char magic[4];
     uint32_t version;
     if (at->left < HEADER_BYTES || !take(at, magic, 4) || memcmp(magic, "GGUF", 4) != 0)
-        return lmd_fail(err, LMD_BAD_FILE, "this is no GGUF file: it does not start with \"GGUF\"");
+        return lmd_fail(err, LMD_BAD_FILE,
+                        "this is no GGUF file: it does not start with \"GGUF\"");
     take(at, &version, sizeof version);
     if (version == 0x03000000u)
         return lmd_fail(err, LMD_UNSUPPORTED, "big-endian GGUF files are not served");
     if (version != 3)
         return lmd_fail(err, LMD_UNSUPPORTED,
-                        "GGUF version %u is not served; convert the file to version 3", version);
+                        "GGUF version %u is not served; convert the file to version 3",
+                        version);
     take(at, n_tensors, sizeof *n_tensors);
     take(at, n_pairs, sizeof *n_pairs);
     return LMD_OK;
@@ -289,15 +299,16 @@ static lmd_status parse(lmd_gguf *self, lmd_err *err) {
     return take_tensors(self, &at, n_tensors, err);
 }
 
-static lmd_status open_with(const char *path, const uint8_t *data, size_t n_bytes, lmd_gguf **out,
-                            lmd_err *err) {
+static lmd_status open_with(const char *path, const uint8_t *data, size_t n_bytes,
+                            lmd_gguf **out, lmd_err *err) {
     lmd_gguf *self = lmd_calloc(1, sizeof *self);
     if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a GGUF file");
     int32_t file_idx;
     lmd_status status = lmd_checkpoint_new(&self->checkpoint, err);
     if (status == LMD_OK)
-        status = path ? lmd_checkpoint_add_file(self->checkpoint, path, &file_idx, err)
-                      : lmd_checkpoint_add_memory(self->checkpoint, data, n_bytes, &file_idx, err);
+        status =
+            path ? lmd_checkpoint_add_file(self->checkpoint, path, &file_idx, err)
+                 : lmd_checkpoint_add_memory(self->checkpoint, data, n_bytes, &file_idx, err);
     if (status == LMD_OK) {
         status = parse(self, err);
         if (status != LMD_OK && path) lmd_err_prefix(err, status, "\"%.200s\"", path);

@@ -52,7 +52,7 @@ typedef struct lmd_gguf_pair {
 } lmd_gguf_pair;
 
 /* Opens a file. LMD_NOT_FOUND, LMD_IO, LMD_BAD_FILE, LMD_UNSUPPORTED (v1, v2, big-endian, a
- * tensor type not served, nested arrays), LMD_NO_MEMORY. The caller owns *out: lmd_gguf_free. */
+ * tensor type not served, nested arrays), LMD_NO_MEMORY. The caller owns *out. */
 lmd_status lmd_gguf_open(const char *path, lmd_gguf **out, lmd_err *err);
 /* The same over bytes that the caller keeps alive as long as the object. */
 lmd_status lmd_gguf_parse(const uint8_t *data, size_t n_bytes, lmd_gguf **out, lmd_err *err);

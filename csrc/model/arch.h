@@ -26,6 +26,9 @@ typedef enum lmd_tensor_role {
     LMD_GATE,
     LMD_UP,
     LMD_DOWN,
+    LMD_GATE_BIAS,
+    LMD_UP_BIAS,
+    LMD_DOWN_BIAS,
     LMD_ROPE_FREQS,
     LMD_ROLE_COUNT
 } lmd_tensor_role;

@@ -22,4 +22,7 @@ const lmd_arch lmd_arch_llama = {{
     [LMD_GATE] = LAYER "mlp.gate_proj.weight",
     [LMD_UP] = LAYER "mlp.up_proj.weight",
     [LMD_DOWN] = LAYER "mlp.down_proj.weight",
+    [LMD_GATE_BIAS] = LAYER "mlp.gate_proj.bias",
+    [LMD_UP_BIAS] = LAYER "mlp.up_proj.bias",
+    [LMD_DOWN_BIAS] = LAYER "mlp.down_proj.bias",
 }};

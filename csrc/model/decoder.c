@@ -46,10 +46,12 @@ static void decode_layer(decoder *self, int32_t i) {
 
     ops->add_norm(stream, self->residual, layer->ffn_norm, eps, self->norm);
     ops->linear(stream, &(lmd_linear_args){.weight = layer->gate_up,
+                                           .bias = layer->gate_up_bias,
                                            .in = self->norm,
                                            .out = self->ffn,
                                            .epilogue = LMD_EPILOGUE_SILU_MUL});
     ops->linear(stream, &(lmd_linear_args){.weight = layer->down,
+                                           .bias = layer->down_bias,
                                            .in = self->ffn,
                                            .out = self->residual,
                                            .epilogue = LMD_EPILOGUE_ADD});

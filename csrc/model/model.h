@@ -17,7 +17,9 @@ typedef struct lmd_layer {
     lmd_weight *o_bias;    /* [hidden_dim] or NULL */
     lmd_weight *ffn_norm;  /* [hidden_dim] */
     lmd_weight *gate_up;   /* two parts of [ffn_dim, hidden_dim] */
+    lmd_weight *gate_up_bias; /* [2 ffn_dim] or NULL */
     lmd_weight *down;      /* [hidden_dim, ffn_dim] */
+    lmd_weight *down_bias; /* [hidden_dim] or NULL */
 } lmd_layer;
 
 typedef struct lmd_model {

@@ -36,7 +36,7 @@ typedef struct lmd_model_config {
     double norm_eps;
     lmd_rope_config rope;
     bool tie_embeddings;   /* lm_head is the embedding */
-    bool qkv_bias, o_bias; /* biases of the attention's linears */
+    bool qkv_bias, o_bias, mlp_bias; /* biases of the linears */
     bool qk_norm;          /* per-head RMS norm of q and k before RoPE */
     bool packed_qkv;       /* one tensor, rows grouped by KV head: q heads, k, v */
     bool interleaved_rope; /* q and k rows stand in pairs (2i, 2i + 1): put right at load */

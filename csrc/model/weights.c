@@ -93,17 +93,6 @@ static lmd_status read_vector(loader *self, lmd_tensor_role role, int32_t layer,
     return LMD_OK;
 }
 
-static lmd_status load_vector(loader *self, lmd_tensor_role role, int32_t layer, int32_t n,
-                              lmd_weight **out, lmd_err *err) {
-    float *values = lmd_calloc((size_t)n, sizeof *values);
-    if (!values) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a vector of %d", n);
-    lmd_backend *backend = self->model->backend;
-    lmd_status status = read_vector(self, role, layer, n, NULL, n, values, err);
-    if (status == LMD_OK) status = backend->ops->upload_vector(backend, values, n, out, err);
-    lmd_free(values);
-    return status;
-}
-
 /* ---- q, k, v: rows of one matrix in the order of heads, half-split for RoPE ---- */
 
 /* Row of a head's tensor that holds row i of the half-split order: llama.cpp stores the pairs
@@ -169,24 +158,53 @@ static lmd_status load_qkv(loader *self, int32_t layer, lmd_weight **out, lmd_er
     return uploaded(self, views, 3, *out, err);
 }
 
-static lmd_status load_qkv_bias(loader *self, int32_t layer, lmd_weight **out, lmd_err *err) {
-    const lmd_model_config *config = &self->model->config;
-    const bool packed = config->packed_qkv;
-    const int32_t n_q = self->n_q_rows, n_kv = self->n_kv_rows, n_all = n_q + 2 * n_kv;
+/* One vector of up to three pieces, each some values of a tensor. */
+typedef struct vector_part {
+    lmd_tensor_role role;
+    int32_t n_tensor;       /* values of the tensor */
+    const int32_t *row_map; /* [n] or NULL */
+    int32_t n;
+} vector_part;
+
+static lmd_status load_vector_of(loader *self, int32_t layer, const vector_part *parts,
+                                 int32_t n_parts, lmd_weight **out, lmd_err *err) {
+    lmd_status status = LMD_OK;
+    int32_t n_all = 0, at = 0;
+    for (int32_t i = 0; i < n_parts; i++) n_all += parts[i].n;
     float *values = lmd_calloc((size_t)n_all, sizeof *values);
     if (!values) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a vector of %d", n_all);
-    lmd_status status = LMD_OK;
-    LMD_TRY_OUT(read_vector(self, packed ? LMD_QKV_BIAS : LMD_Q_BIAS, layer, packed ? n_all : n_q,
-                            self->q_map, n_q, values, err));
-    LMD_TRY_OUT(read_vector(self, packed ? LMD_QKV_BIAS : LMD_K_BIAS, layer, packed ? n_all : n_kv,
-                            self->k_map, n_kv, values + n_q, err));
-    LMD_TRY_OUT(read_vector(self, packed ? LMD_QKV_BIAS : LMD_V_BIAS, layer, packed ? n_all : n_kv,
-                            self->v_map, n_kv, values + n_q + n_kv, err));
+    for (int32_t i = 0; i < n_parts; at += parts[i++].n)
+        LMD_TRY_OUT(read_vector(self, parts[i].role, layer, parts[i].n_tensor, parts[i].row_map,
+                                parts[i].n, values + at, err));
     LMD_TRY_OUT(self->model->backend->ops->upload_vector(self->model->backend, values, n_all, out,
                                                          err));
 out:
     lmd_free(values);
     return status;
+}
+
+static lmd_status load_vector(loader *self, lmd_tensor_role role, int32_t layer, int32_t n,
+                              lmd_weight **out, lmd_err *err) {
+    const vector_part part = {role, n, NULL, n};
+    return load_vector_of(self, layer, &part, 1, out, err);
+}
+
+static lmd_status load_qkv_bias(loader *self, int32_t layer, lmd_weight **out, lmd_err *err) {
+    const int32_t n_q = self->n_q_rows, n_kv = self->n_kv_rows, n_all = n_q + 2 * n_kv;
+    const vector_part apart[] = {{LMD_Q_BIAS, n_q, self->q_map, n_q},
+                                 {LMD_K_BIAS, n_kv, self->k_map, n_kv},
+                                 {LMD_V_BIAS, n_kv, self->v_map, n_kv}};
+    const vector_part packed[] = {{LMD_QKV_BIAS, n_all, self->q_map, n_q},
+                                  {LMD_QKV_BIAS, n_all, self->k_map, n_kv},
+                                  {LMD_QKV_BIAS, n_all, self->v_map, n_kv}};
+    return load_vector_of(self, layer, self->model->config.packed_qkv ? packed : apart, 3, out,
+                          err);
+}
+
+static lmd_status load_gate_up_bias(loader *self, int32_t layer, lmd_weight **out, lmd_err *err) {
+    const int32_t n = self->model->config.ffn_dim;
+    const vector_part parts[] = {{LMD_GATE_BIAS, n, NULL, n}, {LMD_UP_BIAS, n, NULL, n}};
+    return load_vector_of(self, layer, parts, 2, out, err);
 }
 
 static lmd_status load_gate_up(loader *self, int32_t layer, lmd_weight **out, lmd_err *err) {
@@ -219,7 +237,10 @@ static lmd_status load_layer(loader *self, int32_t i, lmd_err *err) {
     if (config->o_bias) LMD_TRY(load_vector(self, LMD_O_BIAS, i, hidden_dim, &layer->o_bias, err));
     LMD_TRY(load_vector(self, LMD_FFN_NORM, i, hidden_dim, &layer->ffn_norm, err));
     LMD_TRY(load_gate_up(self, i, &layer->gate_up, err));
-    return load_matrix(self, LMD_DOWN, i, hidden_dim, config->ffn_dim, &layer->down, err);
+    LMD_TRY(load_matrix(self, LMD_DOWN, i, hidden_dim, config->ffn_dim, &layer->down, err));
+    if (!config->mlp_bias) return LMD_OK;
+    LMD_TRY(load_gate_up_bias(self, i, &layer->gate_up_bias, err));
+    return load_vector(self, LMD_DOWN_BIAS, i, hidden_dim, &layer->down_bias, err);
 }
 
 static lmd_status load_all(loader *self, lmd_err *err) {
@@ -275,7 +296,7 @@ lmd_status lmd_model_load(const lmd_model_config *config, const lmd_checkpoint *
 static void free_layer(lmd_backend *backend, lmd_layer *layer) {
     lmd_weight *const weights[] = {layer->attn_norm, layer->qkv,    layer->qkv_bias, layer->q_norm,
                                    layer->k_norm,    layer->o,      layer->o_bias,   layer->ffn_norm,
-                                   layer->gate_up,   layer->down};
+                                   layer->gate_up,   layer->gate_up_bias, layer->down, layer->down_bias};
     for (size_t i = 0; i < sizeof weights / sizeof *weights; i++)
         backend->ops->weight_free(backend, weights[i]);
 }

@@ -10,6 +10,7 @@
 #include "python/py_gguf.h"
 #include "python/py_model.h"
 #include "python/py_module.h"
+#include "python/py_request.h"
 #include "python/py_scheduler.h"
 
 static struct PyModuleDef module_def;
@@ -79,7 +80,8 @@ static int module_exec(PyObject *module) {
                       &state->unsupported_error) < 0)
         return -1;
     if (lmd_py_gguf_init(module, state) < 0 || lmd_py_model_init(module, state) < 0 ||
-        lmd_py_engine_init(module, state) < 0 || lmd_py_scheduler_init(module, state) < 0)
+        lmd_py_engine_init(module, state) < 0 || lmd_py_request_init(module, state) < 0 ||
+        lmd_py_scheduler_init(module, state) < 0)
         return -1;
     return PyModule_AddStringConstant(module, "__version__", LMD_VERSION);
 }

@@ -1,5 +1,5 @@
-/* The Gguf type: metadata as Python values, tensors by name. Immutable once constructed, so that its methods
- * need no lock. */
+/* The Gguf type: metadata as Python values, tensors by name. Immutable once constructed, so
+ * that its methods need no lock. */
 #include "python/py_gguf.h"
 
 #include <string.h>
@@ -9,8 +9,7 @@
 #include "quant/weight_codec.h"
 
 typedef struct gguf_object {
-    PyObject_HEAD
-    lmd_gguf *gguf;
+    PyObject_HEAD lmd_gguf *gguf;
     PyObject *path;     /* str */
     PyObject *metadata; /* dict */
 } gguf_object;
@@ -20,7 +19,8 @@ const lmd_gguf *lmd_py_gguf_get(PyObject *obj) { return ((gguf_object *)obj)->gg
 /* ---- metadata ---- */
 
 static PyObject *string_object(lmd_gguf_string string) {
-    /* A vocabulary may hold bytes that are no UTF-8; they must not stop the file from opening. */
+    /* A vocabulary may hold bytes that are no UTF-8; they must not stop the file from opening.
+     */
     return PyUnicode_DecodeUTF8(string.data, (Py_ssize_t)string.len, "surrogateescape");
 }
 
@@ -39,10 +39,10 @@ static PyObject *string_list(const lmd_gguf_value *value) {
 
 static PyObject *number_array(const lmd_gguf_value *value) {
     static const int types[LMD_GGUF_TYPE_COUNT] = {
-        [LMD_GGUF_U8] = NPY_UINT8,   [LMD_GGUF_I8] = NPY_INT8,     [LMD_GGUF_U16] = NPY_UINT16,
-        [LMD_GGUF_I16] = NPY_INT16,  [LMD_GGUF_U32] = NPY_UINT32,  [LMD_GGUF_I32] = NPY_INT32,
-        [LMD_GGUF_F32] = NPY_FLOAT,  [LMD_GGUF_BOOL] = NPY_BOOL,   [LMD_GGUF_U64] = NPY_UINT64,
-        [LMD_GGUF_I64] = NPY_INT64,  [LMD_GGUF_F64] = NPY_DOUBLE,
+        [LMD_GGUF_U8] = NPY_UINT8,  [LMD_GGUF_I8] = NPY_INT8,    [LMD_GGUF_U16] = NPY_UINT16,
+        [LMD_GGUF_I16] = NPY_INT16, [LMD_GGUF_U32] = NPY_UINT32, [LMD_GGUF_I32] = NPY_INT32,
+        [LMD_GGUF_F32] = NPY_FLOAT, [LMD_GGUF_BOOL] = NPY_BOOL,  [LMD_GGUF_U64] = NPY_UINT64,
+        [LMD_GGUF_I64] = NPY_INT64, [LMD_GGUF_F64] = NPY_DOUBLE,
     };
     npy_intp n = (npy_intp)value->n_items;
     PyArrayObject *array = (PyArrayObject *)PyArray_SimpleNew(1, &n, types[value->item_type]);
@@ -128,13 +128,11 @@ static PyObject *dequantize(PyObject *obj, PyObject *arg) {
     float *out = PyArray_DATA(array);
     int64_t n_cols = view->dims[view->n_dims - 1], n_rows = PyArray_SIZE(array) / n_cols;
     const uint8_t *data = view->data;
-    Py_BEGIN_ALLOW_THREADS
-    for (int64_t i = 0; i < n_rows; i++)
-        lmd_weight_row_to_float(view->dtype, data + i * lmd_dtype_row_bytes(view->dtype, n_cols),
-                                n_cols, out + i * n_cols);
+    Py_BEGIN_ALLOW_THREADS for (int64_t i = 0; i < n_rows; i++) lmd_weight_row_to_float(
+        view->dtype, data + i * lmd_dtype_row_bytes(view->dtype, n_cols), n_cols,
+        out + i * n_cols);
     lmd_checkpoint_release(checkpoint, view);
-    Py_END_ALLOW_THREADS
-    return (PyObject *)array;
+    Py_END_ALLOW_THREADS return (PyObject *)array;
 }
 
 /* ---- the type ---- */
@@ -142,15 +140,14 @@ static PyObject *dequantize(PyObject *obj, PyObject *arg) {
 static PyObject *gguf_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"path", NULL};
     PyObject *path = NULL, *bytes = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&:Gguf", names, PyUnicode_FSConverter, &bytes))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&:Gguf", names, PyUnicode_FSConverter,
+                                     &bytes))
         return NULL;
     lmd_gguf *gguf = NULL;
     lmd_err err;
     lmd_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = lmd_gguf_open(PyBytes_AS_STRING(bytes), &gguf, &err);
-    Py_END_ALLOW_THREADS
-    path = PyUnicode_DecodeFSDefault(PyBytes_AS_STRING(bytes));
+    Py_BEGIN_ALLOW_THREADS status = lmd_gguf_open(PyBytes_AS_STRING(bytes), &gguf, &err);
+    Py_END_ALLOW_THREADS path = PyUnicode_DecodeFSDefault(PyBytes_AS_STRING(bytes));
     Py_DECREF(bytes);
     if (status != LMD_OK) lmd_py_raise(&err);
     PyObject *metadata = status == LMD_OK ? make_metadata(gguf) : NULL;
@@ -207,8 +204,9 @@ static PyType_Slot gguf_slots[] = {
     {Py_tp_dealloc, gguf_dealloc},
     {Py_tp_getset, gguf_getset},
     {Py_tp_methods, gguf_methods},
-    {Py_tp_doc, "Gguf(path)\n\nA GGUF v3 file, mapped read-only and validated before the constructor "
-                "returns."},
+    {Py_tp_doc,
+     "Gguf(path)\n\nA GGUF v3 file, mapped read-only and validated before the constructor "
+     "returns."},
     {0, NULL},
 };
 

@@ -127,6 +127,7 @@ static int read_config(PyObject *dict, lmd_model_config *config) {
     config->tie_embeddings = read_bool(&reader, "tie_embeddings");
     config->qkv_bias = read_bool(&reader, "qkv_bias");
     config->o_bias = read_bool(&reader, "o_bias");
+    config->mlp_bias = read_bool(&reader, "mlp_bias");
     config->qk_norm = read_bool(&reader, "qk_norm");
     config->packed_qkv = read_bool(&reader, "packed_qkv");
     config->interleaved_rope = read_bool(&reader, "interleaved_rope");
@@ -294,9 +295,7 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     PyObject *dict = state ? PyDict_New() : NULL;
     if (!dict || PyDict_Update(dict, mapping) < 0 || read_config(dict, &config) < 0) goto fail;
     if (PyObject_TypeCheck(source, state->gguf_type)) {
-        lmd_gguf *gguf = lmd_py_gguf_get(source);
-        if (!gguf) goto fail;
-        checkpoint = lmd_gguf_checkpoint(gguf);
+        checkpoint = lmd_gguf_checkpoint(lmd_py_gguf_get(source));
     } else {
         own = checkpoint_of_specs(source);
         checkpoint = own;

@@ -2,8 +2,9 @@
 #ifndef LMD_PYTHON_PY_MODEL_H
 #define LMD_PYTHON_PY_MODEL_H
 
+#include "python/py_module.h" /* Python.h stands before every other header */
+
 #include "model/model.h"
-#include "python/py_module.h"
 
 /* Creates the type and adds it to the module. */
 int lmd_py_model_init(PyObject *module, lmd_py_state *state);

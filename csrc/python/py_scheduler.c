@@ -48,7 +48,7 @@ static PyObject *scheduler_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     static char *names[] = {"n_blocks", "block_len", "max_batch_size", "max_prefill_token_num",
                             "session_len", NULL};
     lmd_scheduler_config config = {0, 64, 64, 512, 8192};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$i|iiii:Scheduler", names, &config.n_blocks,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$iiiii:Scheduler", names, &config.n_blocks,
                                      &config.block_len, &config.max_batch_size,
                                      &config.max_prefill_token_num, &config.session_len))
         return NULL;

@@ -1,4 +1,5 @@
-/* Decoding of stored weight rows: see weight_codec.h. The block layouts are ggml's (ggml-common.h). */
+/* Decoding of stored weight rows: see weight_codec.h.
+ * The block layouts are those of ggml (ggml-common.h). */
 #include "quant/weight_codec.h"
 
 #include <math.h>
@@ -57,8 +58,9 @@ static void k_scale_min(const uint8_t *packed, int32_t j, int32_t *scale, int32_
     }
 }
 
-/* Sub-block j of a Q4_K or Q5_K block: its codes and, in fp32, its scale and minimum. Blocks start with
- * d and dmin in half and the 12 scale bytes; Q5_K has 32 bytes of fifth bits before its nibbles. */
+/* Sub-block j of a Q4_K or Q5_K block: its codes and, in fp32, its scale and minimum. Blocks
+ * start with d and dmin in half and the 12 scale bytes; Q5_K has 32 bytes of fifth bits before
+ * its nibbles. */
 static void k_sub_block(const uint8_t *block, bool has_fifth_bits, int32_t j, uint8_t *codes,
                         float *scale, float *min) {
     int32_t packed_scale, packed_min;
@@ -87,7 +89,15 @@ static void q6_group(const uint8_t *block, int32_t j, float *out) {
     }
 }
 
-/* Requantises a group of fp32 values as int8 under one half scale. What no half can scale becomes NaN. */
+/* The smallest half that is not less than x, for finite x >= 0. */
+static uint16_t half_at_least(float x) {
+    uint16_t bits = lmd_float_to_half(x);
+    return lmd_half_to_float(bits) < x ? (uint16_t)(bits + 1) : bits;
+}
+
+/* Requantises a group of fp32 values as int8 under one half scale, rounded up so that 127 steps
+ * reach the largest value (a subnormal scale may be far from it). What no half can scale
+ * becomes NaN: an infinite or NaN scale times code 0. */
 static void quantize_i8(const float *values, uint8_t *codes, uint16_t *scale) {
     float max = 0.0f;
     bool finite = true;
@@ -95,7 +105,7 @@ static void quantize_i8(const float *values, uint8_t *codes, uint16_t *scale) {
         finite = finite && isfinite(values[i]);
         max = fabsf(values[i]) > max ? fabsf(values[i]) : max;
     }
-    *scale = finite ? lmd_float_to_half(max / 127.0f) : 0x7e00;
+    *scale = finite ? half_at_least(max / 127.0f) : 0x7e00;
     float step = lmd_half_to_float(*scale);
     memset(codes, 0, GROUP);
     if (!(step > 0.0f) || !isfinite(step)) return;
@@ -108,25 +118,29 @@ static void quantize_i8(const float *values, uint8_t *codes, uint16_t *scale) {
 
 /* ---- one group of any coded dtype ---- */
 
+/* The block that group g of a row lies in: its own, or one of 8 groups (K-quants). */
+static const uint8_t *block_of(lmd_dtype dtype, const uint8_t *row, int64_t g) {
+    return row + g * GROUP / lmd_dtype_block_len(dtype) * lmd_dtype_block_bytes(dtype);
+}
+
 static void decode_group(lmd_dtype dtype, const uint8_t *row, int64_t g, uint8_t *codes,
                          uint16_t *scale, uint16_t *offset) {
-    const uint8_t *group = row + g * lmd_dtype_block_bytes(dtype);
-    const uint8_t *block = row + g / 8 * lmd_dtype_block_bytes(dtype); /* K-quants: 8 groups */
+    const uint8_t *block = block_of(dtype, row, g);
     float scale32, min32, values[GROUP];
     switch (dtype) {
     case LMD_Q8_0:
-        *scale = read_u16(group);
-        memcpy(codes, group + 2, GROUP);
+        *scale = read_u16(block);
+        memcpy(codes, block + 2, GROUP);
         break;
     case LMD_Q4_0:
-        *scale = read_u16(group);
+        *scale = read_u16(block);
         *offset = 0x4800; /* 8 */
-        split_nibbles(group + 2, codes);
+        split_nibbles(block + 2, codes);
         break;
     case LMD_Q4_1:
-        *scale = read_u16(group);
-        *offset = read_u16(group + 2);
-        split_nibbles(group + 4, codes);
+        *scale = read_u16(block);
+        *offset = read_u16(block + 2);
+        split_nibbles(block + 4, codes);
         break;
     case LMD_Q4_K:
     case LMD_Q5_K:
@@ -146,7 +160,8 @@ void lmd_weight_decode_row(lmd_dtype dtype, const void *row, int64_t n_cols, uin
                            uint16_t *scales, uint16_t *offsets) {
     uint16_t unused;
     for (int64_t g = 0; g < n_cols / GROUP; g++)
-        decode_group(dtype, row, g, codes + g * GROUP, scales + g, offsets ? offsets + g : &unused);
+        decode_group(dtype, row, g, codes + g * GROUP, scales + g,
+                     offsets ? offsets + g : &unused);
 }
 
 /* ---- to fp32 ---- */
@@ -163,7 +178,7 @@ static void float_row(lmd_dtype dtype, const uint8_t *row, int64_t n_cols, float
 }
 
 static void group_to_float(lmd_dtype dtype, const uint8_t *row, int64_t g, float *out) {
-    const uint8_t *block = row + g / 8 * lmd_dtype_block_bytes(dtype);
+    const uint8_t *block = block_of(dtype, row, g);
     uint8_t codes[GROUP];
     if (dtype == LMD_Q6_K) {
         q6_group(block, (int32_t)(g % 8), out);

@@ -1,0 +1,83 @@
+"""What the tests share: golden data, and engines on the tiny models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmdeploy_c import _C
+from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
+
+GOLDEN = Path(__file__).parent / "golden"
+NEAR_TIE = 0.05  # a gap between the two largest logits below which either token is right
+
+
+def load_model(path: Path, num_threads: int | None = None) -> _C.Model:
+    checkpoint = open_checkpoint(path)
+    return _C.Model(checkpoint.config, checkpoint.source, num_threads=num_threads)
+
+
+def make_engine(model: _C.Model, **options: Any) -> _C.Engine:
+    defaults: dict[str, Any] = {"session_len": 640, "n_blocks": 64, "max_batch_size": 32}
+    return _C.Engine(model, **{**defaults, **options})
+
+
+@dataclass
+class Answer:
+    """Everything a request produced."""
+
+    token_ids: list[int]
+    logprobs: list[dict[int, float]]
+    logits: np.ndarray | None  # [n_rows, vocab_size]
+    finish_reason: str
+    ppl: float | None
+
+
+def read_all(request: _C.Request) -> Answer:
+    """Reads a request to its end; fails the test on an error."""
+    tokens: list[int] = []
+    logprobs: list[dict[int, float]] = []
+    logits: list[np.ndarray] = []
+    while True:
+        output = request.read(60)
+        assert output is not None, "no output within 60 s"
+        assert output.finish_reason != "error", output.error_message
+        tokens += output.token_ids
+        logprobs += output.logprobs or []
+        if output.logits is not None:
+            logits.append(output.logits)
+        if output.finish_reason is not None:
+            rows = np.concatenate(logits) if logits else None
+            return Answer(tokens, logprobs, rows, output.finish_reason, output.ppl)
+
+
+def greedy(engine: _C.Engine, prompt: Sequence[int], n: int) -> list[int]:
+    return read_all(engine.submit(prompt, max_new_tokens=n)).token_ids
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> _C.Model:
+    return load_model(GOLDEN / "models" / "llama-gqa-tied", num_threads=2)
+
+
+@pytest.fixture
+def tiny_engine(tiny_model: _C.Model) -> Iterator[_C.Engine]:
+    engine = make_engine(tiny_model)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    return resolve_model(None)
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path: Path) -> _C.Model:
+    return load_model(smollm2_path)
+

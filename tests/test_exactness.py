@@ -1,0 +1,89 @@
+"""The bit-for-bit part of the numeric contract: what may not change a request's tokens or logits."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, Answer, load_model, make_engine, read_all
+
+from lmdeploy_c import _C
+
+LONG = GOLDEN / "models" / "llama-long"
+CODES = GOLDEN / "gguf" / "llama-q4_1.gguf"
+N_NEW = 24
+
+
+def prompts(vocab_size: int, n: int, seed: int = 7) -> list[list[int]]:
+    """Prompts of 3 to 300 tokens: some cross the attention chunk at 256."""
+    random = np.random.default_rng(seed)
+    return [random.integers(3, vocab_size, random.integers(3, 300)).tolist() for _ in range(n)]
+
+
+def submit(engine: _C.Engine, prompt: Sequence[int]) -> _C.Request:
+    return engine.submit(prompt, max_new_tokens=N_NEW, output_logits="generation")
+
+
+def assert_same(got: Answer, expected: Answer) -> None:
+    assert got.token_ids == expected.token_ids
+    assert got.logits is not None
+    assert expected.logits is not None
+    assert np.array_equal(got.logits, expected.logits), "logits differ in their bits"
+
+
+@pytest.fixture(scope="module", params=[LONG, CODES], ids=["bf16", "q4_1"])
+def model(request: pytest.FixtureRequest) -> _C.Model:
+    return load_model(request.param, num_threads=2)
+
+
+@pytest.fixture(scope="module")
+def alone(model: _C.Model) -> list[tuple[list[int], Answer]]:
+    """32 requests, each alone in the engine."""
+    engine = make_engine(model, n_blocks=200)
+    result = []
+    for prompt in prompts(model.config["vocab_size"], 32):
+        result.append((prompt, read_all(submit(engine, prompt))))
+    engine.close()
+    return result
+
+
+def check_all(engine: _C.Engine, alone: list[tuple[list[int], Answer]]) -> dict[str, int | float]:
+    requests = [submit(engine, prompt) for prompt, _ in alone]
+    for request, (_, expected) in zip(requests, alone, strict=True):
+        assert_same(read_all(request), expected)
+    stats = engine.stats()
+    engine.close()
+    return stats
+
+
+def test_among_31_others(model: _C.Model, alone: list[tuple[list[int], Answer]]) -> None:
+    check_all(make_engine(model, n_blocks=400), alone)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_chunking(model: _C.Model, alone: list[tuple[list[int], Answer]], chunk: int) -> None:
+    engine = make_engine(model, n_blocks=400, max_prefill_token_num=chunk)
+    check_all(engine, alone[:8])
+
+
+def test_threads(model: _C.Model, alone: list[tuple[list[int], Answer]]) -> None:
+    path = LONG if model.config["naming"] == "hf" else CODES
+    for num_threads in (1, 3):
+        engine = make_engine(load_model(path, num_threads=num_threads), n_blocks=400)
+        check_all(engine, alone[:8])
+
+
+def test_preempted(model: _C.Model, alone: list[tuple[list[int], Answer]]) -> None:
+    """A pool that holds fewer than the running sequences need: some lose their seat and recompute."""
+    stats = check_all(make_engine(model, n_blocks=12), alone)
+    assert stats["n_preempted"] > 0
+
+
+def test_block_len_changes_only_rounding(model: _C.Model) -> None:
+    prompt = prompts(model.config["vocab_size"], 1)[0]
+    answers = []
+    for block_len in (16, 64, 256):
+        engine = make_engine(model, n_blocks=64, block_len=block_len)
+        answers.append(read_all(submit(engine, prompt)).logits)
+        engine.close()
+    for other in answers[1:]:
+        assert np.abs(other[0] - answers[0][0]).max() <= 1e-4 * np.abs(answers[0][0]).max()
