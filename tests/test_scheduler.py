@@ -1,0 +1,258 @@
+"""The scheduler by itself: plans against an independent model of what each sequence has computed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from lmdeploy_c import _C
+
+
+def token_of(seq_id: int, position: int) -> int:
+    """The token that the imagined model gives at a position: checks that ids reach the right plan."""
+    return (seq_id * 7919 + position * 104729) % 50000
+
+
+@dataclass
+class Shadow:
+    """What a sequence should be: its tokens, and which positions are in KV."""
+
+    tokens: list[int]
+    max_len: int
+    computed: int = 0  # positions in KV once the plans in flight have run
+    n_pending: int = 0
+    in_flight: int = 0
+    blocks: list[int] = field(default_factory=list)
+
+
+class Checked:
+    """A scheduler, and the shadow that every plan is compared with."""
+
+    def __init__(self, **config: int) -> None:
+        self.scheduler = _C.Scheduler(**config)
+        self.block_len = config.get("block_len", 64)
+        self.budget = config.get("max_prefill_token_num", 512)
+        self.max_batch_size = config.get("max_batch_size", 64)
+        self.living: dict[int, Shadow] = {}
+        self.ended_in_flight: dict[int, Shadow] = {}
+        self.plans: list[_C.Plan] = []
+        self.finished: list[int] = []
+
+    def add(self, n_tokens: int, max_new_tokens: int) -> int:
+        start = random.randrange(1000)
+        tokens = [start + i for i in range(n_tokens)]
+        seq_id = self.scheduler.add(tokens, max_new_tokens=max_new_tokens)
+        self.living[seq_id] = Shadow(tokens, n_tokens + max_new_tokens)
+        return seq_id
+
+    def shadow(self, seq_id: int) -> Shadow:
+        return self.living.get(seq_id) or self.ended_in_flight[seq_id]
+
+    def schedule(self) -> _C.Plan | None:
+        plan = self.scheduler.schedule()
+        self.scheduler.check()
+        if plan is not None:
+            self.check_plan(plan)
+            self.plans.append(plan)
+        return plan
+
+    def check_plan(self, plan: _C.Plan) -> None:
+        for seq_id in plan.preempted:
+            assert self.living[int(seq_id)].in_flight == 0, "preempted while in flight"
+        n = len(plan.seq_ids)
+        assert plan.input_lens.sum() == len(plan.token_ids) == len(plan.positions) <= self.budget
+        assert n <= self.max_batch_size
+        assert len(set(plan.slots.tolist())) == n
+        assert len(set(plan.seq_ids.tolist())) == n
+        decodes = (plan.input_lens == 1) & (plan.history_lens > 0)
+        assert sorted(decodes, reverse=True) == list(decodes), "decodes stand first"
+        used: dict[int, int] = {}
+        row = 0
+        rows: list[int] = []
+        for i, seq_id in enumerate(plan.seq_ids.tolist()):
+            shadow = self.living[seq_id]
+            history, n_input = int(plan.history_lens[i]), int(plan.input_lens[i])
+            end = history + n_input
+            if seq_id in plan.preempted or history != shadow.computed:
+                assert history < shadow.computed, "a restart may only fall back"
+                assert shadow.in_flight == 0
+            blocks = plan.block_ids[plan.block_offsets[i] : plan.block_offsets[i + 1]].tolist()
+            assert len(blocks) == -(-end // self.block_len)
+            if history == shadow.computed:
+                kept = -(-history // self.block_len)
+                assert blocks[:kept] == shadow.blocks[:kept], "computed blocks stay"
+            for block in blocks:
+                assert used.setdefault(block, seq_id) == seq_id, "two sequences share a block"
+            for p in range(history, end):
+                expected = shadow.tokens[p] if p < len(shadow.tokens) else -1
+                assert plan.token_ids[row] == expected
+                assert plan.positions[row] == p
+                row += 1
+            total = len(shadow.tokens) + shadow.n_pending
+            assert end <= total
+            if end == total and total < shadow.max_len:
+                rows.append(row - 1)
+                shadow.n_pending += 1
+            shadow.computed, shadow.blocks = end, blocks
+            shadow.in_flight += 1
+        for other in self.plans:  # what another plan in flight writes is not given away
+            for i, seq_id in enumerate(other.seq_ids.tolist()):
+                for block in other.block_ids[other.block_offsets[i] : other.block_offsets[i + 1]]:
+                    assert used.get(int(block), seq_id) == seq_id
+        assert plan.logits_rows.tolist() == rows
+
+    def update(self) -> None:
+        plan = self.plans.pop(0)
+        starts = np.cumsum(plan.input_lens) - plan.input_lens
+        tokens = []
+        for row in plan.logits_rows.tolist():
+            i = int(np.searchsorted(starts, row, side="right")) - 1
+            seq_id = int(plan.seq_ids[i])
+            shadow = self.shadow(seq_id)
+            tokens.append(token_of(seq_id, len(shadow.tokens)))
+            shadow.tokens.append(tokens[-1])
+            shadow.n_pending -= 1
+        for seq_id in plan.seq_ids.tolist():
+            shadow = self.shadow(seq_id)
+            shadow.in_flight -= 1
+            if shadow.in_flight == 0:
+                self.ended_in_flight.pop(seq_id, None)
+        for seq_id, reason in self.scheduler.update(plan.plan_id, tokens):
+            assert reason == "length"
+            assert len(self.living[seq_id].tokens) == self.living[seq_id].max_len
+            self.end(seq_id)
+        for shadow in self.living.values():
+            assert len(shadow.tokens) < shadow.max_len, "who is full has ended"
+        self.scheduler.check()
+
+    def end(self, seq_id: int) -> None:
+        shadow = self.living.pop(seq_id)
+        if shadow.in_flight:
+            self.ended_in_flight[seq_id] = shadow
+        self.finished.append(seq_id)
+
+    def cancel(self, seq_id: int) -> None:
+        self.scheduler.cancel(seq_id)
+        self.end(seq_id)
+        self.scheduler.check()
+
+    def drain(self, limit: int = 100_000) -> None:
+        for _ in range(limit):
+            if not self.living and not self.plans:
+                break
+            if self.schedule() is None:
+                assert self.plans, "nothing runs, nothing is in flight, someone lives"
+            self.update()
+        assert not self.living
+        stats = self.scheduler.stats()
+        assert stats["n_active_blocks"] == 0
+        assert stats["n_running"] == stats["n_waiting"] == 0
+
+
+CONFIGS = [
+    {"n_blocks": 40, "block_len": 16, "max_batch_size": 8, "max_prefill_token_num": 64,
+     "session_len": 300},
+    {"n_blocks": 12, "block_len": 7, "max_batch_size": 16, "max_prefill_token_num": 11,
+     "session_len": 80},
+    {"n_blocks": 30, "block_len": 1, "max_batch_size": 4, "max_prefill_token_num": 5,
+     "session_len": 30},
+    {"n_blocks": 6, "block_len": 64, "max_batch_size": 3, "max_prefill_token_num": 512,
+     "session_len": 380},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c['n_blocks']}x{c['block_len']}")
+def test_random_operations(config: dict[str, int]) -> None:
+    """2,500 operations each, 10,000 in all: every plan fits the shadow, every sequence ends."""
+    random.seed(config["n_blocks"])
+    checked = Checked(**config)
+    most = min(config["session_len"], config["n_blocks"] * config["block_len"])
+    for _ in range(2500):
+        choice = random.random()
+        if choice < 0.25 and len(checked.living) < 40:
+            n = random.randint(1, most - 1)
+            checked.add(n, random.randint(1, min(most - n, 40)))
+        elif choice < 0.30 and checked.living:
+            checked.cancel(random.choice(list(checked.living)))
+        elif choice < 0.65 and len(checked.plans) < 2:
+            checked.schedule()
+        elif checked.plans:
+            checked.update()
+    assert checked.scheduler.stats()["n_preempted"] > 0
+    checked.drain()
+
+
+def test_one_budget_for_prefill_and_decode() -> None:
+    checked = Checked(n_blocks=64, max_prefill_token_num=32)
+    first = checked.add(10, 50)
+    checked.schedule()
+    checked.update()
+    second = checked.add(100, 5)
+    plan = checked.schedule()
+    assert plan is not None
+    assert plan.seq_ids.tolist() == [first, second]
+    assert plan.input_lens.tolist() == [1, 31]
+    checked.drain()
+
+
+def test_first_come_first_served() -> None:
+    checked = Checked(n_blocks=8, block_len=16, max_batch_size=1, session_len=128)
+    order = [checked.add(20, 3) for _ in range(6)]
+    checked.drain()
+    assert checked.finished == order
+
+
+def test_waiting_says_why() -> None:
+    scheduler = _C.Scheduler(n_blocks=3, block_len=16, max_batch_size=8, session_len=48)
+    scheduler.add(range(30), max_new_tokens=2)
+    blocked = scheduler.add(range(40), max_new_tokens=2)
+    behind = scheduler.add(range(4), max_new_tokens=2)
+    plan = scheduler.schedule()
+    assert plan is not None
+    assert plan.waiting == [(blocked, "no block is free"), (behind, "behind another that waits")]
+
+
+def test_preempted_sequence_keeps_what_was_not_evicted() -> None:
+    checked = Checked(n_blocks=5, block_len=16, max_batch_size=4, session_len=80)
+    old, young = checked.add(31, 40), checked.add(31, 3)
+    checked.schedule()
+    checked.update()
+    plan = None
+    for _ in range(40):
+        plan = checked.schedule()
+        assert plan is not None
+        checked.update()
+        if young in plan.preempted:
+            break
+    else:
+        pytest.fail("nobody was preempted")
+    assert old in checked.living
+    checked.drain()
+
+
+def test_what_can_never_fit_is_refused() -> None:
+    scheduler = _C.Scheduler(n_blocks=2, block_len=16, session_len=100)
+    with pytest.raises(ValueError, match="do not ever fit"):
+        scheduler.add(range(30), max_new_tokens=10)
+    with pytest.raises(ValueError, match="at least one token"):
+        scheduler.add([], max_new_tokens=1)
+
+
+def test_wrong_use_is_an_exception() -> None:
+    scheduler = _C.Scheduler(n_blocks=4)
+    with pytest.raises(KeyError):
+        scheduler.cancel(3)
+    with pytest.raises(ValueError, match="oldest in flight"):
+        scheduler.update(1, [])
+    scheduler.add([1, 2], max_new_tokens=4)
+    plan = scheduler.schedule()
+    assert plan is not None
+    with pytest.raises(ValueError, match="1 logits rows, but 2"):
+        scheduler.update(plan.plan_id, [1, 2])
+    with pytest.raises(ValueError, match="n_blocks"):
+        _C.Scheduler(n_blocks=0)
+    with pytest.raises(TypeError, match="integers"):
+        scheduler.add([0.5])
