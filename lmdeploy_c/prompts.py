@@ -1,0 +1,92 @@
+"""The forms in which a prompt may come, made one: a text, or the messages of a conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .messages import unsupported
+
+Message = Mapping[str, Any]
+#: A text, or one conversation in OpenAI's form: dicts with "role" and "content".
+Prompt = str | list[Message]
+
+_FORMS = (
+    "a prompt is a text, a list of texts, a conversation (a list of dicts with 'role' and "
+    "'content') or a list of conversations"
+)
+
+
+def parse_prompts(prompts: object) -> tuple[list[Prompt], bool]:
+    """The prompts as a list, and whether there was only one, which gets one Response.
+
+    Raises TypeError for a form that is none, UnsupportedError for images.
+    """
+    if isinstance(prompts, (str, tuple)) or _is_conversation(prompts):
+        return [_parse_one(prompts)], True
+    if not isinstance(prompts, list):
+        raise TypeError(f"{_FORMS}; this is a {type(prompts).__name__}")
+    return [_parse_one(p) for p in prompts], False
+
+
+def _is_conversation(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) for m in value)
+
+
+def _parse_one(prompt: object) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, list) and _is_conversation(prompt):
+        return prompt
+    if isinstance(prompt, tuple):
+        raise unsupported(
+            "a tuple is a prompt with images, and this release serves text only: "
+            "pass the text itself, or a list of texts"
+        )
+    raise TypeError(f"{_FORMS}; an item here is a {type(prompt).__name__}: {prompt!r:.60}")
+
+
+def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """The prompt as a conversation; contents given in parts become texts.
+
+    Raises ValueError for a message without role or content, UnsupportedError for a part that is
+    not text.
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return [{**m, "content": _content(m)} for m in prompt]
+
+
+def _content(message: Message) -> str | None:
+    if not isinstance(message.get("role"), str):
+        raise ValueError(f"a message needs a 'role', a text: {dict(message)!r:.100}")
+    content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return None
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence) and not isinstance(content, bytes):
+        return "".join(_part(p) for p in content)
+    raise ValueError(f"a message needs a 'content', a text or parts: {dict(message)!r:.100}")
+
+
+def _part(part: object) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise ValueError(f"a part of a message's content must be a dict: {part!r:.100}")
+    if part.get("type") != "text":
+        raise unsupported(f"content of type {part.get('type')!r}: this release serves text only")
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise ValueError(f"a part of type 'text' needs a 'text': {dict(part)!r:.100}")
+    return text
+
+
+def per_prompt(value: Any, n: int, name: str) -> list[Any]:
+    """`value` for each of n prompts: a list as it is, anything else n times. ValueError."""
+    if not isinstance(value, list):
+        return [value] * n
+    if len(value) != n:
+        raise ValueError(f"{name} has {len(value)} items for {n} prompts")
+    return value
