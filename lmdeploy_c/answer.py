@@ -6,13 +6,18 @@ Nothing here is shared between threads: an Answer belongs to the call that made 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import select
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .messages import GenerationConfig, Response, ResponseType
 
 if TYPE_CHECKING:
     from ._C import Output, Request
+
+#: Requests of one stream that are in the engine at once; each takes a file descriptor.
+STREAM_WINDOW = 256
 
 
 class Detokenizer(Protocol):
@@ -204,7 +209,6 @@ class Answer:
         so_far.extend(delta)
         return delta
 
-
     def _error_code(self) -> ResponseType:
         if self._too_long:
             return ResponseType.INPUT_LENGTH_ERROR
@@ -266,3 +270,39 @@ def stop_rules(
         min_tokens=config.min_new_tokens or 0,
     )
     return matcher, sorted(engine_ids - set(asked))
+
+
+def interleave(start: Callable[[int], Answer | Failed], n: int) -> Iterator[Response]:
+    """Pieces of n answers as they come. Ending the iteration cancels what is still running."""
+    poll, waiting = select.poll(), deque(range(n))
+    running: dict[int, Answer] = {}  # by file descriptor
+    try:
+        while waiting or running:
+            while waiting and len(running) < STREAM_WINDOW:
+                answer = start(waiting.popleft())
+                if isinstance(answer, Failed):
+                    yield answer.response
+                    continue
+                fd = answer.request.fileno()
+                running[fd] = answer
+                poll.register(fd, select.POLLIN)
+            for fd, _ in poll.poll() if running else ():
+                delta = running[fd].read(timeout=0)
+                if running[fd].done:
+                    poll.unregister(fd)
+                    del running[fd]
+                if delta is not None:
+                    yield delta
+    finally:
+        for answer in running.values():
+            answer.cancel()
+
+
+def whole(deltas: Iterator[Response]) -> Iterator[Response]:
+    """Each answer as one piece, when it is complete."""
+    parts: dict[int, Response] = {}
+    for delta in deltas:
+        part = parts[delta.index].extend(delta) if delta.index in parts else delta
+        parts[delta.index] = part
+        if part.finish_reason is not None:
+            yield parts.pop(delta.index)

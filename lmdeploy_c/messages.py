@@ -44,7 +44,7 @@ def unsupported(message: str) -> ValueError:
 
 def _only(default: T, *also: T, hint: str = "") -> T:
     """A dataclass field whose only served values are the default and `also`."""
-    return cast(T, field(default=default, metadata={"served": (default, *also), "hint": hint}))
+    return field(default=default, metadata={"served": (default, *also), "hint": hint})
 
 
 def _same(a: object, b: object) -> bool:
@@ -79,7 +79,7 @@ class _Checked:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
             raise self._wrong(name, "a number")
-        if not low <= value <= high:
+        if not low <= float(value) <= high:
             raise self._wrong(name, f"between {low:g} and {high:g}")
 
     def _check_int(self, name: str, low: int, optional: bool = False) -> None:
@@ -100,9 +100,7 @@ class _Checked:
         if value is None:
             return
         is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-        if not is_list or not all(
-            isinstance(v, kind) and not isinstance(v, bool) for v in value
-        ):
+        if not is_list or not all(isinstance(v, kind) and not isinstance(v, bool) for v in value):
             raise self._wrong(name, f"None or a list of {of}")
 
 
@@ -183,7 +181,7 @@ class GenerationConfig(_Checked):
     return_ppl: bool = False
     with_cache: bool = _only(False)
     preserve_cache: bool = _only(False)
-    migration_request: Any = _only(None)
+    migration_request: object = _only(None)
     return_routed_experts: bool = _only(False)
     repetition_ngram_size: int = _only(0, hint="use repetition_penalty")
     repetition_ngram_threshold: int = _only(0, hint="use repetition_penalty")
@@ -403,7 +401,7 @@ class PytorchEngineConfig(_EngineConfig):
     dllm_confidence_threshold: float = _only(0.85)
     role: str = _only("Hybrid")
     migration_backend: str = _only("DLSlime")
-    kv_transfer_config: Any = _only(None)
+    kv_transfer_config: object = _only(None)
     piecewise_cudagraph_max_tokens: int | None = _only(None)
 
     def check(self) -> None:

@@ -1,0 +1,64 @@
+"""lmdeploy_c: an LLM inference engine in C, with LMDeploy's Python API.
+
+    import lmdeploy_c
+
+    with lmdeploy_c.pipeline() as pipe:
+        print(pipe("What is the capital of France?").text)
+
+Importing it is cheap: the engine, NumPy and the tokenizer are loaded when they are used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from .chat_template import ChatTemplateConfig
+from .messages import (
+    GenerationConfig,
+    PytorchEngineConfig,
+    Response,
+    TurbomindEngineConfig,
+    VisionConfig,
+)
+from .pipeline import Pipeline, pipeline
+from .session import Session
+from .tokenizer import Tokenizer
+from .version import __version__, version_info
+
+if TYPE_CHECKING:
+    from ._C import CheckpointError, Engine, Model, Scheduler, UnsupportedError
+
+__all__ = [
+    "ChatTemplateConfig",
+    "CheckpointError",
+    "Engine",
+    "GenerationConfig",
+    "Model",
+    "Pipeline",
+    "PytorchEngineConfig",
+    "Response",
+    "Scheduler",
+    "Session",
+    "Tokenizer",
+    "TurbomindEngineConfig",
+    "UnsupportedError",
+    "VisionConfig",
+    "__version__",
+    "pipeline",
+    "version_info",
+]
+
+_FROM_CORE = ("CheckpointError", "Engine", "Model", "Scheduler", "UnsupportedError")
+_LATER = ("serve", "client", "KVTransferConfig", "vl", "lite")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FROM_CORE:
+        from . import _C
+
+        return getattr(_C, name)
+    if name in _LATER:
+        raise AttributeError(f"lmdeploy_c.{name} is not part of release {__version__}")
+    raise AttributeError(f"module 'lmdeploy_c' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,276 @@
+"""Chat templates: the tokenizer's jinja, the built-in ones, and users' own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from .jinja_sandbox import ChatTemplateError as ChatTemplateError
+    from .tokenizer import Tokenizer
+
+Messages = str | Sequence[Mapping[str, Any]]
+T = TypeVar("T", bound=type)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ChatTemplateError":  # jinja2 comes with it: only when it is needed
+        from .jinja_sandbox import ChatTemplateError
+
+        return ChatTemplateError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class ChatTemplate(Protocol):
+    """What a pipeline uses: `ChatTemplateConfig.template(tokenizer)` gives one.
+
+    adds_bos: the text brings the model's first token itself, or wants none.
+    """
+
+    stop_words: list[str]
+    adds_bos: bool
+
+    def messages2prompt(
+        self, messages: Messages, add_generation_prompt: bool = True, **kwargs: Any
+    ) -> str:
+        """The prompt's text, to be encoded with add_bos=False if `adds_bos` and True otherwise.
+        A text is one user message. A last message by the assistant is continued.
+        Raises ChatTemplateError."""
+        ...
+
+
+def _as_list(messages: Messages) -> list[dict[str, Any]]:
+    if isinstance(messages, str):
+        return [{"role": "user", "content": messages}]
+    return [dict(message) for message in messages]
+
+
+# ---- jinja ----
+
+
+class JinjaChatTemplate:
+    """The template that a model brings."""
+
+    adds_bos = True
+
+    def __init__(self, source: str, tokenizer: Tokenizer, stop_words: Sequence[str] = ()) -> None:
+        self.source = source
+        self.stop_words = list(stop_words)
+        self._tokens = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
+
+    def messages2prompt(
+        self, messages: Messages, add_generation_prompt: bool = True, **kwargs: Any
+    ) -> str:
+        from .jinja_sandbox import ChatTemplateError, render
+
+        conversation = _as_list(messages)
+        if not conversation:
+            raise ChatTemplateError("the conversation has no messages")
+        continued = conversation[-1].get("role") == "assistant"
+        values = {
+            "tools": None,
+            "documents": None,
+            **self._tokens,
+            **kwargs,
+            "messages": conversation,
+            "add_generation_prompt": add_generation_prompt and not continued,
+        }
+        text = render(self.source, values)
+        if not continued or not add_generation_prompt:
+            return text
+        said = str(conversation[-1].get("content") or "").strip()
+        at = text.rfind(said)
+        if not said or at < 0:
+            raise ChatTemplateError("the template does not show the answer that is to be continued")
+        return text[: at + len(said)]
+
+
+# ---- built-in ones, made of pieces ----
+
+PIECES = ("system", "meta_instruction", "eosys", "user", "eoh", "assistant", "eoa", "tool",
+              "eotool", "separator")  # fmt: skip
+
+
+class BaseChatTemplate:
+    """LMDeploy's template of pieces:
+    {system}{meta_instruction}{eosys}{user}{content}{eoh}{assistant}{reply}{eoa}{separator}{user}...
+
+    Subclass it and register the class: `@MODELS.register_module(name="mine")`.
+    """
+
+    adds_bos = False
+
+    def __init__(
+        self,
+        system: str = "",
+        meta_instruction: str = "",
+        eosys: str = "",
+        user: str = "",
+        eoh: str = "",
+        assistant: str = "",
+        eoa: str = "",
+        tool: str = "",
+        eotool: str = "",
+        separator: str = "",
+        capability: str = "chat",
+        stop_words: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs:
+            raise ValueError(f"a chat template has no {min(kwargs)!r}; it has {PIECES}")
+        self.system, self.meta_instruction, self.eosys = system, meta_instruction, eosys
+        self.user, self.eoh, self.assistant, self.eoa = user, eoh, assistant, eoa
+        self.tool, self.eotool, self.separator = tool, eotool, separator
+        self.capability = capability
+        self.stop_words = list(stop_words or ())
+
+    def messages2prompt(
+        self, messages: Messages, add_generation_prompt: bool = True, **kwargs: Any
+    ) -> str:
+        conversation = _as_list(messages)
+        if self.capability == "completion":
+            return "".join(str(message.get("content") or "") for message in conversation)
+        before = {"user": self.user, "assistant": self.assistant, "system": self.system,
+                  "tool": self.tool}  # fmt: skip
+        behind = {"user": self.eoh, "assistant": self.eoa + self.separator, "system": self.eosys,
+                  "tool": self.eotool}  # fmt: skip
+        out = []
+        if self.meta_instruction and (not conversation or conversation[0]["role"] != "system"):
+            out.append(f"{self.system}{self.meta_instruction}{self.eosys}")
+        for i, message in enumerate(conversation):
+            role = message.get("role", "")
+            if role not in before:
+                raise ValueError(f"role {role!r} is none of {', '.join(before)}")
+            out.append(before[role] + str(message.get("content") or ""))
+            continued = role == "assistant" and i == len(conversation) - 1 and add_generation_prompt
+            if continued:
+                return "".join(out)
+            out.append(behind[role])
+        return "".join(out) + (self.assistant if add_generation_prompt else "")
+
+
+class _Registry:
+    """Names of template classes."""
+
+    def __init__(self) -> None:
+        self.classes: dict[str, Callable[..., ChatTemplate]] = {}
+
+    def register_module(self, name: str | list[str]) -> Callable[[T], T]:
+        """Decorates a class: its templates are then known by this name (or these)."""
+
+        def register(cls: T) -> T:
+            for n in [name] if isinstance(name, str) else name:
+                self.classes[n] = cls
+            return cls
+
+        return register
+
+
+MODELS = _Registry()
+
+
+def _built_in(name: str | list[str], **pieces: Any) -> None:
+    def make(**changes: Any) -> BaseChatTemplate:
+        return BaseChatTemplate(**{**pieces, **changes})
+
+    for n in [name] if isinstance(name, str) else name:
+        MODELS.classes[n] = make
+
+
+_built_in("base", capability="completion")
+_built_in(
+    "vicuna",
+    meta_instruction="A chat between a curious user and an artificial intelligence assistant. The "
+    "assistant gives helpful, detailed, and polite answers to the user's questions.",
+    eosys=" ", user="USER: ", eoh=" ", assistant="ASSISTANT: ", eoa="</s>", stop_words=["</s>"],
+)  # fmt: skip
+_built_in(
+    "llama2",
+    system="[INST] <<SYS>>\n",
+    meta_instruction="You are a helpful, respectful and honest assistant.",
+    eosys="\n<</SYS>>\n\n", eoh=" [/INST]", assistant=" ", eoa="</s>", separator="<s>[INST] ",
+    stop_words=["</s>"],
+)  # fmt: skip
+_built_in(
+    "codellama",
+    user="[INST] ", eoh=" [/INST]", assistant=" ", eoa="</s>", stop_words=["</s>"],
+)  # fmt: skip
+_built_in("chatglm", user="问：", eoh="\n\n", assistant="答：", eoa="\n\n")
+_built_in(["mistral", "mixtral"], user="[INST] ", eoh=" [/INST]", eoa="</s>", stop_words=["</s>"])
+
+
+# ---- the configuration ----
+
+
+@dataclass
+class ChatTemplateConfig:
+    """LMDeploy's. Fields that are None keep the named template's.
+
+    model_name: "hf" is the template that the model's tokenizer brings; or a built-in or registered
+    name. stop_words: strings that end an answer.
+    """
+
+    model_name: str = "hf"
+    model_path: str | None = None
+    system: str | None = None
+    meta_instruction: str | None = None
+    eosys: str | None = None
+    user: str | None = None
+    eoh: str | None = None
+    assistant: str | None = None
+    eoa: str | None = None
+    tool: str | None = None
+    eotool: str | None = None
+    separator: str | None = None
+    capability: Literal["completion", "infilling", "chat", "python"] | None = None
+    stop_words: list[str] | None = None
+
+    def _changes(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        del values["model_name"], values["model_path"]
+        return {key: value for key, value in values.items() if value is not None}
+
+    def template(self, tokenizer: Tokenizer | None = None) -> ChatTemplate:
+        """The template itself. ValueError for an unknown name or a tokenizer without a template."""
+        changes = self._changes()
+        if self.model_name != "hf":
+            if self.model_name not in MODELS.classes:
+                known = ", ".join(["hf", *MODELS.classes])
+                raise ValueError(f"chat template {self.model_name!r} is not known; known: {known}")
+            return MODELS.classes[self.model_name](**changes)
+        stop_words = changes.pop("stop_words", [])
+        if changes:
+            raise ValueError(
+                f"chat template 'hf' is the model's own and takes no {min(changes)!r}; name another "
+                "template to change its pieces"
+            )
+        if tokenizer is None or not tokenizer.chat_templates:
+            raise ValueError("the tokenizer brings no chat template; name one, such as 'base'")
+        templates = tokenizer.chat_templates
+        source = templates.get("default") or next(iter(templates.values()))
+        return JinjaChatTemplate(source, tokenizer, stop_words)
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """JSON of model_name and the fields that are set; also written to path."""
+        values = {"model_name": self.model_name, **self._changes()}
+        text = json.dumps(values, ensure_ascii=False, indent=2)
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    @classmethod
+    def from_json(cls, file_or_string: str | Path) -> ChatTemplateConfig:
+        """From a file, or from JSON itself. ValueError for wrong JSON or an unknown key."""
+        text = str(file_or_string)
+        if not text.lstrip().startswith("{"):
+            text = Path(text).read_text(encoding="utf-8")
+        values = json.loads(text)
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(values, dict) or not values.keys() <= known:
+            wrong = min(set(values) - known) if isinstance(values, dict) else text[:40]
+            raise ValueError(f"a chat template's JSON has no {wrong!r}; it has {sorted(known)}")
+        return cls(**values)

@@ -1,0 +1,91 @@
+"""What a pipeline needs before it loads: checked configuration, template, size of the KV cache."""
+
+from __future__ import annotations
+
+import logging
+
+from ._memory import KvSize, available_memory, format_size, kv_size
+from .chat_template import ChatTemplate, ChatTemplateConfig
+from .checkpoint import Checkpoint
+from .messages import PytorchEngineConfig, TurbomindEngineConfig
+from .tokenizer import Tokenizer
+
+logger = logging.getLogger("lmdeploy_c")
+
+EngineConfig = TurbomindEngineConfig | PytorchEngineConfig
+
+
+def engine_config(config: EngineConfig | None) -> TurbomindEngineConfig:
+    if config is None:
+        return TurbomindEngineConfig()
+    if isinstance(config, PytorchEngineConfig):
+        logger.warning("PytorchEngineConfig: this release has no PyTorch engine; the C engine runs")
+        return config.to_turbomind()
+    if not isinstance(config, TurbomindEngineConfig):
+        raise TypeError(
+            f"backend_config: a TurbomindEngineConfig or PytorchEngineConfig, "
+            f"not {type(config).__name__}"
+        )
+    config.check()
+    return config
+
+
+def check_model_format(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> None:
+    found = "gguf" if checkpoint.metadata else "hf"
+    if config.model_format not in (None, found):
+        raise ValueError(
+            f"model_format={config.model_format!r}, but {checkpoint.path} is {found!r}"
+        )
+
+
+def make_chat_template(config: ChatTemplateConfig | None, tokenizer: Tokenizer) -> ChatTemplate:
+    if config is None and not tokenizer.chat_templates:
+        logger.warning("the model brings no chat template: prompts are completed as they are")
+        config = ChatTemplateConfig("base")
+    return (config or ChatTemplateConfig()).template(tokenizer)
+
+
+def plan_kv_cache(config: TurbomindEngineConfig, checkpoint: Checkpoint, batch_size: int) -> KvSize:
+    """Sizes the KV cache, and says so before anything large is allocated."""
+    shape = checkpoint.config
+    token_bytes = shape["n_layer"] * 2 * shape["n_kv_head"] * shape["head_dim"] * 2  # K, V; fp16
+    available = available_memory() - checkpoint.file_bytes
+    size = kv_size(
+        cache=config.cache_max_entry_count,
+        block_len=config.cache_block_seq_len,
+        block_bytes=token_bytes * config.cache_block_seq_len,
+        session_len=config.session_len,
+        model_len=shape["max_position"],
+        max_batch_size=batch_size,
+        available=max(0, available),
+    )
+    logger.info(
+        "%s: weights %s, KV cache %s (%d blocks of %d tokens), session_len %d, max_batch_size %d",
+        checkpoint.path.name,
+        format_size(checkpoint.file_bytes),
+        format_size(size.n_bytes),
+        size.n_blocks,
+        size.block_len,
+        size.session_len,
+        batch_size,
+    )
+    if size.session_len > shape["max_position"]:
+        logger.warning(
+            "session_len %d is more than the %d tokens the model was made for",
+            size.session_len,
+            shape["max_position"],
+        )
+    return size
+
+
+def set_log_level(level: str) -> None:
+    try:
+        logger.setLevel(level.upper())
+    except (AttributeError, ValueError):
+        raise ValueError(
+            f"log_level: DEBUG, INFO, WARNING, ERROR or CRITICAL, not {level!r}"
+        ) from None
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)

@@ -1,0 +1,50 @@
+"""Progress bars, on terminals and in notebooks only. tqdm is imported when a bar is shown."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+#: Prompts up to which a call shows no bar by itself.
+FEW_PROMPTS = 8
+
+
+def is_interactive() -> bool:
+    """Whether somebody watches: standard error is a terminal, or this is a notebook."""
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def _tqdm(**kwargs: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a notebook without widgets gets a plain bar
+        return importlib.import_module("tqdm.auto").tqdm(**kwargs)
+
+
+@contextmanager
+def prompt_bar(use_tqdm: bool | None, n_prompts: int) -> Iterator[Callable[[], object]]:
+    """Gives a function to call once for each answer. use_tqdm: None decides by FEW_PROMPTS."""
+    if not (is_interactive() and n_prompts > FEW_PROMPTS if use_tqdm is None else use_tqdm):
+        yield lambda: None
+        return
+    with _tqdm(total=n_prompts, unit="prompt") as bar:
+        yield bar.update
+
+
+@contextmanager
+def loading_progress() -> Iterator[Callable[[int, int], object] | None]:
+    """Gives the `progress` argument of `_C.Model`: a bar if loading takes over half a second."""
+    if not is_interactive():
+        yield None
+        return
+    bar = _tqdm(desc="loading", unit="B", unit_scale=True, delay=0.5, leave=False)
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    with bar:
+        yield progress
