@@ -6,7 +6,6 @@ wait in C with the GIL released and never touch asyncio.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 import warnings
@@ -251,6 +250,8 @@ class Pipeline:
         Arguments as for `infer`. Many may run at once; they share the engine's batch. Leaving the
         iteration, or cancelling its task, cancels the request.
         """
+        import asyncio  # takes 40 ms, and who gets here has it
+
         items, single = parse_prompts(prompt)
         if not single:
             raise TypeError("generate answers one prompt; start it once for each")

@@ -8,9 +8,8 @@
 #include "base/memory.h"
 
 enum {
-    HEADER_BYTES = 24,       /* magic, version, tensor count, pair count */
-    MIN_PAIR_BYTES = 13,     /* an empty key's length, a type, one byte */
-    MIN_TENSOR_BYTES = 32,   /* name length, n_dims, one dim, type, offset */
+    MIN_PAIR_BYTES = 14,     /* a key's length and byte, a type, one byte */
+    MIN_TENSOR_BYTES = 33,   /* a name's length and byte, n_dims, one dim, type, offset */
     DEFAULT_ALIGNMENT = 32,  /* bytes */
     MAX_ALIGNMENT = 1 << 20, /* bytes; far above any writer's */
     MAX_KEY_LEN = 65535      /* bytes: the format's bound */
@@ -162,11 +161,13 @@ static lmd_status take_pairs(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *er
 /* From the format's type numbers. The names of those not served make the refusal readable. */
 static lmd_status dtype_of(uint32_t type, const char *name, lmd_dtype *out, lmd_err *err) {
     static const char *const names[] = {
-        "F32",     "F16",    "Q4_0",    "Q4_1",  "Q4_2",   "Q4_3",  "Q5_0",  "Q5_1",
-        "Q8_0",    "Q8_1",   "Q2_K",    "Q3_K",  "Q4_K",   "Q5_K",  "Q6_K",  "Q8_K",
-        "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS",
-        "I8",      "I16",    "I32",     "I64",   "F64",    "IQ1_M", "BF16"};
-    const char *type_name = type < sizeof names / sizeof *names ? names[type] : "unknown";
+        "F32",   "F16",   "Q4_0",    "Q4_1",         "Q4_2",         "Q4_3",        "Q5_0",
+        "Q5_1",  "Q8_0",  "Q8_1",    "Q2_K",         "Q3_K",         "Q4_K",        "Q5_K",
+        "Q6_K",  "Q8_K",  "IQ2_XXS", "IQ2_XS",       "IQ3_XXS",      "IQ1_S",       "IQ4_NL",
+        "IQ3_S", "IQ2_S", "IQ4_XS",  "I8",           "I16",          "I32",         "I64",
+        "F64",   "IQ1_M", "BF16",    [34] = "TQ1_0", [35] = "TQ2_0", [39] = "MXFP4"};
+    bool is_known = type < sizeof names / sizeof *names && names[type];
+    const char *type_name = is_known ? names[type] : "unknown";
     for (lmd_dtype dtype = LMD_F32; dtype < LMD_DTYPE_COUNT; dtype++)
         if (strcmp(lmd_dtype_name(dtype), type_name) == 0) {
             *out = dtype;
@@ -254,6 +255,29 @@ static lmd_status add_tensors(lmd_gguf *self, const cursor *directory, uint64_t 
     return LMD_OK;
 }
 
+static int compare_places(const void *a, const void *b) {
+    const uint8_t *x = (*(const lmd_tensor_view *const *)a)->data;
+    const uint8_t *y = (*(const lmd_tensor_view *const *)b)->data;
+    return (x > y) - (x < y);
+}
+
+/* No writer shares bytes between tensors; a file that does was made to mislead. */
+static lmd_status check_overlaps(const lmd_checkpoint *checkpoint, lmd_err *err) {
+    size_t n = lmd_checkpoint_n_tensors(checkpoint);
+    const lmd_tensor_view **views = lmd_calloc(n, sizeof *views);
+    if (!views) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %zu tensors", n);
+    for (size_t i = 0; i < n; i++) views[i] = lmd_checkpoint_tensor(checkpoint, i);
+    qsort(views, n, sizeof *views, compare_places);
+    lmd_status status = LMD_OK;
+    for (size_t i = 1; i < n && status == LMD_OK; i++)
+        if ((const uint8_t *)views[i - 1]->data + views[i - 1]->n_bytes >
+            (const uint8_t *)views[i]->data)
+            status = lmd_fail(err, LMD_BAD_FILE, "tensors \"%.100s\" and \"%.100s\" overlap",
+                              views[i - 1]->name, views[i]->name);
+    lmd_free(views);
+    return status;
+}
+
 static lmd_status take_tensors(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *err) {
     if (n > at->left / MIN_TENSOR_BYTES)
         return lmd_fail(err, LMD_BAD_FILE, "%llu tensors do not fit in the file",
@@ -265,7 +289,8 @@ static lmd_status take_tensors(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *
     uint64_t alignment, begin = self->n_bytes - at->left;
     LMD_TRY(read_alignment(self, &alignment, err));
     begin = (begin + alignment - 1) / alignment * alignment;
-    return add_tensors(self, &directory, n, begin, alignment, err);
+    LMD_TRY(add_tensors(self, &directory, n, begin, alignment, err));
+    return check_overlaps(self->checkpoint, err);
 }
 
 /* ---- the file ---- */
@@ -273,13 +298,15 @@ static lmd_status take_tensors(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *
 static lmd_status check_header(cursor *at, uint64_t *n_tensors, uint64_t *n_pairs,
                                lmd_err *err) {
     char magic[4];
-    uint32_t version;
-    if (at->left < HEADER_BYTES || !take(at, magic, 4) || memcmp(magic, "GGUF", 4) != 0)
+    uint32_t version = 0;
+    if (!take(at, magic, sizeof magic) || memcmp(magic, "GGUF", sizeof magic) != 0)
         return lmd_fail(err, LMD_BAD_FILE,
                         "this is no GGUF file: it does not start with \"GGUF\"");
-    take(at, &version, sizeof version);
-    if (version == 0x03000000u)
+    bool has_version = take(at, &version, sizeof version);
+    if (has_version && version != 0 && (version & 0xffff) == 0)
         return lmd_fail(err, LMD_UNSUPPORTED, "big-endian GGUF files are not served");
+    if (!has_version || (version == 3 && at->left < 2 * sizeof(uint64_t)))
+        return lmd_fail(err, LMD_BAD_FILE, "the GGUF header is truncated");
     if (version != 3)
         return lmd_fail(err, LMD_UNSUPPORTED,
                         "GGUF version %u is not served; convert the file to version 3",

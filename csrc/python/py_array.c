@@ -7,16 +7,16 @@
 static PyArrayObject *to_int64(PyObject *obj, const char *what) {
     PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(obj);
     if (!any) return NULL;
-    if (PyArray_NDIM(any) != 1) {
-        PyErr_Format(PyExc_ValueError, "%s must be one-dimensional, not %d-dimensional", what,
-                     PyArray_NDIM(any));
-        Py_DECREF(any);
-        return NULL;
-    }
     /* An empty list becomes a float array; it holds no wrong element. */
     if (!PyArray_ISINTEGER(any) && PyArray_SIZE(any) != 0) {
         PyErr_Format(PyExc_TypeError, "%s must hold integers, not %S", what,
                      (PyObject *)PyArray_DESCR(any));
+        Py_DECREF(any);
+        return NULL;
+    }
+    if (PyArray_NDIM(any) != 1) {
+        PyErr_Format(PyExc_ValueError, "%s must be one-dimensional, not %d-dimensional", what,
+                     PyArray_NDIM(any));
         Py_DECREF(any);
         return NULL;
     }

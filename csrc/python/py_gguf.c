@@ -112,15 +112,23 @@ static PyObject *get_tensors(PyObject *obj, void *unused) {
     return dict;
 }
 
+/* The view of a name as `tensors` spells it, or NULL with an exception. */
+static const lmd_tensor_view *find_tensor(const lmd_checkpoint *checkpoint, PyObject *name) {
+    PyObject *bytes = PyUnicode_AsEncodedString(name, "utf-8", "surrogateescape");
+    if (!bytes) return NULL;
+    const char *text = PyBytes_AS_STRING(bytes);
+    const lmd_tensor_view *view = NULL;
+    if (strlen(text) == (size_t)PyBytes_GET_SIZE(bytes))
+        view = lmd_checkpoint_find(checkpoint, text);
+    Py_DECREF(bytes);
+    if (!view) PyErr_Format(PyExc_KeyError, "the file has no tensor %R", name);
+    return view;
+}
+
 static PyObject *dequantize(PyObject *obj, PyObject *arg) {
     const lmd_checkpoint *checkpoint = lmd_gguf_checkpoint(((gguf_object *)obj)->gguf);
-    const char *name = PyUnicode_AsUTF8(arg);
-    if (!name) return NULL;
-    const lmd_tensor_view *view = lmd_checkpoint_find(checkpoint, name);
-    if (!view) {
-        PyErr_Format(PyExc_KeyError, "the file has no tensor %R", arg);
-        return NULL;
-    }
+    const lmd_tensor_view *view = find_tensor(checkpoint, arg);
+    if (!view) return NULL;
     npy_intp dims[LMD_MAX_DIMS];
     for (int32_t i = 0; i < view->n_dims; i++) dims[i] = (npy_intp)view->dims[i];
     PyArrayObject *array = (PyArrayObject *)PyArray_SimpleNew(view->n_dims, dims, NPY_FLOAT);

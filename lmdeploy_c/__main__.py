@@ -1,0 +1,7 @@
+"""`python -m lmdeploy_c`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

