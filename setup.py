@@ -1,4 +1,4 @@
-"""Builds lmdeploy_c._C: every C file under csrc/ into one extension, with compiler flags by file suffix.
+"""Builds lmdeploy_c._C: every C file under csrc/ into one extension, flags by file suffix.
 
 Switches, read from the environment:
   LMDEPLOY_C_DEBUG=1      -O1 -g, asserts and the invariant checker on
@@ -27,7 +27,11 @@ IS_X86 = platform.machine() in ("x86_64", "AMD64")
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wpointer-arith", "-Wvla"] + ["-Werror"] * WERROR
 # Vectors are passed between inlined functions alone, where the ABI that this warns of has no say.
 WARNINGS.append("-Wno-psabi")
-OPTIMISE = ["-O1", "-g", "-fno-omit-frame-pointer", "-UNDEBUG"] if DEBUG or SANITIZE else ["-O3", "-DNDEBUG"]
+OPTIMISE = (
+    ["-O1", "-g", "-fno-omit-frame-pointer", "-UNDEBUG"]
+    if DEBUG or SANITIZE
+    else ["-O3", "-DNDEBUG"]
+)
 # A fused multiply-add is written where the numeric contract wants one, and nowhere else; gcc's
 # tree-ter hoists loads out of the kernels' loops and spills them.
 NUMERIC = ["-ffp-contract=off", "-fno-math-errno"]

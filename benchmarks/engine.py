@@ -29,7 +29,8 @@ from lmdeploy_c import _C
 from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
 def resident():
     with open("/proc/self/status") as file:
-        return {k: int(v.split()[0]) for k, v in (l.split(":") for l in file if l[:2] == "Vm") if k in ("VmRSS", "VmHWM")}
+        lines = (line.split(":") for line in file if line.startswith(("VmRSS", "VmHWM")))
+        return {key: int(value.split()[0]) for key, value in lines}
 before = resident()["VmRSS"]
 start = time.perf_counter()
 checkpoint = open_checkpoint(resolve_model(None))
@@ -110,8 +111,10 @@ def speeds() -> dict[str, float]:
         return time.perf_counter() - start
 
     def decode_rate(n_requests: int, n_prompt: int, n_new: int) -> float:
-        return n_requests * n_new / (
-            timed(n_requests, n_prompt, n_new + 1) - timed(n_requests, n_prompt, 1)
+        return (
+            n_requests
+            * n_new
+            / (timed(n_requests, n_prompt, n_new + 1) - timed(n_requests, n_prompt, 1))
         )
 
     timed(1, 64, 8)

@@ -1,4 +1,6 @@
-"""The C core: models, engines, requests and the scheduler. Token ids in, token ids out; NumPy arrays.
+"""The C core: models, engines, requests and the scheduler.
+
+Token ids in, token ids out; NumPy arrays.
 
 Every object may be used from any thread. Blocking calls release the GIL. After ``os.fork`` every
 method called in the child raises ``RuntimeError``.

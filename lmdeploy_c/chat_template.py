@@ -60,7 +60,10 @@ class JinjaChatTemplate:
     def __init__(self, source: str, tokenizer: Tokenizer, stop_words: Sequence[str] = ()) -> None:
         self.source = source
         self.stop_words = list(stop_words)
-        self._tokens = {"bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
+        self._tokens = {
+            "bos_token": tokenizer.bos_token or "",
+            "eos_token": tokenizer.eos_token or "",
+        }
 
     def messages2prompt(
         self, messages: Messages, add_generation_prompt: bool = True, **kwargs: Any
@@ -271,6 +274,6 @@ class ChatTemplateConfig:
         values = json.loads(text)
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or not values.keys() <= known:
-            wrong = min(set(values) - known) if isinstance(values, dict) else text[:40]
+            wrong = min(set(values) - known) if isinstance(values, dict) else text
             raise ValueError(f"a chat template's JSON has no {wrong!r}; it has {sorted(known)}")
         return cls(**values)

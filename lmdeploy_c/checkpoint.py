@@ -26,7 +26,7 @@ class Checkpoint:
     path: the GGUF file, or the directory. config: what `_C.Model` takes (`model_config`).
     source: what `_C.Model` takes. metadata: the GGUF's, or {}. hf_config: config.json's, or {}.
     generation_config: defaults that the model brings (generation_config.json; {} when none).
-    eos_token_ids: every id that ends an answer; may be empty. bos_token_id: None when there is none.
+    eos_token_ids: every id that ends an answer; may be empty. bos_token_id: None for none.
     file_bytes: size of the weights' files.
     """
 

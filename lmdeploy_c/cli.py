@@ -165,6 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     chat = commands.add_parser(
         "chat",
+        usage=f"{PROG} chat [MODEL] [--prompt TEXT] [options]",
         formatter_class=_Formatter,
         help="talk to a model",
         description="Talk to a model. With --prompt, or when standard input is no terminal, "

@@ -1,7 +1,7 @@
-"""Renders a model's jinja template, which is untrusted: no attribute escapes, and bounded time and size.
+"""Renders a model's jinja template, which is untrusted: no escapes, bounded time and size.
 
 jinja2's immutable sandbox keeps a template from reaching what it should not. Here it is also kept
-from running long or building something large: each step of it looks at the clock, and every operation
+from running long or building something large: each step looks at the clock, and every operation
 that could make a large value in one step is checked before it runs.
 """
 
@@ -19,9 +19,10 @@ from typing import Any
 
 from jinja2 import TemplateError, nodes
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_SECONDS = 2.0
 MAX_SIZE = 20_000_000  # characters or items of any one value, and of the output
@@ -50,7 +51,11 @@ def _check_arguments(owner: Any, name: str, args: tuple[Any, ...]) -> None:
         largest = max((_size(a) for a in args), default=1)
         if name == "join" and args:
             largest = sum(_size(item) for item in args[0]) if isinstance(args[0], list) else largest
-        if (len(owner) + 1) * max(1, largest) > MAX_SIZE and name in ("replace", "join", "translate"):
+        if (len(owner) + 1) * max(1, largest) > MAX_SIZE and name in (
+            "replace",
+            "join",
+            "translate",
+        ):
             raise _refuse(name)
 
 
@@ -125,7 +130,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             return False
         return super().is_safe_attribute(obj, attr, value)
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         name = getattr(__obj, "__name__", "call")
         owner = getattr(__obj, "__self__", None)
         _check_arguments(owner, name, (*args, *kwargs.values()))
@@ -154,7 +159,9 @@ def _strftime_now(pattern: str) -> str:
     return datetime.datetime.now().strftime(pattern[:200])
 
 
-def _tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False, **kwargs: Any) -> str:
+def _tojson(
+    value: Any, indent: int | None = None, ensure_ascii: bool = False, **kwargs: Any
+) -> str:
     """As transformers': no escapes for HTML."""
     if indent is not None and not 0 <= indent <= 64:
         raise _refuse("tojson")

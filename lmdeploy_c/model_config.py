@@ -111,9 +111,7 @@ def _hf_arch(hf: Mapping[str, Any]) -> str:
     if not names and hf.get("model_type") in ARCHITECTURES.values():
         return str(hf["model_type"])
     found = ", ".join(map(str, names)) or f"model_type {hf.get('model_type')!r}"
-    raise unsupported(
-        f"architecture {found} is not served; served: {', '.join(ARCHITECTURES)}"
-    )
+    raise unsupported(f"architecture {found} is not served; served: {', '.join(ARCHITECTURES)}")
 
 
 def _refuse_unserved(hf: Mapping[str, Any], max_position: int) -> None:

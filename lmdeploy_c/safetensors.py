@@ -7,6 +7,7 @@ is mapped in C. Files are untrusted: every number is checked here, and once more
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def read_specs(path: Path) -> list[TensorSpec]:
         if name != "__metadata__"
     ]
     ordered = sorted(specs, key=lambda spec: spec[4])
-    for before, after in zip(ordered, ordered[1:]):  # noqa: B905
+    for before, after in pairwise(ordered):
         if before[4] + before[5] > after[4]:
             raise bad_file(path, f'tensors "{before[0]}" and "{after[0]}" overlap')
     return specs

@@ -41,7 +41,7 @@ class Tokenizer:
 
     Tokenizer(model_path) reads a Hugging Face directory or a GGUF file;
     `from_gguf(metadata)` takes metadata that is already there.
-    Attributes: vocab_size, bos_token_id, eos_token_id, bos_token, eos_token (None when there is none),
+    Attributes: vocab_size, bos_token_id, eos_token_id, bos_token, eos_token (None for none),
     chat_templates (name -> jinja source; the usual one is "default"), special_tokens (id -> text).
 
     Raises FileNotFoundError, CheckpointError, and UnsupportedError for a vocabulary that is not
@@ -167,7 +167,9 @@ class Tokenizer:
             special,
             bos_id=_token_id(metadata, "bos", len(tokens)),
             eos_id=_token_id(metadata, "eos", len(tokens)),
-            add_bos=metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or pre in ADD_BOS),
+            add_bos=metadata.get(
+                "tokenizer.ggml.add_bos_token", model == "llama" or pre in ADD_BOS
+            ),
             chat_templates=_gguf_chat_templates(metadata),
             space_prefix=model == "llama" and _adds_space_prefix(metadata),
         )
@@ -448,7 +450,9 @@ def _sentencepiece_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> tokeni
 
     scores = metadata.get("tokenizer.ggml.scores")
     if scores is None or len(scores) != len(tokens):
-        raise ValueError("tokenizer.ggml.scores: a SentencePiece vocabulary needs one for each token")
+        raise ValueError(
+            "tokenizer.ggml.scores: a SentencePiece vocabulary needs one for each token"
+        )
     vocab = _unique_vocab(tokens)
     unknown = _token_id(metadata, "unknown", len(tokens))
     model = models.BPE(

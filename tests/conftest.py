@@ -80,4 +80,3 @@ def smollm2_path() -> Path:
 @pytest.fixture(scope="session")
 def smollm2(smollm2_path: Path) -> _C.Model:
     return load_model(smollm2_path)
-

@@ -1,4 +1,4 @@
-"""The engine: joining and leaving, cancelling, errors, closing, memory, and what must never happen."""
+"""The engine: joining and leaving, cancelling, errors, closing, memory."""
 
 from __future__ import annotations
 
@@ -334,17 +334,8 @@ def test_interpreter_ends_with_requests_in_flight() -> None:
 
 def test_ctrl_c_interrupts_a_wait() -> None:
     body = """
-import conftest
 engine2 = make_engine(load_model(GOLDEN / "models" / "llama-gqa-tied"), max_batch_size=1)
-first = engine2.submit([5], max_new_tokens=639)
-waiting = engine2.submit([5], max_new_tokens=1)
-first.cancel()
-read = waiting.read(10)
 threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-third = engine2.submit([5], max_new_tokens=1)
-third.read(10)
-class Never: pass
-start = time.monotonic()
 try:
     while True:
         request = engine2.submit([5], max_new_tokens=600)

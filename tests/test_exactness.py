@@ -1,4 +1,4 @@
-"""The bit-for-bit part of the numeric contract: what may not change a request's tokens or logits."""
+"""The bit-for-bit part of the numeric contract: what may not change a request."""
 
 from collections.abc import Sequence
 
@@ -73,7 +73,7 @@ def test_threads(model: _C.Model, alone: list[tuple[list[int], Answer]]) -> None
 
 
 def test_preempted(model: _C.Model, alone: list[tuple[list[int], Answer]]) -> None:
-    """A pool that holds fewer than the running sequences need: some lose their seat and recompute."""
+    """A pool smaller than what the running sequences need: some lose their seat and recompute."""
     stats = check_all(make_engine(model, n_blocks=12), alone)
     assert stats["n_preempted"] > 0
 

@@ -9,8 +9,8 @@ from conftest import GOLDEN, NEAR_TIE, greedy, load_model, make_engine, read_all
 from lmdeploy_c import _C
 
 MODELS = sorted(p for p in (GOLDEN / "models").iterdir() if p.name != "llama-rope-longrope")
-# Q4_K, Q5_K and Q6_K are re-expressed in groups of 32 (the errors stand in weight_codec.h): a test of
-# their own. The others keep their exact values.
+# Q4_K, Q5_K and Q6_K are re-expressed in groups of 32 (the errors stand in weight_codec.h): a
+# test of their own. The others keep their exact values.
 GGUFS = sorted(p for p in (GOLDEN / "gguf").glob("*.gguf") if p.stem not in ("types", "llama-kmix"))
 
 

@@ -1,4 +1,4 @@
-"""The order of folders in csrc/: an include may point down, never up; intrinsics and Python.h have their rooms."""
+"""The order of folders in csrc/: an include may point down, never up."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The scheduler by itself: plans against an independent model of what each sequence has computed."""
+"""The scheduler by itself: plans against an independent model of what was computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lmdeploy_c import _C
 
 
 def token_of(seq_id: int, position: int) -> int:
-    """The token that the imagined model gives at a position: checks that ids reach the right plan."""
+    """The token that the imagined model gives at a position."""
     return (seq_id * 7919 + position * 104729) % 50000
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ DATA = np.load(GOLDEN / "smollm2" / "golden.npz")
 
 def ragged(name: str) -> list[np.ndarray]:
     offsets = DATA[f"{name}_offsets"]
-    return [DATA[name][a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [DATA[name][a:b] for a, b in pairwise(offsets)]
 
 
 @pytest.fixture(scope="module")

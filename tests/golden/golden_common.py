@@ -30,8 +30,7 @@ class Init:
         return torch.from_numpy(w * np.float32(gain / np.sqrt(in_dim)))
 
     def norm(self, dim):
-        return torch.from_numpy(
-            (1 + 0.25 * self.rng.standard_normal(dim)).astype(np.float32))
+        return torch.from_numpy((1 + 0.25 * self.rng.standard_normal(dim)).astype(np.float32))
 
     def bias(self, dim, std=0.3):
         return torch.from_numpy((std * self.rng.standard_normal(dim)).astype(np.float32))

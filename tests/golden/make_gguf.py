@@ -33,37 +33,84 @@ OUT = ROOT / "gguf"
 CONTEXT_LEN, N_IDS, PROMPT_LENS = 256, 80, [12, 1, 66]
 POSITIONS = np.array([0, 1, 15, 16, 63, 64, 65, 77, 78, 79], np.int32)
 # block bytes, offsets of fp16 scales (d, dmin), and the size of d that gives weights near 1
-K_BLOCKS = {Q.Q2_K: (84, (80, 82), 0.06), Q.Q3_K: (110, (108,), 0.018),
-            Q.Q4_K: (144, (0, 2), 0.006), Q.Q5_K: (176, (0, 2), 0.003),
-            Q.Q6_K: (210, (208,), 0.0008)}
-LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-               "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+K_BLOCKS = {
+    Q.Q2_K: (84, (80, 82), 0.06),
+    Q.Q3_K: (110, (108,), 0.018),
+    Q.Q4_K: (144, (0, 2), 0.006),
+    Q.Q5_K: (176, (0, 2), 0.003),
+    Q.Q6_K: (210, (208,), 0.0008),
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 # types: by the GGUF tensor's name, without "blk.N." and ".weight", or by "LAYER.name"; "*" else.
 FILES = {
-    "llama-float": {"pre": "llama-bpe", "add_bos": True, "types": {
-        "*": Q.F16, "0.attn_q": Q.F32, "0.ffn_gate": Q.BF16, "1.attn_k": Q.BF16,
-        "1.attn_output": Q.F32, "1.ffn_down": Q.BF16, "output": Q.BF16}, "tied": False},
+    "llama-float": {
+        "pre": "llama-bpe",
+        "add_bos": True,
+        "types": {
+            "*": Q.F16,
+            "0.attn_q": Q.F32,
+            "0.ffn_gate": Q.BF16,
+            "1.attn_k": Q.BF16,
+            "1.attn_output": Q.F32,
+            "1.ffn_down": Q.BF16,
+            "output": Q.BF16,
+        },
+        "tied": False,
+    },
     "llama-q8_0": {"pre": "default", "types": {"*": Q.Q8_0}, "tied": False},
     "llama-q4_0": {"pre": "gpt-2", "types": {"*": Q.Q4_0, "output": Q.Q8_0}, "tied": False},
     "llama-q4_1": {"pre": "smollm", "types": {"*": Q.Q4_1, "token_embd": Q.Q8_0}},
-    "llama-kmix": {"pre": "smollm", "types": {
-        "*": Q.Q4_0, "token_embd": Q.F16, "attn_k": Q.Q4_1, "attn_v": Q.Q8_0, "ffn_up": Q.Q4_1,
-        "0.ffn_down": Q.Q4_K, "1.ffn_down": Q.Q5_K, "2.ffn_down": Q.Q6_K},
-        "keys": {"num_hidden_layers": 3, "intermediate_size": 256}},
-    "llama-ropefreqs": {"pre": "llama-bpe", "add_bos": True, "types": {"*": Q.Q8_0},
-                        "keys": {"rope_theta": 500000.0}, "rope": LLAMA3_ROPE},
+    "llama-kmix": {
+        "pre": "smollm",
+        "types": {
+            "*": Q.Q4_0,
+            "token_embd": Q.F16,
+            "attn_k": Q.Q4_1,
+            "attn_v": Q.Q8_0,
+            "ffn_up": Q.Q4_1,
+            "0.ffn_down": Q.Q4_K,
+            "1.ffn_down": Q.Q5_K,
+            "2.ffn_down": Q.Q6_K,
+        },
+        "keys": {"num_hidden_layers": 3, "intermediate_size": 256},
+    },
+    "llama-ropefreqs": {
+        "pre": "llama-bpe",
+        "add_bos": True,
+        "types": {"*": Q.Q8_0},
+        "keys": {"rope_theta": 500000.0},
+        "rope": LLAMA3_ROPE,
+    },
     "llama-spm": {"pre": None, "add_bos": True, "types": {"*": Q.Q4_0, "token_embd": Q.Q8_0}},
     "qwen2": {"arch": "qwen2", "pre": "qwen2", "types": {"*": Q.F16, "token_embd": Q.Q8_0}},
-    "qwen3": {"arch": "qwen3", "pre": "qwen2", "types": {"*": Q.Q8_0, "token_embd": Q.F16},
-              "keys": {"head_dim": 64, "rope_theta": 1000000.0}},
+    "qwen3": {
+        "arch": "qwen3",
+        "pre": "qwen2",
+        "types": {"*": Q.Q8_0, "token_embd": Q.F16},
+        "keys": {"head_dim": 64, "rope_theta": 1000000.0},
+    },
 }
 GGUF_NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
 
@@ -76,8 +123,9 @@ def random_blocks(rng, rows, cols, qtype):
         # dmin * min cancels the mean of d * scale * q
         unit = d * (rng.uniform(0.6, 1.4, len(blocks)))
         mean_q = {Q.Q2_K: 1.5, Q.Q4_K: 7.5, Q.Q5_K: 15.5}.get(qtype, 1)
-        blocks[:, offset:offset + 2] = (unit * (mean_q if n else 1)).astype("<f2").view(
-            np.uint8).reshape(-1, 2)
+        blocks[:, offset : offset + 2] = (
+            (unit * (mean_q if n else 1)).astype("<f2").view(np.uint8).reshape(-1, 2)
+        )
     return blocks.reshape(rows, -1)
 
 
@@ -88,8 +136,8 @@ def scaled_blocks(rng, w, qtype):
     gain = w.std() / dequantize(raw, qtype).std()
     blocks = raw.reshape(-1, size)
     for offset in scale_offsets:
-        d = blocks[:, offset:offset + 2].copy().view("<f2").astype(np.float32) * gain
-        blocks[:, offset:offset + 2] = d.astype("<f2").view(np.uint8)
+        d = blocks[:, offset : offset + 2].copy().view("<f2").astype(np.float32) * gain
+        blocks[:, offset : offset + 2] = d.astype("<f2").view(np.uint8)
     return blocks.reshape(w.shape[0], -1)
 
 
@@ -177,19 +225,25 @@ def rope_factors(config):
 def load_oracle(path, spec, config):
     rope = {"rope_scaling": dict(spec["rope"])} if "rope" in spec else {}
     model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(**config, **rope), attn_implementation="eager", dtype=torch.float32)
-    weights = read_weights(gguf.GGUFReader(path), config["num_attention_heads"],
-                           config["num_key_value_heads"], config["model_type"] == "llama")
+        AutoConfig.for_model(**config, **rope), attn_implementation="eager", dtype=torch.float32
+    )
+    weights = read_weights(
+        gguf.GGUFReader(path),
+        config["num_attention_heads"],
+        config["num_key_value_heads"],
+        config["model_type"] == "llama",
+    )
     model.load_state_dict(weights)
     return model.eval()
 
 
 def compare_with_llama_cpp(path, model, ids):
     """llama.cpp rounds activations of quantised layers, so this is a check of structure."""
-    other = Llama(model_path=str(path), n_ctx=CONTEXT_LEN, logits_all=True, n_threads=1,
-                  verbose=False)
+    other = Llama(
+        model_path=str(path), n_ctx=CONTEXT_LEN, logits_all=True, n_threads=1, verbose=False
+    )
     other.eval([int(i) for i in ids])
-    theirs, ours = np.array(other.scores[:len(ids)]), logits_of(model, ids)
+    theirs, ours = np.array(other.scores[: len(ids)]), logits_of(model, ids)
     error = np.sqrt(((theirs - ours) ** 2).mean()) / ours.std()
     assert error < 0.1, (path.name, error)
     return error
@@ -200,8 +254,10 @@ def make_tokens_json(path, spec, vocab):
     llama = Llama(model_path=str(path), vocab_only=True, verbose=False)
     rows, differ = [], []
     for text in all_strings():
-        ids, plain_ids = (llama.tokenize(text.encode(), add_bos=False, special=special)
-                          for special in (True, False))
+        ids, plain_ids = (
+            llama.tokenize(text.encode(), add_bos=False, special=special)
+            for special in (True, False)
+        )
         row = {"text": text, "ids": ids}
         if plain_ids != ids:
             row["plain_ids"] = plain_ids
@@ -211,7 +267,8 @@ def make_tokens_json(path, spec, vocab):
     bos = llama.tokenize(b"The sea", add_bos=True, special=True)
     lines = ",\n".join(json.dumps(r, ensure_ascii=True) for r in rows)
     path.with_suffix(".tokens.json").write_text(
-        f'{{"with_bos": {{"text": "The sea", "ids": {bos}}},\n"strings": [\n{lines}\n]}}\n')
+        f'{{"with_bos": {{"text": "The sea", "ids": {bos}}},\n"strings": [\n{lines}\n]}}\n'
+    )
     if differ:
         print(f"{path.name}: sentencepiece splits {len(differ)} strings otherwise: {differ}")
 
@@ -219,11 +276,21 @@ def make_tokens_json(path, spec, vocab):
 def make_file(name, spec, seed):
     vocab = spm_vocab() if spec["pre"] is None else bpe_vocab()
     config = {
-        "model_type": spec.get("arch", "llama"), "vocab_size": len(vocab[0]), "hidden_size": 32,
-        "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "head_dim": 16, "hidden_act": "silu", "rms_norm_eps": 1e-5,
-        "max_position_embeddings": CONTEXT_LEN, "rope_theta": 10000.0,
-        "tie_word_embeddings": spec.get("tied", True), **spec.get("keys", {})}
+        "model_type": spec.get("arch", "llama"),
+        "vocab_size": len(vocab[0]),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": CONTEXT_LEN,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": spec.get("tied", True),
+        **spec.get("keys", {}),
+    }
     path = OUT / f"{name}.gguf"
     write_gguf(path, spec, config, make_weights(config, seed), vocab, seed)
     model = load_oracle(path, spec, config)
@@ -233,8 +300,10 @@ def make_file(name, spec, seed):
     np.savez_compressed(OUT / f"{name}.npz", **fields)
     make_tokens_json(path, spec, vocab)
     error = compare_with_llama_cpp(path, model, ids)
-    print(f"{name}: {path.stat().st_size} bytes, min gap "
-          f"{fields['prompt_greedy_gaps'].min():.3g}, llama.cpp's logits differ by {error:.2g}")
+    print(
+        f"{name}: {path.stat().st_size} bytes, min gap "
+        f"{fields['prompt_greedy_gaps'].min():.3g}, llama.cpp's logits differ by {error:.2g}"
+    )
 
 
 def make_types():
@@ -246,7 +315,7 @@ def make_types():
         if qtype in K_BLOCKS:
             data = random_blocks(init.rng, 3, 512, qtype)
             for n, offset in enumerate(K_BLOCKS[qtype][1]):  # subnormal, zero and negative scales
-                raw = data.reshape(6, -1)[:, offset:offset + 2]
+                raw = data.reshape(6, -1)[:, offset : offset + 2]
                 raw[0] = np.array([6e-8 * (3 + n)], "<f2").view(np.uint8)
                 raw[3] = 0
                 raw[5, 1] |= 0x80

@@ -13,12 +13,15 @@ def main(sections):
     setup_torch()
     if "tiny" in sections:
         import make_tiny_models
+
         make_tiny_models.main()
     if "gguf" in sections:
         import make_gguf
+
         make_gguf.main()
     if "smollm2" in sections:
         import make_smollm2
+
         make_smollm2.main()
 
 

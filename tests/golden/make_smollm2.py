@@ -35,13 +35,18 @@ def load_model(reader):
         return reader.fields[f"llama.{key}"].contents()
 
     config = LlamaConfig(
-        vocab_size=field("vocab_size"), hidden_size=field("embedding_length"),
-        intermediate_size=field("feed_forward_length"), num_hidden_layers=field("block_count"),
+        vocab_size=field("vocab_size"),
+        hidden_size=field("embedding_length"),
+        intermediate_size=field("feed_forward_length"),
+        num_hidden_layers=field("block_count"),
         num_attention_heads=field("attention.head_count"),
         num_key_value_heads=field("attention.head_count_kv"),
-        max_position_embeddings=field("context_length"), rope_theta=field("rope.freq_base"),
-        rms_norm_eps=field("attention.layer_norm_rms_epsilon"), tie_word_embeddings=True,
-        attn_implementation="eager")
+        max_position_embeddings=field("context_length"),
+        rope_theta=field("rope.freq_base"),
+        rms_norm_eps=field("attention.layer_norm_rms_epsilon"),
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+    )
     assert config.rope_parameters["rope_theta"] == 100000.0
     model = LlamaForCausalLM(config)
     weights = read_weights(reader, config.num_attention_heads, config.num_key_value_heads)
@@ -51,21 +56,29 @@ def load_model(reader):
 
 def build_tokenizer(reader):
     """Builds the second opinion: BPE, single digits, then GPT-2's byte-level split."""
+
     def field(key):
         return reader.fields[f"tokenizer.{key}"].contents()
 
     tokens, types = field("ggml.tokens"), field("ggml.token_type")
     merges = [tuple(m.split(" ")) for m in field("ggml.merges")]
     tok = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
-    tok.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
     tok.decoder = decoders.ByteLevel()
     special = [t for t, kind in zip(tokens, types, strict=True) if kind == 3]
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tok, chat_template=field("chat_template"), bos_token="<|im_start|>",
-        eos_token="<|im_end|>", clean_up_tokenization_spaces=False)
+        tokenizer_object=tok,
+        chat_template=field("chat_template"),
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 class Vocab:
@@ -96,8 +109,9 @@ def answer(model, ids, stop_id):
         gaps.append(best - second)
         if len(out) == ANSWER_LEN or out[-1] == stop_id:
             return out, gaps, first
-        state = model(torch.tensor([out[-1:]]), past_key_values=state.past_key_values,
-                      use_cache=True)
+        state = model(
+            torch.tensor([out[-1:]]), past_key_values=state.past_key_values, use_cache=True
+        )
         row = state.logits[0, -1].numpy()
 
 
@@ -136,18 +150,31 @@ def make_golden_npz(model, vocab):
     first_rows = np.stack(first_rows)
     np.savez_compressed(
         OUT / "golden.npz",
-        **ragged("prompt_ids", prompts, np.int32), **ragged("answer_ids", answers, np.int32),
-        **ragged("answer_gaps", gaps, np.float32), **ragged("text_ids", texts, np.int32),
+        **ragged("prompt_ids", prompts, np.int32),
+        **ragged("answer_ids", answers, np.int32),
+        **ragged("answer_gaps", gaps, np.float32),
+        **ragged("text_ids", texts, np.int32),
         **ragged("text_losses", losses, np.float32),
         cross_entropy=np.array([x.mean() for x in losses], np.float64),
-        logit_ids=logit_ids.astype(np.int32), first_logits=first_rows[:, logit_ids],
-        first_logit_absmax=np.abs(first_rows).max(1), stop_id=np.int32(stop_id))
-    write_json(OUT / "texts.json", [
-        {"text": t, "n_tokens": len(i), "cross_entropy": float(x.mean())}
-        for t, i, x in zip(TEXTS, texts, losses, strict=True)])
-    write_json(OUT / "answers.json", [
-        {"question": q, "prompt": vocab.hf.decode(p), "answer": vocab.hf.decode(a)}
-        for q, p, a in zip(QUESTIONS, prompts, answers, strict=True)])
+        logit_ids=logit_ids.astype(np.int32),
+        first_logits=first_rows[:, logit_ids],
+        first_logit_absmax=np.abs(first_rows).max(1),
+        stop_id=np.int32(stop_id),
+    )
+    write_json(
+        OUT / "texts.json",
+        [
+            {"text": t, "n_tokens": len(i), "cross_entropy": float(x.mean())}
+            for t, i, x in zip(TEXTS, texts, losses, strict=True)
+        ],
+    )
+    write_json(
+        OUT / "answers.json",
+        [
+            {"question": q, "prompt": vocab.hf.decode(p), "answer": vocab.hf.decode(a)}
+            for q, p, a in zip(QUESTIONS, prompts, answers, strict=True)
+        ],
+    )
 
 
 def make_tokenizer_json(vocab):
@@ -166,15 +193,21 @@ def make_tokenizer_json(vocab):
             print(f"does not round-trip: {text!r} -> {entry['decoded']!r}")
         strings.append(entry)
     templates = [
-        {"messages": c, "add_generation_prompt": g,
-         "text": vocab.hf.apply_chat_template(c, tokenize=False, add_generation_prompt=g)}
-        for c in CONVERSATIONS for g in (True, False)]
+        {
+            "messages": c,
+            "add_generation_prompt": g,
+            "text": vocab.hf.apply_chat_template(c, tokenize=False, add_generation_prompt=g),
+        }
+        for c in CONVERSATIONS
+        for g in (True, False)
+    ]
     for t in templates:
         t["ids"] = vocab.ids(t["text"])
     rows = {"strings": strings, "chat_templates": templates}
     body = ",\n".join(
         f'"{key}": [\n' + ",\n".join(json.dumps(e, ensure_ascii=True) for e in value) + "\n]"
-        for key, value in rows.items())
+        for key, value in rows.items()
+    )
     (OUT / "tokenizer.json").write_text("{\n" + body + "\n}\n", encoding="utf-8")
     print(f"{len(strings)} strings")
 

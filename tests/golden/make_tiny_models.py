@@ -37,57 +37,134 @@ HEAD16 = {"num_attention_heads": 2, "num_key_value_heads": 1}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 SPECS = {
     "llama-mha": {"keys": {"num_key_value_heads": 4}, "dtype": "float32"},
-    "llama-gqa-tied": {"tied": True, "dtype": "float32", "sharded": True,
-                       "generation": {"eos_token_id": [2, 5], "do_sample": True,
-                                      "temperature": 0.6, "top_p": 0.9}},
+    "llama-gqa-tied": {
+        "tied": True,
+        "dtype": "float32",
+        "sharded": True,
+        "generation": {"eos_token_id": [2, 5], "do_sample": True, "temperature": 0.6, "top_p": 0.9},
+    },
     "llama-f16": {"dtype": "float16"},
     "llama-bf16": {"keys": {"attention_bias": False, "mlp_bias": False}},
     "llama-bias": {"keys": {"attention_bias": True, "mlp_bias": True}},
     "llama-headdim8": {"keys": {"num_key_value_heads": 4, "head_dim": 8}},
     "llama-headdim40": {"keys": {**HEAD16, "head_dim": 40}},
-    "llama-long": {"keys": {**HEAD16, "max_position_embeddings": 1024}, "tied": True,
-                   "n_ids": 600, "prompt_lens": [250, 12, 505],
-                   "positions": [127, 128, *range(253, 260), *range(509, 516), *range(580, 600)]},
-    "llama-rope-llama3": {"tied": True, "keys": {
-        **HEAD16, "max_position_embeddings": 256, "rope_scaling": {
-            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}},
-    "llama-rope-linear": {"tied": True, "keys": {
-        **HEAD16, "rope_scaling": {"type": "linear", "factor": 4.0}}},
-    "llama-rope-linear-v5": {"tied": True, "v5_rope": True, "keys": {
-        **HEAD16, "rope_scaling": {"rope_type": "linear", "factor": 2.5}}},
-    "llama-rope-dynamic": {"tied": True, "session_len": 512, "keys": {
-        **HEAD16, "max_position_embeddings": 64,
-        "rope_scaling": {"type": "dynamic", "factor": 2.0}}},
-    "llama-rope-dynamic-short": {"tied": True, "session_len": 128, "keys": {
-        **HEAD16, "max_position_embeddings": 256,
-        "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}},
-    "llama-rope-yarn": {"tied": True, "keys": {
-        **HEAD16, "max_position_embeddings": 128, "rope_scaling": YARN}},
-    "llama-rope-yarn-factor": {"tied": True, "keys": {
-        **HEAD16, "max_position_embeddings": 128, "rope_scaling": {
-            **YARN, "attention_factor": 0.85, "beta_fast": 8.0, "beta_slow": 0.5}}},
-    "llama-rope-yarn-mscale": {"tied": True, "keys": {
-        **HEAD16, "max_position_embeddings": 128, "rope_scaling": {
-            **YARN, "mscale": 1.3, "mscale_all_dim": 0.7, "truncate": False}}},
-    "llama-rope-longrope": {"tied": True, "session_len": 256, "keys": {
-        **HEAD16, "max_position_embeddings": 256, "rope_scaling": {
-            "rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 64,
-            "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6],
-            "long_factor": [1.0, 1.2, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0]}}},
-    "qwen2": {"arch": "qwen2", "keys": {
-        "use_sliding_window": False, "sliding_window": 32, "max_window_layers": 2}},
-    "qwen2-tied": {"arch": "qwen2", "tied": True, "keys": {
-        "use_sliding_window": False, "sliding_window": 32, "max_window_layers": 1},
-        "generation": {"eos_token_id": [2, 1], "repetition_penalty": 1.1,
-                       "temperature": 0.7, "top_k": 20, "top_p": 0.8}},
-    "qwen3": {"arch": "qwen3", "tied": True,
-              "keys": {**HEAD16, "head_dim": 24, "rope_theta": 1000000.0,
-                       "attention_bias": False, "use_sliding_window": False,
-                       "sliding_window": None, "max_window_layers": 2}},
+    "llama-long": {
+        "keys": {**HEAD16, "max_position_embeddings": 1024},
+        "tied": True,
+        "n_ids": 600,
+        "prompt_lens": [250, 12, 505],
+        "positions": [127, 128, *range(253, 260), *range(509, 516), *range(580, 600)],
+    },
+    "llama-rope-llama3": {
+        "tied": True,
+        "keys": {
+            **HEAD16,
+            "max_position_embeddings": 256,
+            "rope_scaling": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    },
+    "llama-rope-linear": {
+        "tied": True,
+        "keys": {**HEAD16, "rope_scaling": {"type": "linear", "factor": 4.0}},
+    },
+    "llama-rope-linear-v5": {
+        "tied": True,
+        "v5_rope": True,
+        "keys": {**HEAD16, "rope_scaling": {"rope_type": "linear", "factor": 2.5}},
+    },
+    "llama-rope-dynamic": {
+        "tied": True,
+        "session_len": 512,
+        "keys": {
+            **HEAD16,
+            "max_position_embeddings": 64,
+            "rope_scaling": {"type": "dynamic", "factor": 2.0},
+        },
+    },
+    "llama-rope-dynamic-short": {
+        "tied": True,
+        "session_len": 128,
+        "keys": {
+            **HEAD16,
+            "max_position_embeddings": 256,
+            "rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
+        },
+    },
+    "llama-rope-yarn": {
+        "tied": True,
+        "keys": {**HEAD16, "max_position_embeddings": 128, "rope_scaling": YARN},
+    },
+    "llama-rope-yarn-factor": {
+        "tied": True,
+        "keys": {
+            **HEAD16,
+            "max_position_embeddings": 128,
+            "rope_scaling": {**YARN, "attention_factor": 0.85, "beta_fast": 8.0, "beta_slow": 0.5},
+        },
+    },
+    "llama-rope-yarn-mscale": {
+        "tied": True,
+        "keys": {
+            **HEAD16,
+            "max_position_embeddings": 128,
+            "rope_scaling": {**YARN, "mscale": 1.3, "mscale_all_dim": 0.7, "truncate": False},
+        },
+    },
+    "llama-rope-longrope": {
+        "tied": True,
+        "session_len": 256,
+        "keys": {
+            **HEAD16,
+            "max_position_embeddings": 256,
+            "rope_scaling": {
+                "rope_type": "longrope",
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6],
+                "long_factor": [1.0, 1.2, 1.5, 2.0, 3.0, 4.5, 6.0, 8.0],
+            },
+        },
+    },
+    "qwen2": {
+        "arch": "qwen2",
+        "keys": {"use_sliding_window": False, "sliding_window": 32, "max_window_layers": 2},
+    },
+    "qwen2-tied": {
+        "arch": "qwen2",
+        "tied": True,
+        "keys": {"use_sliding_window": False, "sliding_window": 32, "max_window_layers": 1},
+        "generation": {
+            "eos_token_id": [2, 1],
+            "repetition_penalty": 1.1,
+            "temperature": 0.7,
+            "top_k": 20,
+            "top_p": 0.8,
+        },
+    },
+    "qwen3": {
+        "arch": "qwen3",
+        "tied": True,
+        "keys": {
+            **HEAD16,
+            "head_dim": 24,
+            "rope_theta": 1000000.0,
+            "attention_bias": False,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "max_window_layers": 2,
+        },
+    },
     "mistral": {"arch": "mistral", "keys": {"sliding_window": None, "rms_norm_eps": 1e-5}},
-    "internlm2": {"arch": "internlm2", "keys": {"rope_theta": 1000000.0, "bias": False,
-                                                "rope_scaling": None}},
+    "internlm2": {
+        "arch": "internlm2",
+        "keys": {"rope_theta": 1000000.0, "bias": False, "rope_scaling": None},
+    },
 }
 
 
@@ -135,15 +212,21 @@ def make_weights(config, seed):
     for i in range(config["num_hidden_layers"]):
         p = f"model.layers.{i}."
         for name, shape, gain in (
-            ("self_attn.q_proj", (q_dim, hidden), 1.3), ("self_attn.k_proj", (kv_dim, hidden), 1.3),
-            ("self_attn.v_proj", (kv_dim, hidden), 1.5), ("self_attn.o_proj", (hidden, q_dim), 1.5),
-            ("mlp.gate_proj", (ffn, hidden), 1.5), ("mlp.up_proj", (ffn, hidden), 1.5),
+            ("self_attn.q_proj", (q_dim, hidden), 1.3),
+            ("self_attn.k_proj", (kv_dim, hidden), 1.3),
+            ("self_attn.v_proj", (kv_dim, hidden), 1.5),
+            ("self_attn.o_proj", (hidden, q_dim), 1.5),
+            ("mlp.gate_proj", (ffn, hidden), 1.5),
+            ("mlp.up_proj", (ffn, hidden), 1.5),
             ("mlp.down_proj", (hidden, ffn), 1.5),
         ):
             w[f"{p}{name}.weight"] = init.linear(*shape, gain)
             qkv = name[-6:] in ("q_proj", "k_proj", "v_proj")
-            if ((arch == "qwen2" and qkv) or (attention_bias and "attn" in name)
-                    or (config.get("mlp_bias") and "mlp" in name)):
+            if (
+                (arch == "qwen2" and qkv)
+                or (attention_bias and "attn" in name)
+                or (config.get("mlp_bias") and "mlp" in name)
+            ):
                 w[f"{p}{name}.bias"] = init.bias(shape[0])
         if arch == "qwen3":
             w[f"{p}self_attn.q_norm.weight"] = init.norm(head_dim_of(config))
@@ -168,13 +251,19 @@ def to_internlm2(w, config):
     for i in range(config["num_hidden_layers"]):
         p = f"model.layers.{i}."
         q, k, v = (w[f"{p}self_attn.{x}_proj.weight"] for x in "qkv")
-        groups = [q.reshape(n_kv, per_kv, dim, hidden), k.reshape(n_kv, 1, dim, hidden),
-                  v.reshape(n_kv, 1, dim, hidden)]
+        groups = [
+            q.reshape(n_kv, per_kv, dim, hidden),
+            k.reshape(n_kv, 1, dim, hidden),
+            v.reshape(n_kv, 1, dim, hidden),
+        ]
         out[f"{p}attention.wqkv.weight"] = torch.cat(groups, 1).reshape(-1, hidden)
         for new, old in (
-            ("attention.wo", "self_attn.o_proj"), ("feed_forward.w1", "mlp.gate_proj"),
-            ("feed_forward.w3", "mlp.up_proj"), ("feed_forward.w2", "mlp.down_proj"),
-            ("attention_norm", "input_layernorm"), ("ffn_norm", "post_attention_layernorm"),
+            ("attention.wo", "self_attn.o_proj"),
+            ("feed_forward.w1", "mlp.gate_proj"),
+            ("feed_forward.w3", "mlp.up_proj"),
+            ("feed_forward.w2", "mlp.down_proj"),
+            ("attention_norm", "input_layernorm"),
+            ("ffn_norm", "post_attention_layernorm"),
         ):
             out[f"{p}{new}.weight"] = w[f"{p}{old}.weight"]
     return out
@@ -196,8 +285,10 @@ def write_checkpoint(folder, spec, config, weights):
         save_file({k: weights[k] for k in part}, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(part, file)
     total = sum(v.numel() * v.element_size() for v in weights.values())
-    write_json(folder / "model.safetensors.index.json",
-               {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    write_json(
+        folder / "model.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))},
+    )
 
 
 def freeze_rope(model, session_len):
@@ -214,7 +305,8 @@ def freeze_rope(model, session_len):
 def load_oracle(folder, arch, internal_weights, config):
     if arch != "internlm2":
         return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation="eager").eval()
+            folder, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
     llama = {k: v for k, v in config.items() if k not in ("architectures", "model_type", "bias")}
     model = LlamaForCausalLM(LlamaConfig(**llama, attn_implementation="eager"))
     model.load_state_dict({k: v.float() for k, v in internal_weights.items()})
@@ -236,15 +328,18 @@ def make_model(name, spec, seed):
     model = load_oracle(folder, config["model_type"], weights, config)
     freeze_rope(model, session_len)
     prompt_lens = spec.get("prompt_lens", [12, 1, 70])
-    ids = clear_prompts(model, 1000 + seed, spec.get("n_ids", 130), config["vocab_size"],
-                        prompt_lens)
+    ids = clear_prompts(
+        model, 1000 + seed, spec.get("n_ids", 130), config["vocab_size"], prompt_lens
+    )
     positions = spec.get("positions")
     positions = sample_positions(len(ids)) if positions is None else np.array(positions, np.int32)
     fields = golden_fields(model, ids, prompt_lens, session_len, positions)
     check_fields(name, fields)
     np.savez_compressed(folder / "golden.npz", **fields)
-    print(f"{name}: min gap {fields['prompt_greedy_gaps'].min():.3g}, "
-          f"{len(np.unique(fields['prompt_greedy_ids']))} distinct tokens")
+    print(
+        f"{name}: min gap {fields['prompt_greedy_gaps'].min():.3g}, "
+        f"{len(np.unique(fields['prompt_greedy_ids']))} distinct tokens"
+    )
 
 
 def main():

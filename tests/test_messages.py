@@ -1,0 +1,249 @@
+"""Configurations and Response: LMDeploy's names and defaults, and refusals in words; memory sizing."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmdeploy_c import (
+    GenerationConfig,
+    PytorchEngineConfig,
+    Response,
+    TurbomindEngineConfig,
+    UnsupportedError,
+    VisionConfig,
+)
+from lmdeploy_c._memory import (
+    GIB,
+    available_memory,
+    cgroup_memory,
+    kv_size,
+    parse_size,
+    system_memory,
+)
+
+CONFIGS = (GenerationConfig, TurbomindEngineConfig, PytorchEngineConfig, VisionConfig)
+
+LMDEPLOY_DEFAULTS: dict[type, dict[str, Any]] = {
+    GenerationConfig: {
+        "n": 1, "max_new_tokens": 512, "do_sample": False, "top_p": 1.0, "top_k": 50, "min_p": 0.0,
+        "temperature": 0.8, "repetition_penalty": 1.0, "ignore_eos": False, "random_seed": None,
+        "stop_words": None, "bad_words": None, "stop_token_ids": None, "bad_token_ids": None,
+        "min_new_tokens": None, "skip_special_tokens": True, "spaces_between_special_tokens": True,
+        "logprobs": None, "response_format": None, "logits_processors": None,
+        "output_logits": None, "output_last_hidden_state": None,
+        "include_stop_str_in_output": False, "return_ppl": False, "with_cache": False,
+        "preserve_cache": False, "migration_request": None, "return_routed_experts": False,
+        "repetition_ngram_size": 0, "repetition_ngram_threshold": 0, "logprob_start_len": -1,
+    },
+    TurbomindEngineConfig: {
+        "dtype": "auto", "model_format": None, "gemm_input_dtype": None, "tp": 1, "dp": 1, "cp": 1,
+        "ep": 1, "device_num": None, "attn_tp_size": None, "attn_cp_size": None,
+        "attn_dp_size": None, "mlp_tp_size": None, "mlp_dp_size": None, "outer_dp_size": None,
+        "nnodes": 1, "node_rank": 0, "dist_init_addr": None, "devices": None, "session_len": None,
+        "max_batch_size": None, "cache_max_entry_count": None, "cache_chunk_size": -1,
+        "cache_block_seq_len": 64, "enable_prefix_caching": True,
+        "cache_checkpoint_interval": 4096, "cache_prompt": "auto",
+        "cache_prompt_boundary_skip": 1, "cache_generation": "auto", "quant_policy": 0,
+        "rope_scaling_factor": 0.0, "use_logn_attn": False, "download_dir": None, "revision": None,
+        "max_prefill_token_num": None, "num_tokens_per_iter": 0, "max_prefill_iters": 1,
+        "async_": 1, "empty_init": False, "language_model_only": False, "communicator": "nccl",
+        "moe_a2a_backend": "auto", "hf_overrides": None, "enable_metrics": True,
+    },
+    PytorchEngineConfig: {
+        "dtype": "auto", "tp": 1, "dp": 1, "dp_rank": 0, "ep": 1, "session_len": None,
+        "max_batch_size": None, "attn_tp_size": None, "mlp_tp_size": None, "moe_tp_size": None,
+        "cache_max_entry_count": None, "prefill_interval": 16, "block_size": 64,
+        "kernel_block_size": -1, "num_cpu_blocks": 0, "num_gpu_blocks": 0, "adapters": None,
+        "max_prefill_token_num": None, "cudagraph_capture_batch_sizes": None, "thread_safe": False,
+        "enable_prefix_caching": True, "prefix_cache_state_budget": 0,
+        "prefix_cache_decode_state_interval": 0, "device_type": "auto", "eager_mode": False,
+    },
+    VisionConfig: {"max_batch_size": 1, "thread_safe": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_lmdeploys_fields_come_first_with_their_defaults(config: type) -> None:
+    wanted = LMDEPLOY_DEFAULTS[config]
+    fields = dataclasses.fields(config)
+    assert [f.name for f in fields][: len(wanted)] == list(wanted)
+    made = config()
+    assert {name: getattr(made, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_unserved_fields_are_refused_by_name(config: type) -> None:
+    n_refused = 0
+    for field in dataclasses.fields(config):
+        for served in field.metadata.get("served", ()):
+            config(**{field.name: served})
+        if "served" in field.metadata:
+            with pytest.raises(UnsupportedError, match=rf"{config.__name__}\.{field.name}='odd'"):
+                config(**{field.name: "odd"})
+            n_refused += 1
+    assert n_refused > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        (GenerationConfig, "top_p", 1.5),
+        (GenerationConfig, "top_p", float("nan")),
+        (GenerationConfig, "top_k", -1),
+        (GenerationConfig, "top_k", 0.5),
+        (GenerationConfig, "temperature", 2.5),
+        (GenerationConfig, "temperature", "hot"),
+        (GenerationConfig, "min_p", -0.1),
+        (GenerationConfig, "max_new_tokens", -1),
+        (GenerationConfig, "max_new_tokens", True),
+        (GenerationConfig, "do_sample", 1),
+        (GenerationConfig, "stop_words", "stop"),
+        (GenerationConfig, "stop_words", [1]),
+        (GenerationConfig, "stop_words", [""]),
+        (GenerationConfig, "stop_token_ids", ["1"]),
+        (GenerationConfig, "logit_bias", [1]),
+        (GenerationConfig, "output_logits", "some"),
+        (GenerationConfig, "random_seed", -1),
+        (TurbomindEngineConfig, "session_len", 0),
+        (TurbomindEngineConfig, "max_batch_size", "8"),
+        (TurbomindEngineConfig, "cache_max_entry_count", 0),
+        (TurbomindEngineConfig, "cache_max_entry_count", 1.5),
+        (TurbomindEngineConfig, "cache_max_entry_count", "lots"),
+        (TurbomindEngineConfig, "device", "npu"),
+        (TurbomindEngineConfig, "num_threads", 0),
+        (TurbomindEngineConfig, "hf_overrides", "x"),
+        (PytorchEngineConfig, "block_size", 0),
+        (PytorchEngineConfig, "device_type", "ascend"),
+    ],
+)
+def test_wrong_values_name_the_field(config: type, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"{config.__name__}\.{name}"):
+        config(**{name: value})
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    GenerationConfig(stop_token_ids=[np.int64(2)], temperature=np.float32(0.5), top_k=np.int32(3))
+
+
+def test_cuda_is_refused_with_the_reason() -> None:
+    with pytest.raises(UnsupportedError, match="no CUDA backend in this build"):
+        TurbomindEngineConfig(device="cuda")
+    with pytest.raises(UnsupportedError, match="no CUDA backend in this build"):
+        PytorchEngineConfig(device_type="cuda")
+
+
+def test_a_change_after_construction_is_checked_again() -> None:
+    config = GenerationConfig()
+    config.n = 2
+    with pytest.raises(UnsupportedError, match=r"GenerationConfig\.n=2"):
+        config.check()
+
+
+def test_pytorch_config_maps_onto_the_c_engine() -> None:
+    config = PytorchEngineConfig(
+        session_len=100, block_size=32, device_type="cpu", enable_prefix_caching=False
+    )
+    mapped = config.to_turbomind()
+    assert (mapped.session_len, mapped.cache_block_seq_len) == (100, 32)
+    assert (mapped.device, mapped.enable_prefix_caching) == ("cpu", False)
+
+
+def test_response_extend() -> None:
+    first = Response("a", 1, 5, token_ids=[1], logprobs=[{1: -0.5}], logits=np.zeros((1, 3)))
+    last = Response("b", 2, 5, "stop", [2], [{2: -1.0}], np.ones((1, 3)), ppl=2.0)
+    whole = first.extend(last)
+    assert whole is first
+    assert (whole.text, whole.token_ids, whole.generate_token_len) == ("ab", [1, 2], 2)
+    assert (whole.finish_reason, whole.ppl) == ("stop", 2.0)
+    assert whole.logprobs == [{1: -0.5}, {2: -1.0}]
+    assert whole.logits is not None and whole.logits.shape == (2, 3)
+    assert last.token_ids == [2]
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512MB", 512 << 20), ("2GB", 2 << 30), ("1.5 GiB", 3 << 29), ("100", 100), ("1k", 1024)],
+)
+def test_parse_size(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1 PB", "1GBB"])
+def test_parse_size_refuses(text: str) -> None:
+    with pytest.raises(ValueError, match="no size"):
+        parse_size(text)
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_memory_without_a_cgroup_limit(tmp_path: Path) -> None:
+    write(tmp_path / "proc/meminfo", "MemTotal: 1000 kB\nMemFree: 10 kB\nMemAvailable: 400 kB\n")
+    write(tmp_path / "proc/self/cgroup", "0::/\n")
+    assert cgroup_memory(tmp_path) is None
+    assert system_memory(tmp_path) == (1000 << 10, 400 << 10)
+    assert available_memory(tmp_path) == 400 << 10
+
+
+def test_memory_of_cgroup_v2_takes_the_tightest_parent(tmp_path: Path) -> None:
+    write(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    write(tmp_path / "proc/self/cgroup", "0::/outer/inner\n")
+    outer = tmp_path / "sys/fs/cgroup/outer"
+    write(outer / "memory.max", "1000000\n")
+    write(outer / "memory.current", "700000\n")
+    write(outer / "memory.stat", "anon 1\ninactive_file 50000\n")
+    write(outer / "inner/memory.max", "max\n")
+    write(outer / "inner/memory.current", "5\n")
+    assert cgroup_memory(tmp_path) == (1000000, 350000)
+    assert available_memory(tmp_path) == 350000
+
+
+def test_memory_of_cgroup_v1(tmp_path: Path) -> None:
+    write(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    write(tmp_path / "proc/self/cgroup", "5:cpu,memory:/docker/abc\n1:name=systemd:/\n")
+    base = tmp_path / "sys/fs/cgroup/memory"  # as seen from inside: the path is not mounted
+    write(base / "memory.limit_in_bytes", "2000000\n")
+    write(base / "memory.usage_in_bytes", "500000\n")
+    assert available_memory(tmp_path) == 1500000
+
+
+def sized(**changes: Any) -> Any:
+    values: dict[str, Any] = {
+        "cache": None, "block_len": 64, "block_bytes": 1 << 20, "session_len": None,
+        "model_len": 4096, "max_batch_size": 2, "available": 100 * GIB,
+    }  # fmt: skip
+    return kv_size(**{**values, **changes})
+
+
+def test_kv_size_default_is_the_smallest_of_three() -> None:
+    assert sized().n_blocks == 2 * 64  # every sequence at its full length
+    assert sized(max_batch_size=512).n_bytes == 4 * GIB
+    assert sized(max_batch_size=512, available=GIB).n_bytes == GIB // 2
+
+
+def test_kv_size_as_asked() -> None:
+    assert sized(cache="512MB").n_blocks == 512
+    assert sized(cache=70).n_blocks == 70
+    assert sized(cache=0.25, max_batch_size=10**6).n_bytes == 25 * GIB
+    assert sized(cache=0.25).n_blocks == 2 * 64
+
+
+def test_kv_size_lowers_an_automatic_session_len_only() -> None:
+    assert sized(cache=10).session_len == 640
+    with pytest.raises(ValueError, match=r"session_len=4096 needs .* lower session_len or raise"):
+        sized(cache=10, session_len=4096)
+
+
+def test_kv_size_refuses_what_is_not_there() -> None:
+    with pytest.raises(MemoryError, match=r"asks for 2.0 GiB .* 1.0 GiB of memory"):
+        sized(cache="2GB", available=GIB)
+    with pytest.raises(ValueError, match="holds no block"):
+        sized(available=1000)
