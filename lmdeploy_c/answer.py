@@ -70,7 +70,7 @@ class StopMatcher:
                 self._tokens.append((token_id, logprobs, searched_to))
                 if not text:
                     self._text += self.ids[token_id]
-            return self._release(len(self._text), stopped=True)
+            return self._release(len(self._text), stopped=True, ended=True)
         self._tokens.append((token_id, logprobs, searched_to))
         self._text += text
         if counts and text:
@@ -78,7 +78,7 @@ class StopMatcher:
             if found is not None:
                 start, word = found
                 return self._release(start + (len(word) if self.include else 0), stopped=True)
-        return self._release(len(self._text) - self._n_held(), stopped=False)
+        return self._release(len(self._text) - self._n_held())
 
     def finish(self, text: str) -> Piece:
         """Takes the text that was left at the end, and releases everything."""
@@ -86,7 +86,7 @@ class StopMatcher:
         self._text += text
         found = self._find(searched_to) if text and self._n_seen > self.min_tokens else None
         if found is None:
-            return self._release(len(self._text), stopped=False)
+            return self._release(len(self._text), ended=True)
         return self._release(found[0] + (len(found[1]) if self.include else 0), stopped=True)
 
     def _find(self, searched_to: int) -> tuple[int, str] | None:
@@ -107,14 +107,15 @@ class StopMatcher:
                 return n
         return 0
 
-    def _release(self, n_chars: int, stopped: bool) -> Piece:
-        """Gives out the first n_chars and the tokens that began in them."""
+    def _release(self, n_chars: int, *, stopped: bool = False, ended: bool = False) -> Piece:
+        """Gives out the first n_chars and the tokens that began in them. A token without text (yet)
+        waits for the next text, which may begin a stop word; without stop words none waits."""
         n = len(self._tokens)
-        if stopped or n_chars < len(self._text):
+        if not ended and (stopped or self.words):
             n = sum(1 for _, _, start in self._tokens if start < n_chars)
-        out, self._tokens = self._tokens[:n], self._tokens[n:]
+        out, kept = self._tokens[:n], self._tokens[n:]
         text, self._text = self._text[:n_chars], self._text[n_chars:]
-        self._tokens = [(t, p, max(0, start - n_chars)) for t, p, start in self._tokens]
+        self._tokens = [(t, p, start - n_chars) for t, p, start in kept]
         return Piece(text, [t for t, _, _ in out], [p for _, p, _ in out if p], stopped)
 
 

@@ -275,5 +275,5 @@ class ChatTemplateConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or not values.keys() <= known:
             wrong = min(set(values) - known) if isinstance(values, dict) else text
-            raise ValueError(f"a chat template's JSON has no {wrong!r}; it has {sorted(known)}")
+            raise ValueError(f"a chat template has no {wrong!r}; it has {sorted(known)}")
         return cls(**values)

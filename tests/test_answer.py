@@ -3,7 +3,8 @@
 import random
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -148,7 +149,7 @@ class Letters:
 
 def output(*token_ids: int, reason: Any = None, **fields: Any) -> Output:
     values = {"logprobs": None, "logits": None, "error_message": None, "ppl": None, **fields}
-    return Output(list(token_ids), finish_reason=reason, **values)
+    return cast(Any, SimpleNamespace(token_ids=list(token_ids), finish_reason=reason, **values))
 
 
 def answer(*outputs: Output, stop: Sequence[str] = ()) -> tuple[Answer, FakeRequest]:

@@ -45,7 +45,7 @@ def test_requests_join_and_leave_between_steps(tiny_engine: _C.Engine) -> None:
             time.sleep(0.003)
     for n, request in requests.items():
         assert read_all(request).token_ids == expected[n]
-    assert tiny_engine.stats()["n_active_blocks"] == 0
+    wait_until(lambda: tiny_engine.stats()["n_active_blocks"] == 0)
 
 
 def test_submitted_from_many_threads(tiny_engine: _C.Engine) -> None:

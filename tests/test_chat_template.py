@@ -1,0 +1,152 @@
+"""Chat templates: against transformers' rendering, and against hostile ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN
+
+from lmdeploy_c.chat_template import MODELS, BaseChatTemplate, ChatTemplateConfig
+from lmdeploy_c.jinja_sandbox import MAX_SECONDS, ChatTemplateError, render
+from lmdeploy_c.tokenizer import Tokenizer
+
+GOLDEN_TEMPLATES = json.loads((GOLDEN / "smollm2" / "tokenizer.json").read_text())["chat_templates"]
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(smollm2_path: Path) -> Tokenizer:
+    return Tokenizer(smollm2_path)
+
+
+@pytest.mark.parametrize("case", GOLDEN_TEMPLATES, ids=lambda c: f"{len(c['messages'])} messages")
+def test_like_transformers(tokenizer: Tokenizer, case: dict) -> None:  # type: ignore[type-arg]
+    template = ChatTemplateConfig().template(tokenizer)
+    text = template.messages2prompt(case["messages"], case["add_generation_prompt"])
+    assert text == case["text"]
+    assert tokenizer.encode(text, add_bos=not template.adds_bos) == case["ids"]
+
+
+def test_a_last_answer_is_continued(tokenizer: Tokenizer) -> None:
+    template = ChatTemplateConfig().template(tokenizer)
+    said = [*MESSAGES, {"role": "assistant", "content": "The answer is"}]
+    assert template.messages2prompt(said).endswith("<|im_start|>assistant\nThe answer is")
+
+
+def test_pieces() -> None:
+    template = ChatTemplateConfig("vicuna", meta_instruction="Be brief.").template()
+    said = [*MESSAGES, {"role": "assistant", "content": "Hello"}, *MESSAGES]
+    assert template.messages2prompt(said) == (
+        "Be brief. USER: Hi ASSISTANT: Hello</s>USER: Hi ASSISTANT: "
+    )
+    assert template.messages2prompt(said[:2]) == "Be brief. USER: Hi ASSISTANT: Hello"
+    base = ChatTemplateConfig("base").template()
+    assert base.messages2prompt("once upon") == "once upon"
+    mistral = ChatTemplateConfig("mistral").template()
+    assert mistral.messages2prompt("Hi") == "[INST] Hi [/INST]"
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    config = ChatTemplateConfig("vicuna", user="Q: ", stop_words=["Q:"])
+    path = tmp_path / "template.json"
+    assert ChatTemplateConfig.from_json(config.to_json(path)) == config
+    assert ChatTemplateConfig.from_json(path) == config
+    with pytest.raises(ValueError, match="'colour'"):
+        ChatTemplateConfig.from_json('{"colour": "red"}')
+
+
+def test_users_register_their_own() -> None:
+    @MODELS.register_module(name="loud")
+    class Loud(BaseChatTemplate):
+        def messages2prompt(self, messages, add_generation_prompt=True, **kwargs):  # type: ignore
+            return str(messages).upper()
+
+    assert ChatTemplateConfig("loud").template().messages2prompt("hi") == "HI"
+    with pytest.raises(ValueError, match=r"'nobody' is not known; known: hf, .*vicuna"):
+        ChatTemplateConfig("nobody").template()
+
+
+def test_what_templates_of_models_use() -> None:
+    source = """{%- for m in messages %}{% if m.role == 'user' %}
+{{- '[' ~ m['content'] | trim ~ ']' }}{% continue %}{% endif %}{% generation %}{{ m.content }}{% endgeneration %}
+{%- endfor %}{{ {'a': '<&é'} | tojson }}{{ strftime_now('%Y') | length }}"""
+    said = [{"role": "user", "content": " x "}, {"role": "assistant", "content": "y"}]
+    assert render(source, {"messages": said}) == '[x]y{"a": "<&é"}4'
+    with pytest.raises(ChatTemplateError, match="roles must alternate"):
+        render("{{ raise_exception('roles must alternate') }}", {})
+
+
+HOSTILE = [
+    "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "{{ range(10**9) | list }}",
+    "{{ 'x' * 10**10 }}",
+    "{{ 10**10 * 'x' }}",
+    "{{ [0] * 10**9 }}",
+    "{{ 2 ** (10**8) }}",
+    "{{ 9 ** 9 ** 9 }}",
+    "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x.replace('x', 'xx') %}"
+    "{% endfor %}",
+    "{% set ns = namespace(x=7) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    "{{ 'x' | center(10**9) }}",
+    "{{ 'x'.zfill(10**9) }}",
+    "{{ 'x'.rjust(1000000000) }}",
+    "{{ '%1000000000d' | format(1) }}",
+    "{{ '%1000000000d' % 1 }}",
+    "{{ '%*d' % (1000000000, 1) }}",
+    "{{ '{:1000000000}'.format(1) }}",
+    "{{ 'x' | indent(10**9) }}",
+    "{{ ''.__class__.__mro__ }}",
+    "{{ messages.__class__.__init__.__globals__ }}",
+    "{{ cycler.__init__.__globals__.os.system('true') }}",
+    "{{ self.__init__.__globals__ }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "{{ (" + "(" * 5000 + "1" + ")" * 5000 + ") }}",
+    "{% for",
+    "{{ undefined.attribute.of }}",
+    "{{ messages.append(1) }}",
+    "{% include 'x' %}",
+    "{% import 'os' as os %}",
+    "{{ 1 / 0 }}",
+    "{% for i in range(90000) %}{{ 'y' * 1000 }}{% endfor %}",
+    "x" * 2_000_000,
+]
+
+
+@pytest.mark.parametrize("source", HOSTILE, ids=lambda s: s[:30])
+def test_a_hostile_template_ends_in_an_error(source: str) -> None:
+    caught: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            render(source, {"messages": list(MESSAGES)})
+        except BaseException as error:
+            caught.append(error)
+
+    start = time.monotonic()
+    thread = threading.Thread(target=run)  # the limit holds outside of the main thread too
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert time.monotonic() - start < MAX_SECONDS + 5
+    assert [type(error) for error in caught] == [ChatTemplateError], caught
+
+
+def test_a_tracer_of_the_user_is_put_back() -> None:
+    def tracer(*args: object) -> None:
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        render("{{ 1 }}", {})
+        assert sys.gettrace() is tracer
+    finally:
+        sys.settrace(before)

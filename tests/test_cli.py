@@ -1,0 +1,227 @@
+"""The command line: one answer, a conversation on a terminal, reports, and mistakes in one line."""
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lmdeploy_c import GenerationConfig, __version__
+from lmdeploy_c.cli import _read_prompt, main, make_parser
+
+LMDEPLOY_C = [sys.executable, "-m", "lmdeploy_c"]
+SMALL = ["--session-len", "512", "--cache-max-entry-count", "32MB"]
+QUESTION = "What is the capital of France?"
+
+
+def run(*arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*LMDEPLOY_C, *arguments], input=stdin, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        done = run("--help")
+        times.append(time.perf_counter() - started)
+        assert done.returncode == 0 and "chat" in done.stdout
+    assert min(times) < 0.3, times
+
+
+def test_help_shows_defaults_and_types() -> None:
+    text = " ".join(run("chat", "--help").stdout.split())
+    assert "Default: 512. Type: int" in text
+    assert "--cache-max-entry-count" in text
+
+
+def test_version() -> None:
+    assert run("--version").stdout == run("-v").stdout == f"lmdeploy_c {__version__}\n"
+
+
+def test_chat_answers_a_prompt_once() -> None:
+    done = run("chat", *SMALL, "--prompt", QUESTION)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Paris" in done.stdout
+
+
+def test_chat_answers_standard_input_once() -> None:
+    done = run("chat", *SMALL, "--max_new_tokens=5", stdin=QUESTION + "\n")
+    assert done.returncode == 0 and done.stdout.startswith("The capital of France is")
+    assert "--max-new-tokens" in done.stderr, "it says why the answer is cut"
+
+
+def test_flags_become_configs() -> None:
+    from lmdeploy_c.cli import _generation_config
+
+    parse = make_parser().parse_args
+    assert _generation_config(parse(["chat"])) == GenerationConfig()
+    config = _generation_config(parse(["chat", "--temperature", "0.8", "--seed", "4"]))
+    assert config == GenerationConfig(do_sample=True, random_seed=4)
+    assert not _generation_config(parse(["chat", "--repetition-penalty", "1.2"])).do_sample
+
+
+def test_the_template_may_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "t.json"
+    file.write_text('{"model_name": "base", "user": "Q: ", "eoh": "\\nA:", "stop_words": ["\\n"]}')
+    done = run("chat", *SMALL, "--chat-template", str(file), "--prompt", "hi")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "why"),
+    [
+        (["chat", "/no/such/model", "--prompt", "x"], 1, "/no/such/model"),
+        (["chat", "--tp", "2", "--prompt", "x"], 1, "TurbomindEngineConfig.tp=2 is not served"),
+        (["chat", "--device", "cuda", "--prompt", "x"], 1, "no CUDA backend in this build"),
+        (["chat", "--top-p", "3", "--prompt", "x"], 1, "GenerationConfig.top_p must be between"),
+        (["chat", "--chat-template", "nobody", "--prompt", "x"], 1, "nobody"),
+        (["chat", "--chat-template", "no.json", "--prompt", "x"], 1, "no.json"),
+        (["chat", "--adapters", "a=b"], 2, "--adapters is not served by release"),
+        (["chat", "--session-len", "long"], 2, "invalid int value: 'long'"),
+        (["chat"], 1, "standard input is empty"),
+        (["serve", "api_server"], 2, "serve is not part of release"),
+        (["check_env", "--dump-file", "x.txt"], 1, ".json, .yml or .yaml"),
+        ([], 2, "COMMAND"),
+    ],
+)
+def test_mistakes_are_explained_without_a_traceback(
+    arguments: list[str], code: int, why: str
+) -> None:
+    done = run(*arguments)
+    assert done.returncode == code
+    assert why in done.stderr and "Traceback" not in done.stderr
+    if code == 1:
+        assert done.stderr.startswith("lmdeploy_c: error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_failed_request_is_exit_code_1() -> None:
+    done = run("chat", *SMALL, "--prompt", "word " * 2000)
+    assert done.returncode == 1 and "context length" in done.stderr
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    command = " ".join([*LMDEPLOY_C, "chat", *SMALL, "--prompt", "'Tell a story.'", "| head -c 1"])
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+def test_check_env(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check_env", "--dump-file", str(tmp_path / "x.json")]) == 0
+    shown = capsys.readouterr().out
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert report["lmdeploy_c"]["version"] == __version__
+    assert report["cpu"]["isa"] in ("ref", "avx2", "neon")
+    assert "none in this build" in report["cuda"]["backend"]
+    for word in ("numpy", "usable_threads", "cgroup limit", "optional packages"):
+        assert word in shown
+
+
+def test_check_env_yaml(tmp_path: Path) -> None:
+    from lmdeploy_c.check_env import collect, dump
+
+    report = collect()
+    dump(report, tmp_path / "x.yml")
+    lines = (tmp_path / "x.yml").read_text().splitlines()
+    assert '"python":' in lines
+    for line in lines:  # every line is a key with a JSON value, or opens a section
+        key, _, value = line.strip().partition(": ")
+        json.loads(key.rstrip(":"))
+        assert not value or json.loads(value) is not ...
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert "Qwen2ForCausalLM" in shown and "vicuna" in shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "prompt"),
+    [
+        (["hello"], "hello"),
+        (["one \\", "two"], "one \ntwo"),
+        (['"""def f():', "", '  pass"""'], "def f():\n\n  pass"),
+        (['say """x""" now'], "say x now"),
+    ],
+)
+def test_lines_of_a_prompt(typed: list[str], prompt: str) -> None:
+    lines = iter(typed)
+    assert _read_prompt(lambda _: next(lines)) == prompt
+
+
+class Terminal:
+    """A `chat` with a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execv(sys.executable, [*LMDEPLOY_C, "chat", *SMALL, *arguments])
+        self.text = ""
+
+    def type(self, text: str) -> None:
+        self.text = ""
+        os.write(self.fd, text.encode())
+
+    def wait_for(self, wanted: str, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while wanted not in self.text:
+            assert time.monotonic() < deadline, self.text
+            if select.select([self.fd], [], [], 0.1)[0]:
+                try:
+                    self.text += os.read(self.fd, 4096).decode(errors="replace")
+                except OSError:  # the other end has gone
+                    assert wanted in self.text, self.text
+                    return
+
+    def end(self) -> int:
+        """The exit code."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if select.select([self.fd], [], [], 0.1)[0]:
+                    os.read(self.fd, 4096)
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                os.close(self.fd)
+                return os.waitstatus_to_exitcode(status)
+        os.kill(self.pid, signal.SIGKILL)
+        raise AssertionError("chat does not end")
+
+
+def test_a_conversation_on_a_terminal() -> None:
+    terminal = Terminal()
+    terminal.wait_for(">>> ")
+    terminal.type(QUESTION + "\n")
+    terminal.wait_for("Paris")
+    terminal.wait_for(">>> ")
+    terminal.type("/help\n")
+    terminal.wait_for("forget the conversation")
+    terminal.type("/nonsense\n")
+    terminal.wait_for("is no command")
+    terminal.type("/reset\n")
+    terminal.wait_for("(a new conversation)")
+    terminal.type("/exit\n")
+    assert terminal.end() == 0
+
+
+def test_ctrl_c_stops_the_answer_only() -> None:
+    terminal = Terminal("--min-p", "0.1", "--temperature", "2", "--max-new-tokens", "400")
+    terminal.wait_for(">>> ")
+    terminal.type("Write a very long story about the sea, with many chapters.\n")
+    terminal.wait_for("chapters.\r\n")
+    time.sleep(1)
+    terminal.type("\x03")
+    terminal.wait_for(">>> ")
+    terminal.type("\x03")
+    terminal.wait_for("Ctrl-D to leave")
+    terminal.type("\x04")
+    assert terminal.end() == 0

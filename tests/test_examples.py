@@ -1,0 +1,39 @@
+"""What the documentation shows runs: the examples, and the README's Python."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_example(path: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(path)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_the_examples_are_numbered_and_say_what_they_show() -> None:
+    assert "01_hello" in [p.stem for p in EXAMPLES]
+    for path in EXAMPLES:
+        assert re.fullmatch(r"\d\d_\w+", path.stem)
+        assert path.read_text().startswith('"""')
+
+
+def test_the_readmes_python_runs(tmp_path: Path) -> None:
+    """Its blocks run in order as one program, as a reader would type them."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    assert blocks
+    program = tmp_path / "readme.py"
+    program.write_text("\n".join(blocks))
+    done = subprocess.run(
+        [sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr

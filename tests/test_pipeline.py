@@ -1,0 +1,593 @@
+"""The pipeline end to end: every call on the embedded model, and what must not disturb it."""
+
+import asyncio
+import gc
+import importlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import lmdeploy_c
+from lmdeploy_c import (
+    ChatTemplateConfig,
+    GenerationConfig,
+    Pipeline,
+    PytorchEngineConfig,
+    Response,
+    TurbomindEngineConfig,
+    UnsupportedError,
+    pipeline,
+)
+from lmdeploy_c.loading import make_chat_template
+
+ENGINE = TurbomindEngineConfig(session_len=1024, max_batch_size=16, cache_max_entry_count="128MB")
+PROMPTS = ["What is the capital of France?", "Name a colour.", "Count to five."]
+SHORT = GenerationConfig(max_new_tokens=8)
+LONG = GenerationConfig(max_new_tokens=900, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Iterator[Pipeline]:
+    with pipeline(backend_config=ENGINE) as made:
+        yield made
+
+
+def texts(responses: list[Response]) -> list[str]:
+    return [r.text for r in responses]
+
+
+def wait_idle(pipe: Pipeline, seconds: float = 10) -> None:
+    """Waits until nothing runs and every block is back."""
+    deadline = time.monotonic() + seconds
+    while True:
+        stats = pipe.stats()
+        if not (stats["n_running"] or stats["n_waiting"] or stats["n_active_blocks"]):
+            return
+        assert time.monotonic() < deadline, stats
+        time.sleep(0.01)
+
+
+# Calls and forms
+
+
+def test_one_prompt_gives_one_response(pipe: Pipeline) -> None:
+    response = pipe(PROMPTS[0])
+    assert "Paris" in response.text
+    assert response.finish_reason == "stop"
+    assert response.generate_token_len == len(response.token_ids) > 0
+    assert response.input_token_len > 10
+    assert isinstance(response.random_seed, int)
+    assert pipe.tokenizer.decode(response.token_ids) == response.text
+
+
+def test_every_form_of_a_prompt_is_the_same_prompt(pipe: Pipeline) -> None:
+    conversation = [{"role": "user", "content": PROMPTS[0]}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": PROMPTS[0]}]}]
+    raw = pipe.chat_template.messages2prompt(conversation)
+    wanted = pipe(PROMPTS[0], SHORT).text
+    assert pipe(conversation, SHORT).text == wanted
+    assert texts(pipe([conversation, PROMPTS[0], parts], SHORT)) == [wanted] * 3
+    assert pipe(raw, SHORT, do_preprocess=False).text == wanted
+    assert pipe([], SHORT) == []
+
+
+def test_results_come_in_order_with_a_config_each(pipe: Pipeline) -> None:
+    configs = [GenerationConfig(max_new_tokens=n) for n in (9, 1, 5)]
+    together = pipe(PROMPTS, configs)
+    alone = [pipe(p, c) for p, c in zip(PROMPTS, configs, strict=True)]
+    assert texts(together) == texts(alone)
+    assert [r.index for r in together] == [0, 1, 2]
+    assert [r.generate_token_len for r in together][1:] == [1, 5]
+
+
+def test_many_prompts_share_the_batch(pipe: Pipeline) -> None:
+    steps = pipe.stats()["n_steps"]
+    responses = pipe([f"Say {i}." for i in range(40)], SHORT)
+    assert len(responses) == 40
+    assert all(r.finish_reason in ("stop", "length") for r in responses)
+    assert pipe.stats()["n_steps"] - steps < 40 * 4
+    wait_idle(pipe)
+
+
+def test_stream_interleaves_and_adds_up(pipe: Pipeline) -> None:
+    parts = ["", "", ""]
+    order = []
+    for delta in pipe.stream_infer(PROMPTS, gen_config=SHORT):
+        parts[delta.index] += delta.text
+        order.append(delta.index)
+    assert parts == texts(pipe(PROMPTS, SHORT))
+    assert order != sorted(order)
+    whole = list(pipe.stream_infer(PROMPTS, gen_config=SHORT, stream_response=False))
+    assert sorted(texts(whole)) == sorted(parts)
+
+
+def test_leaving_a_stream_cancels_it(pipe: Pipeline) -> None:
+    stream = pipe.stream_infer(PROMPTS, gen_config=LONG)
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    wait_idle(pipe)
+
+
+def test_generate_in_an_event_loop(pipe: Pipeline) -> None:
+    async def ask(prompt: str) -> str:
+        return "".join([r.text async for r in pipe.generate(prompt, SHORT)])
+
+    async def main() -> list[str]:
+        answers = await asyncio.gather(*(ask(p) for p in PROMPTS))
+        whole = [r async for r in pipe.generate(PROMPTS[0], SHORT, stream_response=False)]
+        assert texts(whole) == [answers[0]]
+        assert texts(pipe(PROMPTS, SHORT)) == answers, "synchronous calls work inside a loop"
+        failed = [r async for r in pipe.generate([{"role": "user"}], SHORT)]
+        assert [r.finish_reason for r in failed] == ["error"]
+        return answers
+
+    assert asyncio.run(main()) == texts(pipe(PROMPTS, SHORT))
+
+
+def test_a_cancelled_task_cancels_its_request(pipe: Pipeline) -> None:
+    async def main() -> None:
+        async def ask() -> None:
+            async for _ in pipe.generate(PROMPTS[0], LONG):
+                pass
+
+        task = asyncio.create_task(ask())
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    wait_idle(pipe)
+
+
+def test_calls_from_many_threads(pipe: Pipeline) -> None:
+    wanted, found = texts(pipe(PROMPTS, SHORT)), {}
+
+    def ask(i: int) -> None:
+        found[i] = pipe(PROMPTS[i % 3], SHORT).text
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(9)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert found == {i: wanted[i % 3] for i in range(9)}
+
+
+def test_batch_infer_is_deprecated(pipe: Pipeline) -> None:
+    with pytest.warns(DeprecationWarning, match="infer"):
+        assert texts(pipe.batch_infer(PROMPTS[:1], SHORT)) == texts(pipe(PROMPTS[:1], SHORT))
+
+
+def test_progress_bar(pipe: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe(PROMPTS, SHORT)
+    assert capsys.readouterr().err == ""
+    pipe(PROMPTS, SHORT, use_tqdm=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+# Parameters
+
+
+def test_stop_words_across_tokens(pipe: Pipeline) -> None:
+    config = GenerationConfig(max_new_tokens=20, stop_words=["tal of F"])
+    cut = pipe(PROMPTS[0], config)
+    assert (cut.text, cut.finish_reason) == ("The capi", "stop")
+    assert cut.generate_token_len == len(cut.token_ids)
+    config.include_stop_str_in_output = True
+    assert pipe(PROMPTS[0], config).text == "The capital of F"
+    assert "".join(d.text for d in pipe.stream_infer(PROMPTS[0], gen_config=config)) == (
+        "The capital of F"
+    )
+    wait_idle(pipe)
+
+
+def test_stop_token_ids_and_end_tokens(pipe: Pipeline) -> None:
+    free = pipe(PROMPTS[0])
+    third = free.token_ids[2]
+    stopped = pipe(PROMPTS[0], GenerationConfig(stop_token_ids=[third]))
+    assert (stopped.token_ids, stopped.finish_reason) == (free.token_ids[:2], "stop")
+    longer = pipe(PROMPTS[0], GenerationConfig(max_new_tokens=12, ignore_eos=True))
+    assert (longer.generate_token_len, longer.finish_reason) == (12, "length")
+    late = pipe(PROMPTS[0], GenerationConfig(max_new_tokens=12, min_new_tokens=10))
+    assert late.generate_token_len >= 10
+
+
+def test_bad_words(pipe: Pipeline) -> None:
+    response = pipe(PROMPTS[0], GenerationConfig(max_new_tokens=16, bad_words=["Paris"]))
+    assert "Paris" not in response.text
+    banned = pipe(PROMPTS[0], SHORT).token_ids[0]
+    first = pipe(PROMPTS[0], GenerationConfig(max_new_tokens=1, bad_token_ids=[banned]))
+    assert first.token_ids != [banned]
+
+
+def test_special_tokens_in_the_text(pipe: Pipeline) -> None:
+    config = GenerationConfig(
+        max_new_tokens=20, skip_special_tokens=False, ignore_eos=True, stop_words=["<|im_end|>"]
+    )
+    assert "<|im_end|>" not in pipe(PROMPTS[0], config).text
+    config.include_stop_str_in_output = True
+    assert pipe(PROMPTS[0], config).text.endswith("<|im_end|>")
+
+
+def test_logprobs_logits_and_ppl(pipe: Pipeline) -> None:
+    config = GenerationConfig(
+        max_new_tokens=4, logprobs=2, output_logits="generation", return_ppl=True
+    )
+    response = pipe(PROMPTS[0], config)
+    assert response.logits is not None and response.logprobs is not None
+    assert response.logits.shape == (4, pipe.tokenizer.vocab_size)
+    np.testing.assert_array_equal(response.logits.argmax(-1), response.token_ids)
+    logits = response.logits.astype(np.float64)
+    top = logits.max(-1) - np.log(np.exp(logits).sum(-1))
+    got = [p[t] for p, t in zip(response.logprobs, response.token_ids, strict=True)]
+    np.testing.assert_allclose(got, top, atol=1e-4)
+    assert response.ppl is not None and response.ppl > 0
+
+
+def test_seeds(pipe: Pipeline) -> None:
+    config = GenerationConfig(max_new_tokens=16, do_sample=True, temperature=1.5, top_k=0)
+    first = pipe("Tell me a story.", config)
+    config.random_seed = first.random_seed
+    again = pipe("Tell me a story.", config)
+    assert (again.text, again.random_seed) == (first.text, first.random_seed)
+    config.random_seed = None
+    assert len({pipe("Tell me a story.", config).text for _ in range(4)}) > 1
+
+
+def test_temperature_zero_is_greedy(pipe: Pipeline) -> None:
+    zero = GenerationConfig(max_new_tokens=8, do_sample=True, temperature=0.0)
+    assert pipe(PROMPTS[0], zero).text == pipe(PROMPTS[0], SHORT).text
+
+
+def test_get_ppl(pipe: Pipeline) -> None:
+    ids = pipe.tokenizer.encode("The capital of France is Paris, and it lies on the Seine.")
+    noise = ids[::-1]
+    good, bad = pipe.get_ppl([ids, noise])
+    assert 0 < good < bad
+    assert pipe.get_ppl(ids) == [good]
+    with pytest.raises(ValueError, match="at least 2 tokens"):
+        pipe.get_ppl([5])
+    with pytest.raises(ValueError, match="10000000"):
+        pipe.get_ppl([1, 10_000_000])
+    with pytest.raises(TypeError):
+        pipe.get_ppl("text")  # type: ignore[arg-type]
+
+
+# What is wrong, and what it must not disturb
+
+
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        ("word " * 3000, "context length is 1024"),
+        ([{"role": "user"}], "content"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "text only"),
+        ([{"role": 1, "content": "x"}], "role"),
+    ],
+)
+def test_a_bad_prompt_is_an_error_response(pipe: Pipeline, prompt: Any, why: str) -> None:
+    bad, good = pipe([prompt, PROMPTS[0]], SHORT)
+    assert bad.finish_reason == "error" and bad.error_message and why in bad.error_message
+    assert bad.error_code is not None
+    assert good.text == pipe(PROMPTS[0], SHORT).text
+    deltas = list(pipe.stream_infer([prompt, PROMPTS[0]], gen_config=SHORT))
+    assert [d.finish_reason for d in deltas if d.index == 0] == ["error"]
+
+
+def test_a_bad_parameter_is_an_error_response(pipe: Pipeline) -> None:
+    late, out_of_range = GenerationConfig(), GenerationConfig(logit_bias={10**8: 1.0})
+    late.top_p = 7
+    first, second, good = pipe(PROMPTS, [late, out_of_range, SHORT])
+    assert first.error_message is not None and "top_p" in first.error_message
+    assert second.finish_reason == "error"
+    assert good.finish_reason in ("stop", "length")
+
+
+def test_a_prompt_that_is_too_long_has_its_own_code(pipe: Pipeline) -> None:
+    assert pipe("word " * 3000).error_code == lmdeploy_c.messages.ResponseType.INPUT_LENGTH_ERROR
+
+
+def test_an_answer_ends_where_the_context_does(pipe: Pipeline) -> None:
+    prompt = "word " * 960
+    response = pipe(prompt, LONG)
+    assert response.finish_reason == "length"
+    assert response.input_token_len + response.generate_token_len == 1024
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "why"),
+    [
+        ({"sequence_start": False}, UnsupportedError, "sequence_start=False"),
+        ({"step": 3}, UnsupportedError, "step=3"),
+        ({"adapter_name": "a"}, UnsupportedError, "adapter_name='a'"),
+        ({"temperature": 0.1}, TypeError, "unknown keyword 'temperature'"),
+        ({"gen_config": [SHORT]}, ValueError, "gen_config has 1 items for 3 prompts"),
+        ({"gen_config": {"top_k": 1}}, TypeError, "a GenerationConfig, not dict"),
+    ],
+)
+def test_wrong_arguments_raise(
+    pipe: Pipeline, arguments: dict[str, Any], error: type[Exception], why: str
+) -> None:
+    with pytest.raises(error, match=why):
+        pipe(PROMPTS, **arguments)
+
+
+def test_stateless_keywords_are_fine(pipe: Pipeline) -> None:
+    response = pipe(PROMPTS[0], SHORT, sequence_start=True, sequence_end=True, step=0)
+    assert response.text == pipe(PROMPTS[0], SHORT).text
+
+
+def test_get_reward_score_is_refused(pipe: Pipeline) -> None:
+    with pytest.raises(UnsupportedError, match="reward model"):
+        pipe.get_reward_score([1, 2])
+
+
+def interrupt_soon(seconds: float) -> None:
+    threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+
+def test_ctrl_c_returns_what_there_is(pipe: Pipeline) -> None:
+    interrupt_soon(0.5)
+    started = time.monotonic()
+    first, second = pipe(PROMPTS[:2], LONG)
+    assert time.monotonic() - started < 10
+    assert (first.finish_reason, second.finish_reason) == ("abort", "abort")
+    assert first.text and len(first.token_ids) == first.generate_token_len
+    wait_idle(pipe)
+    interrupt_soon(0.3)
+    assert pipe(PROMPTS[0], LONG).finish_reason == "abort"
+    assert pipe(PROMPTS[0], SHORT).finish_reason in ("stop", "length")
+
+
+def test_ctrl_c_in_a_stream_cancels_and_raises(pipe: Pipeline) -> None:
+    interrupt_soon(0.3)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in pipe.stream_infer(PROMPTS, gen_config=LONG):
+            pass
+    wait_idle(pipe)
+
+
+# Sessions
+
+
+def test_chat_remembers(pipe: Pipeline) -> None:
+    session = pipe.chat("My name is Bob.", gen_config=SHORT)
+    assert isinstance(session, lmdeploy_c.Session)
+    assert session.response is not None and session.response.text == session.history[0][1]
+    n = session.response.input_token_len
+    pipe.chat("What is my name?", session)
+    assert session.response.input_token_len > n + 8
+    assert len(session.history) == 2
+    assert session.gen_config is SHORT, "it holds for the next turns"
+    used = session.response.input_token_len + session.response.generate_token_len
+    assert len(session.token_ids) == used
+    messages = session.messages("Bye")
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
+    stateless = pipe(messages[:3], SHORT)
+    assert stateless.text == session.response.text
+    session.reset()
+    assert (session.history, session.token_ids, session.response) == ([], [], None)
+
+
+def test_chat_streams(pipe: Pipeline) -> None:
+    with pipe.session(SHORT) as session:
+        streamed = "".join(d.text for d in session(PROMPTS[0]))  # type: ignore[union-attr]
+        assert session.history == [(PROMPTS[0], streamed)]
+        whole = session(PROMPTS[0], stream_response=False)
+        assert isinstance(whole, Response) and whole is session.response
+    with pytest.raises(RuntimeError, match="closed"):
+        pipe.chat("hi", session)
+
+
+def test_session_ids_never_collide(pipe: Pipeline) -> None:
+    assert len({pipe.session().session_id for _ in range(100)}) == 100
+
+
+def test_a_failed_turn_is_not_remembered(pipe: Pipeline) -> None:
+    session = pipe.chat("hello", gen_config=SHORT)
+    assert isinstance(session, lmdeploy_c.Session)
+    pipe.chat("word " * 3000, session)
+    assert session.response is not None and session.response.finish_reason == "error"
+    assert len(session.history) == 1
+    pipe.chat("hello again", session)
+    assert len(session.history) == 2
+
+
+def test_abort_and_busy(pipe: Pipeline) -> None:
+    session = pipe.session(LONG)
+    stream = pipe.chat("Tell me everything.", session, stream_response=True)
+    next(stream)  # type: ignore[call-overload]
+    with pytest.raises(RuntimeError, match="still answering"):
+        pipe.chat("And?", session)
+    threading.Timer(0.1, session.abort).start()
+    *_, last = stream  # type: ignore[misc]
+    assert last.finish_reason == "abort"
+    assert session.history[0][1] == session.response.text != ""  # type: ignore[union-attr]
+    pipe.chat("And?", session, SHORT)
+    assert len(session.history) == 2
+
+
+def test_ctrl_c_in_a_chat_keeps_what_came(pipe: Pipeline) -> None:
+    session = pipe.session(LONG)
+    interrupt_soon(0.5)
+    pipe.chat("Tell me everything.", session)
+    assert session.response is not None and session.response.finish_reason == "abort"
+    assert session.history == [("Tell me everything.", session.response.text)]
+    wait_idle(pipe)
+
+
+def test_stream_infer_with_sessions_to_abort(pipe: Pipeline) -> None:
+    sessions = [pipe.session() for _ in PROMPTS]
+    ends = {}
+    for delta in pipe.stream_infer(PROMPTS, sessions, GenerationConfig(max_new_tokens=60)):
+        sessions[1].abort()
+        if delta.finish_reason:
+            ends[delta.index] = delta.finish_reason
+    assert ends[1] == "abort"
+    assert ends[0] != "abort"
+
+
+# Making and ending one
+
+
+def test_plan_and_backend_config(pipe: Pipeline) -> None:
+    assert pipe.plan["kv_bytes"] <= 128 << 20
+    assert pipe.plan["kv_blocks"] == pipe.stats()["n_free_blocks"]
+    assert pipe.backend_config.session_len == pipe.plan["session_len"] == 1024
+    assert pipe.backend_config.device == "cpu"
+    assert pipe.backend_config.num_threads == pipe.plan["num_threads"] > 0
+    assert pipe.async_engine is pipe
+    assert "SmolLM2" in pipe.model_name
+
+
+def test_kv_size_is_reported_before_loading(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "lmdeploy_c"):
+        pipeline(backend_config=ENGINE, log_level="INFO").close()
+    logging.getLogger("lmdeploy_c").setLevel(logging.WARNING)
+    assert any("KV cache 12" in m and "session_len 1024" in m for m in caplog.messages)
+
+
+def test_pytorch_config_warns_once_and_runs(caplog: pytest.LogCaptureFixture) -> None:
+    config = PytorchEngineConfig(session_len=256, max_batch_size=2, cache_max_entry_count="16MB")
+    with pipeline(backend_config=config) as pipe:
+        assert pipe.backend_config.session_len == 256
+        assert pipe(PROMPTS[0], SHORT).text
+    assert sum("PytorchEngineConfig" in m for m in caplog.messages) == 1
+
+
+def test_session_len_is_lowered_to_what_the_cache_holds() -> None:
+    config = TurbomindEngineConfig(cache_max_entry_count=4, max_batch_size=2)
+    with pipeline(backend_config=config) as pipe:
+        assert pipe.plan["session_len"] == 256
+        assert pipe(PROMPTS[0], SHORT).finish_reason != "error"
+        assert pipe("word " * 300).finish_reason == "error"
+
+
+def test_a_template_of_ones_own(pipe: Pipeline) -> None:
+    template = ChatTemplateConfig("base", user="Q: ", eoh="\nA:", stop_words=["\n"])
+    with pipeline(None, ENGINE, template) as own:
+        response = own(PROMPTS[0], GenerationConfig(max_new_tokens=30))
+        assert "\n" not in response.text
+
+
+def test_a_model_without_a_template_completes(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pipe.tokenizer, "chat_templates", {})
+    template = make_chat_template(None, pipe.tokenizer)
+    assert template.messages2prompt("as it is") == "as it is"
+    assert any("no chat template" in m for m in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "why"),
+    [
+        ({"model_path": "/no/such/model"}, FileNotFoundError, "/no/such/model"),
+        ({"model_path": __file__}, ValueError, "test_pipeline.py"),
+        ({"backend_config": 5}, TypeError, "backend_config"),
+        ({"log_level": "LOUD"}, ValueError, "LOUD"),
+        ({"speculative_config": object()}, UnsupportedError, "speculative_config"),
+        ({"vision_config": lmdeploy_c.VisionConfig()}, None, ""),
+        ({"backend_config": TurbomindEngineConfig(model_format="hf")}, ValueError, "model_format"),
+        ({"chat_template_config": ChatTemplateConfig("nobody's")}, ValueError, "nobody's"),
+        (
+            {"backend_config": TurbomindEngineConfig(session_len=9000, cache_max_entry_count=8)},
+            ValueError,
+            "session_len=9000 needs",
+        ),
+        (
+            {"backend_config": TurbomindEngineConfig(cache_block_seq_len=7)},
+            ValueError,
+            "cache_block_seq_len",
+        ),
+    ],
+)
+def test_what_pipeline_refuses(
+    arguments: dict[str, Any], error: type[Exception] | None, why: str
+) -> None:
+    if error is None:
+        pipeline(**{"backend_config": ENGINE, **arguments}).close()
+        return
+    with pytest.raises(error, match=why):
+        pipeline(**arguments)
+
+
+def test_close_frees_and_refuses() -> None:
+    pipe = pipeline(backend_config=ENGINE)
+    engine = pipe._engine()
+    stream = pipe.stream_infer(PROMPTS[0], gen_config=LONG)
+    next(stream)
+    pipe.close()
+    pipe.close()
+    *_, last = stream
+    assert last.finish_reason in ("abort", "error")
+    del stream
+    gc.collect()
+    assert sys.getrefcount(engine) == 2, "nothing else keeps the model's memory"
+    with pytest.raises(RuntimeError, match="closed"):
+        pipe(PROMPTS[0])
+    with pytest.raises(RuntimeError, match="closed"):
+        pipe.stats()
+
+
+def test_a_dropped_pipeline_ends_its_engine() -> None:
+    pipe = pipeline(backend_config=ENGINE)
+    engine = pipe._engine()
+    del pipe
+    gc.collect()
+    with pytest.raises(RuntimeError):
+        engine.submit([1, 2, 3])
+
+
+def test_the_interpreter_ends_while_an_answer_runs() -> None:
+    code = (
+        "from lmdeploy_c import pipeline, GenerationConfig as G, TurbomindEngineConfig as T\n"
+        "pipe = pipeline(backend_config=T(session_len=1024, cache_max_entry_count='64MB'))\n"
+        "stream = pipe.stream_infer('Hello', gen_config=G(max_new_tokens=900, ignore_eos=True))\n"
+        "next(stream); print('left')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr
+
+
+# The package
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import numpy, sys, time\n"
+        "t = time.perf_counter(); import lmdeploy_c, lmdeploy_c._C\n"
+        "print(time.perf_counter() - t)\n"
+        "heavy = {'tokenizers', 'jinja2', 'tqdm', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    times = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        times.append(float(done.stdout))
+    assert min(times) < 0.15, times
+
+
+def test_the_top_level() -> None:
+    for name in lmdeploy_c.__all__:
+        assert getattr(lmdeploy_c, name) is not None
+    importlib.import_module("lmdeploy_c.pipeline")
+    assert callable(lmdeploy_c.pipeline), "the module does not hide the function"
+    assert lmdeploy_c.version_info == tuple(map(int, lmdeploy_c.__version__.split(".")))
+    with pytest.raises(AttributeError, match="not part of release"):
+        _ = lmdeploy_c.serve
+    with pytest.raises(ImportError, match="KVTransferConfig"):
+        from lmdeploy_c import KVTransferConfig  # noqa: F401
+    assert Path(lmdeploy_c.__file__).with_name("py.typed").exists()
