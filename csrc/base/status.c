@@ -23,8 +23,9 @@ lmd_status lmd_err_prefix(lmd_err *err, lmd_status code, const char *format, ...
     va_start(args, format);
     int n = vsnprintf(err->message, sizeof err->message, format, args);
     va_end(args);
-    if (n >= 0 && (size_t)n < sizeof err->message)
-        snprintf(err->message + n, sizeof err->message - (size_t)n, ": %s", old);
+    int room = (int)sizeof err->message - n - 3; /* ": " and the end */
+    if (n >= 0 && room > 0)
+        snprintf(err->message + n, sizeof err->message - (size_t)n, ": %.*s", room, old);
     err->code = code;
     return code;
 }

@@ -1,0 +1,147 @@
+/* The engine under the thread sanitizer: several client threads submit, read, cancel and drop requests
+ * against an executor that computes nothing but a fixed function of its input. Every answer that ends is
+ * compared with that function. Exits 1 on a wrong one. */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "engine/engine.h"
+
+enum { N_CLIENTS = 6, N_REQUESTS = 300, VOCAB = 1000, MAX_ROWS = 64 };
+
+static int32_t next_token(int32_t token_id, int32_t position) {
+    return (token_id * 31 + position * 17 + 7) % VOCAB;
+}
+
+/* ---- the executor ---- */
+
+typedef struct fake_executor {
+    lmd_executor base;
+    lmd_sample_result rows[MAX_ROWS];
+    int64_t plan_id;
+    int32_t n_rows;
+} fake_executor;
+
+static lmd_status fake_submit(lmd_executor *executor, const lmd_plan *plan, lmd_err *err) {
+    (void)err;
+    fake_executor *self = (fake_executor *)executor;
+    self->plan_id = plan->plan_id;
+    self->n_rows = plan->n_logits_rows;
+    for (int32_t i = 0; i < plan->n_logits_rows; i++) {
+        int32_t row = plan->logits_rows[i];
+        self->rows[i].token_id = plan->samples[i].wants_token
+                                     ? next_token(plan->token_ids[row], plan->positions[row])
+                                     : -1;
+    }
+    return LMD_OK;
+}
+
+static lmd_status fake_collect(lmd_executor *executor, int64_t plan_id, lmd_plan_result *out,
+                               lmd_err *err) {
+    fake_executor *self = (fake_executor *)executor;
+    if (plan_id != self->plan_id) return lmd_fail(err, LMD_INTERNAL, "another plan");
+    *out = (lmd_plan_result){plan_id, self->n_rows, self->rows};
+    return LMD_OK;
+}
+
+static void fake_free(lmd_executor *executor) { free(executor); }
+
+static const lmd_executor_ops fake_ops = {fake_submit, fake_collect, fake_free};
+
+/* ---- clients ---- */
+
+typedef struct client {
+    lmd_engine *engine;
+    int32_t idx;
+    atomic_int *n_wrong;
+} client;
+
+static bool check_tokens(const int32_t *prompt, int32_t n_prompt, const int32_t *answer,
+                         int32_t n) {
+    int32_t token = prompt[n_prompt - 1];
+    for (int32_t i = 0; i < n; i++) {
+        token = next_token(token, n_prompt - 1 + i);
+        if (answer[i] != token) return false;
+    }
+    return true;
+}
+
+/* Reads to the end, or cancels after a while; false for a wrong answer. */
+static bool read_request(lmd_request *request, const int32_t *prompt, int32_t n_prompt,
+                         int32_t cancel_after) {
+    int32_t answer[64], n = 0;
+    for (;;) {
+        lmd_output output;
+        if (!lmd_request_wait(request, 10000) || !lmd_request_take(request, &output)) return false;
+        memcpy(answer + n, output.token_ids, (size_t)output.n_tokens * sizeof *answer);
+        n += output.n_tokens;
+        lmd_logits_free(output.logits);
+        if (output.finish_reason != LMD_FINISH_NONE)
+            return output.finish_reason != LMD_FINISH_ERROR &&
+                   check_tokens(prompt, n_prompt, answer, n);
+        if (cancel_after >= 0 && n >= cancel_after) lmd_request_cancel(request);
+    }
+}
+
+static void *client_main(void *arg) {
+    const client *self = arg;
+    unsigned seed = (unsigned)self->idx;
+    for (int32_t r = 0; r < N_REQUESTS; r++) {
+        int32_t prompt[80], n_prompt = 1 + rand_r(&seed) % 80;
+        for (int32_t i = 0; i < n_prompt; i++) prompt[i] = rand_r(&seed) % VOCAB;
+        lmd_request_params params = {.token_ids = prompt,
+                                     .n_tokens = n_prompt,
+                                     .max_new_tokens = 1 + rand_r(&seed) % 40};
+        lmd_sampler_params_init(&params.sampler);
+        lmd_request *request;
+        lmd_err err;
+        if (lmd_engine_submit(self->engine, &params, &request, &err) != LMD_OK) {
+            atomic_fetch_add(self->n_wrong, 1);
+            continue;
+        }
+        int32_t action = rand_r(&seed) % 10; /* 0: drop at once; 1, 2: cancel on the way */
+        int fd;
+        if (action == 3) lmd_request_fileno(request, &fd, &err);
+        if (action == 0)
+            lmd_request_cancel(request);
+        else if (!read_request(request, prompt, n_prompt, action <= 2 ? 3 : -1))
+            atomic_fetch_add(self->n_wrong, 1);
+        lmd_request_unref(request);
+        lmd_engine_stats stats;
+        if (r % 50 == 0) lmd_engine_get_stats(self->engine, &stats);
+    }
+    return NULL;
+}
+
+int main(void) {
+    fake_executor *executor = calloc(1, sizeof *executor);
+    executor->base.ops = &fake_ops;
+    const lmd_engine_config config = {.session_len = 128,
+                                      .max_batch_size = 8,
+                                      .max_prefill_token_num = MAX_ROWS,
+                                      .n_blocks = 20, /* few: sequences are preempted */
+                                      .block_len = 16,
+                                      .vocab_size = VOCAB};
+    lmd_engine *engine;
+    lmd_err err;
+    if (lmd_engine_new(&config, &executor->base, &engine, &err) != LMD_OK) return 1;
+    atomic_int n_wrong = 0;
+    pthread_t threads[N_CLIENTS];
+    client clients[N_CLIENTS];
+    for (int32_t i = 0; i < N_CLIENTS; i++) {
+        clients[i] = (client){engine, i, &n_wrong};
+        pthread_create(&threads[i], NULL, client_main, &clients[i]);
+    }
+    for (int32_t i = 0; i < N_CLIENTS; i++) pthread_join(threads[i], NULL);
+    lmd_engine_stats stats;
+    lmd_engine_get_stats(engine, &stats);
+    lmd_engine_close(engine);
+    lmd_engine_free(engine);
+    printf("%d clients, %d requests: %lld steps, %lld preempted, %d wrong\n", N_CLIENTS,
+           N_CLIENTS * N_REQUESTS, (long long)stats.n_steps,
+           (long long)stats.scheduler.n_preempted, atomic_load(&n_wrong));
+    return atomic_load(&n_wrong) != 0;
+}
