@@ -2,8 +2,8 @@
 
 Token ids in, token ids out; NumPy arrays.
 
-Every object may be used from any thread. Blocking calls release the GIL. After ``os.fork`` every
-method called in the child raises ``RuntimeError``.
+Every object may be used from any thread. Blocking calls release the GIL. After ``os.fork`` the
+methods of Engine, Request and Scheduler raise ``RuntimeError`` in the child.
 """
 
 import os
@@ -198,12 +198,13 @@ class Scheduler:
     def add(self, token_ids: ArrayLike, *, max_new_tokens: int = 512) -> int:
         """Queues a sequence and returns its seq_id. ValueError when it cannot ever fit."""
     def schedule(self) -> Plan | None:
-        """The next step's plan; None when nothing can run. At most one plan may be in flight
-        besides the one returned."""
+        """The next step's plan; None when nothing can run now. At most one plan may be in flight
+        besides the one returned. MemoryError names a sequence that can never proceed."""
     def update(self, plan_id: int, token_ids: ArrayLike) -> list[tuple[int, str]]:
         """Gives one token for each of the plan's logits_rows, in order, and ends the plan.
 
-        Returns (seq_id, finish_reason) of the sequences that ended ("length" or "error")."""
+        A token of -1 says that its row gave none. Returns (seq_id, "length") of the sequences
+        that have all their tokens."""
     def cancel(self, seq_id: int) -> None:
         """Ends a sequence; its blocks return once no plan in flight names them. KeyError."""
     def finish(self, seq_id: int) -> None:

@@ -186,7 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--backend",
         choices=("turbomind", "pytorch"),
         default="turbomind",
-        help="Both run on the C engine.",
+        help="pytorch, too, runs on the C engine.",
     )
     chat.add_argument("--log-level", default="WARNING", help="INFO reports sizes before loading.")
     chat.add_argument(
@@ -251,6 +251,8 @@ def _chat(args: argparse.Namespace) -> int:
     engine_config = TurbomindEngineConfig(**_values(args, _ENGINE_OPTIONS))
     generation_config = _generation_config(args)
     template_config = _template_config(args.chat_template)
+    if args.backend == "pytorch":
+        _note("--backend pytorch: this release has no PyTorch engine; the C engine runs")
     prompt = args.prompt
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()

@@ -12,7 +12,7 @@ import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .answer import Answer, Failed, interleave, stop_rules, whole
 from .chat_template import ChatTemplateConfig
@@ -34,7 +34,7 @@ from .messages import (
     unsupported,
 )
 from .progress import loading_progress, prompt_bar
-from .prompts import Message, Prompt, as_messages, parse_prompts, per_prompt
+from .prompts import Prompt, as_messages, parse_prompts, per_prompt
 from .session import Session
 from .tokenizer import Tokenizer
 
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lmdeploy_c")
 
+#: One prompt: a text, or a conversation.
+OnePrompt = str | Sequence[Mapping[str, Any]]
+#: One configuration for all prompts, or a list with one for each.
+GenConfigs = GenerationConfig | list[GenerationConfig] | None
 #: Asks the i-th prompt of a call.
 Asker = Callable[[int], Answer | Failed]
 
@@ -155,19 +159,42 @@ class Pipeline:
 
     # Asking
 
+    @overload
     def __call__(
-        self,
-        prompts: Any,
-        gen_config: GenerationConfig | list[GenerationConfig] | None = None,
-        **kwargs: Any,
-    ) -> Any:
+        self, prompts: OnePrompt, gen_config: GenerationConfig | None = None, **kwargs: Any
+    ) -> Response: ...
+    @overload
+    def __call__(
+        self, prompts: list[Any], gen_config: GenConfigs = None, **kwargs: Any
+    ) -> list[Response]: ...
+    def __call__(self, prompts: Any, gen_config: GenConfigs = None, **kwargs: Any) -> Any:
         """The same as `infer`."""
         return self.infer(prompts, gen_config, **kwargs)
 
+    @overload
+    def infer(
+        self,
+        prompts: OnePrompt,
+        gen_config: GenerationConfig | None = None,
+        do_preprocess: bool = True,
+        adapter_name: str | None = None,
+        use_tqdm: bool | None = None,
+        **kwargs: Any,
+    ) -> Response: ...
+    @overload
+    def infer(
+        self,
+        prompts: list[Any],
+        gen_config: GenConfigs = None,
+        do_preprocess: bool = True,
+        adapter_name: str | None = None,
+        use_tqdm: bool | None = None,
+        **kwargs: Any,
+    ) -> list[Response]: ...
     def infer(
         self,
         prompts: Any,
-        gen_config: GenerationConfig | list[GenerationConfig] | None = None,
+        gen_config: GenConfigs = None,
         do_preprocess: bool = True,
         adapter_name: str | None = None,
         use_tqdm: bool | None = None,
@@ -211,7 +238,7 @@ class Pipeline:
         self,
         prompts: Any,
         sessions: Session | list[Session] | None = None,
-        gen_config: GenerationConfig | list[GenerationConfig] | None = None,
+        gen_config: GenConfigs = None,
         do_preprocess: bool = True,
         adapter_name: str | None = None,
         stream_response: bool = True,
@@ -281,6 +308,25 @@ class Pipeline:
         """A new, empty conversation."""
         return Session(self, gen_config)
 
+    @overload
+    def chat(
+        self,
+        prompt: OnePrompt,
+        session: Session | None = None,
+        gen_config: GenerationConfig | None = None,
+        stream_response: Literal[False] = False,
+        **kwargs: Any,
+    ) -> Session: ...
+    @overload
+    def chat(
+        self,
+        prompt: OnePrompt,
+        session: Session | None = None,
+        gen_config: GenerationConfig | None = None,
+        *,
+        stream_response: Literal[True],
+        **kwargs: Any,
+    ) -> Iterator[Response]: ...
     def chat(
         self,
         prompt: Any,
@@ -302,32 +348,30 @@ class Pipeline:
             raise TypeError("chat takes one prompt: a text, or the messages of one turn")
         session = self.session() if session is None else session
         session.gen_config = gen_config or session.gen_config
-        turn: list[Prompt] = [items[0]]
-        if do_preprocess:
-            turn = [list[Message](session.messages(items[0]))]
-        ask = self._asker(turn, session.gen_config, do_preprocess, adapter_name, kwargs)
-        deltas = self._turn(session, items[0], ask)
+        ask = self._asker(items, session.gen_config, do_preprocess, adapter_name, kwargs)
+
+        def turn() -> Iterator[Response]:
+            session.begin(items[0])
+            answer = None
+            try:
+                if do_preprocess:
+                    items[0] = session.messages(items[0])  # complete only now that it is our turn
+                answer = ask(0)
+                session.running(answer)
+                yield from interleave(lambda _: answer, 1)
+            finally:
+                if answer is not None and not answer.done:
+                    answer.cancel()
+                session.end(answer)
+
         if stream_response:
-            return deltas
+            return turn()
         try:
-            for _ in deltas:
+            for _ in turn():
                 pass
         except KeyboardInterrupt:
             pass  # the turn has ended and the session has what there is
         return session
-
-    @staticmethod
-    def _turn(session: Session, prompt: Prompt, ask: Asker) -> Iterator[Response]:
-        session.begin(prompt)
-        answer = None
-        try:
-            answer = ask(0)
-            session.running(answer)
-            yield from interleave(lambda _: answer, 1)
-        finally:
-            if answer is not None and not answer.done:
-                answer.cancel()
-            session.end(answer)
 
     # Scores
 
@@ -380,7 +424,7 @@ class Pipeline:
     def _asker(
         self,
         prompts: list[Prompt],
-        gen_config: GenerationConfig | list[GenerationConfig] | None,
+        gen_config: GenConfigs,
         do_preprocess: bool,
         adapter_name: str | None,
         kwargs: Mapping[str, Any],
@@ -415,12 +459,16 @@ class Pipeline:
             ids = self._encode(index, prompt, do_preprocess, template_kwargs)
             template_words = self.chat_template.stop_words if do_preprocess else []
             matcher, stop_ids = stop_rules(config, template_words, self._special_ids, self._end_ids)
-            request = engine.submit(ids, stop_token_ids=stop_ids, **self._parameters(config))
+            parameters = self._parameters(config)
             detokenizer = self.tokenizer.detokenizer(
                 config.skip_special_tokens, config.spaces_between_special_tokens
             )
-        except Exception as e:
+        except Exception as e:  # a template may raise anything
             return Failed(str(e) or type(e).__name__, index)
+        try:
+            request = engine.submit(ids, stop_token_ids=stop_ids, **parameters)
+        except (OverflowError, TypeError, ValueError) as e:
+            return Failed(str(e), index)
         too_long = len(ids) >= (self.backend_config.session_len or 0)
         return Answer(request, detokenizer, matcher, index=index, input_ids=ids, too_long=too_long)
 

@@ -9,7 +9,7 @@ from .messages import unsupported
 
 Message = Mapping[str, Any]
 #: A text, or one conversation in OpenAI's form: dicts with "role" and "content".
-Prompt = str | list[Message]
+Prompt = str | Sequence[Message]
 
 _FORMS = (
     "a prompt is a text, a list of texts, a conversation (a list of dicts with 'role' and "

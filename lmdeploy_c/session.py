@@ -8,13 +8,17 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .messages import GenerationConfig, Response
-from .prompts import Prompt, as_messages
+from .prompts import Message, Prompt
 
 if TYPE_CHECKING:
     from .answer import Answer, Failed
     from .pipeline import Pipeline
 
 _ids = itertools.count(1)
+
+
+def _turn(prompt: Prompt) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 class Session:
@@ -47,24 +51,19 @@ class Session:
     ) -> Response | Iterator[Response]:
         """The next turn: an iterator of Response deltas, or with stream_response=False the whole
         Response. Raises RuntimeError when closed or while another turn runs."""
-        answer = self._pipeline.chat(
-            prompt,
-            session=self,
-            gen_config=gen_config,
-            stream_response=stream_response,
-            do_preprocess=do_preprocess,
-        )
-        if isinstance(answer, Session):
-            assert self.response is not None
-            return self.response
-        return answer
+        chat = self._pipeline.chat
+        if stream_response:
+            return chat(prompt, self, gen_config, stream_response=True, do_preprocess=do_preprocess)
+        chat(prompt, self, gen_config, do_preprocess=do_preprocess)
+        assert self.response is not None
+        return self.response
 
-    def messages(self, prompt: Prompt) -> list[dict[str, Any]]:
+    def messages(self, prompt: Prompt) -> list[Message]:
         """The history and the next prompt as one conversation."""
-        said: list[dict[str, Any]] = []
+        said: list[Message] = []
         for asked, text in self.history:
-            said += [*as_messages(asked), {"role": "assistant", "content": text}]
-        return said + as_messages(prompt)
+            said += [*_turn(asked), {"role": "assistant", "content": text}]
+        return said + _turn(prompt)
 
     def abort(self) -> None:
         """Ends the running answer, if there is one; it keeps what it has. Any thread."""

@@ -1,4 +1,4 @@
-"""Builds GGUF files byte by byte, right or wrong, which the gguf package's writer would refuse to."""
+"""Builds GGUF files byte by byte, right ones and those that no writer would write."""
 
 import struct
 from collections.abc import Sequence

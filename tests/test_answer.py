@@ -1,4 +1,4 @@
-"""From tokens to text: stop words wherever tokens begin and end, and what is held back meanwhile."""
+"""From tokens to text: stop words wherever tokens begin and end, and what is held back."""
 
 import random
 from collections import deque
@@ -149,7 +149,7 @@ class Letters:
 
 def output(*token_ids: int, reason: Any = None, **fields: Any) -> Output:
     values = {"logprobs": None, "logits": None, "error_message": None, "ppl": None, **fields}
-    return cast(Any, SimpleNamespace(token_ids=list(token_ids), finish_reason=reason, **values))
+    return cast(Output, SimpleNamespace(token_ids=list(token_ids), finish_reason=reason, **values))
 
 
 def answer(*outputs: Output, stop: Sequence[str] = ()) -> tuple[Answer, FakeRequest]:
@@ -264,9 +264,11 @@ def test_images_are_refused_in_words(prompts: Any) -> None:
 
 def test_messages() -> None:
     assert as_messages("hi") == CONVERSATION
-    parts = [{"role": "user", "content": [{"type": "text", "text": "h"}, "i"], "name": "x"}]
+    parts: list[Any] = [
+        {"role": "user", "content": [{"type": "text", "text": "h"}, "i"], "name": "x"}
+    ]
     assert as_messages(parts) == [{"role": "user", "content": "hi", "name": "x"}]
-    call = {"role": "assistant", "content": None, "tool_calls": [{}]}
+    call: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [{}]}
     assert as_messages([call]) == [call]
 
 

@@ -1,4 +1,4 @@
-"""Mutation fuzzing of the file readers, in this process: a mutant opens, or raises what is documented.
+"""Fuzzing the file readers in this process: mutants open, or are refused as documented.
 
 Mutants are made from a few small right files by seeded edits, without knowing the format, so that
 every reader can use them. A crash ends the test run; a read that hangs fails it. libFuzzer with

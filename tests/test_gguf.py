@@ -253,7 +253,8 @@ def test_smollm2_opens_quickly() -> None:
         assert len(_C.Gguf(path).metadata["tokenizer.ggml.tokens"]) == 49152
         return time.process_time() - start
 
-    assert min(open_once() for _ in range(5)) < 0.05  # seconds of CPU
+    sanitized = "san.so" in os.environ.get("LD_PRELOAD", "")
+    assert min(open_once() for _ in range(5)) < (0.5 if sanitized else 0.05)  # seconds of CPU
 
 
 # ---- wrong files ----

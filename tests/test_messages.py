@@ -1,4 +1,4 @@
-"""Configurations and Response: LMDeploy's names and defaults, and refusals in words; memory sizing."""
+"""Configurations: LMDeploy's names and defaults, refusals in words; sizes of memory."""
 
 import dataclasses
 from pathlib import Path
@@ -125,7 +125,8 @@ def test_wrong_values_name_the_field(config: type, name: str, value: object) -> 
 
 
 def test_numpy_numbers_are_numbers() -> None:
-    GenerationConfig(stop_token_ids=[np.int64(2)], temperature=np.float32(0.5), top_k=np.int32(3))
+    numbers: dict[str, Any] = {"temperature": np.float32(0.5), "top_k": np.int32(3)}
+    GenerationConfig(**numbers, stop_token_ids=np.array([2]).tolist())
 
 
 def test_cuda_is_refused_with_the_reason() -> None:
@@ -152,8 +153,10 @@ def test_pytorch_config_maps_onto_the_c_engine() -> None:
 
 
 def test_response_extend() -> None:
-    first = Response("a", 1, 5, token_ids=[1], logprobs=[{1: -0.5}], logits=np.zeros((1, 3)))
-    last = Response("b", 2, 5, "stop", [2], [{2: -1.0}], np.ones((1, 3)), ppl=2.0)
+    first = Response(
+        "a", 1, 5, token_ids=[1], logprobs=[{1: -0.5}], logits=np.zeros((1, 3), np.float32)
+    )
+    last = Response("b", 2, 5, "stop", [2], [{2: -1.0}], np.ones((1, 3), np.float32), ppl=2.0)
     whole = first.extend(last)
     assert whole is first
     assert (whole.text, whole.token_ids, whole.generate_token_len) == ("ab", [1, 2], 2)

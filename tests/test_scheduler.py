@@ -256,3 +256,34 @@ def test_wrong_use_is_an_exception() -> None:
         _C.Scheduler(n_blocks=0)
     with pytest.raises(TypeError, match="integers"):
         scheduler.add([0.5])
+
+
+def test_a_placeholder_that_never_comes() -> None:
+    scheduler = _C.Scheduler(n_blocks=4)
+    scheduler.add([1, 2, 3], max_new_tokens=9)
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert first is not None
+    assert second is not None
+    assert second.token_ids.tolist() == [-1]
+    scheduler.update(first.plan_id, [-1])
+    scheduler.update(second.plan_id, [-1])
+    for _ in range(3):
+        plan = scheduler.schedule()
+        assert plan is None or plan.input_lens.min() > 0
+        scheduler.check()
+
+
+def test_the_last_token_needs_no_block() -> None:
+    checked = Checked(n_blocks=1, block_len=16, session_len=17)
+    checked.add(16, 1)
+    checked.drain()
+
+
+def test_a_scheduler_of_no_blocks_for_anyone_says_so() -> None:
+    scheduler = _C.Scheduler(n_blocks=2, block_len=16, max_batch_size=2, session_len=33)
+    stuck = scheduler.add(range(20), max_new_tokens=13)
+    other = scheduler.add(range(5), max_new_tokens=2)
+    plan = scheduler.schedule()
+    assert plan is not None
+    assert plan.seq_ids.tolist() == [stuck]
+    assert plan.waiting == [(other, "no block is free")]

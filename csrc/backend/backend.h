@@ -1,8 +1,8 @@
 /* The backend seam: the fused steps of a decoder layer, as one table of functions.
- * A backend owns weights in its own layout. A stream owns what one engine needs on it: the KV pool, the
- * activation buffers, a copy of the plan, and the order of operations. Operations never allocate and never
- * fail: errors surface in step_wait. The engine's thread calls a stream; upload may run on any one thread.
- * Must not know: architectures, sequences, Python. */
+ * A backend owns weights in its own layout. A stream owns what one engine needs on it: the KV
+ * pool, the activation buffers, a copy of the plan, and the order of operations. Operations
+ * never allocate and never fail: errors surface in step_wait. The engine's thread calls a
+ * stream; upload may run on any one thread. Must not know: architectures, sequences, Python. */
 #ifndef LMD_BACKEND_BACKEND_H
 #define LMD_BACKEND_BACKEND_H
 
@@ -23,7 +23,8 @@ typedef struct lmd_backend_config {
     int32_t n_threads; /* 0: the affinity mask and the cgroup quota */
 } lmd_backend_config;
 
-/* Rows taken from one tensor of a checkpoint: row i is the tensor's row row_map[i] (NULL: row i). */
+/* Rows taken from one tensor of a checkpoint: row i is the tensor's row row_map[i] (NULL: row
+ * i). */
 typedef struct lmd_weight_part {
     const lmd_tensor_view *tensor; /* [>= n_rows, n_cols] */
     const int32_t *row_map;        /* [n_rows] */
@@ -39,14 +40,14 @@ typedef struct lmd_weight_source {
 } lmd_weight_source;
 
 typedef struct lmd_stream_config {
-    int32_t max_tokens, max_seqs;  /* of one step */
-    int32_t max_logits_rows;       /* rows of the logits buffer */
-    int32_t max_blocks;            /* block ids of one plan, all sequences together */
+    int32_t max_tokens, max_seqs; /* of one step */
+    int32_t max_logits_rows;      /* rows of the logits buffer */
+    int32_t max_blocks;           /* block ids of one plan, all sequences together */
     int32_t n_layer, n_head, n_kv_head, head_dim, hidden_dim, vocab_size;
-    int32_t n_blocks, block_len;   /* the KV pool */
-    int32_t kv_bits;               /* 16: fp16; 32: fp32 */
-    int32_t n_positions;           /* rows of the RoPE table */
-    const float *rope_table;       /* [n_positions, head_dim / 2, {cos, sin}] copied */
+    int32_t n_blocks, block_len; /* the KV pool */
+    int32_t kv_bits;             /* 16: fp16; 32: fp32 */
+    int32_t n_positions;         /* rows of the RoPE table */
+    const float *rope_table;     /* [n_positions, head_dim / 2, {cos, sin}] copied */
 } lmd_stream_config;
 
 typedef enum lmd_epilogue {
@@ -64,10 +65,10 @@ typedef struct lmd_linear_args {
 
 typedef struct lmd_attention_args {
     int32_t layer;
-    lmd_buffer *qkv;                      /* [n_tokens, (n_head + 2 n_kv_head) * head_dim] */
-    const lmd_weight *q_norm, *k_norm;    /* [head_dim] per-head RMS norm before RoPE, or NULL */
+    lmd_buffer *qkv;                   /* [n_tokens, (n_head + 2 n_kv_head) * head_dim] */
+    const lmd_weight *q_norm, *k_norm; /* [head_dim] per-head RMS norm before RoPE, or NULL */
     float norm_eps;
-    lmd_buffer *out;                      /* [n_tokens, n_head * head_dim] */
+    lmd_buffer *out; /* [n_tokens, n_head * head_dim] */
 } lmd_attention_args;
 
 typedef struct lmd_backend_ops {
@@ -86,19 +87,21 @@ typedef struct lmd_backend_ops {
 
     /* Engine lifetime. */
     size_t (*kv_block_bytes)(const lmd_stream_config *config);
-    lmd_status (*stream_new)(lmd_backend *self, const lmd_stream_config *config, lmd_stream **out,
+    lmd_status (*stream_new)(lmd_backend *self, const lmd_stream_config *config,
+                             lmd_stream **out, lmd_err *err);
+    lmd_status (*buffer_new)(lmd_stream *stream, int32_t n_cols, lmd_buffer **out,
                              lmd_err *err);
-    lmd_status (*buffer_new)(lmd_stream *stream, int32_t n_cols, lmd_buffer **out, lmd_err *err);
     void (*stream_free)(lmd_stream *stream); /* with its buffers */
 
     /* A step: begin, operations in order, wait. */
     void (*step_begin)(lmd_stream *stream, const lmd_plan *plan);
     void (*embed)(lmd_stream *stream, const lmd_weight *table, lmd_buffer *out);
-    void (*add_norm)(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *weight, float eps,
-                     lmd_buffer *out);
+    void (*add_norm)(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *weight,
+                     float eps, lmd_buffer *out);
     void (*linear)(lmd_stream *stream, const lmd_linear_args *args);
     void (*attention)(lmd_stream *stream, const lmd_attention_args *args);
-    /* Final norm and lm_head of the plan's logits rows [first, first + n), n <= max_logits_rows. */
+    /* Final norm and lm_head of the plan's logits rows [first, first + n), n <=
+     * max_logits_rows. */
     void (*logits)(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *norm, float eps,
                    const lmd_weight *lm_head, int32_t first, int32_t n);
     /* Scores, processes and samples the rows that `logits` has just made into results[0..n). */

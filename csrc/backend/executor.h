@@ -1,6 +1,6 @@
 /* The executor seam: plans in, tokens out.
- * The C executor is csrc/model/decoder.c on a backend; a PyTorch executor can stand in its place.
- * Owns nothing. Called by the engine's thread alone; at most one plan is in flight. */
+ * The C executor is csrc/model/decoder.c on a backend; a PyTorch executor can stand in its
+ * place. Owns nothing. Called by the engine's thread alone; at most one plan is in flight. */
 #ifndef LMD_BACKEND_EXECUTOR_H
 #define LMD_BACKEND_EXECUTOR_H
 
@@ -13,7 +13,8 @@ typedef struct lmd_executor_ops {
     /* Starts a plan. The plan and all it points to must stay until collect returns. */
     lmd_status (*submit)(lmd_executor *self, const lmd_plan *plan, lmd_err *err);
     /* Waits for that plan and gives its rows. An error here means the device is broken. */
-    lmd_status (*collect)(lmd_executor *self, int64_t plan_id, lmd_plan_result *out, lmd_err *err);
+    lmd_status (*collect)(lmd_executor *self, int64_t plan_id, lmd_plan_result *out,
+                          lmd_err *err);
     void (*free)(lmd_executor *self);
 } lmd_executor_ops;
 

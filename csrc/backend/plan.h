@@ -1,6 +1,6 @@
 /* The plan: one step's work, ragged, as the scheduler makes it and an executor runs it.
- * Owns: the layout of plans and of their results; no memory: arrays belong to whoever filled them and
- * stay valid until the plan is collected. Must not know: models, devices, Python. */
+ * Owns: the layout of plans and of their results; no memory: arrays belong to whoever filled
+ * them and stay valid until the plan is collected. Must not know: models, devices, Python. */
 #ifndef LMD_BACKEND_PLAN_H
 #define LMD_BACKEND_PLAN_H
 
@@ -17,7 +17,8 @@ typedef struct lmd_token_count {
     int32_t n_output; /* times in the answer; 0: in the prompt only */
 } lmd_token_count;
 
-/* How one row of logits becomes a token: DESIGN's "Sampling, one definition for every backend". */
+/* How one row of logits becomes a token: DESIGN's "Sampling, one definition for every backend".
+ */
 typedef struct lmd_sample_params {
     bool wants_token; /* false: the row is only scored or copied */
     bool greedy;
@@ -27,13 +28,13 @@ typedef struct lmd_sample_params {
     int32_t n_biases, n_counts;
     const lmd_token_bias *biases;  /* [n_biases] one token may occur more than once */
     const lmd_token_count *counts; /* [n_counts] distinct tokens of prompt and answer */
-    const uint32_t *mask;          /* [(vocab_size + 31) / 32] bit set: allowed; NULL: no grammar */
-    uint64_t seed;                 /* Philox key */
-    uint32_t position;             /* Philox counter word 0: the token's position */
-    uint32_t sample_idx;           /* Philox counter word 1 */
-    int32_t target_id;             /* >= 0: report this token's log-probability; -1: none */
-    int32_t n_logprobs;            /* report the n most likely tokens of the raw logits */
-    float *logits_out;             /* [vocab_size] gets the raw logits; NULL: not wanted */
+    const uint32_t *mask; /* [(vocab_size + 31) / 32] bit set: allowed; NULL: no grammar */
+    uint64_t seed;        /* Philox key */
+    uint32_t position;    /* Philox counter word 0: the token's position */
+    uint32_t sample_idx;  /* Philox counter word 1 */
+    int32_t target_id;    /* >= 0: report this token's log-probability; -1: none */
+    int32_t n_logprobs;   /* report the n most likely tokens of the raw logits */
+    float *logits_out;    /* [vocab_size] gets the raw logits; NULL: not wanted */
 } lmd_sample_params;
 
 enum { LMD_MAX_LOGPROBS = 64 };
@@ -55,18 +56,18 @@ typedef struct lmd_block_copy {
 typedef struct lmd_plan {
     int64_t plan_id;
     int32_t n_seqs, n_tokens, n_logits_rows, n_copies;
-    const int64_t *seq_ids;        /* [n_seqs] */
-    const int32_t *slots;          /* [n_seqs] seat in the batch; -1: padding that writes nothing */
-    const int32_t *history_lens;   /* [n_seqs] tokens already in KV */
-    const int32_t *input_lens;     /* [n_seqs] tokens of this step, at least 1 */
-    const int32_t *token_offsets;  /* [n_seqs + 1] first row of each sequence */
-    const int32_t *token_ids;      /* [n_tokens] */
-    const int32_t *positions;      /* [n_tokens] */
-    const int32_t *block_offsets;  /* [n_seqs + 1] into block_ids */
-    const int32_t *block_ids;      /* block i of a sequence holds positions i * block_len and on */
-    const int32_t *logits_rows;    /* [n_logits_rows] ascending rows of the step */
+    const int64_t *seq_ids; /* [n_seqs] */
+    const int32_t *slots;   /* [n_seqs] seat in the batch; -1: padding that writes nothing */
+    const int32_t *history_lens;  /* [n_seqs] tokens already in KV */
+    const int32_t *input_lens;    /* [n_seqs] tokens of this step, at least 1 */
+    const int32_t *token_offsets; /* [n_seqs + 1] first row of each sequence */
+    const int32_t *token_ids;     /* [n_tokens] */
+    const int32_t *positions;     /* [n_tokens] */
+    const int32_t *block_offsets; /* [n_seqs + 1] into block_ids */
+    const int32_t *block_ids;   /* block i of a sequence holds positions i * block_len and on */
+    const int32_t *logits_rows; /* [n_logits_rows] ascending rows of the step */
     const lmd_sample_params *samples; /* [n_logits_rows]; NULL when the scheduler runs alone */
-    const lmd_block_copy *copies;  /* [n_copies] done before the step's own writes */
+    const lmd_block_copy *copies;     /* [n_copies] done before the step's own writes */
 } lmd_plan;
 
 typedef struct lmd_plan_result {

@@ -1,6 +1,6 @@
 /* 16-bit floats without intrinsics: IEEE half (fp16) and bfloat16 to and from fp32.
- * Owns: the one definition of both conversions (round to nearest even), bit for bit what F16C does.
- * Header only, so that the compiler can vectorise it. Any thread. */
+ * Owns: the one definition of both conversions (round to nearest even), bit for bit what F16C
+ * does. Header only, so that the compiler can vectorise it. Any thread. */
 #ifndef LMD_BASE_HALF_H
 #define LMD_BASE_HALF_H
 
@@ -21,7 +21,8 @@ static inline uint32_t lmd_float_to_bits(float x) {
 
 static inline float lmd_half_to_float(uint16_t h) {
     /* Shift mantissa and exponent into place and let one multiplication by 2^112 rebias the
-     * exponent: exact for normal and subnormal halves. Infinities and NaNs are patched after. */
+     * exponent: exact for normal and subnormal halves. Infinities and NaNs are patched after.
+     */
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
     uint32_t magnitude = (uint32_t)(h & 0x7fffu) << 13;
     float scaled = lmd_bits_to_float(magnitude) * 0x1p112f;
@@ -46,7 +47,9 @@ static inline uint16_t lmd_float_to_half(float x) {
     return (uint16_t)(sign | (magnitude - 0x38000000u + 0xfffu + odd) >> 13);
 }
 
-static inline float lmd_bf16_to_float(uint16_t b) { return lmd_bits_to_float((uint32_t)b << 16); }
+static inline float lmd_bf16_to_float(uint16_t b) {
+    return lmd_bits_to_float((uint32_t)b << 16);
+}
 
 static inline uint16_t lmd_float_to_bf16(float x) {
     uint32_t bits = lmd_float_to_bits(x);

@@ -46,7 +46,8 @@ void *lmd_alloc_large(size_t n_bytes) {
         if (small) memset(small, 0, rounded);
         return small;
     }
-    /* A mapping one huge page too long is trimmed at both ends, so that it starts on a huge page. */
+    /* A mapping one huge page too long is trimmed at both ends, so that it starts on a huge
+     * page. */
     size_t length = n_bytes + HUGE_PAGE;
     unsigned char *raw =
         mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -80,7 +81,8 @@ lmd_status lmd_grow(void **array, size_t *capacity, size_t wanted, size_t size, 
         if (__builtin_mul_overflow(n, 2, &n)) n = wanted;
     void *grown = lmd_realloc(*array, n, size);
     if (!grown)
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: wanted %zu x %zu bytes", n, size);
+        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: wanted %zu x %zu bytes", n,
+                        size);
     *array = grown;
     *capacity = n;
     return LMD_OK;

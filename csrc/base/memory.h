@@ -11,21 +11,24 @@
 
 enum { LMD_CACHE_LINE = 64 }; /* bytes; also the alignment of every large buffer */
 
-/* Allocates n zeroed objects of `size` bytes. NULL on overflow or exhaustion; free with lmd_free. */
+/* Allocates n zeroed objects of `size` bytes. NULL on overflow or exhaustion; free with
+ * lmd_free. */
 void *lmd_calloc(size_t n, size_t size);
-/* Grows `ptr` to n objects of `size` bytes (new bytes are not zeroed). On NULL `ptr` stays valid. */
+/* Grows `ptr` to n objects of `size` bytes (new bytes are not zeroed). On NULL `ptr` stays
+ * valid. */
 void *lmd_realloc(void *ptr, size_t n, size_t size);
 void lmd_free(void *ptr);
 
-/* Allocates a zeroed, 64-byte aligned buffer of whole pages, huge ones where the system has them:
- * for weights, KV and scratch. lmd_free_large takes the same n_bytes. */
+/* Allocates a zeroed, 64-byte aligned buffer of whole pages, huge ones where the system has
+ * them: for weights, KV and scratch. lmd_free_large takes the same n_bytes. */
 void *lmd_alloc_large(size_t n_bytes);
 void lmd_free_large(void *ptr, size_t n_bytes);
 
 /* How many allocations the calling process has made through this header. */
 uint64_t lmd_alloc_count(void);
 
-/* Makes the n-th allocation from now fail, once (n >= 1; 0 turns it off). For fault injection. */
+/* Makes the n-th allocation from now fail, once (n >= 1; 0 turns it off). For fault injection.
+ */
 void lmd_alloc_fail_after(uint64_t n);
 
 /* Makes `*array` hold at least `wanted` objects, doubling; `*capacity` counts objects. */

@@ -1,16 +1,19 @@
 /* Error codes and messages.
- * Owns: lmd_status, lmd_err and the macros that pass errors on. Every function that can fail returns
- * lmd_status and takes lmd_err *err last; err may be NULL when the caller wants the code alone.
- * Must not know: Python, engines, devices. Any thread. */
+ * Owns: lmd_status, lmd_err and the macros that pass errors on. Every function that can fail
+ * returns lmd_status and takes lmd_err *err last; err may be NULL when the caller wants the
+ * code alone. Must not know: Python, engines, devices. Any thread. */
 #ifndef LMD_BASE_STATUS_H
 #define LMD_BASE_STATUS_H
 
 typedef enum lmd_status {
     LMD_OK = 0,
     LMD_INVALID,     /* an argument or a config value is wrong            -> ValueError */
-    LMD_NOT_FOUND,   /* a file or a tensor is missing                     -> FileNotFoundError / KeyError */
-    LMD_BAD_FILE,    /* a file is truncated, hostile or of another format -> CheckpointError (ValueError) */
-    LMD_UNSUPPORTED, /* known, and not served                             -> UnsupportedError (ValueError) */
+    LMD_NOT_FOUND,   /* a file or a tensor is missing                     -> FileNotFoundError /
+                        KeyError */
+    LMD_BAD_FILE,    /* a file is truncated, hostile or of another format -> CheckpointError
+                        (ValueError) */
+    LMD_UNSUPPORTED, /* known, and not served                             -> UnsupportedError
+                        (ValueError) */
     LMD_NO_MEMORY,   /* host memory or KV blocks ran out                  -> MemoryError */
     LMD_IO,          /* the operating system refused                      -> OSError */
     LMD_CLOSED,      /* the object was closed                             -> RuntimeError */
@@ -35,17 +38,17 @@ lmd_status lmd_err_prefix(lmd_err *err, lmd_status code, const char *format, ...
 /* The code's name, e.g. "LMD_BAD_FILE". */
 const char *lmd_status_name(lmd_status code);
 
-#define LMD_TRY(expr)                                                                              \
-    do {                                                                                           \
-        lmd_status lmd_try_status_ = (expr);                                                       \
-        if (lmd_try_status_ != LMD_OK) return lmd_try_status_;                                     \
+#define LMD_TRY(expr)                                                                          \
+    do {                                                                                       \
+        lmd_status lmd_try_status_ = (expr);                                                   \
+        if (lmd_try_status_ != LMD_OK) return lmd_try_status_;                                 \
     } while (0)
 
 /* The same for functions with one cleanup label `out` and a local `status`. */
-#define LMD_TRY_OUT(expr)                                                                          \
-    do {                                                                                           \
-        status = (expr);                                                                           \
-        if (status != LMD_OK) goto out;                                                            \
+#define LMD_TRY_OUT(expr)                                                                      \
+    do {                                                                                       \
+        status = (expr);                                                                       \
+        if (status != LMD_OK) goto out;                                                        \
     } while (0)
 
 #endif

@@ -30,8 +30,8 @@ struct lmd_threads {
     void (*fn)(void *arg, int32_t thread_idx);
     void *arg;
     bool quit;
-    lmd_event region;  /* counts regions started */
-    lmd_event barrier; /* counts barriers passed */
+    lmd_event region;                              /* counts regions started */
+    lmd_event barrier;                             /* counts barriers passed */
     _Alignas(LMD_CACHE_LINE) atomic_int n_arrived; /* at the barrier under way */
 };
 
@@ -115,8 +115,8 @@ static void stop_workers(lmd_threads *self, int32_t n_started) {
 
 lmd_status lmd_threads_new(int32_t n, lmd_threads **out, lmd_err *err) {
     if (n < 0 || n > LMD_MAX_THREADS)
-        return lmd_fail(err, LMD_INVALID, "num_threads must be 1 to %d, not %d", LMD_MAX_THREADS,
-                        n);
+        return lmd_fail(err, LMD_INVALID, "num_threads must be 1 to %d, not %d",
+                        LMD_MAX_THREADS, n);
     if (n == 0) n = lmd_threads_usable();
     lmd_threads *self = lmd_alloc_large(sizeof *self); /* aligned to the cache line */
     pthread_t *handles = lmd_calloc((size_t)n, sizeof *handles);
@@ -139,8 +139,8 @@ lmd_status lmd_threads_new(int32_t n, lmd_threads **out, lmd_err *err) {
             lmd_free(handles);
             lmd_free_large(self, sizeof *self);
             return lmd_fail(err, LMD_NO_MEMORY,
-                            "thread %d of %d cannot start: %s; ask for fewer num_threads", i + 2, n,
-                            strerror(code));
+                            "thread %d of %d cannot start: %s; ask for fewer num_threads",
+                            i + 2, n, strerror(code));
         }
     }
     *out = self;
@@ -155,7 +155,8 @@ void lmd_threads_free(lmd_threads *self) {
     lmd_free_large(self, sizeof *self);
 }
 
-/* Reads "quota period" from a cgroup file; returns whole CPUs, rounded up, or 0 for no limit. */
+/* Reads "quota period" from a cgroup file; returns whole CPUs, rounded up, or 0 for no limit.
+ */
 static int32_t read_quota(const char *dir) {
     char path[512];
     long quota = 0, period = 0;

@@ -1,7 +1,8 @@
 /* Attention on the CPU: cutting a step into units and running them.
- * A unit computes what the numeric contract fixes (chunks of 256 positions, folded left to right); the cut
- * decides only who computes it. Prefill tiles fold their chunks themselves; a lone decode row is split over
- * chunks, so that all threads share a long context. The engine's thread, and its workers in a region. */
+ * A unit computes what the numeric contract fixes (chunks of 256 positions, folded left to
+ * right); the cut decides only who computes it. Prefill tiles fold their chunks themselves; a
+ * lone decode row is split over chunks, so that all threads share a long context. The engine's
+ * thread, and its workers in a region. */
 #include <math.h>
 #include <string.h>
 
@@ -52,9 +53,10 @@ static void add_unit(lmd_stream *stream, int32_t seq_idx, int32_t kv_head, int32
     }
 }
 
-/* A decode row: one unit for each chunk. Partials of chunk c stand at first + c * n_head + head. */
-static void add_split_units(lmd_stream *stream, int32_t seq_idx, int32_t row, int32_t context_len,
-                            int32_t *n_partials) {
+/* A decode row: one unit for each chunk. Partials of chunk c stand at first + c * n_head +
+ * head. */
+static void add_split_units(lmd_stream *stream, int32_t seq_idx, int32_t row,
+                            int32_t context_len, int32_t *n_partials) {
     const lmd_stream_config *config = &stream->config;
     stream->seq_partials[seq_idx] = *n_partials;
     for (int32_t begin = 0; begin < context_len; begin += LMD_CHUNK_LEN) {
@@ -66,8 +68,8 @@ static void add_split_units(lmd_stream *stream, int32_t seq_idx, int32_t row, in
 }
 
 /* Prefill: one unit for each tile of tokens, the last (and longest) first. */
-static void add_tile_units(lmd_stream *stream, int32_t seq_idx, int32_t first_row, int32_t n_rows,
-                           int32_t history_len) {
+static void add_tile_units(lmd_stream *stream, int32_t seq_idx, int32_t first_row,
+                           int32_t n_rows, int32_t history_len) {
     int32_t n_tile = tile_tokens(&stream->config);
     stream->seq_partials[seq_idx] = -1;
     for (int32_t t = (n_rows - 1) / n_tile * n_tile; t >= 0; t -= n_tile) {
@@ -101,7 +103,8 @@ typedef struct attention_job {
 } attention_job;
 
 static uint8_t *kv_head_base(const lmd_stream *stream, int32_t layer, int32_t kv_head) {
-    return stream->kv + ((int64_t)layer * stream->config.n_kv_head + kv_head) * stream->head_bytes;
+    return stream->kv +
+           ((int64_t)layer * stream->config.n_kv_head + kv_head) * stream->head_bytes;
 }
 
 static float *partial_at(const lmd_stream *stream, int32_t idx) {
@@ -158,8 +161,8 @@ static int32_t gather_queries(const attention_job *job, const lmd_attend_unit *u
 static void write_output(const attention_job *job, int32_t row, int32_t head, const float *o,
                          float sum) {
     const int32_t head_dim = job->stream->config.head_dim;
-    float *out = job->args->out->x + (int64_t)row * job->args->out->n_cols +
-                 (int64_t)head * head_dim;
+    float *out =
+        job->args->out->x + (int64_t)row * job->args->out->n_cols + (int64_t)head * head_dim;
     float inverse = 1.0f / sum;
     for (int32_t d = 0; d < head_dim; d++) out[d] = o[d] * inverse;
 }
@@ -205,7 +208,8 @@ static void run_unit(const attention_job *job, const lmd_attend_unit *unit,
 }
 
 /* Folds the chunks of one split sequence, all heads. */
-static void fold_sequence(const attention_job *job, int32_t seq_idx, lmd_thread_scratch *scratch) {
+static void fold_sequence(const attention_job *job, int32_t seq_idx,
+                          lmd_thread_scratch *scratch) {
     const lmd_stream *stream = job->stream;
     const int32_t head_dim = stream->config.head_dim, n_head = stream->config.n_head;
     const int32_t n_chunks = ceil_div(stream->plan->history_lens[seq_idx] + 1, LMD_CHUNK_LEN);

@@ -22,8 +22,8 @@ static int32_t backend_n_threads(const lmd_backend *self) {
     return lmd_threads_count(((const cpu_backend *)self)->threads);
 }
 
-static lmd_status backend_upload(lmd_backend *self, const lmd_weight_source *src, lmd_weight **out,
-                                 lmd_err *err) {
+static lmd_status backend_upload(lmd_backend *self, const lmd_weight_source *src,
+                                 lmd_weight **out, lmd_err *err) {
     return lmd_cpu_weight_pack(src, ((cpu_backend *)self)->threads, out, err);
 }
 
@@ -84,7 +84,8 @@ static const lmd_backend_ops cpu_ops = {
     .kv_copy = lmd_cpu_kv_copy,
 };
 
-lmd_status lmd_cpu_backend_open(const lmd_backend_config *config, lmd_backend **out, lmd_err *err) {
+lmd_status lmd_cpu_backend_open(const lmd_backend_config *config, lmd_backend **out,
+                                lmd_err *err) {
     cpu_backend *self = lmd_calloc(1, sizeof *self);
     if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for the CPU backend");
     self->base.ops = &cpu_ops;

@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 
-lmd_status lmd_cpu_backend_open(const lmd_backend_config *config, lmd_backend **out, lmd_err *err);
+lmd_status lmd_cpu_backend_open(const lmd_backend_config *config, lmd_backend **out,
+                                lmd_err *err);
 
 #endif

@@ -43,10 +43,11 @@ lmd_status lmd_cpu_kernels_select(const lmd_cpu_kernels **out, lmd_err *err) {
         if (!wanted || !*wanted || strcmp(wanted, name) == 0) best = isas[i].kernels;
     }
     if (!best)
-        return lmd_fail(err, LMD_INVALID,
-                        "LMDEPLOY_C_ISA=%.40s is not an instruction set that this build can use here; "
-                        "usable: %s",
-                        wanted, usable);
+        return lmd_fail(
+            err, LMD_INVALID,
+            "LMDEPLOY_C_ISA=%.40s is not an instruction set that this build can use here; "
+            "usable: %s",
+            wanted, usable);
     *out = best;
     return LMD_OK;
 }
@@ -55,10 +56,10 @@ void lmd_cpu_feature_names(char *text, size_t n_bytes) {
     text[0] = '\0';
 #if defined(__x86_64__)
     __builtin_cpu_init();
-#define ADD(name)                                                                                  \
-    if (__builtin_cpu_supports(name)) {                                                            \
-        size_t used = strlen(text);                                                                \
-        snprintf(text + used, n_bytes - used, "%s%s", used ? " " : "", name);                      \
+#define ADD(name)                                                                              \
+    if (__builtin_cpu_supports(name)) {                                                        \
+        size_t used = strlen(text);                                                            \
+        snprintf(text + used, n_bytes - used, "%s%s", used ? " " : "", name);                  \
     }
     ADD("sse4.2")
     ADD("avx")

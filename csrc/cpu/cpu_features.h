@@ -1,5 +1,6 @@
-/* Which instruction sets this machine and its operating system offer, and which table of kernels to use.
- * Owns: the choice, made once per backend. LMDEPLOY_C_ISA lowers it. Any thread. */
+/* Which instruction sets this machine and its operating system offer, and which table of
+ * kernels to use. Owns: the choice, made once per backend. LMDEPLOY_C_ISA lowers it. Any
+ * thread. */
 #ifndef LMD_CPU_CPU_FEATURES_H
 #define LMD_CPU_CPU_FEATURES_H
 

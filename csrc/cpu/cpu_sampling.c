@@ -16,7 +16,8 @@ lmd_status lmd_cpu_sample_scratch_init(lmd_cpu_sample_scratch *self, int32_t voc
                                      lmd_calloc(n, sizeof *self->ids)};
     if (self->values && self->weights && self->ids) return LMD_OK;
     lmd_cpu_sample_scratch_clear(self);
-    return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for sampling %d tokens", vocab_size);
+    return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for sampling %d tokens",
+                    vocab_size);
 }
 
 void lmd_cpu_sample_scratch_clear(lmd_cpu_sample_scratch *self) {
@@ -72,7 +73,8 @@ static void penalise(float *values, const lmd_sample_params *params) {
         value = value > 0.0f ? value / params->repetition_penalty
                              : value * params->repetition_penalty;
         if (count.n_output > 0)
-            value -= params->presence_penalty + params->frequency_penalty * (float)count.n_output;
+            value -=
+                params->presence_penalty + params->frequency_penalty * (float)count.n_output;
         values[count.token_id] = bounded(value);
     }
 }
@@ -108,8 +110,8 @@ static void swap_ids(int32_t *ids, int32_t a, int32_t b) {
     ids[b] = id;
 }
 
-/* Partitions ids[low..high) around one of them, drawn from *state so that no input is always the worst;
- * returns where it came to stand. */
+/* Partitions ids[low..high) around one of them, drawn from *state so that no input is always
+ * the worst; returns where it came to stand. */
 static int32_t partition(const float *values, int32_t *ids, int32_t low, int32_t high,
                          uint32_t *state) {
     *state = *state * 1664525u + 1013904223u;
@@ -161,7 +163,8 @@ static int32_t keep_top_p(const float *values, const float *weights, int32_t *id
 
 /* ---- drawing ---- */
 
-/* The first token in ascending id whose running weight exceeds u * total; weights of others are 0. */
+/* The first token in ascending id whose running weight exceeds u * total; weights of others are
+ * 0. */
 static int32_t draw(const float *weights, int32_t n, double u) {
     double total = 0.0, sum = 0.0;
     int32_t last = -1;
@@ -197,8 +200,9 @@ static int32_t sample(int32_t vocab_size, const lmd_sample_params *params, float
                 lmd_philox_uniform(params->seed, params->position, params->sample_idx, 0));
 }
 
-void lmd_cpu_sample_row(const float *logits, int32_t vocab_size, const lmd_sample_params *params,
-                        lmd_cpu_sample_scratch *scratch, lmd_sample_result *out) {
+void lmd_cpu_sample_row(const float *logits, int32_t vocab_size,
+                        const lmd_sample_params *params, lmd_cpu_sample_scratch *scratch,
+                        lmd_sample_result *out) {
     float max;
     double log_sum = 0.0;
     out->token_id = -1;

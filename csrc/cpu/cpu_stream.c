@@ -22,14 +22,16 @@ size_t lmd_cpu_kv_block_bytes(const lmd_stream_config *config) {
 
 static lmd_status check_config(const lmd_stream_config *config, lmd_err *err) {
     if (config->kv_bits != 16 && config->kv_bits != 32)
-        return lmd_fail(err, LMD_UNSUPPORTED, "kv_bits must be 16 or 32, not %d", config->kv_bits);
+        return lmd_fail(err, LMD_UNSUPPORTED, "kv_bits must be 16 or 32, not %d",
+                        config->kv_bits);
     if (config->block_len < 16 || LMD_CHUNK_LEN % config->block_len != 0)
         return lmd_fail(err, LMD_INVALID,
                         "cache_block_seq_len must be 16, 32, 64, 128 or 256, not %d",
                         config->block_len);
     if (config->head_dim < 8 || config->head_dim > LMD_MAX_HEAD_DIM || config->head_dim % 8)
-        return lmd_fail(err, LMD_UNSUPPORTED, "head_dim must be a multiple of 8 up to %d, not %d",
-                        LMD_MAX_HEAD_DIM, config->head_dim);
+        return lmd_fail(err, LMD_UNSUPPORTED,
+                        "head_dim must be a multiple of 8 up to %d, not %d", LMD_MAX_HEAD_DIM,
+                        config->head_dim);
     return LMD_OK;
 }
 
@@ -53,13 +55,14 @@ static lmd_status buffer_with_rows(lmd_stream *stream, int32_t n_rows, int32_t n
         complete = complete && buffer->q && buffer->scales && buffer->sums;
     }
     if (!complete)
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: activations of %d x %d", n_rows,
-                        n_cols);
+        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: activations of %d x %d",
+                        n_rows, n_cols);
     *out = buffer;
     return LMD_OK;
 }
 
-lmd_status lmd_cpu_buffer_new(lmd_stream *stream, int32_t n_cols, lmd_buffer **out, lmd_err *err) {
+lmd_status lmd_cpu_buffer_new(lmd_stream *stream, int32_t n_cols, lmd_buffer **out,
+                              lmd_err *err) {
     return buffer_with_rows(stream, stream->config.max_tokens, n_cols, out, err);
 }
 
@@ -90,12 +93,14 @@ static lmd_status allocate(lmd_stream *stream, lmd_err *err) {
     stream->block_stride = (int64_t)lmd_cpu_kv_block_bytes(config);
     if (__builtin_mul_overflow((size_t)stream->block_stride, (size_t)config->n_blocks,
                                &stream->kv_bytes))
-        return lmd_fail(err, LMD_NO_MEMORY, "%d KV blocks do not fit in memory", config->n_blocks);
+        return lmd_fail(err, LMD_NO_MEMORY, "%d KV blocks do not fit in memory",
+                        config->n_blocks);
     stream->kv = lmd_alloc_large(stream->kv_bytes);
     if (!stream->kv)
-        return lmd_fail(err, LMD_NO_MEMORY,
-                        "the KV cache of %zu bytes cannot be allocated; lower cache_max_entry_count",
-                        stream->kv_bytes);
+        return lmd_fail(
+            err, LMD_NO_MEMORY,
+            "the KV cache of %zu bytes cannot be allocated; lower cache_max_entry_count",
+            stream->kv_bytes);
     lmd_cpu_attention_bounds(config, &stream->max_units, &stream->max_partials);
     stream->rope_table = lmd_alloc_large(rope_bytes(config));
     stream->row_seqs = lmd_calloc((size_t)config->max_tokens, sizeof *stream->row_seqs);
@@ -113,7 +118,8 @@ static lmd_status allocate(lmd_stream *stream, lmd_err *err) {
         stream->scratch[i] = lmd_alloc_large(sizeof **stream->scratch);
         if (!stream->scratch[i])
             return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for thread scratch");
-        LMD_TRY(lmd_cpu_sample_scratch_init(&stream->scratch[i]->sample, config->vocab_size, err));
+        LMD_TRY(
+            lmd_cpu_sample_scratch_init(&stream->scratch[i]->sample, config->vocab_size, err));
     }
     return buffer_with_rows(stream, config->max_logits_rows, config->hidden_dim, &stream->final,
                             err);
@@ -195,7 +201,8 @@ static void embed_region(void *arg, int32_t thread_idx) {
 }
 
 void lmd_cpu_embed(lmd_stream *stream, const lmd_weight *table, lmd_buffer *out) {
-    row_job job = {.stream = stream, .weight = table, .out = out, .n_rows = stream->plan->n_tokens};
+    row_job job = {
+        .stream = stream, .weight = table, .out = out, .n_rows = stream->plan->n_tokens};
     run_rows(stream, embed_region, &job);
 }
 
@@ -209,8 +216,8 @@ static void norm_region(void *arg, int32_t thread_idx) {
     }
 }
 
-void lmd_cpu_add_norm(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *weight, float eps,
-                      lmd_buffer *out) {
+void lmd_cpu_add_norm(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *weight,
+                      float eps, lmd_buffer *out) {
     row_job job = {.stream = stream,
                    .weight = weight,
                    .in = residual,
@@ -250,11 +257,12 @@ static void add_bias(float *tile, const float *bias, int32_t n_rows, int32_t n_v
 }
 
 /* Computes panel_idx of a segment for some rows and adds the bias. */
-static void panel_tile(const linear_job *job, const lmd_weight_segment *segment, int32_t panel_idx,
-                       const lmd_acts *acts, int32_t row0, int32_t n_rows, float *tile) {
+static void panel_tile(const linear_job *job, const lmd_weight_segment *segment,
+                       int32_t panel_idx, const lmd_acts *acts, int32_t row0, int32_t n_rows,
+                       float *tile) {
     int32_t first = panel_idx * LMD_PANEL_ROWS;
-    int32_t n_valid = segment->n_rows - first < LMD_PANEL_ROWS ? segment->n_rows - first
-                                                                : LMD_PANEL_ROWS;
+    int32_t n_valid =
+        segment->n_rows - first < LMD_PANEL_ROWS ? segment->n_rows - first : LMD_PANEL_ROWS;
     job->stream->kernels->panel(tile, segment->panels + panel_idx * segment->panel_bytes,
                                 &segment->format, acts, row0, n_rows);
     if (job->bias) add_bias(tile, job->bias + segment->first_row + first, n_rows, n_valid);
@@ -279,8 +287,8 @@ static void run_panel(const linear_job *job, int32_t panel_idx, const lmd_acts *
     if (!paired)
         while (panel_idx >= segment->n_panels) panel_idx -= segment++->n_panels;
     int32_t first = panel_idx * LMD_PANEL_ROWS;
-    int32_t n_valid = segment->n_rows - first < LMD_PANEL_ROWS ? segment->n_rows - first
-                                                                : LMD_PANEL_ROWS;
+    int32_t n_valid =
+        segment->n_rows - first < LMD_PANEL_ROWS ? segment->n_rows - first : LMD_PANEL_ROWS;
     int32_t first_col = paired ? first : segment->first_row + first;
     for (int32_t row = 0; row < job->n_rows; row += ROW_BLOCK) {
         int32_t n_rows = job->n_rows - row < ROW_BLOCK ? job->n_rows - row : ROW_BLOCK;
@@ -311,8 +319,8 @@ static void linear_region(void *arg, int32_t thread_idx) {
                            .n_groups = group_size ? in->n_cols / group_size : 0};
     const int32_t n_takes = (job->n_panels + PANELS_TAKEN - 1) / PANELS_TAKEN;
     for (int32_t i; (i = lmd_threads_take(&stream->next[0], n_takes)) >= 0;) {
-        int32_t end = (i + 1) * PANELS_TAKEN < job->n_panels ? (i + 1) * PANELS_TAKEN
-                                                             : job->n_panels;
+        int32_t end =
+            (i + 1) * PANELS_TAKEN < job->n_panels ? (i + 1) * PANELS_TAKEN : job->n_panels;
         for (int32_t p = i * PANELS_TAKEN; p < end; p++) run_panel(job, p, &acts);
     }
 }

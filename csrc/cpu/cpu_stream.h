@@ -1,7 +1,7 @@
 /* A CPU stream: what one engine needs on the CPU backend, and the operations of a step on it.
- * Owns: the KV pool, activation buffers, logits, scratch for each thread, the step's attention units.
- * Operations run at once on the backend's threads and return when done. The engine's thread alone.
- * Must not know: architectures, sequences' history beyond the plan. */
+ * Owns: the KV pool, activation buffers, logits, scratch for each thread, the step's attention
+ * units. Operations run at once on the backend's threads and return when done. The engine's
+ * thread alone. Must not know: architectures, sequences' history beyond the plan. */
 #ifndef LMD_CPU_CPU_STREAM_H
 #define LMD_CPU_CPU_STREAM_H
 
@@ -14,16 +14,17 @@
 struct lmd_buffer {
     lmd_buffer *next; /* of the stream's list */
     int32_t n_cols;
-    float *x;         /* [max_rows, n_cols] */
-    int16_t *q;       /* [max_rows, n_cols]; NULL where n_cols is no multiple of 32 */
-    float *scales;    /* [max_rows, n_cols / 32] */
-    int32_t *sums;    /* [max_rows, n_cols / 32] */
+    float *x;           /* [max_rows, n_cols] */
+    int16_t *q;         /* [max_rows, n_cols]; NULL where n_cols is no multiple of 32 */
+    float *scales;      /* [max_rows, n_cols / 32] */
+    int32_t *sums;      /* [max_rows, n_cols / 32] */
     int32_t group_size; /* q holds x quantised by it; 0: q is stale */
     size_t x_bytes, q_bytes, group_bytes;
 };
 
-/* One piece of a step's attention: some tokens of a sequence, some query heads of one KV head, and either
- * all chunks (partial_idx -1) or one chunk whose partial results go to partials[partial_idx ...]. */
+/* One piece of a step's attention: some tokens of a sequence, some query heads of one KV head,
+ * and either all chunks (partial_idx -1) or one chunk whose partial results go to
+ * partials[partial_idx ...]. */
 typedef struct lmd_attend_unit {
     int32_t seq_idx, kv_head;
     int32_t head_begin, n_heads;   /* query heads */
@@ -58,12 +59,12 @@ struct lmd_stream {
     int32_t *row_seqs;      /* [max_tokens] the sequence of each row */
     lmd_attend_unit *units; /* [max_units] */
     int32_t n_units, max_units;
-    float *partials;        /* [max_partials, head_dim + 2] o, max, sum */
+    float *partials; /* [max_partials, head_dim + 2] o, max, sum */
     int32_t max_partials;
-    int32_t *seq_partials;  /* [max_seqs] first partial of a split sequence; -1: not split */
+    int32_t *seq_partials; /* [max_seqs] first partial of a split sequence; -1: not split */
 
-    lmd_buffer *final; /* [max_logits_rows, hidden_dim] */
-    float *logits;     /* [max_logits_rows, vocab_size] */
+    lmd_buffer *final;            /* [max_logits_rows, hidden_dim] */
+    float *logits;                /* [max_logits_rows, vocab_size] */
     lmd_thread_scratch **scratch; /* [n_threads] */
     atomic_int next[2];           /* work counters of a region's two phases */
 };
@@ -82,11 +83,12 @@ lmd_status lmd_cpu_stream_new(lmd_backend *backend, lmd_threads *threads,
                               lmd_stream **out, lmd_err *err);
 void lmd_cpu_stream_free(lmd_stream *stream);
 size_t lmd_cpu_kv_block_bytes(const lmd_stream_config *config);
-lmd_status lmd_cpu_buffer_new(lmd_stream *stream, int32_t n_cols, lmd_buffer **out, lmd_err *err);
+lmd_status lmd_cpu_buffer_new(lmd_stream *stream, int32_t n_cols, lmd_buffer **out,
+                              lmd_err *err);
 void lmd_cpu_step_begin(lmd_stream *stream, const lmd_plan *plan);
 void lmd_cpu_embed(lmd_stream *stream, const lmd_weight *table, lmd_buffer *out);
-void lmd_cpu_add_norm(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *weight, float eps,
-                      lmd_buffer *out);
+void lmd_cpu_add_norm(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *weight,
+                      float eps, lmd_buffer *out);
 void lmd_cpu_linear(lmd_stream *stream, const lmd_linear_args *args);
 void lmd_cpu_logits(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *norm, float eps,
                     const lmd_weight *lm_head, int32_t first, int32_t n);

@@ -96,7 +96,8 @@ static void pack_region(void *arg, int32_t thread_idx) {
         pack_panel(job, i, scratch);
 }
 
-static lmd_status plan_segments(const lmd_weight_source *src, lmd_weight *weight, lmd_err *err) {
+static lmd_status plan_segments(const lmd_weight_source *src, lmd_weight *weight,
+                                lmd_err *err) {
     weight->n_cols = src->n_cols;
     weight->n_segments = src->n_parts;
     for (int32_t i = 0; i < src->n_parts; i++) {
@@ -120,8 +121,8 @@ static lmd_status plan_segments(const lmd_weight_source *src, lmd_weight *weight
     return LMD_OK;
 }
 
-lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads, lmd_weight **out,
-                               lmd_err *err) {
+lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads,
+                               lmd_weight **out, lmd_err *err) {
     lmd_status status = LMD_OK;
     size_t scratch_bytes = (size_t)src->n_cols + (size_t)src->n_cols / 32 * 4 + LMD_CACHE_LINE;
     scratch_bytes = scratch_bytes / LMD_CACHE_LINE * LMD_CACHE_LINE;
@@ -143,7 +144,8 @@ lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *thread
     for (int32_t i = 0; i < src->n_parts; i++) {
         lmd_weight_segment *segment = &weight->segments[i];
         segment->panels = panels;
-        pack_job job = {&src->parts[i], segment, panels, src->n_cols, scratch, scratch_bytes, 0};
+        pack_job job = {&src->parts[i], segment,       panels, src->n_cols,
+                        scratch,        scratch_bytes, 0};
         lmd_threads_run(threads, pack_region, &job);
         panels += segment->panel_bytes * segment->n_panels;
     }
@@ -155,7 +157,8 @@ out:
     return status;
 }
 
-lmd_status lmd_cpu_weight_vector(const float *values, int32_t n, lmd_weight **out, lmd_err *err) {
+lmd_status lmd_cpu_weight_vector(const float *values, int32_t n, lmd_weight **out,
+                                 lmd_err *err) {
     lmd_weight *weight = lmd_calloc(1, sizeof *weight);
     float *vector = lmd_calloc((size_t)n, sizeof *vector);
     if (!weight || !vector) {

@@ -10,7 +10,7 @@
 typedef struct lmd_weight_segment {
     lmd_weight_format format;
     int32_t n_rows, n_panels;
-    int32_t first_row;    /* of the whole matrix */
+    int32_t first_row; /* of the whole matrix */
     int64_t panel_bytes;
     const uint8_t *panels; /* in the weight's memory */
 } lmd_weight_segment;
@@ -21,12 +21,13 @@ struct lmd_weight {
     int32_t group_size; /* that activations must be quantised by; 0: no segment has codes */
     uint8_t *memory;    /* n_bytes, or NULL for a vector */
     size_t n_bytes;
-    float *vector;      /* [n_cols] of a vector; NULL for a matrix */
+    float *vector; /* [n_cols] of a vector; NULL for a matrix */
 };
 
-lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads, lmd_weight **out,
-                               lmd_err *err);
-lmd_status lmd_cpu_weight_vector(const float *values, int32_t n, lmd_weight **out, lmd_err *err);
+lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads,
+                               lmd_weight **out, lmd_err *err);
+lmd_status lmd_cpu_weight_vector(const float *values, int32_t n, lmd_weight **out,
+                                 lmd_err *err);
 void lmd_cpu_weight_free(lmd_weight *weight);
 
 /* Writes one row of a matrix of one segment as fp32: an embedding. */

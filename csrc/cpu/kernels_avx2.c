@@ -1,5 +1,5 @@
-/* The AVX2 kernels (with FMA and F16C): the generic source with one-instruction wrappers, and panels of
- * codes by vpmaddwd on int16 activations. */
+/* The AVX2 kernels (with FMA and F16C): the generic source with one-instruction wrappers, and
+ * panels of codes by vpmaddwd on int16 activations. */
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -18,8 +18,9 @@ static inline f32x8 half8(const uint16_t *p) {
 
 #include "cpu/kernels_generic.h"
 
-/* The 8 columns of a line of one vector of 8 rows, as four int16 pairs in the activations' order:
- * (0 2) (4 6) (1 3) (5 7). `line` is the U4 line; 8-bit kinds read a second line behind it. */
+/* The 8 columns of a line of one vector of 8 rows, as four int16 pairs in the activations'
+ * order: (0 2) (4 6) (1 3) (5 7). `line` is the U4 line; 8-bit kinds read a second line behind
+ * it. */
 static inline void unpack_pairs(__m256i pairs[4], const uint8_t *line, lmd_weight_kind kind) {
     __m256i first = _mm256_loadu_si256((const __m256i *)(const void *)line);
     if (kind == LMD_WEIGHT_U4) {
@@ -45,7 +46,8 @@ static inline void unpack_pairs(__m256i pairs[4], const uint8_t *line, lmd_weigh
     }
 }
 
-/* n_rows (a constant, at most 4) rows against one panel: weights are unpacked once for all of them. */
+/* n_rows (a constant, at most 4) rows against one panel: weights are unpacked once for all of
+ * them. */
 static inline __attribute__((always_inline)) void
 tile_codes(float *out, const uint8_t *panel, lmd_weight_kind kind, lmd_group_offset offset,
            int32_t group_size, const lmd_acts *acts, int32_t row0, const int32_t n_rows) {
@@ -64,7 +66,8 @@ tile_codes(float *out, const uint8_t *panel, lmd_weight_kind kind, lmd_group_off
                 __m256i w[4];
                 unpack_pairs(w, panel + h * 32, kind);
                 for (int32_t r = 0; r < n_rows; r++) {
-                    const int32_t *a = (const int32_t *)(const void *)(q + (int64_t)r * acts->n_cols);
+                    const int32_t *a =
+                        (const int32_t *)(const void *)(q + (int64_t)r * acts->n_cols);
                     for (int32_t i = 0; i < 4; i++)
                         dots[r][h] = _mm256_add_epi32(
                             dots[r][h], _mm256_madd_epi16(w[i], _mm256_set1_epi32(a[i])));
@@ -84,13 +87,14 @@ tile_codes(float *out, const uint8_t *panel, lmd_weight_kind kind, lmd_group_off
     }
 }
 
-#define DEFINE_PANEL(name, kind, offset)                                                           \
-    static void name(float *out, const uint8_t *panel, int32_t group_size, const lmd_acts *acts,   \
-                     int32_t row0, int32_t n_rows) {                                               \
-        for (int32_t r = 0; r < n_rows; r += 4) {                                                  \
-            float *at = out + (int64_t)r * LMD_PANEL_ROWS;                                         \
-            FOR_ROWS(n_rows - r, tile_codes(at, panel, kind, offset, group_size, acts, row0 + r, N)) \
-        }                                                                                          \
+#define DEFINE_PANEL(name, kind, offset)                                                       \
+    static void name(float *out, const uint8_t *panel, int32_t group_size,                     \
+                     const lmd_acts *acts, int32_t row0, int32_t n_rows) {                     \
+        for (int32_t r = 0; r < n_rows; r += 4) {                                              \
+            float *at = out + (int64_t)r * LMD_PANEL_ROWS;                                     \
+            FOR_ROWS(n_rows - r,                                                               \
+                     tile_codes(at, panel, kind, offset, group_size, acts, row0 + r, N))       \
+        }                                                                                      \
     }
 
 DEFINE_PANEL(panel_u4_zero, LMD_WEIGHT_U4, LMD_OFFSET_ZERO)

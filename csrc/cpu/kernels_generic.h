@@ -1,10 +1,9 @@
-/* The kernels, written once for every instruction set: the readable definition that the numeric contract
- * speaks of. A kernels_<isa>.c defines the wrappers below (an intrinsic, or the portable body) and includes
- * this file; it may then put a faster kernel with the same bits into its table.
- *   f32x8                       8 floats
- *   f32x8 fma8(a, b, c)         a * b + c, rounded once
- *   f32x8 half8(const uint16_t *p)  8 halves as floats
- *   float fma1(a, b, c)         the scalar of fma8 */
+/* The kernels, written once for every instruction set: the readable definition that the numeric
+ * contract speaks of. A kernels_<isa>.c defines the wrappers below (an intrinsic, or the
+ * portable body) and includes this file; it may then put a faster kernel with the same bits
+ * into its table. f32x8                       8 floats f32x8 fma8(a, b, c)         a * b + c,
+ * rounded once f32x8 half8(const uint16_t *p)  8 halves as floats float fma1(a, b, c) the
+ * scalar of fma8 */
 #include <math.h>
 #include <string.h>
 
@@ -31,7 +30,8 @@ static inline float sum8(f32x8 v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
-/* Rounds to the nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 pushes the fraction out. */
+/* Rounds to the nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 pushes the
+ * fraction out. */
 #define LMD_ROUND_MAGIC 12582912.0f
 
 /* exp(x) for each lane, relative error below 2e-7: the Cephes polynomial on [-ln2/2, ln2/2].
@@ -85,9 +85,10 @@ static void panel_float(float *out, const uint8_t *panel, lmd_dtype dtype, const
     }
 }
 
-/* Adds a group's integer products to dots[16]: 8 columns at a time, activations in their stored order. */
-static void group_dots(int32_t *dots, const uint8_t *lines, lmd_weight_kind kind, const int16_t *q,
-                       int32_t group_size) {
+/* Adds a group's integer products to dots[16]: 8 columns at a time, activations in their stored
+ * order. */
+static void group_dots(int32_t *dots, const uint8_t *lines, lmd_weight_kind kind,
+                       const int16_t *q, int32_t group_size) {
     for (int32_t k = 0; k < group_size; k += 8, q += 8) {
         const int32_t even_odd[8] = {q[0], q[4], q[1], q[5], q[2], q[6], q[3], q[7]};
         for (int32_t n = 0; n < LMD_PANEL_ROWS; n++) {
@@ -112,8 +113,8 @@ static void group_dots(int32_t *dots, const uint8_t *lines, lmd_weight_kind kind
     }
 }
 
-/* The one step from a group's integers to the running sum f, fixed by the contract: an integer zero is
- * subtracted exactly, one conversion, fma(dot, d * s), then fma(min, s * sum). */
+/* The one step from a group's integers to the running sum f, fixed by the contract: an integer
+ * zero is subtracted exactly, one conversion, fma(dot, d * s), then fma(min, s * sum). */
 static inline f32x8 fold_group8(f32x8 f, f32x8 dots_as_float, f32x8 scales, float act_scale) {
     return fma8(dots_as_float, scales * act_scale, f);
 }
@@ -131,7 +132,8 @@ static inline f32x8 finish_group8(f32x8 f, i32x8 dots, const uint16_t *header, i
                                   lmd_group_offset offset, float act_scale, int32_t act_sum) {
     const uint16_t *offsets = header + LMD_PANEL_ROWS + half * 8;
     if (offset == LMD_OFFSET_ZERO) dots -= zeros8(offsets) * act_sum;
-    f = fold_group8(f, __builtin_convertvector(dots, f32x8), half8(header + half * 8), act_scale);
+    f = fold_group8(f, __builtin_convertvector(dots, f32x8), half8(header + half * 8),
+                    act_scale);
     if (offset == LMD_OFFSET_MIN) f = fma8(half8(offsets), all8(act_scale * (float)act_sum), f);
     return f;
 }
@@ -165,7 +167,8 @@ static void panel_codes(float *out, const uint8_t *panel, const lmd_weight_forma
 
 /* ---- activations ---- */
 
-/* Quantises one group. A maximum below 2^-100 counts as zero, so that 32639 / max stays finite. */
+/* Quantises one group. A maximum below 2^-100 counts as zero, so that 32639 / max stays finite.
+ */
 static void quantize_group(int16_t *q, float *scale, int32_t *sum, const float *x,
                            int32_t group_size) {
     f32x8 max8 = all8(0.0f), sum_probe = all8(0.0f);
@@ -237,8 +240,9 @@ static void silu_mul(float *out, const float *gate, const float *up, int32_t n) 
 
 /* ---- attention ---- */
 
-static void kv_write(void *block, const float *key, const float *value, int32_t position_in_block,
-                     int32_t block_len, int32_t head_dim, int32_t kv_bits) {
+static void kv_write(void *block, const float *key, const float *value,
+                     int32_t position_in_block, int32_t block_len, int32_t head_dim,
+                     int32_t kv_bits) {
     int64_t key_at = (int64_t)(position_in_block / 16) * 16 * head_dim + position_in_block % 16;
     int64_t value_at = (int64_t)(block_len + position_in_block) * head_dim;
     if (kv_bits == 32) {
@@ -263,8 +267,8 @@ static void kv_load(float *out, const void *in, int64_t at, int64_t n, int32_t k
     for (int64_t i = 0; i < n; i += 8) store8(out + i, half8(bits + i));
 }
 
-/* Scores of up to 4 rows against n keys (in panels of 16): QK over d ascending. Rows are computed
- * together only to share the loads. */
+/* Scores of up to 4 rows against n keys (in panels of 16): QK over d ascending. Rows are
+ * computed together only to share the loads. */
 static inline void scores(float (*p)[LMD_CHUNK_LEN], const float *const *q, int32_t n_rows,
                           const float *keys, int32_t n, int32_t head_dim) {
     for (int32_t t = 0; t < n; t += 16) {
@@ -285,8 +289,8 @@ static inline void scores(float (*p)[LMD_CHUNK_LEN], const float *const *q, int3
     }
 }
 
-/* Softmax of one row over one block: p becomes exp(p - max) for its first n_seen positions and 0 up to n
- * (a multiple of 8). The running sum and o are rescaled when the maximum rises. */
+/* Softmax of one row over one block: p becomes exp(p - max) for its first n_seen positions and
+ * 0 up to n (a multiple of 8). The running sum and o are rescaled when the maximum rises. */
 static void softmax_block(float *p, int32_t n_seen, int32_t n, float *max, float *sum, float *o,
                           int32_t head_dim) {
     float block_max = p[0];
@@ -311,9 +315,9 @@ static void softmax_block(float *p, int32_t n_seen, int32_t n, float *max, float
 }
 
 /* o += p V of up to 4 rows: PV over t ascending. */
-static inline void weighted_values(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_CHUNK_LEN],
-                                   int32_t n_rows, const float *values, int32_t n,
-                                   int32_t head_dim) {
+static inline void weighted_values(float (*o)[LMD_MAX_HEAD_DIM],
+                                   const float (*p)[LMD_CHUNK_LEN], int32_t n_rows,
+                                   const float *values, int32_t n, int32_t head_dim) {
     for (int32_t d = 0; d < head_dim; d += 8) {
         f32x8 acc[4];
         for (int32_t r = 0; r < n_rows; r++) acc[r] = load8(o[r] + d);
@@ -326,12 +330,24 @@ static inline void weighted_values(float (*o)[LMD_MAX_HEAD_DIM], const float (*p
 }
 
 /* Constant row counts let the compiler keep the accumulators in registers. */
-#define FOR_ROWS(n_rows, call)                                                                     \
-    switch (n_rows) {                                                                              \
-    case 1: { enum { N = 1 }; call; } break;                                                       \
-    case 2: { enum { N = 2 }; call; } break;                                                       \
-    case 3: { enum { N = 3 }; call; } break;                                                       \
-    default: { enum { N = 4 }; call; } break;                                                      \
+#define FOR_ROWS(n_rows, call)                                                                 \
+    switch (n_rows) {                                                                          \
+    case 1: {                                                                                  \
+        enum { N = 1 };                                                                        \
+        call;                                                                                  \
+    } break;                                                                                   \
+    case 2: {                                                                                  \
+        enum { N = 2 };                                                                        \
+        call;                                                                                  \
+    } break;                                                                                   \
+    case 3: {                                                                                  \
+        enum { N = 3 };                                                                        \
+        call;                                                                                  \
+    } break;                                                                                   \
+    default: {                                                                                 \
+        enum { N = 4 };                                                                        \
+        call;                                                                                  \
+    } break;                                                                                   \
     }
 
 static void attend_block(lmd_attend_state *state, const lmd_attend_args *args, int32_t first,
@@ -351,8 +367,9 @@ static void attend_block(lmd_attend_state *state, const lmd_attend_args *args, i
                 softmax_block(state->p[i], n_seen < n ? n_seen : n, n16, &state->max[i],
                               &state->sum[i], state->o[i], head_dim);
         }
-        FOR_ROWS(n_rows, weighted_values(state->o + r, (const float(*)[LMD_CHUNK_LEN])state->p + r,
-                                         N, state->values, n, head_dim))
+        FOR_ROWS(n_rows,
+                 weighted_values(state->o + r, (const float(*)[LMD_CHUNK_LEN])state->p + r, N,
+                                 state->values, n, head_dim))
     }
 }
 
@@ -366,7 +383,8 @@ static void attend_chunk(lmd_attend_state *state, const lmd_attend_args *args) {
     for (int32_t first = args->begin; first < args->end; first += block_len) {
         int32_t n = args->end - first < block_len ? args->end - first : block_len;
         int64_t n_keys = (int64_t)((n + 15) / 16 * 16) * head_dim;
-        const uint8_t *block = args->kv + args->block_ids[first / block_len] * args->block_stride;
+        const uint8_t *block =
+            args->kv + args->block_ids[first / block_len] * args->block_stride;
         kv_load(state->keys, block, 0, n_keys, args->kv_bits);
         kv_load(state->values, block, (int64_t)block_len * head_dim, (int64_t)n * head_dim,
                 args->kv_bits);

@@ -1,5 +1,5 @@
-/* The reference kernels: the generic source with portable wrappers, for any machine and as the oracle of
- * every faster one. Never optimised by hand. */
+/* The reference kernels: the generic source with portable wrappers, for any machine and as the
+ * oracle of every faster one. Never optimised by hand. */
 #include <math.h>
 #include <stdint.h>
 

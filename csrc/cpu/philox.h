@@ -1,6 +1,6 @@
-/* Philox4x32-10, the counter-based random numbers of Salmon et al., "Parallel random numbers: as easy
- * as 1, 2, 3" (2011): the same key and counter give the same four words on every backend.
- * Owns no state. Must not know: sampling. Any thread. */
+/* Philox4x32-10, the counter-based random numbers of Salmon et al., "Parallel random numbers:
+ * as easy as 1, 2, 3" (2011): the same key and counter give the same four words on every
+ * backend. Owns no state. Must not know: sampling. Any thread. */
 #ifndef LMD_CPU_PHILOX_H
 #define LMD_CPU_PHILOX_H
 

@@ -5,9 +5,9 @@
 
 #include "cpu/cpu_backend.h"
 
-lmd_status lmd_backend_open(const char *device, const lmd_backend_config *config, lmd_backend **out,
-                            lmd_err *err) {
+lmd_status lmd_backend_open(const char *device, const lmd_backend_config *config,
+                            lmd_backend **out, lmd_err *err) {
     if (strcmp(device, "cpu") == 0) return lmd_cpu_backend_open(config, out, err);
-    return lmd_fail(err, LMD_UNSUPPORTED, "device \"%.40s\" is not in this build; it holds: cpu",
-                    device);
+    return lmd_fail(err, LMD_UNSUPPORTED,
+                    "device \"%.40s\" is not in this build; it holds: cpu", device);
 }

@@ -6,7 +6,7 @@
 #include "backend/backend.h"
 
 /* Opens the backend of a device. LMD_UNSUPPORTED names what this build holds. */
-lmd_status lmd_backend_open(const char *device, const lmd_backend_config *config, lmd_backend **out,
-                            lmd_err *err);
+lmd_status lmd_backend_open(const char *device, const lmd_backend_config *config,
+                            lmd_backend **out, lmd_err *err);
 
 #endif

@@ -98,7 +98,8 @@ void lmd_block_pool_release(lmd_block_pool *self, int32_t block_id, bool keep_ca
     assert(at->state == BLOCK_ACTIVE && at->use_count > 0);
     if (--at->use_count > 0) return;
     list_remove(self, block_id);
-    list_append(self, keep_cached ? BLOCK_CACHED : BLOCK_FREE, block_id); /* active -> cached, free */
+    list_append(self, keep_cached ? BLOCK_CACHED : BLOCK_FREE,
+                block_id); /* active -> cached, free */
     if (!keep_cached) at->generation++;
 }
 
@@ -117,9 +118,13 @@ int32_t lmd_block_pool_n_blocks(const lmd_block_pool *self) { return self->n_blo
 
 int32_t lmd_block_pool_n_free(const lmd_block_pool *self) { return self->lists[BLOCK_FREE].n; }
 
-int32_t lmd_block_pool_n_cached(const lmd_block_pool *self) { return self->lists[BLOCK_CACHED].n; }
+int32_t lmd_block_pool_n_cached(const lmd_block_pool *self) {
+    return self->lists[BLOCK_CACHED].n;
+}
 
-int32_t lmd_block_pool_n_active(const lmd_block_pool *self) { return self->lists[BLOCK_ACTIVE].n; }
+int32_t lmd_block_pool_n_active(const lmd_block_pool *self) {
+    return self->lists[BLOCK_ACTIVE].n;
+}
 
 int32_t lmd_block_pool_use_count(const lmd_block_pool *self, int32_t block_id) {
     return self->blocks[block_id].use_count;
@@ -138,8 +143,8 @@ static lmd_status check_list(const lmd_block_pool *self, block_state state, lmd_
         n++;
     }
     if (n != list->n || list->tail != prev)
-        return lmd_fail(err, LMD_INTERNAL, "the list of state %d has %d blocks, not %d", (int)state,
-                        n, list->n);
+        return lmd_fail(err, LMD_INTERNAL, "the list of state %d has %d blocks, not %d",
+                        (int)state, n, list->n);
     return LMD_OK;
 }
 
@@ -149,8 +154,8 @@ lmd_status lmd_block_pool_check(const lmd_block_pool *self, lmd_err *err) {
         const block *at = &self->blocks[i];
         counts[at->state]++;
         if ((at->use_count > 0) != (at->state == BLOCK_ACTIVE))
-            return lmd_fail(err, LMD_INTERNAL, "block %d has %d uses in state %d", i, at->use_count,
-                            (int)at->state);
+            return lmd_fail(err, LMD_INTERNAL, "block %d has %d uses in state %d", i,
+                            at->use_count, (int)at->state);
     }
     for (int32_t s = 0; s < N_STATES; s++)
         if (counts[s] != self->lists[s].n)

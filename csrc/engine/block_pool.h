@@ -3,8 +3,9 @@
  *   free    nobody's; its content means nothing
  *   active  named by use_count holders
  *   cached  named by nobody, content kept until it is evicted, the longest unused first
- * A holder that gives a block back remembers (block_id, generation); another generation there later means
- * that the content is gone. Must not know: sequences, tokens, devices. The engine's thread alone. */
+ * A holder that gives a block back remembers (block_id, generation); another generation there
+ * later means that the content is gone. Must not know: sequences, tokens, devices. The engine's
+ * thread alone. */
 #ifndef LMD_ENGINE_BLOCK_POOL_H
 #define LMD_ENGINE_BLOCK_POOL_H
 
@@ -25,8 +26,8 @@ void lmd_block_pool_free(lmd_block_pool *self);
 
 /* Takes a free block, or evicts a cached one; false when all are active. */
 bool lmd_block_pool_alloc(lmd_block_pool *self, lmd_block_ref *out);
-/* Gives a use of an active block back. When it was the last one the block becomes cached, or free. To have
- * the deepest blocks of a sequence evicted first, release them first. */
+/* Gives a use of an active block back. When it was the last one the block becomes cached, or
+ * free. To have the deepest blocks of a sequence evicted first, release them first. */
 void lmd_block_pool_release(lmd_block_pool *self, int32_t block_id, bool keep_cached);
 /* Takes a block again, if it still has the content of that generation. */
 bool lmd_block_pool_revive(lmd_block_pool *self, lmd_block_ref ref);

@@ -72,7 +72,8 @@ static void remove_live(lmd_engine *self, lmd_live_request *live) {
 /* Ends a living request everywhere. */
 static void end_live(lmd_engine *self, lmd_live_request *live, lmd_finish_reason reason,
                      const char *message) {
-    lmd_scheduler_finish(self->scheduler, live->seq_id, NULL); /* unknown when it never was added */
+    lmd_scheduler_finish(self->scheduler, live->seq_id,
+                         NULL); /* unknown when it never was added */
     remove_live(self, live);
     lmd_live_request_finish(live, reason, message);
     lmd_live_request_free(live);
@@ -116,7 +117,8 @@ static void end_stuck(lmd_engine *self, int64_t seq_id) {
     int32_t n_tokens = 0;
     lmd_scheduler_tokens(self->scheduler, seq_id, &n_tokens);
     snprintf(message, sizeof message,
-             "out of KV memory: %d tokens do not fit in %d blocks of %d; raise cache_max_entry_count or "
+             "out of KV memory: %d tokens do not fit in %d blocks of %d; raise "
+             "cache_max_entry_count or "
              "ask for fewer tokens",
              n_tokens + 1, self->config.n_blocks, self->config.block_len);
     if (live) end_live(self, live, LMD_FINISH_ERROR, message);
@@ -137,7 +139,8 @@ static bool reserve_logits(const lmd_engine *self, lmd_live_request *live, int32
 }
 
 /* Fills the rows of one sequence of the plan, from logits row `first` on; returns how many. */
-static int32_t fill_rows(lmd_engine *self, const lmd_plan *plan, int32_t seq_idx, int32_t first) {
+static int32_t fill_rows(lmd_engine *self, const lmd_plan *plan, int32_t seq_idx,
+                         int32_t first) {
     lmd_live_request *live = find_live(self, plan->seq_ids[seq_idx]);
     int32_t n_tokens, n = 0, end = plan->token_offsets[seq_idx + 1];
     const int32_t *tokens =
@@ -147,8 +150,8 @@ static int32_t fill_rows(lmd_engine *self, const lmd_plan *plan, int32_t seq_idx
     for (int32_t i = first; i < first + n; i++) {
         lmd_sample_params *params = &self->samples[i];
         int32_t position = plan->positions[plan->logits_rows[i]];
-        lmd_live_request_fill(live, position, position + 1 < n_tokens ? tokens[position + 1] : -1,
-                              params);
+        lmd_live_request_fill(live, position,
+                              position + 1 < n_tokens ? tokens[position + 1] : -1, params);
         if (has_room && wants_logits(live, params))
             params->logits_out =
                 live->chunk->data + (int64_t)live->n_chunk_rows++ * self->config.vocab_size;
@@ -213,7 +216,8 @@ static lmd_status run_plan(lmd_engine *self, lmd_plan *plan, lmd_err *err) {
     LMD_TRY(self->executor->ops->collect(self->executor, plan->plan_id, &result, err));
     for (int32_t i = 0; i < result.n_rows; i++) {
         bool wanted = self->row_lives[i] && self->samples[i].wants_token;
-        self->row_tokens[i] = wanted && !result.rows[i].not_finite ? result.rows[i].token_id : -1;
+        self->row_tokens[i] =
+            wanted && !result.rows[i].not_finite ? result.rows[i].token_id : -1;
     }
     LMD_TRY(lmd_scheduler_update(self->scheduler, plan->plan_id, self->row_tokens, err));
     count_step(self, plan);
@@ -322,8 +326,8 @@ static void release(lmd_engine *self) {
     self->row_tokens = NULL;
 }
 
-lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executor, lmd_engine **out,
-                          lmd_err *err) {
+lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executor,
+                          lmd_engine **out, lmd_err *err) {
     lmd_engine *self = lmd_calloc(1, sizeof *self);
     if (!self) {
         executor->ops->free(executor);
@@ -394,7 +398,8 @@ static lmd_status new_request(lmd_engine *self, const lmd_request_params *params
     return lmd_request_new(&info, out, err);
 }
 
-lmd_status lmd_engine_reject(lmd_engine *self, const char *why, lmd_request **out, lmd_err *err) {
+lmd_status lmd_engine_reject(lmd_engine *self, const char *why, lmd_request **out,
+                             lmd_err *err) {
     LMD_TRY(new_request(self, NULL, out, err));
     lmd_request_finish(*out, LMD_FINISH_ERROR, why, NULL);
     return LMD_OK;
@@ -419,8 +424,8 @@ static lmd_status post(lmd_engine *self, lmd_live_request *live, lmd_err *err) {
     return status;
 }
 
-lmd_status lmd_engine_submit(lmd_engine *self, const lmd_request_params *params, lmd_request **out,
-                             lmd_err *err) {
+lmd_status lmd_engine_submit(lmd_engine *self, const lmd_request_params *params,
+                             lmd_request **out, lmd_err *err) {
     lmd_err why;
     lmd_live_request *live;
     lmd_request *request;

@@ -1,7 +1,8 @@
 /* The engine: continuous batching over one executor, in a thread of its own.
- * Owns: the executor, the scheduler, the thread, the inbox of new requests, and every request's running
- * state. Clients submit from any thread and read from the request. A wrong request ends as an error output
- * and disturbs no other; a broken executor ends the engine. Must not know: models, devices, Python. */
+ * Owns: the executor, the scheduler, the thread, the inbox of new requests, and every request's
+ * running state. Clients submit from any thread and read from the request. A wrong request ends
+ * as an error output and disturbs no other; a broken executor ends the engine. Must not know:
+ * models, devices, Python. */
 #ifndef LMD_ENGINE_ENGINE_H
 #define LMD_ENGINE_ENGINE_H
 
@@ -26,7 +27,7 @@ typedef struct lmd_engine_config {
 
 typedef enum lmd_output_logits {
     LMD_LOGITS_NONE,
-    LMD_LOGITS_ALL,       /* rows of the prompt, then the rows that gave the tokens after the first */
+    LMD_LOGITS_ALL, /* rows of the prompt, then the rows that gave the tokens after the first */
     LMD_LOGITS_GENERATION /* the rows that gave the tokens */
 } lmd_output_logits;
 
@@ -34,7 +35,8 @@ typedef enum lmd_output_logits {
 typedef struct lmd_request_params {
     const int32_t *token_ids; /* [n_tokens] the prompt */
     int64_t n_tokens;
-    int64_t max_new_tokens; /* capped by session_len; 0: only with output_logits or return_ppl */
+    int64_t
+        max_new_tokens; /* capped by session_len; 0: only with output_logits or return_ppl */
     int64_t min_new_tokens;
     lmd_token_words stop_words; /* a stop token is a word of one */
     lmd_sampler_params sampler;
@@ -48,21 +50,22 @@ typedef struct lmd_engine_stats {
 } lmd_engine_stats;
 
 /* Takes ownership of the executor, also on failure. Free with lmd_engine_free. */
-lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executor, lmd_engine **out,
-                          lmd_err *err);
+lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executor,
+                          lmd_engine **out, lmd_err *err);
 
-/* Queues a request; *out is the client's reference. A wrong one is a success here and has its error
- * output at once. LMD_CLOSED after close or a broken executor; LMD_NO_MEMORY. */
-lmd_status lmd_engine_submit(lmd_engine *self, const lmd_request_params *params, lmd_request **out,
-                             lmd_err *err);
+/* Queues a request; *out is the client's reference. A wrong one is a success here and has its
+ * error output at once. LMD_CLOSED after close or a broken executor; LMD_NO_MEMORY. */
+lmd_status lmd_engine_submit(lmd_engine *self, const lmd_request_params *params,
+                             lmd_request **out, lmd_err *err);
 
 /* Gives a request that has failed before it could be asked: `why` is its error message. */
-lmd_status lmd_engine_reject(lmd_engine *self, const char *why, lmd_request **out, lmd_err *err);
+lmd_status lmd_engine_reject(lmd_engine *self, const char *why, lmd_request **out,
+                             lmd_err *err);
 
 void lmd_engine_get_stats(lmd_engine *self, lmd_engine_stats *out);
 
-/* Aborts every request, joins the thread, frees executor and scheduler. Idempotent; any thread. In a
- * forked child it does nothing. */
+/* Aborts every request, joins the thread, frees executor and scheduler. Idempotent; any thread.
+ * In a forked child it does nothing. */
 void lmd_engine_close(lmd_engine *self);
 /* Closes and frees; no other call may be running. In a forked child it frees nothing. */
 void lmd_engine_free(lmd_engine *self);

@@ -17,8 +17,8 @@ static lmd_status check_ids(const char *what, const int32_t *ids, int64_t n, int
     return LMD_OK;
 }
 
-static lmd_status check_lengths(const lmd_request_params *params, const lmd_engine_config *config,
-                                lmd_err *err) {
+static lmd_status check_lengths(const lmd_request_params *params,
+                                const lmd_engine_config *config, lmd_err *err) {
     const bool scores = params->return_ppl || params->output_logits == LMD_LOGITS_ALL;
     if (params->n_tokens < 1)
         return lmd_fail(err, LMD_INVALID, "the prompt is empty: at least one token is needed");
@@ -27,16 +27,18 @@ static lmd_status check_lengths(const lmd_request_params *params, const lmd_engi
                         (long long)params->max_new_tokens);
     int64_t most = params->max_new_tokens ? config->session_len - 1 : config->session_len;
     if (params->n_tokens > most)
-        return lmd_fail(err, LMD_INVALID,
-                        "the prompt has %lld tokens, but the context length is %d; shorten it or raise "
-                        "session_len",
-                        (long long)params->n_tokens, config->session_len);
+        return lmd_fail(
+            err, LMD_INVALID,
+            "the prompt has %lld tokens, but the context length is %d; shorten it or raise "
+            "session_len",
+            (long long)params->n_tokens, config->session_len);
     int64_t n_kv = (int64_t)config->n_blocks * config->block_len;
     if (params->n_tokens > n_kv)
-        return lmd_fail(err, LMD_INVALID,
-                        "the prompt has %lld tokens, but the KV cache holds %lld; shorten it or raise "
-                        "cache_max_entry_count",
-                        (long long)params->n_tokens, (long long)n_kv);
+        return lmd_fail(
+            err, LMD_INVALID,
+            "the prompt has %lld tokens, but the KV cache holds %lld; shorten it or raise "
+            "cache_max_entry_count",
+            (long long)params->n_tokens, (long long)n_kv);
     if (params->return_ppl && params->n_tokens < 2)
         return lmd_fail(err, LMD_INVALID, "return_ppl needs a prompt of at least two tokens");
     if (params->min_new_tokens < 0)
@@ -45,11 +47,12 @@ static lmd_status check_lengths(const lmd_request_params *params, const lmd_engi
     return LMD_OK;
 }
 
-lmd_status lmd_live_request_check(const lmd_request_params *params, const lmd_engine_config *config,
-                                  lmd_err *err) {
+lmd_status lmd_live_request_check(const lmd_request_params *params,
+                                  const lmd_engine_config *config, lmd_err *err) {
     const lmd_token_words *stops = &params->stop_words;
     LMD_TRY(check_lengths(params, config, err));
-    LMD_TRY(check_ids("token_ids", params->token_ids, params->n_tokens, config->vocab_size, err));
+    LMD_TRY(
+        check_ids("token_ids", params->token_ids, params->n_tokens, config->vocab_size, err));
     for (int32_t i = 0; i < stops->n; i++)
         if (stops->offsets[i + 1] <= stops->offsets[i])
             return lmd_fail(err, LMD_INVALID, "stop_words[%d] is empty", i);
@@ -76,8 +79,9 @@ static lmd_status setup(lmd_live_request *self, const lmd_request_params *params
     return lmd_sampler_new(&params->sampler, &room, &self->sampler, err);
 }
 
-lmd_status lmd_live_request_new(const lmd_request_params *params, const lmd_engine_config *config,
-                                lmd_request *request, lmd_live_request **out, lmd_err *err) {
+lmd_status lmd_live_request_new(const lmd_request_params *params,
+                                const lmd_engine_config *config, lmd_request *request,
+                                lmd_live_request **out, lmd_err *err) {
     lmd_live_request *self = lmd_calloc(1, sizeof *self);
     if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a request");
     int64_t room = config->session_len - params->n_tokens;
@@ -115,7 +119,8 @@ void lmd_live_request_free(lmd_live_request *self) {
 static void ban_early_stops(lmd_live_request *self) {
     if (self->n_generated >= self->min_new_tokens) return;
     for (int32_t i = 0; i < self->stops.n_words; i++)
-        if (lmd_token_match_pending(&self->stops, i) == lmd_token_match_len(&self->stops, i) - 1)
+        if (lmd_token_match_pending(&self->stops, i) ==
+            lmd_token_match_len(&self->stops, i) - 1)
             lmd_sampler_ban(self->sampler, lmd_token_match_last(&self->stops, i));
 }
 
@@ -186,7 +191,8 @@ static lmd_finish_reason take_token(lmd_live_request *self, const lmd_sample_res
 lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample_params *params,
                                         const lmd_sample_result *result, const char **message) {
     if (result->not_finite) {
-        *message = "the logits hold a NaN or an infinity: the model's weights or activations overflow";
+        *message =
+            "the logits hold a NaN or an infinity: the model's weights or activations overflow";
         return LMD_FINISH_ERROR;
     }
     if (params->target_id >= 0) {

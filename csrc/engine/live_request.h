@@ -1,6 +1,7 @@
 /* A live request: what the engine's thread keeps for a request while it runs.
  * Owns: a reference to the request, its sampler, its stop words, its copy of the prompt.
- * Made by the client's thread, then the engine's alone. Must not know: scheduling, executors. */
+ * Made by the client's thread, then the engine's alone. Must not know: scheduling, executors.
+ */
 #ifndef LMD_ENGINE_LIVE_REQUEST_H
 #define LMD_ENGINE_LIVE_REQUEST_H
 
@@ -24,24 +25,26 @@ typedef struct lmd_live_request {
 } lmd_live_request;
 
 /* Checks what a client asks against the engine. LMD_INVALID says what to change. */
-lmd_status lmd_live_request_check(const lmd_request_params *params, const lmd_engine_config *config,
-                                  lmd_err *err);
+lmd_status lmd_live_request_check(const lmd_request_params *params,
+                                  const lmd_engine_config *config, lmd_err *err);
 /* Takes a reference to the request. The params must have passed the check. */
-lmd_status lmd_live_request_new(const lmd_request_params *params, const lmd_engine_config *config,
-                                lmd_request *request, lmd_live_request **out, lmd_err *err);
+lmd_status lmd_live_request_new(const lmd_request_params *params,
+                                const lmd_engine_config *config, lmd_request *request,
+                                lmd_live_request **out, lmd_err *err);
 void lmd_live_request_free(lmd_live_request *self);
 
-/* Fills the parameters of one logits row, at `position`, whose next token in the sequence is next_token (-1:
- * not known yet, so that the row gives it). */
+/* Fills the parameters of one logits row, at `position`, whose next token in the sequence is
+ * next_token (-1: not known yet, so that the row gives it). */
 void lmd_live_request_fill(lmd_live_request *self, int32_t position, int32_t next_token,
                            lmd_sample_params *out);
 
-/* Takes a row's result: a score, a token, or both. Says how the request goes on; *message is set for an
- * error. */
+/* Takes a row's result: a score, a token, or both. Says how the request goes on; *message is
+ * set for an error. */
 lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample_params *params,
                                         const lmd_sample_result *result, const char **message);
 
 /* Ends it for its client. */
-void lmd_live_request_finish(lmd_live_request *self, lmd_finish_reason reason, const char *message);
+void lmd_live_request_finish(lmd_live_request *self, lmd_finish_reason reason,
+                             const char *message);
 
 #endif

@@ -21,20 +21,21 @@ lmd_status lmd_plan_builder_init(lmd_plan_builder *self, int32_t max_seqs, int32
         .block_ids = lmd_calloc((size_t)max_blocks, sizeof *self->block_ids),
         .logits_rows = lmd_calloc(n_tokens, sizeof *self->logits_rows),
     };
-    if (self->entries && self->seq_ids && self->slots && self->history_lens && self->input_lens &&
-        self->token_offsets && self->token_ids && self->positions && self->block_offsets &&
-        self->block_ids && self->logits_rows)
+    if (self->entries && self->seq_ids && self->slots && self->history_lens &&
+        self->input_lens && self->token_offsets && self->token_ids && self->positions &&
+        self->block_offsets && self->block_ids && self->logits_rows)
         return LMD_OK;
     lmd_plan_builder_clear(self);
-    return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for plans of %d sequences, %d tokens",
-                    max_seqs, max_tokens);
+    return lmd_fail(err, LMD_NO_MEMORY,
+                    "out of host memory for plans of %d sequences, %d tokens", max_seqs,
+                    max_tokens);
 }
 
 void lmd_plan_builder_clear(lmd_plan_builder *self) {
-    void *const arrays[] = {self->entries,       self->seq_ids,   self->slots,
-                            self->history_lens,  self->input_lens, self->token_offsets,
-                            self->token_ids,     self->positions, self->block_offsets,
-                            self->block_ids,     self->logits_rows};
+    void *const arrays[] = {self->entries,      self->seq_ids,    self->slots,
+                            self->history_lens, self->input_lens, self->token_offsets,
+                            self->token_ids,    self->positions,  self->block_offsets,
+                            self->block_ids,    self->logits_rows};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) lmd_free(arrays[i]);
     *self = (lmd_plan_builder){0};
 }
@@ -60,8 +61,8 @@ static void put_decodes_first(lmd_plan_builder *self) {
     }
 }
 
-/* The rows of an entry whose logits are wanted: those of prompt positions not yet given, when the sequence
- * asks for them, and the row behind which the next token stands. */
+/* The rows of an entry whose logits are wanted: those of prompt positions not yet given, when
+ * the sequence asks for them, and the row behind which the next token stands. */
 static void write_logits_rows(lmd_plan_builder *self, lmd_plan_entry *entry) {
     lmd_sequence *seq = entry->seq;
     const int32_t end = entry->history_len + entry->input_len;

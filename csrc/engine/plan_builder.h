@@ -14,7 +14,7 @@ typedef struct lmd_plan_entry {
 } lmd_plan_entry;
 
 typedef struct lmd_plan_builder {
-    int64_t plan_id; /* 0: not in flight */
+    int64_t plan_id;         /* 0: not in flight */
     lmd_plan_entry *entries; /* [max_seqs] */
     int32_t n_entries;
     int32_t n_tokens, n_logits_rows, n_block_ids;
@@ -32,8 +32,8 @@ void lmd_plan_builder_clear(lmd_plan_builder *self);
 void lmd_plan_builder_begin(lmd_plan_builder *self);
 /* Adds a sequence with n tokens of this step; its blocks must cover them. */
 void lmd_plan_builder_add(lmd_plan_builder *self, lmd_sequence *seq, int32_t n);
-/* Orders the sequences (decodes, then prefills), writes the arrays, and moves the sequences on: history_len,
- * n_pending, n_in_flight. */
+/* Orders the sequences (decodes, then prefills), writes the arrays, and moves the sequences on:
+ * history_len, n_pending, n_in_flight. */
 void lmd_plan_builder_finish(lmd_plan_builder *self, int64_t plan_id, int32_t block_len,
                              lmd_plan *plan);
 

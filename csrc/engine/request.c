@@ -43,7 +43,8 @@ lmd_status lmd_request_new(const lmd_request_info *info, lmd_request **out, lmd_
         lmd_free(self->token_ids);
         lmd_free(self->logprobs);
         lmd_free(self);
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %zu tokens of an answer", n);
+        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %zu tokens of an answer",
+                        n);
     }
     atomic_init(&self->refs, 1);
     atomic_init(&self->cancelled, false);

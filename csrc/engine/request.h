@@ -1,7 +1,8 @@
 /* A request as its client sees it: what comes out, and how to wait for it.
- * Owns: the output (tokens, logprobs, logits, the end), reserved at submit, and the ways to wait.
- * Counted references: the client has one, the engine another while the request lives there.
- * Must not know: how tokens are made, Python. Any thread, but for the functions of the engine's thread. */
+ * Owns: the output (tokens, logprobs, logits, the end), reserved at submit, and the ways to
+ * wait. Counted references: the client has one, the engine another while the request lives
+ * there. Must not know: how tokens are made, Python. Any thread, but for the functions of the
+ * engine's thread. */
 #ifndef LMD_ENGINE_REQUEST_H
 #define LMD_ENGINE_REQUEST_H
 
@@ -64,13 +65,16 @@ const lmd_request_info *lmd_request_get_info(const lmd_request *self);
 void lmd_request_cancel(lmd_request *self);
 bool lmd_request_cancelled(const lmd_request *self);
 
-/* Waits until there is output to take, at most timeout_ms (0: a look); false when there is none. */
+/* Waits until there is output to take, at most timeout_ms (0: a look); false when there is
+ * none. */
 bool lmd_request_wait(lmd_request *self, int64_t timeout_ms);
-/* Takes what has come since the last take; false when nothing has, or the end was taken before. */
+/* Takes what has come since the last take; false when nothing has, or the end was taken before.
+ */
 bool lmd_request_take(lmd_request *self, lmd_output *out);
 /* True once the output that ends it was taken. */
 bool lmd_request_done(lmd_request *self);
-/* A descriptor that is readable while output waits; made at the first call, closed with the request. */
+/* A descriptor that is readable while output waits; made at the first call, closed with the
+ * request. */
 lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err);
 
 /* The engine's thread (or, before the request is known to another, its maker). */

@@ -19,8 +19,7 @@ struct lmd_sampler {
 };
 
 void lmd_sampler_params_init(lmd_sampler_params *params) {
-    *params = (lmd_sampler_params){
-        .temperature = 1.0, .top_p = 1.0, .repetition_penalty = 1.0};
+    *params = (lmd_sampler_params){.temperature = 1.0, .top_p = 1.0, .repetition_penalty = 1.0};
 }
 
 static lmd_status check_range(const char *name, double value, double low, double high,
@@ -83,7 +82,8 @@ static void count_token(lmd_sampler *self, int32_t token_id, int32_t n_output) {
 }
 
 /* Room for every token that can come, so that no step allocates. */
-static lmd_status reserve_counts(lmd_sampler *self, const lmd_sampler_room *room, lmd_err *err) {
+static lmd_status reserve_counts(lmd_sampler *self, const lmd_sampler_room *room,
+                                 lmd_err *err) {
     int64_t n = (int64_t)room->n_prompt + room->n_new;
     if (n > room->vocab_size) n = room->vocab_size;
     self->n_slots = 16;

@@ -1,6 +1,7 @@
 /* The sampler's parameters and state of one request: what a row of logits is processed with.
- * Owns: checked parameters, counts of tokens, bans that depend on the tokens so far. The arithmetic is the
- * backend's. Must not know: devices, Python. Made by the client's thread, then the engine's alone. */
+ * Owns: checked parameters, counts of tokens, bans that depend on the tokens so far. The
+ * arithmetic is the backend's. Must not know: devices, Python. Made by the client's thread,
+ * then the engine's alone. */
 #ifndef LMD_ENGINE_SAMPLER_H
 #define LMD_ENGINE_SAMPLER_H
 
@@ -32,7 +33,8 @@ void lmd_sampler_params_init(lmd_sampler_params *params);
 lmd_status lmd_sampler_params_check(const lmd_sampler_params *params, int32_t vocab_size,
                                     lmd_err *err);
 
-/* Makes the state after a prompt, with room for n_new more tokens and n_bans more bans a row. */
+/* Makes the state after a prompt, with room for n_new more tokens and n_bans more bans a row.
+ */
 typedef struct lmd_sampler_room {
     const int32_t *prompt; /* [n_prompt] */
     int32_t n_prompt, n_new, n_bans, vocab_size;

@@ -28,7 +28,7 @@ struct lmd_scheduler {
     lmd_plan_builder plans[N_PLANS]; /* plan p stands at p % N_PLANS */
     int64_t oldest_plan_id;          /* in flight when it is below next_plan_id */
 
-    int64_t *preempted;   /* [max_batch_size] of the last schedule */
+    int64_t *preempted; /* [max_batch_size] of the last schedule */
     int32_t n_now_preempted;
     lmd_waiting *reports; /* [report_capacity] */
     size_t report_capacity;
@@ -109,7 +109,8 @@ static lmd_sequence **find_link(const lmd_scheduler *self, int64_t seq_id) {
     return (lmd_sequence **)(uintptr_t)link;
 }
 
-/* Puts a sequence where its age belongs: new ones go last, preempted ones before the younger. */
+/* Puts a sequence where its age belongs: new ones go last, preempted ones before the younger.
+ */
 static void enqueue(lmd_scheduler *self, lmd_sequence *seq) {
     waiting_queue *queue = &self->waiting;
     seq->state = LMD_SEQ_WAITING;
@@ -179,15 +180,18 @@ static void destroy(lmd_scheduler *self, lmd_sequence *seq) {
 
 /* ---- adding and ending ---- */
 
-lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *params, lmd_err *err) {
+lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *params,
+                             lmd_err *err) {
     if (params->n_tokens < 1)
         return lmd_fail(err, LMD_INVALID, "a sequence needs at least one token");
     if (params->max_len < params->n_tokens || params->max_len > self->config.session_len)
-        return lmd_fail(err, LMD_INVALID,
-                        "a sequence of %d tokens that may grow to %d does not fit session_len %d",
-                        params->n_tokens, params->max_len, self->config.session_len);
+        return lmd_fail(
+            err, LMD_INVALID,
+            "a sequence of %d tokens that may grow to %d does not fit session_len %d",
+            params->n_tokens, params->max_len, self->config.session_len);
     if (*find_link(self, params->seq_id))
-        return lmd_fail(err, LMD_INVALID, "seq_id %lld lives already", (long long)params->seq_id);
+        return lmd_fail(err, LMD_INVALID, "seq_id %lld lives already",
+                        (long long)params->seq_id);
     /* Room for reports of all who may wait is made here, so that schedule never fails. */
     LMD_TRY(lmd_grow((void **)&self->reports, &self->report_capacity,
                      (size_t)self->waiting.n + (size_t)self->config.max_batch_size + 1,
@@ -195,7 +199,8 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
     lmd_sequence *seq = lmd_sequence_new(params->seq_id, params->token_ids, params->n_tokens,
                                          params->max_len, self->config.block_len);
     if (!seq)
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a sequence of up to %d tokens",
+        return lmd_fail(err, LMD_NO_MEMORY,
+                        "out of host memory for a sequence of up to %d tokens",
                         params->max_len);
     seq->all_logits = params->all_logits;
     seq->arrival = self->next_arrival++;
@@ -227,9 +232,10 @@ void lmd_scheduler_set_budget(lmd_scheduler *self, int32_t n_tokens) {
     self->budget = n_tokens < 1 ? 1 : n_tokens > max ? max : n_tokens;
 }
 
-const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id, int32_t *n_tokens) {
+const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id,
+                                    int32_t *n_tokens) {
     const lmd_sequence *seq = *find_link(self, seq_id);
-    if (!seq) return NULL;
+    if (!seq || seq->state == LMD_SEQ_ENDED) return NULL;
     *n_tokens = seq->n_tokens;
     return seq->tokens;
 }
@@ -238,7 +244,8 @@ const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id, i
 
 static int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
 
-/* Running -> waiting: the seat goes, tokens stay, written blocks stay cached until they are evicted. */
+/* Running -> waiting: the seat goes, tokens stay, written blocks stay cached until they are
+ * evicted. */
 static void preempt(lmd_scheduler *self, lmd_sequence *seq) {
     lmd_sequence_release_blocks(seq, self->pool, true);
     remove_running(self, seq);
@@ -259,9 +266,10 @@ static bool grow(lmd_scheduler *self, lmd_sequence *seq, int32_t n) {
     return lmd_sequence_grow(seq, self->pool, seq->history_len + n, self->config.block_len);
 }
 
-/* Gives the running sequences their tokens, the oldest first; who lacks blocks takes the youngest's. */
+/* Gives the running sequences their tokens, the oldest first; who lacks blocks takes the
+ * youngest's. */
 static void plan_running(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *budget) {
-    for (int32_t i = 0; i < self->n_running && *budget > 0; i++) {
+    for (int32_t i = 0; i<self->n_running && * budget> 0; i++) {
         lmd_sequence *seq = self->running[i];
         int32_t n = min_i32(lmd_sequence_n_todo(seq), *budget);
         if (n == 0) continue;
@@ -275,8 +283,10 @@ static void plan_running(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *b
     }
 }
 
-/* Seats waiting sequences while there are slots, tokens and blocks; says why the next one waits. */
-static lmd_wait_reason plan_waiting(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *budget) {
+/* Seats waiting sequences while there are slots, tokens and blocks; says why the next one
+ * waits. */
+static lmd_wait_reason plan_waiting(lmd_scheduler *self, lmd_plan_builder *plan,
+                                    int32_t *budget) {
     while (self->waiting.head) {
         lmd_sequence *seq = self->waiting.head;
         if (*budget == 0) return LMD_WAIT_BUDGET;
@@ -309,8 +319,7 @@ static void write_report(lmd_scheduler *self, lmd_wait_reason head_reason,
                          lmd_schedule_report *report) {
     int32_t n = 0;
     for (const lmd_sequence *seq = self->waiting.head; seq; seq = seq->next, n++)
-        self->reports[n] =
-            (lmd_waiting){seq->seq_id, n == 0 ? head_reason : LMD_WAIT_TURN};
+        self->reports[n] = (lmd_waiting){seq->seq_id, n == 0 ? head_reason : LMD_WAIT_TURN};
     *report = (lmd_schedule_report){.n_preempted = self->n_now_preempted,
                                     .n_waiting = n,
                                     .preempted = self->preempted,
@@ -343,7 +352,8 @@ bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_re
     return true;
 }
 
-static void end_entry(lmd_scheduler *self, const lmd_plan_entry *entry, const int32_t *token_ids) {
+static void end_entry(lmd_scheduler *self, const lmd_plan_entry *entry,
+                      const int32_t *token_ids) {
     lmd_sequence *seq = entry->seq;
     seq->n_in_flight--;
     if (seq->state == LMD_SEQ_ENDED) {
@@ -407,8 +417,9 @@ lmd_status lmd_scheduler_check(const lmd_scheduler *self, lmd_err *err) {
     }
     n_held = count_held_blocks(self);
     if (n_held != lmd_block_pool_n_active(self->pool) || n_slots < self->n_running)
-        return lmd_fail(err, LMD_INTERNAL, "%d blocks are held, %d are active; %d slots, %d run",
-                        n_held, lmd_block_pool_n_active(self->pool), n_slots, self->n_running);
+        return lmd_fail(err, LMD_INTERNAL,
+                        "%d blocks are held, %d are active; %d slots, %d run", n_held,
+                        lmd_block_pool_n_active(self->pool), n_slots, self->n_running);
     return LMD_OK;
 }
 

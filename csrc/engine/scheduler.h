@@ -1,7 +1,8 @@
 /* The scheduler: who runs in the next step, with how many tokens, in which blocks.
- * Owns: sequences, the block pool, the plan's arrays. Needs lengths only: it can plan a step while the last
- * one runs, the newest token being a placeholder until update. Deterministic; makes no malloc in a steady
- * decode step. Must not know: models, devices, sampling, clocks, Python. The engine's thread alone. */
+ * Owns: sequences, the block pool, the plan's arrays. Needs lengths only: it can plan a step
+ * while the last one runs, the newest token being a placeholder until update. Deterministic;
+ * makes no malloc in a steady decode step. Must not know: models, devices, sampling, clocks,
+ * Python. The engine's thread alone. */
 #ifndef LMD_ENGINE_SCHEDULER_H
 #define LMD_ENGINE_SCHEDULER_H
 
@@ -26,7 +27,7 @@ typedef struct lmd_sequence_params {
     int32_t n_tokens;         /* at least 1 */
     int32_t max_len;          /* prompt and answer together, at most session_len */
     bool all_logits;          /* a logits row for every prompt token, not for the last alone;
-                                 such rows are repeated if the sequence is preempted */
+                                 each is given once, preempted or not */
 } lmd_sequence_params;
 
 typedef enum lmd_wait_reason {
@@ -46,7 +47,8 @@ typedef struct lmd_schedule_report {
     int32_t n_preempted, n_waiting;
     const int64_t *preempted; /* seq_ids that lost their seat in this call */
     const lmd_waiting *waiting;
-    int64_t failed; /* the seq_id that can never proceed and must be finished by the caller; -1 */
+    int64_t
+        failed; /* the seq_id that can never proceed and must be finished by the caller; -1 */
 } lmd_schedule_report;
 
 typedef struct lmd_scheduler_stats {
@@ -54,17 +56,20 @@ typedef struct lmd_scheduler_stats {
     int64_t n_preempted;
 } lmd_scheduler_stats;
 
-lmd_status lmd_scheduler_new(const lmd_scheduler_config *config, lmd_scheduler **out, lmd_err *err);
+lmd_status lmd_scheduler_new(const lmd_scheduler_config *config, lmd_scheduler **out,
+                             lmd_err *err);
 void lmd_scheduler_free(lmd_scheduler *self);
 
 /* Queues a sequence behind those that wait. */
-lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *params, lmd_err *err);
+lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *params,
+                             lmd_err *err);
 
 /* Sets the token budget of the steps to come (1..max_prefill_token_num). */
 void lmd_scheduler_set_budget(lmd_scheduler *self, int32_t n_tokens);
 
 /* Fills *plan (samples stay NULL) and *report; returns false when there is nothing to run now.
- * One earlier plan may still be in flight; with one in flight nothing that it names is preempted. */
+ * One earlier plan may still be in flight; with one in flight nothing that it names is
+ * preempted. */
 bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_report *report);
 
 /* Ends the oldest plan in flight: token_ids[i] belongs to logits row i (-1: the row gave none).
@@ -76,7 +81,8 @@ lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int3
 lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *err);
 
 /* The tokens of a living sequence (prompt and answer so far); NULL when it is unknown. */
-const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id, int32_t *n_tokens);
+const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id,
+                                    int32_t *n_tokens);
 
 /* Checks every invariant of queues and pool; LMD_INTERNAL names the broken one. */
 lmd_status lmd_scheduler_check(const lmd_scheduler *self, lmd_err *err);

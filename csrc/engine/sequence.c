@@ -35,15 +35,18 @@ void lmd_sequence_free(lmd_sequence *self) {
 int32_t lmd_sequence_n_todo(const lmd_sequence *self) {
     int32_t total = self->n_tokens + self->n_pending;
     if (total == self->max_len && total > self->n_prompt) return 0;
-    return total - self->history_len;
+    /* A step planned behind a placeholder that never came leaves history_len past the tokens.
+     */
+    return total > self->history_len ? total - self->history_len : 0;
 }
 
 bool lmd_sequence_grow(lmd_sequence *self, lmd_block_pool *pool, int32_t n_positions,
                        int32_t block_len) {
-    while ((int64_t)self->n_blocks * block_len < n_positions) {
-        if (!lmd_block_pool_alloc(pool, &self->blocks[self->n_blocks])) return false;
+    int32_t wanted = (int32_t)(((int64_t)n_positions + block_len - 1) / block_len);
+    int32_t available = lmd_block_pool_n_free(pool) + lmd_block_pool_n_cached(pool);
+    if (wanted - self->n_blocks > available) return false;
+    while (self->n_blocks < wanted && lmd_block_pool_alloc(pool, &self->blocks[self->n_blocks]))
         self->n_blocks++;
-    }
     return true;
 }
 

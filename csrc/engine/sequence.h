@@ -21,7 +21,7 @@ typedef struct lmd_sequence {
     lmd_sequence_state state;
     int32_t *tokens; /* [max_len] */
     int32_t n_prompt, n_tokens, max_len;
-    int32_t n_pending;   /* tokens that plans in flight will give: placeholders behind n_tokens */
+    int32_t n_pending; /* tokens that plans in flight will give: placeholders behind n_tokens */
     int32_t history_len; /* tokens in KV once the plans in flight have run */
     int32_t n_in_flight; /* plans that name it */
     int32_t slot;        /* -1: none */
@@ -37,17 +37,18 @@ lmd_sequence *lmd_sequence_new(int64_t seq_id, const int32_t *token_ids, int32_t
                                int32_t max_len, int32_t block_len);
 void lmd_sequence_free(lmd_sequence *self);
 
-/* Tokens that could be computed now: known ones and placeholders not yet in KV. The last token of an answer
- * at max_len is never computed: nothing follows it. */
+/* Tokens that could be computed now: known ones and placeholders not yet in KV. The last token
+ * of an answer at max_len is never computed: nothing follows it. */
 int32_t lmd_sequence_n_todo(const lmd_sequence *self);
 
-/* Makes the blocks cover n_positions. False when the pool has none left; what it got stays. */
+/* Makes the blocks cover n_positions. False, and nothing is evicted, when the pool has too few.
+ */
 bool lmd_sequence_grow(lmd_sequence *self, lmd_block_pool *pool, int32_t n_positions,
                        int32_t block_len);
 /* Gives every block back, the deepest first. Kept ones can be revived by their references. */
 void lmd_sequence_release_blocks(lmd_sequence *self, lmd_block_pool *pool, bool keep_cached);
-/* Takes back the longest prefix of blocks that still have their content, and sets history_len: at least
- * one token is left to compute. */
+/* Takes back the longest prefix of blocks that still have their content, and sets history_len:
+ * at least one token is left to compute. */
 void lmd_sequence_revive_blocks(lmd_sequence *self, lmd_block_pool *pool, int32_t block_len);
 
 #endif

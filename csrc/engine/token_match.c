@@ -5,7 +5,8 @@
 
 #include "base/memory.h"
 
-/* The longest border of each prefix of a word (Knuth, Morris, Pratt: Fast pattern matching in strings). */
+/* The longest border of each prefix of a word (Knuth, Morris, Pratt: Fast pattern matching in
+ * strings). */
 static void make_borders(const int32_t *word, int32_t len, int32_t *borders) {
     borders[0] = 0;
     for (int32_t i = 1, k = 0; i < len; i++) {

@@ -1,6 +1,6 @@
 /* Words of tokens against a growing sequence: how much of each word its end matches.
- * Owns: the words and one Knuth-Morris-Pratt state for each, so that a token costs O(1) amortised for a
- * word, of any length. Must not know: what a match means. One thread. */
+ * Owns: the words and one Knuth-Morris-Pratt state for each, so that a token costs O(1)
+ * amortised for a word, of any length. Must not know: what a match means. One thread. */
 #ifndef LMD_ENGINE_TOKEN_MATCH_H
 #define LMD_ENGINE_TOKEN_MATCH_H
 
@@ -24,7 +24,8 @@ typedef struct lmd_token_match {
 } lmd_token_match;
 
 /* Copies the words; n == 0 allocates nothing. Words of length 0 are the caller's mistake. */
-lmd_status lmd_token_match_init(lmd_token_match *self, const lmd_token_words *words, lmd_err *err);
+lmd_status lmd_token_match_init(lmd_token_match *self, const lmd_token_words *words,
+                                lmd_err *err);
 void lmd_token_match_clear(lmd_token_match *self);
 
 /* Appends a token to the sequence. */
@@ -38,8 +39,8 @@ static inline int32_t lmd_token_match_last(const lmd_token_match *self, int32_t 
     return self->token_ids[self->offsets[i + 1] - 1];
 }
 
-/* The length of the longest proper prefix of word i that ends the sequence: all of the word but its last
- * token when the next one can complete it. */
+/* The length of the longest proper prefix of word i that ends the sequence: all of the word but
+ * its last token when the next one can complete it. */
 int32_t lmd_token_match_pending(const lmd_token_match *self, int32_t i);
 
 #endif

@@ -34,10 +34,11 @@ lmd_status lmd_arch_of(const lmd_model_config *config, const lmd_arch **out, lmd
         if (strcmp(config->arch, llama_family[i]) == 0) found = &lmd_arch_llama;
     if (strcmp(config->arch, "internlm2") == 0) found = &lmd_arch_internlm2;
     if (!found)
-        return lmd_fail(err, LMD_UNSUPPORTED,
-                        "architecture \"%s\" is not served; served: llama, mistral, qwen2, qwen3, "
-                        "internlm2",
-                        config->arch);
+        return lmd_fail(
+            err, LMD_UNSUPPORTED,
+            "architecture \"%s\" is not served; served: llama, mistral, qwen2, qwen3, "
+            "internlm2",
+            config->arch);
     *out = config->naming == LMD_NAMING_GGUF ? &lmd_arch_gguf : found;
     return LMD_OK;
 }

@@ -1,4 +1,5 @@
-/* Tensor names of InternLM2 in Hugging Face checkpoints: q, k and v in one packed tensor. Data. */
+/* Tensor names of InternLM2 in Hugging Face checkpoints: q, k and v in one packed tensor. Data.
+ */
 #include "model/arch.h"
 
 #define LAYER "model.layers.{}."

@@ -4,19 +4,21 @@
 #include "base/memory.h"
 #include "model/rope.h"
 
-enum { LOGITS_TILE = 64 }; /* rows of logits that exist at once; a plan with more goes in tiles */
+enum {
+    LOGITS_TILE = 64
+}; /* rows of logits that exist at once; a plan with more goes in tiles */
 
 typedef struct decoder {
     lmd_executor base;
     const lmd_model *model;
     lmd_stream *stream;
-    lmd_buffer *residual; /* [max_tokens, hidden_dim] fp32 */
-    lmd_buffer *norm;     /* [max_tokens, hidden_dim] */
-    lmd_buffer *qkv;      /* [max_tokens, (n_head + 2 n_kv_head) * head_dim] */
-    lmd_buffer *attn;     /* [max_tokens, n_head * head_dim] */
-    lmd_buffer *ffn;      /* [max_tokens, ffn_dim] */
+    lmd_buffer *residual;       /* [max_tokens, hidden_dim] fp32 */
+    lmd_buffer *norm;           /* [max_tokens, hidden_dim] */
+    lmd_buffer *qkv;            /* [max_tokens, (n_head + 2 n_kv_head) * head_dim] */
+    lmd_buffer *attn;           /* [max_tokens, n_head * head_dim] */
+    lmd_buffer *ffn;            /* [max_tokens, ffn_dim] */
     lmd_sample_result *results; /* [max_tokens] */
-    int64_t plan_id;      /* in flight */
+    int64_t plan_id;            /* in flight */
     int32_t n_rows;
 } decoder;
 
@@ -103,7 +105,8 @@ static const lmd_executor_ops decoder_ops = {
     .free = decoder_free,
 };
 
-static lmd_stream_config stream_config(const lmd_model *model, const lmd_decoder_config *config) {
+static lmd_stream_config stream_config(const lmd_model *model,
+                                       const lmd_decoder_config *config) {
     const lmd_model_config *shape = &model->config;
     int32_t max_rows = config->max_tokens < LOGITS_TILE ? config->max_tokens : LOGITS_TILE;
     return (lmd_stream_config){

@@ -1,6 +1,6 @@
 /* The decoder: THE forward pass of every architecture, as an executor on a backend.
- * Owns: one stream and its activation buffers. Must not know: how a backend computes, who asked.
- * The engine's thread alone. */
+ * Owns: one stream and its activation buffers. Must not know: how a backend computes, who
+ * asked. The engine's thread alone. */
 #ifndef LMD_MODEL_DECODER_H
 #define LMD_MODEL_DECODER_H
 

@@ -9,17 +9,17 @@
 #include "model/model_config.h"
 
 typedef struct lmd_layer {
-    lmd_weight *attn_norm; /* [hidden_dim] */
-    lmd_weight *qkv;       /* [(n_head + 2 n_kv_head) * head_dim, hidden_dim] */
-    lmd_weight *qkv_bias;  /* [(n_head + 2 n_kv_head) * head_dim] or NULL */
+    lmd_weight *attn_norm;       /* [hidden_dim] */
+    lmd_weight *qkv;             /* [(n_head + 2 n_kv_head) * head_dim, hidden_dim] */
+    lmd_weight *qkv_bias;        /* [(n_head + 2 n_kv_head) * head_dim] or NULL */
     lmd_weight *q_norm, *k_norm; /* [head_dim] or NULL */
-    lmd_weight *o;         /* [hidden_dim, n_head * head_dim] */
-    lmd_weight *o_bias;    /* [hidden_dim] or NULL */
-    lmd_weight *ffn_norm;  /* [hidden_dim] */
-    lmd_weight *gate_up;   /* two parts of [ffn_dim, hidden_dim] */
-    lmd_weight *gate_up_bias; /* [2 ffn_dim] or NULL */
-    lmd_weight *down;      /* [hidden_dim, ffn_dim] */
-    lmd_weight *down_bias; /* [hidden_dim] or NULL */
+    lmd_weight *o;               /* [hidden_dim, n_head * head_dim] */
+    lmd_weight *o_bias;          /* [hidden_dim] or NULL */
+    lmd_weight *ffn_norm;        /* [hidden_dim] */
+    lmd_weight *gate_up;         /* two parts of [ffn_dim, hidden_dim] */
+    lmd_weight *gate_up_bias;    /* [2 ffn_dim] or NULL */
+    lmd_weight *down;            /* [hidden_dim, ffn_dim] */
+    lmd_weight *down_bias;       /* [hidden_dim] or NULL */
 } lmd_layer;
 
 typedef struct lmd_model {
@@ -33,7 +33,8 @@ typedef struct lmd_model {
     size_t weight_bytes;
 } lmd_model;
 
-/* Called after each weight with the checkpoint's bytes done so far; not LMD_OK stops the load. */
+/* Called after each weight with the checkpoint's bytes done so far; not LMD_OK stops the load.
+ */
 typedef struct lmd_progress {
     lmd_status (*report)(void *user, size_t done_bytes, size_t total_bytes, lmd_err *err);
     void *user;

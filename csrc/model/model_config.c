@@ -4,12 +4,14 @@
 #include <math.h>
 #include <string.h>
 
-/* Bounds far above any model, low enough that products of two sizes fit int64 and of rows int32. */
+/* Bounds far above any model, low enough that products of two sizes fit int64 and of rows
+ * int32. */
 enum { MAX_LAYERS = 1024, MAX_HEADS = 1024, MAX_WIDTH = 1 << 20, MAX_VOCAB = 1 << 24 };
 
 static lmd_status check_size(const char *name, int32_t value, int32_t max, lmd_err *err) {
     if (value >= 1 && value <= max) return LMD_OK;
-    return lmd_fail(err, LMD_INVALID, "model config: %s must be 1 to %d, not %d", name, max, value);
+    return lmd_fail(err, LMD_INVALID, "model config: %s must be 1 to %d, not %d", name, max,
+                    value);
 }
 
 static lmd_status check_rope(const lmd_rope_config *rope, lmd_err *err) {
@@ -19,19 +21,21 @@ static lmd_status check_rope(const lmd_rope_config *rope, lmd_err *err) {
     if (!(rope->factor > 0.0) || !isfinite(rope->factor))
         return lmd_fail(err, LMD_INVALID, "model config: rope_factor must be positive, not %g",
                         rope->factor);
-    LMD_TRY(check_size("rope_original_max_position", rope->original_max_position, INT32_MAX, err));
-    if (rope->type == LMD_ROPE_LLAMA3 && !(rope->low_freq_factor > 0.0 &&
-                                           rope->high_freq_factor > rope->low_freq_factor))
+    LMD_TRY(
+        check_size("rope_original_max_position", rope->original_max_position, INT32_MAX, err));
+    if (rope->type == LMD_ROPE_LLAMA3 &&
+        !(rope->low_freq_factor > 0.0 && rope->high_freq_factor > rope->low_freq_factor))
         return lmd_fail(err, LMD_INVALID,
                         "model config: llama3 RoPE wants 0 < rope_low_freq_factor < "
                         "rope_high_freq_factor, not %g and %g",
                         rope->low_freq_factor, rope->high_freq_factor);
     if (rope->type == LMD_ROPE_YARN &&
         !(rope->beta_fast > 0.0 && rope->beta_slow > 0.0 && isfinite(rope->attention_factor)))
-        return lmd_fail(err, LMD_INVALID,
-                        "model config: yarn RoPE wants positive rope_beta_fast and rope_beta_slow, "
-                        "not %g and %g",
-                        rope->beta_fast, rope->beta_slow);
+        return lmd_fail(
+            err, LMD_INVALID,
+            "model config: yarn RoPE wants positive rope_beta_fast and rope_beta_slow, "
+            "not %g and %g",
+            rope->beta_fast, rope->beta_slow);
     return LMD_OK;
 }
 
@@ -49,8 +53,8 @@ lmd_status lmd_model_config_check(const lmd_model_config *config, lmd_err *err) 
                         config->head_dim);
     if (config->n_head % config->n_kv_head)
         return lmd_fail(err, LMD_INVALID,
-                        "model config: n_head %d is no multiple of n_kv_head %d", config->n_head,
-                        config->n_kv_head);
+                        "model config: n_head %d is no multiple of n_kv_head %d",
+                        config->n_head, config->n_kv_head);
     if (!(config->norm_eps >= 0.0 && config->norm_eps < 1.0))
         return lmd_fail(err, LMD_INVALID, "model config: norm_eps must be 0 to 1, not %g",
                         config->norm_eps);
@@ -64,8 +68,9 @@ lmd_status lmd_rope_type_of(const char *name, lmd_rope_type *out, lmd_err *err) 
             *out = (lmd_rope_type)i;
             return LMD_OK;
         }
-    return lmd_fail(err, LMD_UNSUPPORTED,
-                    "RoPE type \"%.40s\" is not served; served: default, linear, dynamic, llama3, "
-                    "yarn",
-                    name);
+    return lmd_fail(
+        err, LMD_UNSUPPORTED,
+        "RoPE type \"%.40s\" is not served; served: default, linear, dynamic, llama3, "
+        "yarn",
+        name);
 }

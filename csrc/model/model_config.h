@@ -1,5 +1,6 @@
 /* A model's shape, normalised: the same for GGUF and Hugging Face checkpoints.
- * Owns: the checks that make every size safe to compute with. Must not know: files, Python. Plain data. */
+ * Owns: the checks that make every size safe to compute with. Must not know: files, Python.
+ * Plain data. */
 #ifndef LMD_MODEL_MODEL_CONFIG_H
 #define LMD_MODEL_MODEL_CONFIG_H
 
@@ -21,8 +22,8 @@ typedef enum lmd_naming { LMD_NAMING_HF, LMD_NAMING_GGUF } lmd_naming;
 typedef struct lmd_rope_config {
     lmd_rope_type type;
     double theta, factor;
-    int32_t original_max_position; /* of dynamic: max_position */
-    double low_freq_factor, high_freq_factor;     /* llama3 */
+    int32_t original_max_position;                 /* of dynamic: max_position */
+    double low_freq_factor, high_freq_factor;      /* llama3 */
     double beta_fast, beta_slow, attention_factor; /* yarn */
     bool truncate;                                 /* yarn: whole correction dims */
     bool freqs_tensor; /* GGUF's rope_freqs.weight divides the frequencies */
@@ -35,10 +36,10 @@ typedef struct lmd_model_config {
     int32_t hidden_dim, ffn_dim, vocab_size, max_position;
     double norm_eps;
     lmd_rope_config rope;
-    bool tie_embeddings;   /* lm_head is the embedding */
+    bool tie_embeddings;             /* lm_head is the embedding */
     bool qkv_bias, o_bias, mlp_bias; /* biases of the linears */
-    bool qk_norm;          /* per-head RMS norm of q and k before RoPE */
-    bool packed_qkv;       /* one tensor, rows grouped by KV head: q heads, k, v */
+    bool qk_norm;                    /* per-head RMS norm of q and k before RoPE */
+    bool packed_qkv;                 /* one tensor, rows grouped by KV head: q heads, k, v */
     bool interleaved_rope; /* q and k rows stand in pairs (2i, 2i + 1): put right at load */
 } lmd_model_config;
 

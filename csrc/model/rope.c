@@ -60,8 +60,8 @@ static double frequency_of(const lmd_model_config *config, int32_t i, int32_t n_
     return frequency;
 }
 
-void lmd_rope_table(const lmd_model_config *config, const float *freq_factors, int32_t n_positions,
-                    float *table) {
+void lmd_rope_table(const lmd_model_config *config, const float *freq_factors,
+                    int32_t n_positions, float *table) {
     int32_t half = config->head_dim / 2;
     double scale = config->rope.type == LMD_ROPE_YARN ? config->rope.attention_factor : 1.0;
     for (int32_t i = 0; i < half; i++) {

@@ -1,5 +1,5 @@
-/* Loading a model's weights: finds each tensor by the architecture's names, checks its shape, puts rows in
- * the one order that the forward pass knows, and uploads it. One thread. */
+/* Loading a model's weights: finds each tensor by the architecture's names, checks its shape,
+ * puts rows in the one order that the forward pass knows, and uploads it. One thread. */
 #include <stdio.h>
 #include <string.h>
 
@@ -38,16 +38,17 @@ static lmd_status find(const loader *self, lmd_tensor_role role, int32_t layer, 
     const lmd_tensor_view *view = lmd_checkpoint_find(self->checkpoint, name);
     if (!view)
         return lmd_fail(err, LMD_BAD_FILE,
-                        "the checkpoint has no tensor \"%s\", which architecture \"%s\" needs", name,
-                        self->model->config.arch);
+                        "the checkpoint has no tensor \"%s\", which architecture \"%s\" needs",
+                        name, self->model->config.arch);
     bool fits = view->dims[0] == n_rows;
     for (int32_t i = 1; i < LMD_MAX_DIMS; i++)
         fits = fits && view->dims[i] == (i == 1 && n_cols ? n_cols : 1);
     if (!fits)
-        return lmd_fail(err, LMD_BAD_FILE,
-                        "tensor \"%s\" has shape %lld x %lld, but the config asks for %lld x %lld",
-                        name, (long long)view->dims[0], (long long)view->dims[1],
-                        (long long)n_rows, (long long)(n_cols ? n_cols : 1));
+        return lmd_fail(
+            err, LMD_BAD_FILE,
+            "tensor \"%s\" has shape %lld x %lld, but the config asks for %lld x %lld", name,
+            (long long)view->dims[0], (long long)view->dims[1], (long long)n_rows,
+            (long long)(n_cols ? n_cols : 1));
     *out = view;
     return LMD_OK;
 }
@@ -77,13 +78,16 @@ static lmd_status load_matrix(loader *self, lmd_tensor_role role, int32_t layer,
 }
 
 /* Reads n values of a vector into out, in the order of row_map. */
-static lmd_status read_vector(loader *self, lmd_tensor_role role, int32_t layer, int32_t n_tensor,
-                              const int32_t *row_map, int32_t n, float *out, lmd_err *err) {
+static lmd_status read_vector(loader *self, lmd_tensor_role role, int32_t layer,
+                              int32_t n_tensor, const int32_t *row_map, int32_t n, float *out,
+                              lmd_err *err) {
     const lmd_tensor_view *view;
     LMD_TRY(find(self, role, layer, n_tensor, 0, &view, err));
     if (lmd_dtype_block_len(view->dtype) != 1)
-        return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\" is a vector and must be F32, F16 or BF16, "
-                        "not %s", view->name, lmd_dtype_name(view->dtype));
+        return lmd_fail(err, LMD_BAD_FILE,
+                        "tensor \"%s\" is a vector and must be F32, F16 or BF16, "
+                        "not %s",
+                        view->name, lmd_dtype_name(view->dtype));
     const uint8_t *data = view->data;
     int32_t element_bytes = lmd_dtype_block_bytes(view->dtype);
     for (int32_t i = 0; i < n; i++)
@@ -107,8 +111,7 @@ static int32_t head_row(const lmd_model_config *config, int32_t i) {
 static void map_heads(const lmd_model_config *config, int32_t n_heads, int32_t per_group,
                       int32_t group_rows, int32_t first, bool rotated, int32_t *map) {
     for (int32_t h = 0; h < n_heads; h++) {
-        int32_t start =
-            first + h / per_group * group_rows + h % per_group * config->head_dim;
+        int32_t start = first + h / per_group * group_rows + h % per_group * config->head_dim;
         for (int32_t i = 0; i < config->head_dim; i++)
             map[h * config->head_dim + i] = start + (rotated ? head_row(config, i) : i);
     }
@@ -128,7 +131,8 @@ static lmd_status make_row_maps(loader *self, lmd_err *err) {
     if (config->packed_qkv) {
         int32_t group_rows = (group + 2) * head_dim;
         map_heads(config, config->n_head, group, group_rows, 0, true, self->q_map);
-        map_heads(config, config->n_kv_head, 1, group_rows, group * head_dim, true, self->k_map);
+        map_heads(config, config->n_kv_head, 1, group_rows, group * head_dim, true,
+                  self->k_map);
         map_heads(config, config->n_kv_head, 1, group_rows, (group + 1) * head_dim, false,
                   self->v_map);
     } else {
@@ -172,12 +176,13 @@ static lmd_status load_vector_of(loader *self, int32_t layer, const vector_part 
     int32_t n_all = 0, at = 0;
     for (int32_t i = 0; i < n_parts; i++) n_all += parts[i].n;
     float *values = lmd_calloc((size_t)n_all, sizeof *values);
-    if (!values) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a vector of %d", n_all);
+    if (!values)
+        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a vector of %d", n_all);
     for (int32_t i = 0; i < n_parts; at += parts[i++].n)
         LMD_TRY_OUT(read_vector(self, parts[i].role, layer, parts[i].n_tensor, parts[i].row_map,
                                 parts[i].n, values + at, err));
-    LMD_TRY_OUT(self->model->backend->ops->upload_vector(self->model->backend, values, n_all, out,
-                                                         err));
+    LMD_TRY_OUT(self->model->backend->ops->upload_vector(self->model->backend, values, n_all,
+                                                         out, err));
 out:
     lmd_free(values);
     return status;
@@ -201,7 +206,8 @@ static lmd_status load_qkv_bias(loader *self, int32_t layer, lmd_weight **out, l
                           err);
 }
 
-static lmd_status load_gate_up_bias(loader *self, int32_t layer, lmd_weight **out, lmd_err *err) {
+static lmd_status load_gate_up_bias(loader *self, int32_t layer, lmd_weight **out,
+                                    lmd_err *err) {
     const int32_t n = self->model->config.ffn_dim;
     const vector_part parts[] = {{LMD_GATE_BIAS, n, NULL, n}, {LMD_UP_BIAS, n, NULL, n}};
     return load_vector_of(self, layer, parts, 2, out, err);
@@ -234,7 +240,8 @@ static lmd_status load_layer(loader *self, int32_t i, lmd_err *err) {
         LMD_TRY(load_vector(self, LMD_K_NORM, i, head_dim, &layer->k_norm, err));
     }
     LMD_TRY(load_matrix(self, LMD_O, i, hidden_dim, self->n_q_rows, &layer->o, err));
-    if (config->o_bias) LMD_TRY(load_vector(self, LMD_O_BIAS, i, hidden_dim, &layer->o_bias, err));
+    if (config->o_bias)
+        LMD_TRY(load_vector(self, LMD_O_BIAS, i, hidden_dim, &layer->o_bias, err));
     LMD_TRY(load_vector(self, LMD_FFN_NORM, i, hidden_dim, &layer->ffn_norm, err));
     LMD_TRY(load_gate_up(self, i, &layer->gate_up, err));
     LMD_TRY(load_matrix(self, LMD_DOWN, i, hidden_dim, config->ffn_dim, &layer->down, err));
@@ -254,15 +261,15 @@ static lmd_status load_all(loader *self, lmd_err *err) {
         if (!model->rope_factors) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory");
         LMD_TRY(read_vector(self, LMD_ROPE_FREQS, 0, n, NULL, n, model->rope_factors, err));
     }
-    LMD_TRY(load_matrix(self, LMD_EMBED, 0, config->vocab_size, config->hidden_dim, &model->embed,
-                        err));
+    LMD_TRY(load_matrix(self, LMD_EMBED, 0, config->vocab_size, config->hidden_dim,
+                        &model->embed, err));
     for (int32_t i = 0; i < config->n_layer; i++) LMD_TRY(load_layer(self, i, err));
     LMD_TRY(load_vector(self, LMD_FINAL_NORM, 0, config->hidden_dim, &model->final_norm, err));
     model->lm_head = model->embed;
     if (config->tie_embeddings) return LMD_OK;
     model->lm_head = NULL;
-    return load_matrix(self, LMD_HEAD, 0, config->vocab_size, config->hidden_dim, &model->lm_head,
-                       err);
+    return load_matrix(self, LMD_HEAD, 0, config->vocab_size, config->hidden_dim,
+                       &model->lm_head, err);
 }
 
 lmd_status lmd_model_load(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
@@ -294,9 +301,10 @@ lmd_status lmd_model_load(const lmd_model_config *config, const lmd_checkpoint *
 }
 
 static void free_layer(lmd_backend *backend, lmd_layer *layer) {
-    lmd_weight *const weights[] = {layer->attn_norm, layer->qkv,    layer->qkv_bias, layer->q_norm,
-                                   layer->k_norm,    layer->o,      layer->o_bias,   layer->ffn_norm,
-                                   layer->gate_up,   layer->gate_up_bias, layer->down, layer->down_bias};
+    lmd_weight *const weights[] = {layer->attn_norm,    layer->qkv,      layer->qkv_bias,
+                                   layer->q_norm,       layer->k_norm,   layer->o,
+                                   layer->o_bias,       layer->ffn_norm, layer->gate_up,
+                                   layer->gate_up_bias, layer->down,     layer->down_bias};
     for (size_t i = 0; i < sizeof weights / sizeof *weights; i++)
         backend->ops->weight_free(backend, weights[i]);
 }

@@ -1,5 +1,5 @@
-/* The extension module: its exceptions, types and functions. Multi-phase init, no global state but
- * NumPy's table. */
+/* The extension module: its exceptions, types and functions. Multi-phase init, no global state
+ * but NumPy's table. */
 #define LMD_IMPORT_ARRAY
 #include "python/py_array.h"
 
@@ -72,9 +72,10 @@ static int add_exception(PyObject *module, const char *name, const char *full_na
 static int module_exec(PyObject *module) {
     import_array1(-1);
     lmd_py_state *state = PyModule_GetState(module);
-    if (add_exception(module, "CheckpointError", "lmdeploy_c._C.CheckpointError",
-                      "A model file is truncated, hostile, of another format, or lacks a tensor.",
-                      &state->checkpoint_error) < 0 ||
+    if (add_exception(
+            module, "CheckpointError", "lmdeploy_c._C.CheckpointError",
+            "A model file is truncated, hostile, of another format, or lacks a tensor.",
+            &state->checkpoint_error) < 0 ||
         add_exception(module, "UnsupportedError", "lmdeploy_c._C.UnsupportedError",
                       "A known architecture, type or option that this project does not serve.",
                       &state->unsupported_error) < 0)
@@ -118,12 +119,14 @@ static void module_free(void *module) { module_clear(module); }
 
 static PyMethodDef module_methods[] = {
     {"cpu_info", cpu_info, METH_NOARGS,
-     "cpu_info() -> dict\n\nCPU features, the ISAs of this build and whether each is usable, the one "
+     "cpu_info() -> dict\n\nCPU features, the ISAs of this build and whether each is usable, "
+     "the one "
      "in use, usable threads."},
     {"alloc_count", alloc_count, METH_NOARGS,
      "alloc_count() -> int\n\nAllocations the core has made in this process."},
     {"alloc_fail_after", alloc_fail_after, METH_O,
-     "alloc_fail_after(n: int) -> None\n\nMakes the core's n-th allocation from now fail, once (0: "
+     "alloc_fail_after(n: int) -> None\n\nMakes the core's n-th allocation from now fail, once "
+     "(0: "
      "off). For fault injection."},
     {NULL, NULL, 0, NULL},
 };

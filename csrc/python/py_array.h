@@ -1,4 +1,5 @@
-/* NumPy arrays in and out. The only header that includes NumPy's; module.c imports its table. With the GIL. */
+/* NumPy arrays in and out. The only header that includes NumPy's; module.c imports its table.
+ * With the GIL. */
 #ifndef LMD_PYTHON_PY_ARRAY_H
 #define LMD_PYTHON_PY_ARRAY_H
 
@@ -12,7 +13,8 @@
 #include <numpy/arrayobject.h>
 
 /* Converts a sequence or array of integers to a new 1-D contiguous int32 array. Returns -1 with
- * TypeError (no integers), ValueError (not 1-D) or OverflowError (outside int32) naming `what`. */
+ * TypeError (no integers), ValueError (not 1-D) or OverflowError (outside int32) naming `what`.
+ */
 int lmd_py_int32_array(PyObject *obj, const char *what, PyArrayObject **out);
 
 /* New arrays [n] with copies of the values. NULL with MemoryError. */

@@ -1,5 +1,5 @@
-/* The Engine type: reads arguments, submits without the GIL's help, closes with the GIL released. The C
- * engine has its own lock; the object's guards only its end. */
+/* The Engine type: reads arguments, submits without the GIL's help, closes with the GIL
+ * released. The C engine has its own lock; the object's guards only its end. */
 #include "python/py_engine.h"
 
 #include <string.h>
@@ -15,8 +15,7 @@
 #include "python/py_request.h"
 
 typedef struct engine_object {
-    PyObject_HEAD
-    lmd_engine *engine;
+    PyObject_HEAD lmd_engine *engine;
     PyObject *model; /* kept alive: the executor reads its weights */
     int32_t vocab_size;
     pid_t pid;
@@ -50,23 +49,25 @@ static int check_limits(const lmd_engine_config *config) {
                   {"block_len", config->block_len, 4096}};
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         if (fields[i].value >= 1 && fields[i].value <= fields[i].max) continue;
-        PyErr_Format(PyExc_ValueError, "%s must be 1 to %d, not %d", fields[i].name, fields[i].max,
-                     fields[i].value);
+        PyErr_Format(PyExc_ValueError, "%s must be 1 to %d, not %d", fields[i].name,
+                     fields[i].max, fields[i].value);
         return -1;
     }
     return 0;
 }
 
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"model", "session_len", "n_blocks", "max_batch_size",
-                            "max_prefill_token_num", "block_len", "kv_bits", NULL};
+    static char *names[] = {
+        "model",     "session_len", "n_blocks", "max_batch_size", "max_prefill_token_num",
+        "block_len", "kv_bits",     NULL};
     PyObject *model_obj;
     lmd_engine_config config = {
         .max_batch_size = 64, .max_prefill_token_num = 512, .block_len = 64};
     int kv_bits = 16;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiii:Engine", names, &model_obj,
-                                     &config.session_len, &config.n_blocks, &config.max_batch_size,
-                                     &config.max_prefill_token_num, &config.block_len, &kv_bits))
+                                     &config.session_len, &config.n_blocks,
+                                     &config.max_batch_size, &config.max_prefill_token_num,
+                                     &config.block_len, &kv_bits))
         return NULL;
     const lmd_model *model = lmd_py_model_get(model_obj);
     if (!model || check_limits(&config) < 0) return NULL;
@@ -77,10 +78,8 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->vocab_size = config.vocab_size = lmd_model_vocab_size(model);
     lmd_err err;
     lmd_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = open_engine(model, &config, kv_bits, &self->engine, &err);
-    Py_END_ALLOW_THREADS
-    if (status == LMD_OK) return (PyObject *)self;
+    Py_BEGIN_ALLOW_THREADS status = open_engine(model, &config, kv_bits, &self->engine, &err);
+    Py_END_ALLOW_THREADS if (status == LMD_OK) return (PyObject *)self;
     Py_DECREF(self);
     return lmd_py_raise(&err);
 }
@@ -89,9 +88,8 @@ static void engine_dealloc(PyObject *obj) {
     engine_object *self = (engine_object *)obj;
     PyTypeObject *type = Py_TYPE(obj);
     Py_BEGIN_ALLOW_THREADS /* joins the thread */
-    lmd_engine_free(self->engine);
-    Py_END_ALLOW_THREADS
-    Py_XDECREF(self->model);
+        lmd_engine_free(self->engine);
+    Py_END_ALLOW_THREADS Py_XDECREF(self->model);
     type->tp_free(obj);
     Py_DECREF(type);
 }
@@ -100,10 +98,8 @@ static PyObject *engine_close(PyObject *obj, PyObject *unused) {
     (void)unused;
     engine_object *self = (engine_object *)obj;
     if (lmd_py_check_fork(self->pid) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    lmd_engine_close(self->engine);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS lmd_engine_close(self->engine);
+    Py_END_ALLOW_THREADS Py_RETURN_NONE;
 }
 
 /* ---- submit: arguments to C ---- */
@@ -135,8 +131,8 @@ static int add_word(word_list *list, const int32_t *ids, npy_intp n) {
     lmd_err err;
     if (lmd_grow((void **)&list->ids, &list->id_capacity, (size_t)list->n_ids + (size_t)n,
                  sizeof *ids, &err) != LMD_OK ||
-        lmd_grow((void **)&list->offsets, &list->offset_capacity, (size_t)list->n + 2, sizeof *ids,
-                 &err) != LMD_OK) {
+        lmd_grow((void **)&list->offsets, &list->offset_capacity, (size_t)list->n + 2,
+                 sizeof *ids, &err) != LMD_OK) {
         lmd_py_raise(&err);
         return -1;
     }
@@ -249,18 +245,22 @@ static int read_seed(PyObject *value, uint64_t *out) {
     return PyErr_Occurred() ? -1 : 0;
 }
 
-/* An argument of the right type and a wrong value is the request's error, not the caller's exception. */
+/* An argument of the right type and a wrong value is the request's error, not the caller's
+ * exception. */
 static PyObject *reject(engine_object *self, const char *why) {
     lmd_request *request;
     lmd_err err;
-    if (lmd_engine_reject(self->engine, why, &request, &err) != LMD_OK) return lmd_py_raise(&err);
+    if (lmd_engine_reject(self->engine, why, &request, &err) != LMD_OK)
+        return lmd_py_raise(&err);
     return lmd_py_request_wrap(lmd_py_state_of_type(Py_TYPE(self)), request, (PyObject *)self,
                                self->vocab_size);
 }
 
-/* Turns a pending ValueError or OverflowError into a rejected request; other exceptions stay. */
+/* Turns a pending ValueError or OverflowError into a rejected request; other exceptions stay.
+ */
 static PyObject *reject_pending(engine_object *self) {
-    if (!PyErr_ExceptionMatches(PyExc_ValueError) && !PyErr_ExceptionMatches(PyExc_OverflowError))
+    if (!PyErr_ExceptionMatches(PyExc_ValueError) &&
+        !PyErr_ExceptionMatches(PyExc_OverflowError))
         return NULL;
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
@@ -280,21 +280,33 @@ static PyObject *submit_params(engine_object *self, const lmd_request_params *pa
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS /* copies the prompt, reserves the answer */
-    status = lmd_engine_submit(self->engine, params, &request, &err);
-    Py_END_ALLOW_THREADS
-    if (status != LMD_OK) return lmd_py_raise(&err);
+        status = lmd_engine_submit(self->engine, params, &request, &err);
+    Py_END_ALLOW_THREADS if (status != LMD_OK) return lmd_py_raise(&err);
     return lmd_py_request_wrap(lmd_py_state_of_type(Py_TYPE(self)), request, (PyObject *)self,
                                self->vocab_size);
 }
 
 static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"token_ids",        "max_new_tokens",    "min_new_tokens",
-                            "do_sample",        "temperature",       "top_k",
-                            "top_p",            "min_p",             "repetition_penalty",
-                            "presence_penalty", "frequency_penalty", "logit_bias",
-                            "bad_words",        "stop_words",        "stop_token_ids",
-                            "logprobs",         "output_logits",     "return_ppl",
-                            "random_seed",      NULL};
+    static char *names[] = {"token_ids",
+                            "max_new_tokens",
+                            "min_new_tokens",
+                            "do_sample",
+                            "temperature",
+                            "top_k",
+                            "top_p",
+                            "min_p",
+                            "repetition_penalty",
+                            "presence_penalty",
+                            "frequency_penalty",
+                            "logit_bias",
+                            "bad_words",
+                            "stop_words",
+                            "stop_token_ids",
+                            "logprobs",
+                            "output_logits",
+                            "return_ppl",
+                            "random_seed",
+                            NULL};
     engine_object *self = (engine_object *)obj;
     PyObject *prompt, *bias = Py_None, *bad = Py_None, *stop = Py_None, *stop_ids = Py_None;
     PyObject *seed = Py_None;
@@ -307,8 +319,9 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
     if (!PyArg_ParseTupleAndKeywords(
             args, kwargs, "O|$LLpdLdddddOOOOLzpO:submit", names, &prompt, &max_new, &min_new,
             &do_sample, &sampler->temperature, &top_k, &sampler->top_p, &sampler->min_p,
-            &sampler->repetition_penalty, &sampler->presence_penalty, &sampler->frequency_penalty,
-            &bias, &bad, &stop, &stop_ids, &n_logprobs, &logits, &return_ppl, &seed))
+            &sampler->repetition_penalty, &sampler->presence_penalty,
+            &sampler->frequency_penalty, &bias, &bad, &stop, &stop_ids, &n_logprobs, &logits,
+            &return_ppl, &seed))
         return NULL;
     if (lmd_py_check_fork(self->pid) < 0) return NULL;
     if (read_output_logits(logits, &params.output_logits) < 0)
@@ -354,11 +367,13 @@ static PyObject *engine_stats(PyObject *obj, PyObject *unused) {
 
 static PyMethodDef engine_methods[] = {
     {"submit", (PyCFunction)(void (*)(void))engine_submit, METH_VARARGS | METH_KEYWORDS,
-     "submit(token_ids, *, max_new_tokens=512, ...) -> Request\n\nQueues a request and returns at once. "
+     "submit(token_ids, *, max_new_tokens=512, ...) -> Request\n\nQueues a request and returns "
+     "at once. "
      "A wrong value gives a Request whose only Output has finish_reason \"error\"."},
     {"stats", engine_stats, METH_NOARGS, "stats() -> dict\n\nCounters of the engine."},
     {"close", engine_close, METH_NOARGS,
-     "close() -> None\n\nAborts every request, joins the thread, frees KV and scratch. Idempotent."},
+     "close() -> None\n\nAborts every request, joins the thread, frees KV and scratch. "
+     "Idempotent."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -366,9 +381,10 @@ static PyType_Slot engine_slots[] = {
     {Py_tp_new, engine_new},
     {Py_tp_dealloc, engine_dealloc},
     {Py_tp_methods, engine_methods},
-    {Py_tp_doc, "Engine(model, *, session_len, n_blocks, max_batch_size=64, max_prefill_token_num=512, "
-                "block_len=64, kv_bits=16)\n\nContinuous batching over one model, in a thread of its "
-                "own."},
+    {Py_tp_doc,
+     "Engine(model, *, session_len, n_blocks, max_batch_size=64, max_prefill_token_num=512, "
+     "block_len=64, kv_bits=16)\n\nContinuous batching over one model, in a thread of its "
+     "own."},
     {0, NULL},
 };
 

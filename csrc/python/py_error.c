@@ -3,7 +3,8 @@
 
 #include <unistd.h>
 
-/* An exception class of this extension, found in its module, so that no state need be passed along. */
+/* An exception class of this extension, found in its module, so that no state need be passed
+ * along. */
 static PyObject *own_exception(const char *name) {
     PyObject *module = PyImport_ImportModule("lmdeploy_c._C");
     if (!module) return NULL;
@@ -41,9 +42,10 @@ PyObject *lmd_py_raise(const lmd_err *err) {
 
 int lmd_py_check_fork(pid_t created_in) {
     if (getpid() == created_in) return 0;
-    PyErr_Format(PyExc_RuntimeError,
-                 "this object was created in process %d and cannot be used in its fork %d; create it "
-                 "after the fork, or start workers with the \"spawn\" method",
-                 (int)created_in, (int)getpid());
+    PyErr_Format(
+        PyExc_RuntimeError,
+        "this object was created in process %d and cannot be used in its fork %d; create it "
+        "after the fork, or start workers with the \"spawn\" method",
+        (int)created_in, (int)getpid());
     return -1;
 }

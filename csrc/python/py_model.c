@@ -1,5 +1,5 @@
-/* The Model type: reads the normalised config strictly, opens a backend, loads the weights without the
- * GIL. Immutable once constructed, so its methods need no lock. */
+/* The Model type: reads the normalised config strictly, opens a backend, loads the weights
+ * without the GIL. Immutable once constructed, so its methods need no lock. */
 #include "python/py_model.h"
 
 #include <string.h>
@@ -13,8 +13,7 @@
 #include "python/py_gguf.h"
 
 typedef struct model_object {
-    PyObject_HEAD
-    lmd_model *model;
+    PyObject_HEAD lmd_model *model;
     PyObject *config; /* dict: a copy of what was given */
     pid_t pid;
 } model_object;
@@ -108,7 +107,8 @@ static int read_config(PyObject *dict, lmd_model_config *config) {
     config_reader reader = {dict, false};
     const char *arch = read_string(&reader, "arch");
     if (strlen(arch) >= sizeof config->arch) {
-        PyErr_Format(PyExc_ValueError, "model config: arch \"%.60s\" is not an architecture", arch);
+        PyErr_Format(PyExc_ValueError, "model config: arch \"%.60s\" is not an architecture",
+                     arch);
         return -1;
     }
     memset(config, 0, sizeof *config);
@@ -137,8 +137,10 @@ static int read_config(PyObject *dict, lmd_model_config *config) {
 
 /* ---- the checkpoint of safetensors files ---- */
 
-/* The index of a path in the checkpoint, mapped when it is new. `paths` is a dict path -> index. */
-static int file_idx_of(lmd_checkpoint *checkpoint, PyObject *paths, PyObject *path, int32_t *out) {
+/* The index of a path in the checkpoint, mapped when it is new. `paths` is a dict path ->
+ * index. */
+static int file_idx_of(lmd_checkpoint *checkpoint, PyObject *paths, PyObject *path,
+                       int32_t *out) {
     PyObject *known = PyDict_GetItemWithError(paths, path);
     if (known) {
         *out = (int32_t)PyLong_AsLong(known);
@@ -148,7 +150,8 @@ static int file_idx_of(lmd_checkpoint *checkpoint, PyObject *paths, PyObject *pa
     PyObject *bytes = NULL;
     if (!PyUnicode_FSConverter(path, &bytes)) return -1;
     lmd_err err;
-    lmd_status status = lmd_checkpoint_add_file(checkpoint, PyBytes_AS_STRING(bytes), out, &err);
+    lmd_status status =
+        lmd_checkpoint_add_file(checkpoint, PyBytes_AS_STRING(bytes), out, &err);
     Py_DECREF(bytes);
     if (status != LMD_OK) {
         lmd_py_raise(&err);
@@ -166,8 +169,8 @@ static int dtype_of(const char *name, lmd_dtype *out) {
             *out = dtype;
             return 0;
         }
-    PyErr_Format(PyExc_ValueError, "tensor dtype \"%.20s\" is not served; served: F32, F16, BF16",
-                 name);
+    PyErr_Format(PyExc_ValueError,
+                 "tensor dtype \"%.20s\" is not served; served: F32, F16, BF16", name);
     return -1;
 }
 
@@ -178,8 +181,10 @@ static int add_tensor(lmd_checkpoint *checkpoint, PyObject *paths, PyObject *ite
     unsigned long long offset, n_bytes;
     lmd_tensor_spec spec = {0};
     if (!PyTuple_Check(item)) {
-        PyErr_Format(PyExc_TypeError, "a tensor must be a tuple (name, dtype, shape, path, offset, "
-                     "n_bytes), not %R", item);
+        PyErr_Format(PyExc_TypeError,
+                     "a tensor must be a tuple (name, dtype, shape, path, offset, "
+                     "n_bytes), not %R",
+                     item);
         return -1;
     }
     if (!PyArg_ParseTuple(item, "ssO!OKK", &name, &dtype, &PyTuple_Type, &shape, &path, &offset,
@@ -246,18 +251,16 @@ static lmd_status report_progress(void *callback, size_t done, size_t total, lmd
 }
 
 static lmd_status load(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
-                       const char *device, int32_t n_threads, PyObject *callback, lmd_model **out,
-                       lmd_err *err) {
+                       const char *device, int32_t n_threads, PyObject *callback,
+                       lmd_model **out, lmd_err *err) {
     lmd_backend *backend;
     lmd_backend_config backend_config = {.n_threads = n_threads};
     lmd_progress progress = {report_progress, callback == Py_None ? NULL : callback};
     lmd_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = lmd_backend_open(device, &backend_config, &backend, err);
+    Py_BEGIN_ALLOW_THREADS status = lmd_backend_open(device, &backend_config, &backend, err);
     if (status == LMD_OK)
         status = lmd_model_load(config, checkpoint, backend, &progress, out, err);
-    Py_END_ALLOW_THREADS
-    return status;
+    Py_END_ALLOW_THREADS return status;
 }
 
 static int thread_count_of(PyObject *value, int32_t *out) {
@@ -266,8 +269,8 @@ static int thread_count_of(PyObject *value, int32_t *out) {
     long n = PyLong_AsLong(value);
     if (n == -1 && PyErr_Occurred()) return -1;
     if (n < 1 || n > LMD_MAX_THREADS) {
-        PyErr_Format(PyExc_ValueError, "num_threads must be 1 to %d, not %ld",
-                     LMD_MAX_THREADS, n);
+        PyErr_Format(PyExc_ValueError, "num_threads must be 1 to %d, not %ld", LMD_MAX_THREADS,
+                     n);
         return -1;
     }
     *out = (int32_t)n;
@@ -325,7 +328,7 @@ static void model_dealloc(PyObject *obj) {
     if (self->model && self->pid == getpid()) {
         lmd_model *model = self->model;
         Py_BEGIN_ALLOW_THREADS /* joins threads, unmaps weights */
-        lmd_model_free(model);
+            lmd_model_free(model);
         Py_END_ALLOW_THREADS
     }
     Py_XDECREF(self->config);
@@ -337,7 +340,8 @@ static void model_dealloc(PyObject *obj) {
 
 const lmd_model *lmd_py_model_get(PyObject *obj) {
     if (Py_TYPE(obj)->tp_dealloc != model_dealloc) {
-        PyErr_Format(PyExc_TypeError, "model must be a Model, not %.100s", Py_TYPE(obj)->tp_name);
+        PyErr_Format(PyExc_TypeError, "model must be a Model, not %.100s",
+                     Py_TYPE(obj)->tp_name);
         return NULL;
     }
     model_object *self = (model_object *)obj;
@@ -379,8 +383,8 @@ static PyObject *kv_block_bytes(PyObject *obj, PyObject *args, PyObject *kwargs)
         return NULL;
     if (block_len < 1 || block_len > 1 << 16 || (kv_bits != 16 && kv_bits != 32)) {
         PyErr_Format(PyExc_ValueError,
-                     "block_len must be 1 to 65536 and kv_bits 16 or 32, not %d and %d", block_len,
-                     kv_bits);
+                     "block_len must be 1 to 65536 and kv_bits 16 or 32, not %d and %d",
+                     block_len, kv_bits);
         return NULL;
     }
     return PyLong_FromSize_t(
@@ -398,7 +402,8 @@ static PyGetSetDef model_getset[] = {
 };
 
 static PyMethodDef model_methods[] = {
-    {"kv_block_bytes", (PyCFunction)(void (*)(void))kv_block_bytes, METH_VARARGS | METH_KEYWORDS,
+    {"kv_block_bytes", (PyCFunction)(void (*)(void))kv_block_bytes,
+     METH_VARARGS | METH_KEYWORDS,
      "kv_block_bytes(block_len=64, kv_bits=16) -> int\n\nBytes of one KV block of all layers."},
     {NULL, NULL, 0, NULL},
 };

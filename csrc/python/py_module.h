@@ -1,4 +1,5 @@
-/* The module's state: its exceptions and types. One for each interpreter (multi-phase init, heap types). */
+/* The module's state: its exceptions and types. One for each interpreter (multi-phase init,
+ * heap types). */
 #ifndef LMD_PYTHON_PY_MODULE_H
 #define LMD_PYTHON_PY_MODULE_H
 
@@ -12,7 +13,8 @@ typedef struct lmd_py_state {
 } lmd_py_state;
 
 lmd_py_state *lmd_py_state_of_module(PyObject *module);
-/* The state of the module that made this type (not a subclass of it). NULL with an exception. */
+/* The state of the module that made this type (not a subclass of it). NULL with an exception.
+ */
 lmd_py_state *lmd_py_state_of_type(PyTypeObject *type);
 
 #endif

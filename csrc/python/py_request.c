@@ -1,5 +1,6 @@
-/* The Request and Output types. A request has a lock of its own in C, and one reader at a time here: a read
- * takes and converts under the object's lock, so that two readers never see the same tokens. */
+/* The Request and Output types. A request has a lock of its own in C, and one reader at a time
+ * here: a read takes and converts under the object's lock, so that two readers never see the
+ * same tokens. */
 #include "python/py_request.h"
 
 #include <math.h>
@@ -13,8 +14,7 @@
 enum { SIGNAL_CHECK_MS = 50 }; /* how soon Ctrl-C is noticed while waiting */
 
 typedef struct request_object {
-    PyObject_HEAD
-    lmd_request *request;
+    PyObject_HEAD lmd_request *request;
     PyObject *engine; /* kept alive: its thread fills the request */
     int32_t vocab_size;
     pthread_mutex_t take_lock;
@@ -117,14 +117,15 @@ static PyObject *reason_object(lmd_finish_reason reason) {
     Py_RETURN_NONE;
 }
 
-static PyObject *output_object(PyTypeObject *type, const lmd_output *output, int32_t vocab_size) {
+static PyObject *output_object(PyTypeObject *type, const lmd_output *output,
+                               int32_t vocab_size) {
     PyObject *obj = PyStructSequence_New(type);
     if (!obj) return NULL;
-    PyObject *message = output->error_message
-                            ? PyUnicode_DecodeUTF8(output->error_message,
-                                                   (Py_ssize_t)strlen(output->error_message),
-                                                   "replace")
-                            : Py_NewRef(Py_None);
+    PyObject *message =
+        output->error_message
+            ? PyUnicode_DecodeUTF8(output->error_message,
+                                   (Py_ssize_t)strlen(output->error_message), "replace")
+            : Py_NewRef(Py_None);
     PyObject *const fields[] = {
         token_list(output),
         logprob_list(output),
@@ -150,10 +151,8 @@ static int wait_for_output(request_object *self, double timeout) {
     for (;;) {
         int64_t slice = left_ms < SIGNAL_CHECK_MS ? (int64_t)ceil(left_ms) : SIGNAL_CHECK_MS;
         bool ready;
-        Py_BEGIN_ALLOW_THREADS
-        ready = lmd_request_wait(self->request, slice);
-        Py_END_ALLOW_THREADS
-        if (PyErr_CheckSignals() < 0) return -1;
+        Py_BEGIN_ALLOW_THREADS ready = lmd_request_wait(self->request, slice);
+        Py_END_ALLOW_THREADS if (PyErr_CheckSignals() < 0) return -1;
         if (ready || lmd_request_done(self->request)) return 1;
         left_ms -= (double)slice;
         if (left_ms <= 0) return 0;
@@ -180,7 +179,8 @@ static PyObject *request_read(PyObject *obj, PyObject *args, PyObject *kwargs) {
         result = output_object(state->output_type, &output, self->vocab_size);
         lmd_logits_free(output.logits);
     } else if (lmd_request_done(self->request)) {
-        PyErr_SetString(PyExc_RuntimeError, "the request has ended, and its end was read before");
+        PyErr_SetString(PyExc_RuntimeError,
+                        "the request has ended, and its end was read before");
     } else {
         result = Py_NewRef(Py_None);
     }
@@ -210,12 +210,14 @@ static PyObject *request_cancel(PyObject *obj, PyObject *unused) {
 
 static PyObject *get_request_id(PyObject *obj, void *unused) {
     (void)unused;
-    return PyLong_FromLongLong(lmd_request_get_info(((request_object *)obj)->request)->request_id);
+    return PyLong_FromLongLong(
+        lmd_request_get_info(((request_object *)obj)->request)->request_id);
 }
 
 static PyObject *get_random_seed(PyObject *obj, void *unused) {
     (void)unused;
-    return PyLong_FromUnsignedLongLong(lmd_request_get_info(((request_object *)obj)->request)->seed);
+    return PyLong_FromUnsignedLongLong(
+        lmd_request_get_info(((request_object *)obj)->request)->seed);
 }
 
 static PyObject *get_input_token_len(PyObject *obj, void *unused) {
@@ -232,7 +234,8 @@ static PyObject *get_done(PyObject *obj, void *unused) {
 
 static PyGetSetDef request_getset[] = {
     {"request_id", get_request_id, NULL, "Unique in its engine.", NULL},
-    {"random_seed", get_random_seed, NULL, "The seed in use: the one given, or the one drawn.", NULL},
+    {"random_seed", get_random_seed, NULL, "The seed in use: the one given, or the one drawn.",
+     NULL},
     {"input_token_len", get_input_token_len, NULL, "Tokens of the prompt.", NULL},
     {"done", get_done, NULL, "True once an Output with a finish_reason has been read.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -240,7 +243,8 @@ static PyGetSetDef request_getset[] = {
 
 static PyMethodDef request_methods[] = {
     {"read", (PyCFunction)(void (*)(void))request_read, METH_VARARGS | METH_KEYWORDS,
-     "read(timeout=None) -> Output | None\n\nWaits for new output (timeout in seconds; None: forever) "
+     "read(timeout=None) -> Output | None\n\nWaits for new output (timeout in seconds; None: "
+     "forever) "
      "and takes it; None on a timeout. RuntimeError after the end."},
     {"fileno", request_fileno, METH_NOARGS,
      "fileno() -> int\n\nA descriptor that is readable while output waits."},
@@ -260,8 +264,7 @@ static PyType_Slot request_slots[] = {
 static PyType_Spec request_spec = {
     .name = "lmdeploy_c._C.Request",
     .basicsize = sizeof(request_object),
-    .flags =
-        Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = request_slots,
 };
 

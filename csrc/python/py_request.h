@@ -9,7 +9,8 @@
 /* Creates the types and adds them to the module. */
 int lmd_py_request_init(PyObject *module, lmd_py_state *state);
 
-/* Wraps a request and takes its reference over, on failure too. `engine` is kept alive with it. */
+/* Wraps a request and takes its reference over, on failure too. `engine` is kept alive with it.
+ */
 PyObject *lmd_py_request_wrap(lmd_py_state *state, lmd_request *request, PyObject *engine,
                               int32_t vocab_size);
 

@@ -1,5 +1,5 @@
-/* The Scheduler and Plan types. Each Scheduler has one lock; nothing here waits long enough to give the GIL
- * away for. */
+/* The Scheduler and Plan types. Each Scheduler has one lock, taken without holding the GIL
+ * back. */
 #include "python/py_scheduler.h"
 
 #include <pthread.h>
@@ -17,8 +17,7 @@ typedef struct in_flight {
 } in_flight;
 
 typedef struct scheduler_object {
-    PyObject_HEAD
-    lmd_scheduler *scheduler;
+    PyObject_HEAD lmd_scheduler *scheduler;
     lmd_scheduler_config config;
     pthread_mutex_t lock;
     PyObject *living; /* dict seq_id -> max_len */
@@ -29,8 +28,10 @@ typedef struct scheduler_object {
 
 static int enter(scheduler_object *self) {
     if (lmd_py_check_fork(self->pid) < 0) return -1;
-    pthread_mutex_lock(&self->lock);
-    return 0;
+    if (pthread_mutex_trylock(&self->lock) == 0) return 0;
+    Py_BEGIN_ALLOW_THREADS /* its holder may wait for the GIL */
+        pthread_mutex_lock(&self->lock);
+    Py_END_ALLOW_THREADS return 0;
 }
 
 /* Leaves the lock with a result, or with the exception of err where there is one. */
@@ -45,8 +46,9 @@ static PyObject *leave(scheduler_object *self, lmd_status status, const lmd_err 
 /* ---- lifetime ---- */
 
 static PyObject *scheduler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"n_blocks", "block_len", "max_batch_size", "max_prefill_token_num",
-                            "session_len", NULL};
+    static char *names[] = {"n_blocks",       "block_len",
+                            "max_batch_size", "max_prefill_token_num",
+                            "session_len",    NULL};
     lmd_scheduler_config config = {0, 64, 64, 512, 8192};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$iiiii:Scheduler", names, &config.n_blocks,
                                      &config.block_len, &config.max_batch_size,
@@ -55,7 +57,12 @@ static PyObject *scheduler_new(PyTypeObject *type, PyObject *args, PyObject *kwa
     lmd_err err;
     scheduler_object *self = (scheduler_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
-    pthread_mutex_init(&self->lock, NULL);
+    pthread_mutexattr_t
+        attr; /* recursive: a collection inside may run a finalizer that calls us */
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&self->lock, &attr);
+    pthread_mutexattr_destroy(&attr);
     self->config = config;
     self->pid = getpid();
     self->living = PyDict_New();
@@ -87,8 +94,15 @@ static PyObject *scheduler_add(PyObject *obj, PyObject *args, PyObject *kwargs) 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$i:add", names, &ids, &max_new_tokens))
         return NULL;
     if (lmd_py_int32_array(ids, "token_ids", &array) < 0) return NULL;
-    int64_t n = PyArray_SIZE(array), max_len = n + (max_new_tokens > 0 ? max_new_tokens : 0);
-    int64_t n_blocks = (max_len + self->config.block_len - 1) / self->config.block_len;
+    int64_t n = PyArray_SIZE(array), max_len = n + max_new_tokens;
+    /* The last token is never computed and needs no KV. */
+    int64_t n_blocks = (max_len - 1 + self->config.block_len - 1) / self->config.block_len;
+    if (max_new_tokens < 1) {
+        PyErr_Format(PyExc_ValueError, "max_new_tokens must be at least 1, not %d",
+                     max_new_tokens);
+        Py_DECREF(array);
+        return NULL;
+    }
     if (n_blocks > self->config.n_blocks || max_len > self->config.session_len) {
         PyErr_Format(PyExc_ValueError,
                      "%lld tokens do not ever fit: session_len is %d, and %d blocks hold %lld",
@@ -193,10 +207,11 @@ static PyObject *scheduler_schedule(PyObject *obj, PyObject *unused) {
         self->plans[plan.plan_id % 2] = (in_flight){plan.plan_id, plan.n_logits_rows};
         result = plan_object(lmd_py_state_of_type(Py_TYPE(obj))->plan_type, &plan, &report);
     } else if (report.failed >= 0) {
-        PyErr_Format(PyExc_MemoryError,
-                     "seq_id %lld needs more KV blocks than there are; cancel it or make a scheduler "
-                     "with more n_blocks",
-                     (long long)report.failed);
+        PyErr_Format(
+            PyExc_MemoryError,
+            "seq_id %lld needs more KV blocks than there are; cancel it or make a scheduler "
+            "with more n_blocks",
+            (long long)report.failed);
     } else {
         result = Py_NewRef(Py_None);
     }
@@ -240,8 +255,9 @@ static PyObject *scheduler_update(PyObject *obj, PyObject *args) {
     lmd_status status;
     const in_flight *plan = &self->plans[plan_id & 1];
     if (plan->plan_id == plan_id && PyArray_SIZE(array) != plan->n_logits_rows)
-        status = lmd_fail(&err, LMD_INVALID, "plan %lld has %d logits rows, but %lld tokens came",
-                          plan_id, plan->n_logits_rows, (long long)PyArray_SIZE(array));
+        status =
+            lmd_fail(&err, LMD_INVALID, "plan %lld has %d logits rows, but %lld tokens came",
+                     plan_id, plan->n_logits_rows, (long long)PyArray_SIZE(array));
     else
         status = lmd_scheduler_update(self->scheduler, plan_id, PyArray_DATA(array), &err);
     Py_DECREF(array);
@@ -265,11 +281,11 @@ static PyObject *scheduler_stats(PyObject *obj, PyObject *unused) {
     if (enter(self) < 0) return NULL;
     lmd_scheduler_stats stats;
     lmd_scheduler_get_stats(self->scheduler, &stats);
-    PyObject *dict = Py_BuildValue(
-        "{s:i, s:i, s:i, s:i, s:i, s:L}", "n_running", stats.n_running, "n_waiting",
-        stats.n_waiting, "n_free_blocks", stats.n_free_blocks, "n_active_blocks",
-        stats.n_active_blocks, "n_cached_blocks", stats.n_cached_blocks, "n_preempted",
-        (long long)stats.n_preempted);
+    PyObject *dict =
+        Py_BuildValue("{s:i, s:i, s:i, s:i, s:i, s:L}", "n_running", stats.n_running,
+                      "n_waiting", stats.n_waiting, "n_free_blocks", stats.n_free_blocks,
+                      "n_active_blocks", stats.n_active_blocks, "n_cached_blocks",
+                      stats.n_cached_blocks, "n_preempted", (long long)stats.n_preempted);
     return leave(self, LMD_OK, NULL, dict);
 }
 
@@ -277,19 +293,25 @@ static PyObject *scheduler_stats(PyObject *obj, PyObject *unused) {
 
 static PyMethodDef scheduler_methods[] = {
     {"add", (PyCFunction)(void (*)(void))scheduler_add, METH_VARARGS | METH_KEYWORDS,
-     "add(token_ids, *, max_new_tokens=512) -> int\n\nQueues a sequence and returns its seq_id. "
+     "add(token_ids, *, max_new_tokens=512) -> int\n\nQueues a sequence and returns its "
+     "seq_id. "
      "ValueError when it cannot ever fit."},
     {"schedule", scheduler_schedule, METH_NOARGS,
-     "schedule() -> Plan | None\n\nThe next step's plan; None when nothing can run now. MemoryError "
+     "schedule() -> Plan | None\n\nThe next step's plan; None when nothing can run now. "
+     "MemoryError "
      "when nothing ever can."},
     {"update", scheduler_update, METH_VARARGS,
-     "update(plan_id, token_ids) -> list\n\nGives one token for each of the plan's logits_rows and ends "
+     "update(plan_id, token_ids) -> list\n\nGives one token for each of the plan's logits_rows "
+     "and ends "
      "the plan; returns (seq_id, reason) of the sequences that ended."},
-    {"cancel", scheduler_finish, METH_O, "cancel(seq_id) -> None\n\nEnds a sequence. KeyError."},
-    {"finish", scheduler_finish, METH_O, "finish(seq_id) -> None\n\nEnds a sequence. KeyError."},
+    {"cancel", scheduler_finish, METH_O,
+     "cancel(seq_id) -> None\n\nEnds a sequence. KeyError."},
+    {"finish", scheduler_finish, METH_O,
+     "finish(seq_id) -> None\n\nEnds a sequence. KeyError."},
     {"check", scheduler_check, METH_NOARGS,
      "check() -> None\n\nAsserts every invariant; RuntimeError names the broken one."},
-    {"stats", scheduler_stats, METH_NOARGS, "stats() -> dict\n\nCounts of sequences and blocks."},
+    {"stats", scheduler_stats, METH_NOARGS,
+     "stats() -> dict\n\nCounts of sequences and blocks."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -297,8 +319,9 @@ static PyType_Slot scheduler_slots[] = {
     {Py_tp_new, scheduler_new},
     {Py_tp_dealloc, scheduler_dealloc},
     {Py_tp_methods, scheduler_methods},
-    {Py_tp_doc, "Scheduler(*, n_blocks, block_len=64, max_batch_size=64, max_prefill_token_num=512, "
-                "session_len=8192)\n\nThe engine's scheduler by itself."},
+    {Py_tp_doc,
+     "Scheduler(*, n_blocks, block_len=64, max_batch_size=64, max_prefill_token_num=512, "
+     "session_len=8192)\n\nThe engine's scheduler by itself."},
     {0, NULL},
 };
 

@@ -1,6 +1,7 @@
-/* The kernel harness: every kernel of every usable ISA against the reference (bit for bit: the arithmetic is
- * fixed) and the reference against plain double arithmetic. Outputs are poisoned first, sizes are odd,
- * inputs extreme. Prints "ok" lines and a speed figure for each ISA; exits 1 on the first mismatch. */
+/* The kernel harness: every kernel of every usable ISA against the reference (bit for bit: the
+ * arithmetic is fixed) and the reference against plain double arithmetic. Outputs are poisoned
+ * first, sizes are odd, inputs extreme. Prints "ok" lines and a speed figure for each ISA;
+ * exits 1 on the first mismatch. */
 #define _GNU_SOURCE
 #include <math.h>
 #include <stdio.h>
@@ -42,7 +43,8 @@ static uint8_t stored[MAX_N * MAX_K * 4];
 
 static void random_stored(lmd_dtype dtype, int n_rows, int n_cols, int extreme) {
     size_t n_bytes = (size_t)(lmd_dtype_row_bytes(dtype, n_cols) * n_rows);
-    for (size_t i = 0; i < n_bytes; i++) stored[i] = extreme == 2 ? 0xff : (uint8_t)random_u32();
+    for (size_t i = 0; i < n_bytes; i++)
+        stored[i] = extreme == 2 ? 0xff : (uint8_t)random_u32();
     if (lmd_dtype_block_len(dtype) == 1) {
         for (int i = 0; i < n_rows * n_cols; i++) {
             float x = random_float();
@@ -72,8 +74,8 @@ typedef struct matrix {
 
 static matrix make_matrix(lmd_threads *threads, lmd_dtype dtype, int n, int k, int extreme) {
     random_stored(dtype, n, k, extreme);
-    lmd_tensor_view view = {.name = "w", .dtype = dtype, .n_dims = 2, .dims = {n, k, 1, 1},
-                            .data = stored};
+    lmd_tensor_view view = {
+        .name = "w", .dtype = dtype, .n_dims = 2, .dims = {n, k, 1, 1}, .data = stored};
     lmd_weight_source src = {.n_parts = 1, .n_cols = k, .parts = {{&view, NULL, n}}};
     matrix m = {NULL, dtype, n, k};
     lmd_err err;
@@ -103,11 +105,12 @@ static void fill_x(int n, int kind) {
 static void quantize_all(const lmd_cpu_kernels *kernels, int m, int k, int group, int16_t *q,
                          float *s, int32_t *z) {
     for (int r = 0; r < m; r++)
-        kernels->quantize(q + r * k, s + r * (k / group), z + r * (k / group), x + r * k, k, group);
+        kernels->quantize(q + r * k, s + r * (k / group), z + r * (k / group), x + r * k, k,
+                          group);
 }
 
-/* A row whose activations hold a NaN or infinity in a group is NaN on every ISA; compare as bits
- * otherwise. */
+/* A row whose activations hold a NaN or infinity in a group is NaN on every ISA; compare as
+ * bits otherwise. */
 static bool same(const float *a, const float *b, int n) {
     for (int i = 0; i < n; i++)
         if (memcmp(a + i, b + i, sizeof *a) != 0 && !(isnan(a[i]) && isnan(b[i]))) return false;
@@ -126,8 +129,8 @@ static void check_against_double(const matrix *w, int m, int panel) {
                 size += fabs((double)row[k] * x[r * w->k + k]);
             }
             double got = out_ref[r * 16 + i];
-            check(fabs(got - exact) <= 2e-4 * size + 1e-30, "panel against double", "ref", w->dtype,
-                  w->k, r);
+            check(fabs(got - exact) <= 2e-4 * size + 1e-30, "panel against double", "ref",
+                  w->dtype, w->k, r);
         }
     }
 }
@@ -144,9 +147,11 @@ static void check_linear(lmd_threads *threads, const lmd_cpu_kernels *kernels, l
         quantize_all(&lmd_cpu_kernels_ref, m, k, group, q_ref, s_ref, z_ref);
         quantize_all(kernels, m, k, group, q_new, s_new, z_new);
         size_t n_groups = (size_t)(m * k / group);
-        check(memcmp(q_ref, q_new, (size_t)(m * k) * 2) == 0, "quantize q", kernels->isa, k, m, kind);
+        check(memcmp(q_ref, q_new, (size_t)(m * k) * 2) == 0, "quantize q", kernels->isa, k, m,
+              kind);
         check(same(s_ref, s_new, (int)n_groups), "quantize scale", kernels->isa, k, m, kind);
-        check(memcmp(z_ref, z_new, n_groups * 4) == 0, "quantize sum", kernels->isa, k, m, kind);
+        check(memcmp(z_ref, z_new, n_groups * 4) == 0, "quantize sum", kernels->isa, k, m,
+              kind);
     }
     lmd_acts acts = {x, q_ref, s_ref, z_ref, k, group ? k / group : 0};
     for (int p = 0; p < segment->n_panels; p++) {
@@ -160,13 +165,15 @@ static void check_linear(lmd_threads *threads, const lmd_cpu_kernels *kernels, l
         for (int r = 0; r < m; r++) { /* one row alone has the same bits */
             float alone[16];
             kernels->panel(alone, panel, &segment->format, &acts, r, 1);
-            check(same(alone, out_new + r * 16, 16), "panel row alone", kernels->isa, dtype, k, r);
+            check(same(alone, out_new + r * 16, 16), "panel row alone", kernels->isa, dtype, k,
+                  r);
         }
         if (kind == 4 && group)
             for (int i = 0; i < m * 16; i++) {
                 bool bad = false;
                 for (int j = 0; j < k; j++) bad = bad || !isfinite(x[i / 16 * k + j]);
-                check(!bad || isnan(out_new[i]), "non-finite reaches the row", kernels->isa, k, m, i);
+                check(!bad || isnan(out_new[i]), "non-finite reaches the row", kernels->isa, k,
+                      m, i);
             }
     }
     lmd_cpu_weight_free(w.weight);
@@ -178,13 +185,15 @@ static void check_linears(lmd_threads *threads, const lmd_cpu_kernels *kernels) 
     for (int i = 0; i < 5; i++)
         for (int j = 0; j < 9; j++)
             for (int d = 0; d < 3; d++)
-                check_linear(threads, kernels, coded[d], ms[j] % 2 ? 17 : 1, ks[i], ms[j], 0, 0);
+                check_linear(threads, kernels, coded[d], ms[j] % 2 ? 17 : 1, ks[i], ms[j], 0,
+                             0);
     for (int kind = 0; kind < 6; kind++)
         for (int extreme = 0; extreme < 3; extreme++)
             for (int d = 0; d < 3; d++)
                 check_linear(threads, kernels, coded[d], 33, 96, 5, kind, extreme);
     static const lmd_dtype k_quants[] = {LMD_Q4_K, LMD_Q5_K, LMD_Q6_K};
-    for (int d = 0; d < 3; d++) /* random bits: scales may be infinite, so only bits are compared */
+    for (int d = 0; d < 3;
+         d++) /* random bits: scales may be infinite, so only bits are compared */
         check_linear(threads, kernels, k_quants[d], 19, 512, 5, 0, 1);
     static const int float_ks[] = {8, 9, 40, 33};
     for (int i = 0; i < 4; i++)
@@ -212,14 +221,14 @@ static void check_small(const lmd_cpu_kernels *kernels) {
         check(same(a, b, n), "rms_norm", kernels->isa, n, 0, 0);
         double inverse = 1.0 / sqrt(squares / n + 1e-5);
         for (int j = 0; j < n; j++)
-            check(fabs(a[j] - x[j] * inverse * w[j]) < 2e-6 * (1.0 + fabs(a[j])), "norm vs double",
-                  "ref", n, j, 0);
+            check(fabs(a[j] - x[j] * inverse * w[j]) < 2e-6 * (1.0 + fabs(a[j])),
+                  "norm vs double", "ref", n, j, 0);
         lmd_cpu_kernels_ref.silu_mul(a, x, up, n);
         kernels->silu_mul(b, x, up, n);
         check(same(a, b, n), "silu_mul", kernels->isa, n, 0, 0);
         for (int j = 0; j < n; j++)
-            check(fabs(a[j] - x[j] / (1.0 + exp(-(double)x[j])) * up[j]) < 2e-6, "silu vs double",
-                  "ref", n, j, 0);
+            check(fabs(a[j] - x[j] / (1.0 + exp(-(double)x[j])) * up[j]) < 2e-6,
+                  "silu vs double", "ref", n, j, 0);
     }
     float cos_sin[256], head[256], copy[256];
     for (int dim = 8; dim <= 256; dim += 8) {
@@ -272,12 +281,13 @@ static void run_chunks(const lmd_cpu_kernels *kernels, lmd_attend_state *state,
                        lmd_attend_args *args, int context, float (*o)[LMD_MAX_HEAD_DIM]) {
     float max[LMD_ATTEND_ROWS], sum[LMD_ATTEND_ROWS] = {0};
     for (args->begin = 0; args->begin < context; args->begin += LMD_CHUNK_LEN) {
-        args->end = args->begin + LMD_CHUNK_LEN < context ? args->begin + LMD_CHUNK_LEN : context;
+        args->end =
+            args->begin + LMD_CHUNK_LEN < context ? args->begin + LMD_CHUNK_LEN : context;
         poison(state, sizeof *state);
         kernels->attend_chunk(state, args);
         for (int r = 0; r < args->n_rows; r++)
-            kernels->attend_fold(&max[r], &sum[r], o[r], state->max[r], state->sum[r], state->o[r],
-                                 args->head_dim);
+            kernels->attend_fold(&max[r], &sum[r], o[r], state->max[r], state->sum[r],
+                                 state->o[r], args->head_dim);
     }
     for (int r = 0; r < args->n_rows; r++)
         for (int d = 0; d < args->head_dim; d++) o[r][d] *= 1.0f / sum[r];
@@ -285,7 +295,8 @@ static void run_chunks(const lmd_cpu_kernels *kernels, lmd_attend_state *state,
 
 static void check_attention(const lmd_cpu_kernels *kernels, int dim, int context, int n_rows,
                             int block_len, int kv_bits) {
-    static float o_ref[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM], o_new[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
+    static float o_ref[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM],
+        o_new[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
     static float o_alone[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
     int n_blocks = (context + block_len - 1) / block_len;
     int64_t stride = (int64_t)2 * block_len * dim * (kv_bits / 8);
@@ -305,9 +316,16 @@ static void check_attention(const lmd_cpu_kernels *kernels, int dim, int context
         ends[r] = context - n_rows + 1 + r < 1 ? 1 : context - n_rows + 1 + r;
         for (int d = 0; d < dim; d++) query[r][d] = random_float();
     }
-    lmd_attend_args args = {.q = query[0], .q_stride = LMD_MAX_HEAD_DIM, .n_rows = n_rows,
-                            .row_ends = ends, .block_len = block_len, .head_dim = dim, .kv = pool,
-                            .block_stride = stride, .block_ids = ids, .kv_bits = kv_bits};
+    lmd_attend_args args = {.q = query[0],
+                            .q_stride = LMD_MAX_HEAD_DIM,
+                            .n_rows = n_rows,
+                            .row_ends = ends,
+                            .block_len = block_len,
+                            .head_dim = dim,
+                            .kv = pool,
+                            .block_stride = stride,
+                            .block_ids = ids,
+                            .kv_bits = kv_bits};
     run_chunks(&lmd_cpu_kernels_ref, &state_ref, &args, context, o_ref);
     run_chunks(kernels, &state_new, &args, context, o_new);
     for (int r = 0; r < n_rows; r++) {
@@ -315,13 +333,15 @@ static void check_attention(const lmd_cpu_kernels *kernels, int dim, int context
         check(same(o_ref[r], o_new[r], dim), "attention", kernels->isa, dim, context, r);
         attend_double(r, ends[r], dim, kv_bits, exact);
         for (int d = 0; d < dim; d++)
-            check(fabs(exact[d] - o_ref[r][d]) < 2e-5, "attention vs double", "ref", dim, context, r);
+            check(fabs(exact[d] - o_ref[r][d]) < 2e-5, "attention vs double", "ref", dim,
+                  context, r);
         lmd_attend_args alone = args; /* one row by itself, to its own end */
         alone.q = query[r];
         alone.n_rows = 1;
         alone.row_ends = &ends[r];
         run_chunks(kernels, &state_new, &alone, ends[r], o_alone);
-        check(same(o_new[r], o_alone[0], dim), "attention row alone", kernels->isa, dim, context, r);
+        check(same(o_new[r], o_alone[0], dim), "attention row alone", kernels->isa, dim,
+              context, r);
     }
     lmd_free_large(pool, (size_t)(stride * n_blocks));
 }
@@ -346,16 +366,20 @@ static void check_half(void) {
     for (uint32_t h = 0; h < 65536; h++) {
         float f = lmd_half_to_float((uint16_t)h);
         bool nan = (h & 0x7c00) == 0x7c00 && (h & 0x3ff);
-        check(nan ? isnan(f) : lmd_float_to_half(f) == h, "half round trip", "all", (int)h, 0, 0);
+        check(nan ? isnan(f) : lmd_float_to_half(f) == h, "half round trip", "all", (int)h, 0,
+              0);
     }
-    for (int i = 0; i < 1000000; i++) { /* nearest, ties to even: not farther than the neighbours */
+    for (int i = 0; i < 1000000;
+         i++) { /* nearest, ties to even: not farther than the neighbours */
         float f = lmd_bits_to_float(random_u32());
         if (!(fabsf(f) < 65504.0f)) continue;
         uint16_t h = lmd_float_to_half(f);
         double off = fabs((double)f - lmd_half_to_float(h));
-        check(off <= fabs((double)f - lmd_half_to_float((uint16_t)(h + 1))), "half", "up", h, 0, 0);
+        check(off <= fabs((double)f - lmd_half_to_float((uint16_t)(h + 1))), "half", "up", h, 0,
+              0);
         if (h & 0x7fff)
-            check(off <= fabs((double)f - lmd_half_to_float((uint16_t)(h - 1))), "half", "down", h, 0, 0);
+            check(off <= fabs((double)f - lmd_half_to_float((uint16_t)(h - 1))), "half", "down",
+                  h, 0, 0);
     }
     printf("ok   half\n");
 }

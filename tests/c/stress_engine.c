@@ -1,6 +1,6 @@
-/* The engine under the thread sanitizer: several client threads submit, read, cancel and drop requests
- * against an executor that computes nothing but a fixed function of its input. Every answer that ends is
- * compared with that function. Exits 1 on a wrong one. */
+/* The engine under the thread sanitizer: several client threads submit, read, cancel and drop
+ * requests against an executor that computes nothing but a fixed function of its input. Every
+ * answer that ends is compared with that function. Exits 1 on a wrong one. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -75,7 +75,8 @@ static bool read_request(lmd_request *request, const int32_t *prompt, int32_t n_
     int32_t answer[64], n = 0;
     for (;;) {
         lmd_output output;
-        if (!lmd_request_wait(request, 10000) || !lmd_request_take(request, &output)) return false;
+        if (!lmd_request_wait(request, 10000) || !lmd_request_take(request, &output))
+            return false;
         memcpy(answer + n, output.token_ids, (size_t)output.n_tokens * sizeof *answer);
         n += output.n_tokens;
         lmd_logits_free(output.logits);
