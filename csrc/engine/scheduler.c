@@ -365,7 +365,11 @@ static void end_entry(lmd_scheduler *self, const lmd_plan_entry *entry,
     if (entry->logits_row_idx < 0) return;
     seq->n_pending--;
     int32_t token_id = token_ids[entry->logits_row_idx];
-    if (token_id >= 0) seq->tokens[seq->n_tokens++] = token_id;
+    if (token_id >= 0) {
+        seq->tokens[seq->n_tokens++] = token_id;
+    } else if (seq->history_len > seq->n_tokens + seq->n_pending) {
+        seq->history_len = seq->n_tokens + seq->n_pending; /* computed behind what never came */
+    }
 }
 
 lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int32_t *token_ids,

@@ -35,9 +35,7 @@ void lmd_sequence_free(lmd_sequence *self) {
 int32_t lmd_sequence_n_todo(const lmd_sequence *self) {
     int32_t total = self->n_tokens + self->n_pending;
     if (total == self->max_len && total > self->n_prompt) return 0;
-    /* A step planned behind a placeholder that never came leaves history_len past the tokens.
-     */
-    return total > self->history_len ? total - self->history_len : 0;
+    return total - self->history_len;
 }
 
 bool lmd_sequence_grow(lmd_sequence *self, lmd_block_pool *pool, int32_t n_positions,
