@@ -228,7 +228,9 @@ def test_ctrl_c_stops_the_answer_only() -> None:
     time.sleep(1)
     terminal.type("\x03")
     terminal.wait_for(">>> ")
+    time.sleep(0.5)  # readline loses a Ctrl-C that comes while it sets the terminal up
     terminal.type("\x03")
     terminal.wait_for("Ctrl-D to leave")
+    terminal.wait_for(">>> ")
     terminal.type("\x04")
     assert terminal.end() == 0

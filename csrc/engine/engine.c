@@ -69,12 +69,19 @@ static void remove_live(lmd_engine *self, lmd_live_request *live) {
     if (live->next) live->next->prev = live->prev;
 }
 
+static void publish_stats(lmd_engine *self) {
+    pthread_mutex_lock(&self->lock);
+    lmd_scheduler_get_stats(self->scheduler, &self->stats.scheduler);
+    pthread_mutex_unlock(&self->lock);
+}
+
 /* Ends a living request everywhere. */
 static void end_live(lmd_engine *self, lmd_live_request *live, lmd_finish_reason reason,
                      const char *message) {
     lmd_scheduler_finish(self->scheduler, live->seq_id,
                          NULL); /* unknown when it never was added */
     remove_live(self, live);
+    publish_stats(self); /* before the client knows of the end */
     lmd_live_request_finish(live, reason, message);
     lmd_live_request_free(live);
 }
@@ -138,6 +145,16 @@ static bool reserve_logits(const lmd_engine *self, lmd_live_request *live, int32
     return live->chunk != NULL;
 }
 
+/* Ends a request whose rows stand in the plan: they must not point to what it owned. */
+static void end_in_plan(lmd_engine *self, lmd_live_request *live, int32_t first, int32_t n_rows,
+                        const char *message) {
+    for (int32_t i = first; i < first + n_rows; i++) {
+        self->samples[i] = (lmd_sample_params){.target_id = -1};
+        self->row_lives[i] = NULL;
+    }
+    end_live(self, live, LMD_FINISH_ERROR, message);
+}
+
 /* Fills the rows of one sequence of the plan, from logits row `first` on; returns how many. */
 static int32_t fill_rows(lmd_engine *self, const lmd_plan *plan, int32_t seq_idx,
                          int32_t first) {
@@ -158,8 +175,7 @@ static int32_t fill_rows(lmd_engine *self, const lmd_plan *plan, int32_t seq_idx
         self->row_lives[i] = live;
     }
     if (live->chunk) live->chunk->n_rows = live->n_chunk_rows;
-    if (!has_room) end_live(self, live, LMD_FINISH_ERROR, "out of host memory for logits");
-    for (int32_t i = first; !has_room && i < first + n; i++) self->row_lives[i] = NULL;
+    if (!has_room) end_in_plan(self, live, first, n, "out of host memory for logits");
     return n;
 }
 
@@ -182,10 +198,7 @@ static void take_rows(lmd_engine *self, const lmd_plan *plan, const lmd_plan_res
         lmd_finish_reason reason =
             lmd_live_request_take(live, &self->samples[i], &result->rows[i], &message);
         const bool last_of_live = i + 1 == result->n_rows || self->row_lives[i + 1] != live;
-        if (last_of_live && live->chunk) { /* rows that gave no token */
-            lmd_request_publish(live->request, live->n_generated, live->chunk);
-            live->chunk = NULL;
-        }
+        if (last_of_live) lmd_live_request_hand_over(live); /* rows that gave no token */
         if (reason == LMD_FINISH_NONE && is_scored(live, plan, i)) reason = LMD_FINISH_LENGTH;
         if (reason == LMD_FINISH_NONE) continue;
         forget_rows(self, live, result->n_rows);
@@ -398,8 +411,21 @@ static lmd_status new_request(lmd_engine *self, const lmd_request_params *params
     return lmd_request_new(&info, out, err);
 }
 
+/* LMD_CLOSED once the engine is closed or broken; the lock is held. */
+static lmd_status check_open(const lmd_engine *self, lmd_err *err) {
+    if (self->closing) return lmd_fail(err, LMD_CLOSED, "the engine is closed");
+    if (self->broken)
+        return lmd_fail(err, LMD_CLOSED, "the engine has stopped: %.400s",
+                        self->broken_err.message);
+    return LMD_OK;
+}
+
 lmd_status lmd_engine_reject(lmd_engine *self, const char *why, lmd_request **out,
                              lmd_err *err) {
+    pthread_mutex_lock(&self->lock);
+    lmd_status status = check_open(self, err);
+    pthread_mutex_unlock(&self->lock);
+    if (status != LMD_OK) return status;
     LMD_TRY(new_request(self, NULL, out, err));
     lmd_request_finish(*out, LMD_FINISH_ERROR, why, NULL);
     return LMD_OK;
@@ -407,14 +433,9 @@ lmd_status lmd_engine_reject(lmd_engine *self, const char *why, lmd_request **ou
 
 /* Puts a request into the inbox; LMD_CLOSED when nobody would read it. */
 static lmd_status post(lmd_engine *self, lmd_live_request *live, lmd_err *err) {
-    lmd_status status = LMD_OK;
     pthread_mutex_lock(&self->lock);
-    if (self->closing) {
-        status = lmd_fail(err, LMD_CLOSED, "the engine is closed");
-    } else if (self->broken) {
-        status = lmd_fail(err, LMD_CLOSED, "the engine has stopped: %.400s",
-                          self->broken_err.message);
-    } else {
+    lmd_status status = check_open(self, err);
+    if (status == LMD_OK) {
         *self->inbox_end = live;
         self->inbox_end = &live->next;
         self->n_inbox++;

@@ -115,13 +115,14 @@ void lmd_live_request_free(lmd_live_request *self) {
 
 /* ---- rows ---- */
 
-/* Until min_new_tokens are there, what would complete a stop word is banned. */
+/* Bans what would complete a stop word and leave an answer shorter than min_new_tokens. */
 static void ban_early_stops(lmd_live_request *self) {
-    if (self->n_generated >= self->min_new_tokens) return;
-    for (int32_t i = 0; i < self->stops.n_words; i++)
-        if (lmd_token_match_pending(&self->stops, i) ==
-            lmd_token_match_len(&self->stops, i) - 1)
+    for (int32_t i = 0; i < self->stops.n_words; i++) {
+        int32_t n_before = lmd_token_match_len(&self->stops, i) - 1;
+        if (self->n_generated - n_before < self->min_new_tokens &&
+            lmd_token_match_pending(&self->stops, i) == n_before)
             lmd_sampler_ban(self->sampler, lmd_token_match_last(&self->stops, i));
+    }
 }
 
 void lmd_live_request_fill(lmd_live_request *self, int32_t position, int32_t next_token,
@@ -165,8 +166,11 @@ static int32_t held_back_len(const lmd_live_request *self) {
     return longest;
 }
 
+/* This step's rows, shown with the newest token; the prompt's are shown even if no token is. */
 static lmd_logits_chunk *take_chunk(lmd_live_request *self) {
     lmd_logits_chunk *chunk = self->chunk;
+    const bool of_prompt = self->output_logits == LMD_LOGITS_ALL && self->n_generated <= 1;
+    if (chunk) chunk->n_tokens = of_prompt ? 0 : self->n_generated;
     self->chunk = NULL;
     self->n_chunk_rows = 0;
     return chunk;
@@ -205,6 +209,10 @@ lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample
         return LMD_FINISH_ERROR;
     }
     return take_token(self, result);
+}
+
+void lmd_live_request_hand_over(lmd_live_request *self) {
+    if (self->chunk) lmd_request_publish(self->request, self->n_generated, take_chunk(self));
 }
 
 void lmd_live_request_finish(lmd_live_request *self, lmd_finish_reason reason,

@@ -43,6 +43,9 @@ void lmd_live_request_fill(lmd_live_request *self, int32_t position, int32_t nex
 lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample_params *params,
                                         const lmd_sample_result *result, const char **message);
 
+/* Hands this step's rows of logits to the client, when they gave no token. */
+void lmd_live_request_hand_over(lmd_live_request *self);
+
 /* Ends it for its client. */
 void lmd_live_request_finish(lmd_live_request *self, lmd_finish_reason reason,
                              const char *message);

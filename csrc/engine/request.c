@@ -24,7 +24,7 @@ struct lmd_request {
     pthread_mutex_t lock; /* what follows */
     pthread_cond_t changed;
     int32_t n_published, n_taken;
-    lmd_logits_chunk *chunks, **chunks_end; /* published and not taken */
+    lmd_logits_chunk *chunks, **chunks_end; /* not taken; n_tokens ascends */
     lmd_finish_reason finish_reason;
     bool has_ppl, done; /* done: the end was taken */
     double ppl;
@@ -94,8 +94,20 @@ bool lmd_request_cancelled(const lmd_request *self) { return atomic_load(&self->
 
 static bool has_output(const lmd_request *self) {
     if (self->done) return false;
-    return self->n_published > self->n_taken || self->chunks ||
-           self->finish_reason != LMD_FINISH_NONE;
+    return self->n_published > self->n_taken || self->finish_reason != LMD_FINISH_NONE ||
+           (self->chunks && self->chunks->n_tokens <= self->n_published);
+}
+
+/* Takes the chunks that are shown from the front of the list, and counts their rows. */
+static lmd_logits_chunk *take_chunks(lmd_request *self, int32_t *n_rows) {
+    lmd_logits_chunk *first = self->chunks, **link = &self->chunks;
+    for (; *link && (*link)->n_tokens <= self->n_published; link = &(*link)->next)
+        *n_rows += (*link)->n_rows;
+    if (link == &self->chunks) return NULL;
+    self->chunks = *link;
+    *link = NULL;
+    if (!self->chunks) self->chunks_end = &self->chunks;
+    return first;
 }
 
 /* Makes the descriptor say what has_output says. */
@@ -140,18 +152,14 @@ bool lmd_request_take(lmd_request *self, lmd_output *out) {
             .token_ids = self->token_ids + self->n_taken,
             .logprobs =
                 self->logprobs ? self->logprobs + (int64_t)self->n_taken * n_logprobs : NULL,
-            .logits = self->chunks,
             .finish_reason = self->finish_reason,
             .error_message =
                 self->finish_reason == LMD_FINISH_ERROR ? self->error_message : NULL,
             .has_ppl = self->has_ppl,
             .ppl = self->ppl,
         };
-        for (const lmd_logits_chunk *chunk = self->chunks; chunk; chunk = chunk->next)
-            out->n_logits_rows += chunk->n_rows;
+        out->logits = take_chunks(self, &out->n_logits_rows);
         self->n_taken = self->n_published;
-        self->chunks = NULL;
-        self->chunks_end = &self->chunks;
         self->done = self->finish_reason != LMD_FINISH_NONE;
         refresh_event(self, false);
     }
@@ -193,13 +201,12 @@ void lmd_request_append(lmd_request *self, int32_t token_id, const lmd_logprob *
     self->n_appended++;
 }
 
-void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *chunks) {
+void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *chunk) {
     pthread_mutex_lock(&self->lock);
     self->n_published = n_tokens < self->n_appended ? n_tokens : self->n_appended;
-    if (chunks) {
-        *self->chunks_end = chunks;
-        while (chunks->next) chunks = chunks->next;
-        self->chunks_end = &chunks->next;
+    if (chunk) {
+        *self->chunks_end = chunk;
+        self->chunks_end = &chunk->next;
     }
     if (has_output(self)) {
         refresh_event(self, true);

@@ -30,7 +30,8 @@ typedef struct lmd_logprob {
 typedef struct lmd_logits_chunk {
     struct lmd_logits_chunk *next;
     int32_t n_rows;
-    float data[]; /* [n_rows, vocab_size] */
+    int32_t n_tokens; /* shown together with this many tokens of the answer */
+    float data[];     /* [n_rows, vocab_size] */
 } lmd_logits_chunk;
 
 /* What one take gives. Pointers into the request live as long as the caller's reference. */
@@ -81,8 +82,9 @@ lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err);
 
 /* Appends a token that no reader sees yet; entries: [info.n_logprobs] or NULL. */
 void lmd_request_append(lmd_request *self, int32_t token_id, const lmd_logprob *entries);
-/* Shows the first n_tokens appended ones and hands over chunks (NULL: none). */
-void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *chunks);
+/* Shows the first n_tokens appended ones, and takes a chunk over (NULL: none), which is shown
+ * once its n_tokens are. */
+void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *chunk);
 /* Ends it, once; later calls are ignored. The tokens not published are dropped. */
 void lmd_request_finish(lmd_request *self, lmd_finish_reason reason, const char *message,
                         const double *ppl);

@@ -240,9 +240,11 @@ static int read_seed(PyObject *value, uint64_t *out) {
     }
     PyObject *number = PyNumber_Index(value);
     if (!number) return -1;
-    *out = PyLong_AsUnsignedLongLongMask(number);
+    *out = PyLong_AsUnsignedLongLong(number);
     Py_DECREF(number);
-    return PyErr_Occurred() ? -1 : 0;
+    if (!PyErr_Occurred()) return 0;
+    PyErr_Format(PyExc_ValueError, "random_seed must be 0 to 2**64 - 1, not %R", value);
+    return -1;
 }
 
 /* An argument of the right type and a wrong value is the request's error, not the caller's
@@ -322,7 +324,7 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
             &sampler->repetition_penalty, &sampler->presence_penalty,
             &sampler->frequency_penalty, &bias, &bad, &stop, &stop_ids, &n_logprobs, &logits,
             &return_ppl, &seed))
-        return NULL;
+        return lmd_py_check_fork(self->pid) < 0 ? NULL : reject_pending(self);
     if (lmd_py_check_fork(self->pid) < 0) return NULL;
     if (read_output_logits(logits, &params.output_logits) < 0)
         return reject(self, "output_logits must be \"all\" or \"generation\"");

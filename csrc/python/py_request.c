@@ -1,10 +1,9 @@
-/* The Request and Output types. A request has a lock of its own in C, and one reader at a time
- * here: a read takes and converts under the object's lock, so that two readers never see the
- * same tokens. */
+/* The Request and Output types. The request's lock in C makes a take atomic: two readers never
+ * see the same tokens. No lock is held while Python objects are made: that can run any code and
+ * switch threads. */
 #include "python/py_request.h"
 
 #include <math.h>
-#include <pthread.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -17,7 +16,6 @@ typedef struct request_object {
     PyObject_HEAD lmd_request *request;
     PyObject *engine; /* kept alive: its thread fills the request */
     int32_t vocab_size;
-    pthread_mutex_t take_lock;
     pid_t pid;
 } request_object;
 
@@ -30,7 +28,6 @@ PyObject *lmd_py_request_wrap(lmd_py_state *state, lmd_request *request, PyObjec
         lmd_request_unref(request);
         return NULL;
     }
-    pthread_mutex_init(&self->take_lock, NULL);
     self->request = request;
     self->engine = Py_NewRef(engine);
     self->vocab_size = vocab_size;
@@ -44,7 +41,6 @@ static void request_dealloc(PyObject *obj) {
     if (self->pid == getpid()) {
         lmd_request_cancel(self->request); /* nobody can read it any more */
         lmd_request_unref(self->request);
-        pthread_mutex_destroy(&self->take_lock);
     }
     Py_XDECREF(self->engine);
     type->tp_free(obj);
@@ -173,7 +169,6 @@ static PyObject *request_read(PyObject *obj, PyObject *args, PyObject *kwargs) {
     lmd_output output;
     lmd_py_state *state = lmd_py_state_of_type(Py_TYPE(obj));
     PyObject *result = NULL;
-    pthread_mutex_lock(&self->take_lock);
     bool taken = lmd_request_take(self->request, &output);
     if (taken) {
         result = output_object(state->output_type, &output, self->vocab_size);
@@ -184,7 +179,6 @@ static PyObject *request_read(PyObject *obj, PyObject *args, PyObject *kwargs) {
     } else {
         result = Py_NewRef(Py_None);
     }
-    pthread_mutex_unlock(&self->take_lock);
     return result;
 }
 
