@@ -1,4 +1,6 @@
-/* Sampling on the CPU: see cpu_sampling.h. */
+/* Sampling on the CPU: see cpu_sampling.h.
+ * Loops over the vocabulary are written in lanes, which compilers vectorise without reordering
+ * anything; what follows top_k works on the few tokens that are left. */
 #include "cpu/cpu_sampling.h"
 
 #include <float.h>
@@ -8,13 +10,19 @@
 #include "base/memory.h"
 #include "cpu/philox.h"
 
+enum {
+    LANES = 16,
+    TOP_K_BLOCK =
+        64 /* tokens that share a maximum, for the bound below which top_k cannot reach */
+};
+
 lmd_status lmd_cpu_sample_scratch_init(lmd_cpu_sample_scratch *self, int32_t vocab_size,
                                        lmd_err *err) {
     size_t n = (size_t)vocab_size;
-    *self = (lmd_cpu_sample_scratch){lmd_calloc(n, sizeof *self->values),
-                                     lmd_calloc(n, sizeof *self->weights),
-                                     lmd_calloc(n, sizeof *self->ids)};
-    if (self->values && self->weights && self->ids) return LMD_OK;
+    *self = (lmd_cpu_sample_scratch){
+        lmd_calloc(n, sizeof *self->values), lmd_calloc(n, sizeof *self->weights),
+        lmd_calloc(n, sizeof *self->ids), lmd_calloc(n, sizeof *self->order)};
+    if (self->values && self->weights && self->ids && self->order) return LMD_OK;
     lmd_cpu_sample_scratch_clear(self);
     return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for sampling %d tokens",
                     vocab_size);
@@ -24,37 +32,86 @@ void lmd_cpu_sample_scratch_clear(lmd_cpu_sample_scratch *self) {
     lmd_free(self->values);
     lmd_free(self->weights);
     lmd_free(self->ids);
+    lmd_free(self->order);
     *self = (lmd_cpu_sample_scratch){0};
 }
 
-/* ---- the raw logits: finiteness, log-probabilities ---- */
+/* ---- loops over the vocabulary ---- */
 
-static bool all_finite(const float *logits, int32_t n, float *max) {
-    float largest = logits[0], probe = 0.0f;
+static bool all_finite(const float *x, int32_t n) {
+    int32_t largest = 0; /* of the magnitudes' bits */
     for (int32_t i = 0; i < n; i++) {
-        largest = logits[i] > largest ? logits[i] : largest;
-        probe += logits[i] * 0.0f; /* NaN where one is not finite */
+        int32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        bits &= 0x7FFFFFFF;
+        largest = bits > largest ? bits : largest;
     }
-    *max = largest;
-    return probe == 0.0f;
+    return largest < 0x7F800000;
 }
 
-static double log_sum_exp(const float *logits, int32_t n, float max) {
-    double sum = 0.0;
-    for (int32_t i = 0; i < n; i++) sum += (double)expf(logits[i] - max);
-    return (double)max + log(sum);
+static float max_of(const float *x, int32_t n) {
+    float lanes[LANES], max = -INFINITY;
+    int32_t i = 0;
+    for (int32_t j = 0; j < LANES; j++) lanes[j] = -INFINITY;
+    for (; i + LANES <= n; i += LANES)
+        for (int32_t j = 0; j < LANES; j++)
+            lanes[j] = x[i + j] > lanes[j] ? x[i + j] : lanes[j];
+    for (; i < n; i++) max = x[i] > max ? x[i] : max;
+    for (int32_t j = 0; j < LANES; j++) max = lanes[j] > max ? lanes[j] : max;
+    return max;
 }
+
+static double sum_of(const float *x, int32_t n) {
+    double lanes[LANES] = {0}, sum = 0.0;
+    int32_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int32_t j = 0; j < LANES; j++) lanes[j] += (double)x[i + j];
+    for (; i < n; i++) sum += (double)x[i];
+    for (int32_t j = 0; j < LANES; j++) sum += lanes[j];
+    return sum;
+}
+
+/* exp(x) for x <= 0, 0 below -87: the Cephes polynomial on [-ln2/2, ln2/2], relative error
+ * below 2e-7. */
+static inline float exp_negative(float x) {
+    const float round =
+        12582912.0f; /* 1.5 * 2^23: adding it leaves an integer in the low bits */
+    float low = x > -87.0f ? x : -87.0f;
+    float shifted = low * 1.44269504f + round, n = shifted - round;
+    float r = low - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    uint32_t exponent, bits;
+    memcpy(&exponent, &shifted, sizeof exponent);
+    memcpy(&bits, &p, sizeof bits);
+    bits += exponent << 23;
+    memcpy(&p, &bits, sizeof p);
+    return x > -87.0f ? p : 0.0f;
+}
+
+static void exp_all(const float *x, int32_t n, float max, float temperature, float *out) {
+    for (int32_t i = 0; i < n; i++) out[i] = exp_negative((x[i] - max) / temperature);
+}
+
+/* ---- log-probabilities ---- */
 
 /* The n_top largest, by insertion into a short sorted list. */
 static void find_top(const float *logits, int32_t vocab_size, int32_t n_top, double log_sum,
                      lmd_sample_result *out) {
     int32_t n = 0;
+    float least = -INFINITY; /* of a full list */
     for (int32_t i = 0; i < vocab_size; i++) {
-        if (n == n_top && logits[i] <= logits[out->top_ids[n - 1]]) continue;
+        if (logits[i] <= least) continue;
         int32_t at = n < n_top ? n++ : n - 1;
         for (; at > 0 && logits[i] > logits[out->top_ids[at - 1]]; at--)
             out->top_ids[at] = out->top_ids[at - 1];
         out->top_ids[at] = i;
+        if (n == n_top) least = logits[out->top_ids[n - 1]];
     }
     for (int32_t i = 0; i < n; i++)
         out->top_logprobs[i] = (float)(logits[out->top_ids[i]] - log_sum);
@@ -91,14 +148,16 @@ static void process(float *values, int32_t vocab_size, const lmd_sample_params *
         if (!(params->mask[i / 32] >> (i % 32) & 1)) values[i] = -INFINITY;
 }
 
-static int32_t argmax(const float *values, int32_t n) {
-    int32_t best = 0;
-    for (int32_t i = 1; i < n; i++)
-        if (values[i] > values[best]) best = i;
-    return best;
+/* The lowest index of the largest value. */
+static int32_t argmax(const float *x, int32_t n) {
+    float max = max_of(x, n);
+    int32_t i = 0;
+    while (i < n - 1 && x[i] != max) i++;
+    return i;
 }
 
-/* ---- filters: a prefix of the tokens by value descending, then id ascending ---- */
+/* ---- filters: candidates stand in ascending id; each filter finds a cut and keeps what
+ * precedes it ---- */
 
 static bool comes_before(const float *values, int32_t a, int32_t b) {
     return values[a] > values[b] || (values[a] == values[b] && a < b);
@@ -124,56 +183,110 @@ static int32_t partition(const float *values, int32_t *ids, int32_t low, int32_t
     return stand;
 }
 
-/* Brings the first k of the order to the front. */
-static int32_t keep_top_k(const float *values, int32_t *ids, int32_t n, int32_t k) {
+static void number(int32_t *order, int32_t n) {
+    for (int32_t i = 0; i < n; i++) order[i] = i;
+}
+
+/* The k-th candidate of the order, 1 <= k <= n. */
+static int32_t find_top_k(const float *values, int32_t n, int32_t k, int32_t *order) {
     uint32_t state = 1;
     int32_t low = 0, high = n;
-    if (k >= n) return n;
-    while (low < high) {
-        int32_t at = partition(values, ids, low, high, &state);
-        if (at == k) break;
-        if (at > k)
+    number(order, n);
+    for (;;) {
+        int32_t at = partition(values, order, low, high, &state);
+        if (at == k - 1) return order[at];
+        if (at >= k)
             high = at;
         else
             low = at + 1;
     }
-    return k;
 }
 
-/* Brings the shortest prefix whose weight reaches `wanted` to the front. */
-static int32_t keep_top_p(const float *values, const float *weights, int32_t *ids, int32_t n,
-                          double wanted) {
+/* The candidate that ends the shortest prefix of the order whose weight reaches `wanted`. */
+static int32_t find_top_p(const float *values, const float *weights, int32_t n, double wanted,
+                          int32_t *order) {
     uint32_t state = 1;
     int32_t low = 0, high = n;
+    number(order, n);
     while (high - low > 1) {
-        int32_t at = partition(values, ids, low, high, &state);
+        int32_t at = partition(values, order, low, high, &state);
         double before = 0.0;
-        for (int32_t i = low; i < at; i++) before += (double)weights[ids[i]];
-        if (before >= wanted && at > low) {
+        for (int32_t i = low; i < at; i++) before += (double)weights[order[i]];
+        double with_pivot = before + (double)weights[order[at]];
+        if (at > low && before >= wanted) {
             high = at;
-        } else if (before + (double)weights[ids[at]] >= wanted) {
-            return at + 1;
+        } else if (with_pivot >= wanted || at + 1 == high) {
+            return order[at];
         } else {
-            wanted -= before + (double)weights[ids[at]];
+            wanted -= with_pivot;
             low = at + 1;
         }
     }
-    return low < n ? low + 1 : n;
+    return order[low];
+}
+
+/* A value that k tokens reach: the k-th largest maximum of blocks; -INFINITY when blocks are
+ * too few. */
+static float top_k_bound(lmd_cpu_sample_scratch *scratch, int32_t vocab_size, int32_t k) {
+    float *maxima = scratch->weights;
+    int32_t n = vocab_size / TOP_K_BLOCK;
+    if (k > n) return -INFINITY;
+    for (int32_t i = 0; i < n; i++)
+        maxima[i] = max_of(scratch->values + (int64_t)i * TOP_K_BLOCK, TOP_K_BLOCK);
+    return maxima[find_top_k(maxima, n, k, scratch->order)];
+}
+
+/* Moves the tokens that are not banned and not below the bound together, and notes their ids.
+ */
+static int32_t collect(lmd_cpu_sample_scratch *scratch, int32_t vocab_size, float bound) {
+    int32_t n = 0;
+    float least = bound > -INFINITY ? bound : -FLT_MAX;
+    for (int32_t i = 0; i < vocab_size;
+         i++) { /* no branch: which tokens stay is hard to predict */
+        float value = scratch->values[i];
+        scratch->values[n] = value;
+        scratch->ids[n] = i;
+        n += value >= least;
+    }
+    return n;
+}
+
+/* Keeps the candidates up to and with `cut` in the order. */
+static int32_t keep_until(lmd_cpu_sample_scratch *scratch, int32_t n_candidates, int32_t cut) {
+    float *values = scratch->values;
+    const float least = values[cut];
+    int32_t n = 0;
+    for (int32_t i = 0; i < n_candidates; i++) {
+        bool kept = values[i] > least || (values[i] == least && i <= cut);
+        values[n] = values[i];
+        scratch->weights[n] = scratch->weights[i];
+        scratch->ids[n] = scratch->ids[i];
+        n += kept;
+    }
+    return n;
+}
+
+static int32_t keep_min_p(lmd_cpu_sample_scratch *scratch, int32_t n_candidates, float min_p) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < n_candidates; i++) {
+        bool kept = scratch->weights[i] >= min_p;
+        scratch->weights[n] = scratch->weights[i];
+        scratch->ids[n] = scratch->ids[i];
+        n += kept;
+    }
+    return n;
 }
 
 /* ---- drawing ---- */
 
-/* The first token in ascending id whose running weight exceeds u * total; weights of others are
- * 0. */
+/* The first candidate whose running weight exceeds u * total. */
 static int32_t draw(const float *weights, int32_t n, double u) {
-    double total = 0.0, sum = 0.0;
-    int32_t last = -1;
-    for (int32_t i = 0; i < n; i++) total += (double)weights[i];
+    double wanted = u * sum_of(weights, n), sum = 0.0;
+    int32_t last = 0; /* the last with a weight, should rounding keep the sum below `wanted` */
     for (int32_t i = 0; i < n; i++) {
-        if (weights[i] <= 0.0f) continue;
         sum += (double)weights[i];
-        last = i;
-        if (sum > u * total) break;
+        if (weights[i] > 0.0f) last = i;
+        if (sum > wanted) break;
     }
     return last;
 }
@@ -181,39 +294,37 @@ static int32_t draw(const float *weights, int32_t n, double u) {
 static int32_t sample(int32_t vocab_size, const lmd_sample_params *params, float max,
                       lmd_cpu_sample_scratch *scratch) {
     float *values = scratch->values, *weights = scratch->weights;
-    int32_t *ids = scratch->ids, n = 0;
-    for (int32_t i = 0; i < vocab_size; i++)
-        if (values[i] > -INFINITY) ids[n++] = i;
-    if (params->top_k > 0) n = keep_top_k(values, ids, n, params->top_k);
-    double total = 0.0;
-    for (int32_t i = 0; i < n; i++) {
-        weights[ids[i]] = expf((values[ids[i]] - max) / params->temperature);
-        total += (double)weights[ids[i]];
+    int32_t k = params->top_k;
+    float bound = k > 0 ? top_k_bound(scratch, vocab_size, k) : -INFINITY;
+    int32_t n = collect(scratch, vocab_size, bound);
+    if (k > 0 && k < n) n = keep_until(scratch, n, find_top_k(values, n, k, scratch->order));
+    exp_all(values, n, max, params->temperature, weights);
+    if (params->top_p < 1.0f) {
+        double wanted = (double)params->top_p * sum_of(weights, n);
+        n = keep_until(scratch, n, find_top_p(values, weights, n, wanted, scratch->order));
     }
-    if (params->top_p < 1.0f)
-        n = keep_top_p(values, weights, ids, n, (double)params->top_p * total);
-    /* Kept weights move to an array that is 0 elsewhere: values is not needed any more. */
-    memset(values, 0, (size_t)vocab_size * sizeof *values);
-    for (int32_t i = 0; i < n; i++)
-        if (weights[ids[i]] >= params->min_p) values[ids[i]] = weights[ids[i]];
-    return draw(values, vocab_size,
-                lmd_philox_uniform(params->seed, params->position, params->sample_idx, 0));
+    if (params->min_p > 0.0f) n = keep_min_p(scratch, n, params->min_p);
+    double u = lmd_philox_uniform(params->seed, params->position, params->sample_idx, 0);
+    return scratch->ids[draw(weights, n, u)];
 }
 
 void lmd_cpu_sample_row(const float *logits, int32_t vocab_size,
                         const lmd_sample_params *params, lmd_cpu_sample_scratch *scratch,
                         lmd_sample_result *out) {
-    float max;
     double log_sum = 0.0;
     out->token_id = -1;
     out->token_logprob = out->target_logprob = 0.0f;
     out->n_top = 0;
-    out->not_finite = !all_finite(logits, vocab_size, &max);
+    out->not_finite = !all_finite(logits, vocab_size);
     if (out->not_finite) return;
     if (params->logits_out)
         memcpy(params->logits_out, logits, (size_t)vocab_size * sizeof *logits);
     const bool scored = params->n_logprobs > 0 || params->target_id >= 0;
-    if (scored) log_sum = log_sum_exp(logits, vocab_size, max);
+    if (scored) {
+        float max = max_of(logits, vocab_size);
+        exp_all(logits, vocab_size, max, 1.0f, scratch->weights);
+        log_sum = (double)max + log(sum_of(scratch->weights, vocab_size));
+    }
     if (params->target_id >= 0)
         out->target_logprob = (float)(logits[params->target_id] - log_sum);
     if (params->n_logprobs > 0) find_top(logits, vocab_size, params->n_logprobs, log_sum, out);

@@ -30,6 +30,7 @@ typedef struct lmd_cpu_sample_scratch {
     float *values;  /* [vocab_size] */
     float *weights; /* [vocab_size] */
     int32_t *ids;   /* [vocab_size] */
+    int32_t *order; /* [vocab_size] */
 } lmd_cpu_sample_scratch;
 
 lmd_status lmd_cpu_sample_scratch_init(lmd_cpu_sample_scratch *self, int32_t vocab_size,
