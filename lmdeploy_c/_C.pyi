@@ -215,7 +215,8 @@ class Scheduler:
         """n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks, n_preempted."""
 
 def cpu_info() -> dict[str, Any]:
-    """CPU name, features, the ISAs this build holds, the one in use and why, usable threads."""
+    """features (words), isas (name -> usable here), isa (in use; None with error), error (why
+    LMDEPLOY_C_ISA is refused, or None), usable_threads."""
 
 def alloc_count() -> int:
     """Allocations the core has made in this process."""

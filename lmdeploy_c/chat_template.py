@@ -248,8 +248,8 @@ class ChatTemplateConfig:
         stop_words = changes.pop("stop_words", [])
         if changes:
             raise ValueError(
-                f"chat template 'hf' is the model's own and takes no {min(changes)!r}; name another "
-                "template to change its pieces"
+                f"chat template 'hf' is the model's own: it takes no {min(changes)!r}; "
+                "name another template to change its pieces"
             )
         if tokenizer is None or not tokenizer.chat_templates:
             raise ValueError("the tokenizer brings no chat template; name one, such as 'base'")

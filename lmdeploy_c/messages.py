@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Tokens that a KV block may hold: divisors of the 256 positions that attention takes at once.
+BLOCK_LENS = (16, 32, 64, 128, 256)
+
 __all__ = [
     "GenerationConfig",
     "PytorchEngineConfig",
@@ -338,7 +341,8 @@ class TurbomindEngineConfig(_EngineConfig):
 
     def check(self) -> None:
         super().check()
-        self._check_int("cache_block_seq_len", 1)
+        if self.cache_block_seq_len not in BLOCK_LENS:
+            raise self._wrong("cache_block_seq_len", f"one of {BLOCK_LENS}")
         self._check_int("num_threads", 1, optional=True)
 
 
@@ -406,7 +410,8 @@ class PytorchEngineConfig(_EngineConfig):
 
     def check(self) -> None:
         super().check()
-        self._check_int("block_size", 1)
+        if self.block_size not in BLOCK_LENS:
+            raise self._wrong("block_size", f"one of {BLOCK_LENS}")
 
     def to_turbomind(self) -> TurbomindEngineConfig:
         """The C engine's configuration: fields of the same name that are set, block_size and

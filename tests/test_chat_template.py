@@ -73,7 +73,8 @@ def test_users_register_their_own() -> None:
 
 def test_what_templates_of_models_use() -> None:
     source = """{%- for m in messages %}{% if m.role == 'user' %}
-{{- '[' ~ m['content'] | trim ~ ']' }}{% continue %}{% endif %}{% generation %}{{ m.content }}{% endgeneration %}
+{{- '[' ~ m['content'] | trim ~ ']' }}{% continue %}{% endif %}{% generation %}{{ m.content }}
+{%- endgeneration %}
 {%- endfor %}{{ {'a': '<&é'} | tojson }}{{ strftime_now('%Y') | length }}"""
     said = [{"role": "user", "content": " x "}, {"role": "assistant", "content": "y"}]
     assert render(source, {"messages": said}) == '[x]y{"a": "<&é"}4'
@@ -89,12 +90,18 @@ HOSTILE = [
     "{{ [0] * 10**9 }}",
     "{{ 2 ** (10**8) }}",
     "{{ 9 ** 9 ** 9 }}",
-    "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-    "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-    "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-    "{% set ns = namespace(x='x') %}{% for i in range(60) %}{% set ns.x = ns.x.replace('x', 'xx') %}"
-    "{% endfor %}",
-    "{% set ns = namespace(x=7) %}{% for i in range(60) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
+    *(
+        "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}".replace(
+            "START", start
+        ).replace("STEP", step)
+        for start, step in (
+            ("'x'", "ns.x ~ ns.x"),
+            ("'x'", "ns.x + ns.x"),
+            ("[1]", "ns.x + ns.x"),
+            ("'x'", "ns.x.replace('x', 'xx')"),
+            ("7", "ns.x * ns.x"),
+        )
+    ),
     "{{ 'x' | center(10**9) }}",
     "{{ 'x'.zfill(10**9) }}",
     "{{ 'x'.rjust(1000000000) }}",

@@ -182,6 +182,50 @@ def test_ppl_is_the_cross_entropy_of_the_logits(tiny_engine: _C.Engine) -> None:
     assert answer.ppl == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("which", ["all", "generation"])
+def test_logits_rows_belong_to_the_tokens_shown(tiny_engine: _C.Engine, which: str) -> None:
+    free = greedy(tiny_engine, [5, 6, 7], 30)
+    for word in ([free[4]], free[6:9]):
+        answer = read_all(
+            tiny_engine.submit([5, 6, 7], max_new_tokens=30, stop_words=[word], output_logits=which)
+        )
+        assert answer.finish_reason == "stop"
+        n_rows = 0 if answer.logits is None else len(answer.logits)
+        n_tokens = len(answer.token_ids)
+        assert n_rows == (3 + max(n_tokens - 1, 0) if which == "all" else n_tokens)
+
+
+def test_min_new_tokens_counts_what_is_shown(tiny_engine: _C.Engine) -> None:
+    free = greedy(tiny_engine, [5, 6, 7], 30)
+    word = free[6:9]
+    for least in range(5, 12):
+        answer = read_all(
+            tiny_engine.submit(
+                [5, 6, 7], max_new_tokens=30, stop_words=[word], min_new_tokens=least
+            )
+        )
+        assert len(answer.token_ids) >= least
+
+
+def test_no_memory_for_logits_ends_one_request(tiny_engine: _C.Engine) -> None:
+    for n in range(1, 40):
+        _C.alloc_fail_after(n)
+        try:
+            request = tiny_engine.submit(
+                [5, 6, 7], max_new_tokens=3, output_logits="all", logit_bias={1: 2.0}
+            )
+            output = request.read(30)
+            while output is not None and output.finish_reason is None:
+                output = request.read(30)
+            assert output is not None
+            assert output.finish_reason in ("length", "error")
+        except MemoryError:
+            pass
+        finally:
+            _C.alloc_fail_after(0)
+    assert greedy(tiny_engine, [5, 6, 7], 3)
+
+
 # ---- closing ----
 
 

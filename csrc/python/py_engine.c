@@ -15,7 +15,8 @@
 #include "python/py_request.h"
 
 typedef struct engine_object {
-    PyObject_HEAD lmd_engine *engine;
+    PyObject_HEAD
+    lmd_engine *engine;
     PyObject *model; /* kept alive: the executor reads its weights */
     int32_t vocab_size;
     pid_t pid;
@@ -78,8 +79,10 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->vocab_size = config.vocab_size = lmd_model_vocab_size(model);
     lmd_err err;
     lmd_status status;
-    Py_BEGIN_ALLOW_THREADS status = open_engine(model, &config, kv_bits, &self->engine, &err);
-    Py_END_ALLOW_THREADS if (status == LMD_OK) return (PyObject *)self;
+    Py_BEGIN_ALLOW_THREADS
+    status = open_engine(model, &config, kv_bits, &self->engine, &err);
+    Py_END_ALLOW_THREADS
+    if (status == LMD_OK) return (PyObject *)self;
     Py_DECREF(self);
     return lmd_py_raise(&err);
 }
@@ -88,8 +91,9 @@ static void engine_dealloc(PyObject *obj) {
     engine_object *self = (engine_object *)obj;
     PyTypeObject *type = Py_TYPE(obj);
     Py_BEGIN_ALLOW_THREADS /* joins the thread */
-        lmd_engine_free(self->engine);
-    Py_END_ALLOW_THREADS Py_XDECREF(self->model);
+    lmd_engine_free(self->engine);
+    Py_END_ALLOW_THREADS
+    Py_XDECREF(self->model);
     type->tp_free(obj);
     Py_DECREF(type);
 }
@@ -98,8 +102,10 @@ static PyObject *engine_close(PyObject *obj, PyObject *unused) {
     (void)unused;
     engine_object *self = (engine_object *)obj;
     if (lmd_py_check_fork(self->pid) < 0) return NULL;
-    Py_BEGIN_ALLOW_THREADS lmd_engine_close(self->engine);
-    Py_END_ALLOW_THREADS Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    lmd_engine_close(self->engine);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 /* ---- submit: arguments to C ---- */
@@ -282,8 +288,9 @@ static PyObject *submit_params(engine_object *self, const lmd_request_params *pa
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS /* copies the prompt, reserves the answer */
-        status = lmd_engine_submit(self->engine, params, &request, &err);
-    Py_END_ALLOW_THREADS if (status != LMD_OK) return lmd_py_raise(&err);
+    status = lmd_engine_submit(self->engine, params, &request, &err);
+    Py_END_ALLOW_THREADS
+    if (status != LMD_OK) return lmd_py_raise(&err);
     return lmd_py_request_wrap(lmd_py_state_of_type(Py_TYPE(self)), request, (PyObject *)self,
                                self->vocab_size);
 }

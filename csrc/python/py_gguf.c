@@ -9,7 +9,8 @@
 #include "quant/weight_codec.h"
 
 typedef struct gguf_object {
-    PyObject_HEAD lmd_gguf *gguf;
+    PyObject_HEAD
+    lmd_gguf *gguf;
     PyObject *path;     /* str */
     PyObject *metadata; /* dict */
 } gguf_object;
@@ -136,11 +137,14 @@ static PyObject *dequantize(PyObject *obj, PyObject *arg) {
     float *out = PyArray_DATA(array);
     int64_t n_cols = view->dims[view->n_dims - 1], n_rows = PyArray_SIZE(array) / n_cols;
     const uint8_t *data = view->data;
-    Py_BEGIN_ALLOW_THREADS for (int64_t i = 0; i < n_rows; i++) lmd_weight_row_to_float(
-        view->dtype, data + i * lmd_dtype_row_bytes(view->dtype, n_cols), n_cols,
-        out + i * n_cols);
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t i = 0; i < n_rows; i++)
+        lmd_weight_row_to_float(view->dtype,
+                                data + i * lmd_dtype_row_bytes(view->dtype, n_cols), n_cols,
+                                out + i * n_cols);
     lmd_checkpoint_release(checkpoint, view);
-    Py_END_ALLOW_THREADS return (PyObject *)array;
+    Py_END_ALLOW_THREADS
+    return (PyObject *)array;
 }
 
 /* ---- the type ---- */
@@ -154,8 +158,10 @@ static PyObject *gguf_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     lmd_gguf *gguf = NULL;
     lmd_err err;
     lmd_status status;
-    Py_BEGIN_ALLOW_THREADS status = lmd_gguf_open(PyBytes_AS_STRING(bytes), &gguf, &err);
-    Py_END_ALLOW_THREADS path = PyUnicode_DecodeFSDefault(PyBytes_AS_STRING(bytes));
+    Py_BEGIN_ALLOW_THREADS
+    status = lmd_gguf_open(PyBytes_AS_STRING(bytes), &gguf, &err);
+    Py_END_ALLOW_THREADS
+    path = PyUnicode_DecodeFSDefault(PyBytes_AS_STRING(bytes));
     Py_DECREF(bytes);
     if (status != LMD_OK) lmd_py_raise(&err);
     PyObject *metadata = status == LMD_OK ? make_metadata(gguf) : NULL;

@@ -13,7 +13,8 @@
 #include "python/py_gguf.h"
 
 typedef struct model_object {
-    PyObject_HEAD lmd_model *model;
+    PyObject_HEAD
+    lmd_model *model;
     PyObject *config; /* dict: a copy of what was given */
     pid_t pid;
 } model_object;
@@ -257,10 +258,12 @@ static lmd_status load(const lmd_model_config *config, const lmd_checkpoint *che
     lmd_backend_config backend_config = {.n_threads = n_threads};
     lmd_progress progress = {report_progress, callback == Py_None ? NULL : callback};
     lmd_status status;
-    Py_BEGIN_ALLOW_THREADS status = lmd_backend_open(device, &backend_config, &backend, err);
+    Py_BEGIN_ALLOW_THREADS
+    status = lmd_backend_open(device, &backend_config, &backend, err);
     if (status == LMD_OK)
         status = lmd_model_load(config, checkpoint, backend, &progress, out, err);
-    Py_END_ALLOW_THREADS return status;
+    Py_END_ALLOW_THREADS
+    return status;
 }
 
 static int thread_count_of(PyObject *value, int32_t *out) {
@@ -328,7 +331,7 @@ static void model_dealloc(PyObject *obj) {
     if (self->model && self->pid == getpid()) {
         lmd_model *model = self->model;
         Py_BEGIN_ALLOW_THREADS /* joins threads, unmaps weights */
-            lmd_model_free(model);
+        lmd_model_free(model);
         Py_END_ALLOW_THREADS
     }
     Py_XDECREF(self->config);

@@ -13,7 +13,8 @@
 enum { SIGNAL_CHECK_MS = 50 }; /* how soon Ctrl-C is noticed while waiting */
 
 typedef struct request_object {
-    PyObject_HEAD lmd_request *request;
+    PyObject_HEAD
+    lmd_request *request;
     PyObject *engine; /* kept alive: its thread fills the request */
     int32_t vocab_size;
     pid_t pid;
@@ -147,8 +148,10 @@ static int wait_for_output(request_object *self, double timeout) {
     for (;;) {
         int64_t slice = left_ms < SIGNAL_CHECK_MS ? (int64_t)ceil(left_ms) : SIGNAL_CHECK_MS;
         bool ready;
-        Py_BEGIN_ALLOW_THREADS ready = lmd_request_wait(self->request, slice);
-        Py_END_ALLOW_THREADS if (PyErr_CheckSignals() < 0) return -1;
+        Py_BEGIN_ALLOW_THREADS
+        ready = lmd_request_wait(self->request, slice);
+        Py_END_ALLOW_THREADS
+        if (PyErr_CheckSignals() < 0) return -1;
         if (ready || lmd_request_done(self->request)) return 1;
         left_ms -= (double)slice;
         if (left_ms <= 0) return 0;

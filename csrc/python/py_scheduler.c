@@ -17,7 +17,8 @@ typedef struct in_flight {
 } in_flight;
 
 typedef struct scheduler_object {
-    PyObject_HEAD lmd_scheduler *scheduler;
+    PyObject_HEAD
+    lmd_scheduler *scheduler;
     lmd_scheduler_config config;
     pthread_mutex_t lock;
     PyObject *living; /* dict seq_id -> max_len */
@@ -30,8 +31,9 @@ static int enter(scheduler_object *self) {
     if (lmd_py_check_fork(self->pid) < 0) return -1;
     if (pthread_mutex_trylock(&self->lock) == 0) return 0;
     Py_BEGIN_ALLOW_THREADS /* its holder may wait for the GIL */
-        pthread_mutex_lock(&self->lock);
-    Py_END_ALLOW_THREADS return 0;
+    pthread_mutex_lock(&self->lock);
+    Py_END_ALLOW_THREADS
+    return 0;
 }
 
 /* Leaves the lock with a result, or with the exception of err where there is one. */

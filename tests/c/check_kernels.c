@@ -72,8 +72,8 @@ typedef struct matrix {
     int n, k;
 } matrix;
 
-static matrix make_matrix(lmd_threads *threads, lmd_dtype dtype, int n, int k, int extreme) {
-    random_stored(dtype, n, k, extreme);
+/* Packs the rows that stand in `stored`. */
+static matrix pack_stored(lmd_threads *threads, lmd_dtype dtype, int n, int k) {
     lmd_tensor_view view = {
         .name = "w", .dtype = dtype, .n_dims = 2, .dims = {n, k, 1, 1}, .data = stored};
     lmd_weight_source src = {.n_parts = 1, .n_cols = k, .parts = {{&view, NULL, n}}};
@@ -84,6 +84,11 @@ static matrix make_matrix(lmd_threads *threads, lmd_dtype dtype, int n, int k, i
         exit(1);
     }
     return m;
+}
+
+static matrix make_matrix(lmd_threads *threads, lmd_dtype dtype, int n, int k, int extreme) {
+    random_stored(dtype, n, k, extreme);
+    return pack_stored(threads, dtype, n, k);
 }
 
 /* ---- linear ---- */
@@ -200,6 +205,47 @@ static void check_linears(lmd_threads *threads, const lmd_cpu_kernels *kernels) 
         for (lmd_dtype dtype = LMD_F32; dtype <= LMD_BF16; dtype++)
             check_linear(threads, kernels, dtype, 1 + i * 13, float_ks[i], 1 + i * 4, 0, 0);
     printf("ok   %-5s linear\n", kernels->isa);
+}
+
+/* ---- packing: panels hold what the rows held, within the codec's stated errors ---- */
+
+/* The bound of weight_codec.h for one value; `max` is the largest of its group. */
+static double codec_bound(lmd_dtype dtype, double value, double max) {
+    if (dtype == LMD_Q6_K) return max / 253 + 0x1p-25;
+    if (dtype == LMD_Q4_K || dtype == LMD_Q5_K) /* scale * code + |min| is at most 3 * max */
+        return 0x1p-11 * 3 * max + 0x1p-25 * 33;
+    return 1e-7 * fabs(value); /* fma against two roundings */
+}
+
+/* K-quants get sane super-block scales; their sub-scales stay random. */
+static void tame_scales(lmd_dtype dtype, int n_rows, int n_cols) {
+    int bytes = lmd_dtype_block_bytes(dtype), n_blocks = n_rows * n_cols / 256;
+    uint16_t half = lmd_float_to_half(0.01f);
+    for (int b = 0; b < n_blocks; b++) {
+        uint8_t *block = stored + b * bytes;
+        memcpy(dtype == LMD_Q6_K ? block + 208 : block, &half, 2);
+        if (dtype != LMD_Q6_K) memcpy(block + 2, &half, 2);
+    }
+}
+
+static void check_packing(lmd_threads *threads, lmd_dtype dtype) {
+    enum { N = 21, K = 512 };
+    float packed[K], exact[K];
+    random_stored(dtype, N, K, 0);
+    if (lmd_dtype_block_len(dtype) == 256) tame_scales(dtype, N, K);
+    matrix w = pack_stored(threads, dtype, N, K);
+    for (int r = 0; r < N; r++) {
+        lmd_cpu_weight_row(w.weight, r, packed);
+        lmd_weight_row_to_float(dtype, stored + r * lmd_dtype_row_bytes(dtype, K), K, exact);
+        for (int k = 0; k < K; k++) {
+            double max = 0.0;
+            for (int i = k / 32 * 32; i < k / 32 * 32 + 32; i++)
+                max = fabs((double)exact[i]) > max ? fabs((double)exact[i]) : max;
+            double off = fabs((double)packed[k] - exact[k]);
+            check(off <= codec_bound(dtype, exact[k], max), "packing", "all", dtype, r, k);
+        }
+    }
+    lmd_cpu_weight_free(w.weight);
 }
 
 /* ---- norm, RoPE, SiLU ---- */
@@ -414,6 +460,9 @@ int main(void) {
     lmd_err err;
     if (lmd_threads_new(1, &threads, &err) != LMD_OK) return 1;
     check_half();
+    for (lmd_dtype dtype = LMD_F32; dtype < LMD_DTYPE_COUNT; dtype++)
+        check_packing(threads, dtype);
+    printf("ok   packing\n");
     lmd_isa isas[LMD_MAX_ISAS];
     int n = lmd_cpu_isas(isas);
     for (int i = 0; i < n; i++) {
