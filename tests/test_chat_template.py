@@ -91,9 +91,8 @@ HOSTILE = [
     "{{ 2 ** (10**8) }}",
     "{{ 9 ** 9 ** 9 }}",
     *(
-        "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}".replace(
-            "START", start
-        ).replace("STEP", step)
+        f"{{% set ns = namespace(x={start}) %}}{{% for i in range(60) %}}"
+        f"{{% set ns.x = {step} %}}{{% endfor %}}"
         for start, step in (
             ("'x'", "ns.x ~ ns.x"),
             ("'x'", "ns.x + ns.x"),
