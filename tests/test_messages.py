@@ -116,6 +116,7 @@ def test_unserved_fields_are_refused_by_name(config: type) -> None:
         (TurbomindEngineConfig, "num_threads", 0),
         (TurbomindEngineConfig, "hf_overrides", "x"),
         (PytorchEngineConfig, "block_size", 0),
+        (TurbomindEngineConfig, "cache_block_seq_len", 7),
         (PytorchEngineConfig, "device_type", "ascend"),
     ],
 )

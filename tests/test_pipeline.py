@@ -520,11 +520,6 @@ def test_a_model_without_a_template_completes(
             ValueError,
             "session_len=9000 needs",
         ),
-        (
-            {"backend_config": TurbomindEngineConfig(cache_block_seq_len=7)},
-            ValueError,
-            "cache_block_seq_len",
-        ),
     ],
 )
 def test_what_pipeline_refuses(
