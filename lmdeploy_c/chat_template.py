@@ -51,6 +51,8 @@ def _as_list(messages: Messages) -> list[dict[str, Any]]:
 
 # ---- jinja ----
 
+_CONTINUED = "[the answer goes on here]"
+
 
 class JinjaChatTemplate:
     """The template that a model brings."""
@@ -73,23 +75,23 @@ class JinjaChatTemplate:
         conversation = _as_list(messages)
         if not conversation:
             raise ChatTemplateError("the conversation has no messages")
-        continued = conversation[-1].get("role") == "assistant"
+        is_answer = conversation[-1].get("role") == "assistant"
+        continued = is_answer and add_generation_prompt
+        if continued:  # a mark shows where the answer ends in the text, whatever it says
+            said = conversation[-1].get("content") or ""
+            conversation[-1]["content"] = f"{said}{_CONTINUED}"
         values = {
             "tools": None,
             "documents": None,
             **self._tokens,
             **kwargs,
             "messages": conversation,
-            "add_generation_prompt": add_generation_prompt and not continued,
+            "add_generation_prompt": add_generation_prompt and not is_answer,
         }
         text = render(self.source, values)
-        if not continued or not add_generation_prompt:
-            return text
-        said = str(conversation[-1].get("content") or "").strip()
-        at = text.rfind(said)
-        if not said or at < 0:
+        if continued and _CONTINUED not in text:
             raise ChatTemplateError("the template does not show the answer that is to be continued")
-        return text[: at + len(said)]
+        return text.rpartition(_CONTINUED)[0] if continued else text
 
 
 # ---- built-in ones, made of pieces ----
@@ -248,8 +250,8 @@ class ChatTemplateConfig:
         stop_words = changes.pop("stop_words", [])
         if changes:
             raise ValueError(
-                f"chat template 'hf' is the model's own: it takes no {min(changes)!r}; "
-                "name another template to change its pieces"
+                f"chat template 'hf' is the model's own and takes no {min(changes)!r}; name "
+                "another template to change its pieces"
             )
         if tokenizer is None or not tokenizer.chat_templates:
             raise ValueError("the tokenizer brings no chat template; name one, such as 'base'")

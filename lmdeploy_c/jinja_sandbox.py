@@ -1,8 +1,9 @@
-"""Renders a model's jinja template, which is untrusted: no escapes, bounded time and size.
+"""Renders a model's jinja template, which is untrusted: no escapes, bounded time and memory.
 
-jinja2's immutable sandbox keeps a template from reaching what it should not. Here it is also kept
-from running long or building something large: each step looks at the clock, and every operation
-that could make a large value in one step is checked before it runs.
+jinja2's immutable sandbox keeps a template from reaching what it should not. Three bounds come on
+top. Time: each turn of a loop, each call and each filter looks at the clock. One step: operands are
+weighed before what may take long in Python's core or make a large value. All steps: the bytes of
+the values made are added up. Nothing here needs a signal, a tracer or the main thread.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import functools
 import json
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
-from types import FrameType
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
+from itertools import chain
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -22,58 +24,212 @@ from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 
-MAX_SECONDS = 2.0
-MAX_SIZE = 20_000_000  # characters or items of any one value, and of the output
-MAX_TEMPLATE = 1_000_000  # characters
-MAX_COUNT = 100_000  # a width, an exponent, or another number that sizes something
+MAX_SECONDS = 3.0
+MAX_SIZE = 16_000_000  # weight of one step's operands and of any value, about characters
+MAX_BYTES = 512_000_000  # of all values that one rendering makes
+MAX_TEMPLATE = 60_000  # characters; the longest known has 17,000
+MAX_WIDTH = 10_000  # of a field, an indentation, a batch
+ITEM_WEIGHT = 16  # what an item costs beside its characters
+_WIDE_FORMAT = re.compile(r"\d{4}|\*|\{[^{}]*\{")  # widths of four digits, or computed ones
+
+#: Filters that look at a value without walking through it; those after them give an iterator.
+_SHALLOW = {"attr", "count", "d", "default", "first", "items", "last", "length"}
+_LAZY = {"batch", "map", "reject", "rejectattr", "select", "selectattr", "slice"}
+#: Filters that go through a value item by item, through a text by characters.
+_WALKING = {"groupby", "join", "list", "max", "min", "reverse", "sort", "sum", "title", "unique",
+            *_LAZY}  # fmt: skip
+_OF_TEXT = {"capitalize", "e", "escape", "float", "format", "indent", "int", "lower", "replace",
+            "round", "safe", "string", "tojson", "trim", "upper"}  # fmt: skip
+_FILTERS = _SHALLOW | _WALKING | _OF_TEXT | {"abs", "dictsort"}
+_COMPARING = {"==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", ">=", "ge", "<", "lt",
+              "lessthan", "<=", "le", "in"}  # fmt: skip
+#: Names of filters and methods whose numbers size what they make.
+_SIZING = {"batch", "center", "indent", "ljust", "rjust", "round", "slice", "zfill"}
+#: Methods that no template needs and that would need bounds of their own.
+_NO_METHODS = {"encode", "expandtabs", "maketrans", "to_bytes", "translate"}
 
 
 class ChatTemplateError(ValueError):
     """A chat template is wrong, refuses the conversation, or runs too long."""
 
 
-def _refuse(what: str) -> SecurityError:
+class _TimeOut(BaseException):
+    """Not an Exception: filters such as `int` swallow those."""
+
+
+def _too_large(what: str) -> SecurityError:
     return SecurityError(f"the template builds something too large: {what}")
 
 
-def _size(value: Any) -> int:
-    return len(value) if isinstance(value, (str, bytes, list, tuple, dict, set)) else 1
+# ---- one step ----
 
 
-def _check_arguments(owner: Any, name: str, args: tuple[Any, ...]) -> None:
-    """Before a filter or a method runs: nothing it is given may size a value beyond bounds."""
-    for value in args:
-        if isinstance(value, int) and abs(value) > MAX_COUNT:
-            raise _refuse(f"{name} with {value}")
-    if isinstance(owner, str):
-        largest = max((_size(a) for a in args), default=1)
-        if name == "join" and args:
-            largest = sum(_size(item) for item in args[0]) if isinstance(args[0], list) else largest
-        if (len(owner) + 1) * max(1, largest) > MAX_SIZE and name in (
-            "replace",
-            "join",
-            "translate",
-        ):
-            raise _refuse(name)
+def _children(value: Any) -> Iterator[Any] | None:
+    """What is written out, compared or hashed with the value."""
+    if isinstance(value, (str, int)):
+        return None
+    if isinstance(value, Mapping):
+        return chain(value.keys(), value.values())
+    if isinstance(value, (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)):
+        return iter(value)
+    if isinstance(value, Namespace):
+        return iter([value._Namespace__attrs])
+    return None
 
 
-def _check_result(value: Any) -> Any:
-    if _size(value) > MAX_SIZE:
-        raise _refuse("a value")
+def _weigh(*values: Any) -> int:
+    """About the characters of the values written out: what is shared counts each time, as it does
+    in text. Refuses more than MAX_SIZE, and so a value that contains itself."""
+    total = 0
+    stack = [iter(values)]
+    while stack:
+        for item in stack[-1]:
+            total += ITEM_WEIGHT * len(stack) + (len(item) if isinstance(item, str) else 0)
+            if total > MAX_SIZE:
+                raise _too_large("a value")
+            children = _children(item)
+            if children is not None:
+                stack.append(children)
+                break
+        else:
+            stack.pop()
+    return total
+
+
+def _growth(name: str, value: Any, args: tuple[Any, ...]) -> int:
+    """The size of what a filter or method makes, where that is not about the size of its input."""
+    if name == "join" and args and hasattr(args[0], "__len__") and hasattr(value, "__len__"):
+        return len(value) * len(args[0])
+    text = str(value)
+    if name == "replace" and len(args) > 1:
+        return text.count(str(args[0])) * len(str(args[1]))
+    if name == "indent":
+        widths = [a if isinstance(a, int) else len(a) for a in args if isinstance(a, (int, str))]
+        return (text.count("\n") + 1) * max([4, *widths])
+    if name in ("split", "rsplit", "splitlines"):
+        separator = args[0] if args and isinstance(args[0], str) and args[0] else None
+        return ITEM_WEIGHT * (text.count(separator) if separator else len(text) // 2)
+    if _WIDE_FORMAT.search(text):
+        raise _too_large("a wide format")
+    return (text.count("%") + text.count("{")) * (_weigh(*args) + 1000)
+
+
+_GROWING = {"join", "replace", "indent", "split", "rsplit", "splitlines",
+            "format", "format_map", "%"}  # fmt: skip
+
+
+def _check_step(name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Before a filter or a method runs: value is what it is applied to."""
+    _limits.check_time()
+    if name == "replace" and kwargs:
+        args = (*args, *(kwargs[k] for k in ("old", "new") if k in kwargs))
+    else:
+        args = (*args, *kwargs.values())
+    _weigh(*args)
+    if name in _SIZING and any(isinstance(a, int) and abs(a) > MAX_WIDTH for a in args):
+        raise _too_large(f"{name} with a number above {MAX_WIDTH}")
+    if name == "sum" and any(_children(a) is not None for a in args):
+        raise _too_large("sum of lists")
+    if name in _GROWING and _growth(name, value, args) > MAX_SIZE:
+        raise _too_large(name)
+
+
+def _weighed(value: Any) -> Any:
+    """The value, once it is known to be cheap to write out or to compare."""
+    _limits.check_time()
+    if value is not None and not isinstance(value, (str, int, float)):
+        _weigh(value)
     return value
 
 
+def _weight(value: Any) -> int:
+    """Of the value itself, without what is in its items."""
+    if isinstance(value, str):
+        return len(value)
+    return ITEM_WEIGHT * len(value) if isinstance(value, (list, tuple)) else 0
+
+
+def _fits(factor: Any, value: Any) -> bool:
+    if not isinstance(factor, int):
+        return True
+    return factor.bit_length() <= 4096 and factor * _weight(value) <= MAX_SIZE
+
+
+# ---- all steps ----
+
+
+class _Limits(threading.local):
+    """Time and bytes that the rendering in this thread has."""
+
+    end = 0.0
+    n_bytes = 0
+
+    def start(self) -> None:
+        self.end, self.n_bytes = time.monotonic() + MAX_SECONDS, MAX_BYTES
+
+    def check_time(self) -> None:
+        if time.monotonic() > self.end:
+            raise _TimeOut
+
+    def charge(self, value: Any, item_bytes: int = 64) -> Any:
+        """Counts a new value and returns it."""
+        self.check_time()
+        if isinstance(value, str):
+            self.n_bytes -= sys.getsizeof(value)
+        elif isinstance(value, (list, tuple, set, dict)):
+            self.n_bytes -= item_bytes * len(value)
+        if _weight(value) > MAX_SIZE or self.n_bytes < 0:
+            raise _too_large("its values in all")
+        return value
+
+
+_limits = _Limits()
+
+
+# ---- the sandbox ----
+
+_OPERATORS = {"eq": "==", "ne": "!=", "gt": ">", "gteq": ">=", "lt": "<", "lteq": "<=", "in": "in",
+              "notin": "not in"}  # fmt: skip
+
+
 class _BoundedCode(CodeGenerator):
-    """Compiles `a ~ b` to a call that is checked; jinja2's own is not interceptable."""
+    """Compiles to checked code what jinja2's sandbox leaves to Python."""
+
+    def _visit_weighed(self, node: nodes.Node, frame: Frame) -> None:
+        self.write("environment.finalize(")
+        self.visit(node, frame)
+        self.write(")")
+
+    def visit_For(self, node: nodes.For, frame: Frame) -> None:
+        clock = nodes.EnvironmentAttribute("check_time", lineno=node.lineno)
+        node.body.insert(0, nodes.ExprStmt(clock, lineno=node.lineno))
+        super().visit_For(node, frame)
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self.write("environment.concat_bounded(")
+        self.write("environment.concat((")
         for part in node.nodes:
-            self.visit(part, frame)
-            self.write(", ")
+            self.write("str(")
+            self._visit_weighed(part, frame)
+            self.write("), ")
+        self.write("))")
+
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
+        self.write("(")
+        self._visit_weighed(node.expr, frame)
+        for operand in node.ops:
+            self.write(f" {_OPERATORS[operand.op]} ")
+            self._visit_weighed(operand.expr, frame)
         self.write(")")
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        is_slice = isinstance(node.arg, nodes.Slice)
+        self.write("environment.charge(" if is_slice else "")
+        super().visit_Getitem(node, frame)
+        self.write(", 8)" if is_slice else "")
 
 
 class _Generation(Extension):
@@ -89,64 +245,87 @@ class _Generation(Extension):
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _BoundedCode
     intercepted_binops = frozenset(["*", "**", "%", "+"])
+    charge = staticmethod(_limits.charge)
+    check_time = property(lambda self: _limits.check_time())  # a statement by itself in loops
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[loopcontrols, _Generation],
+            finalize=_weighed,
         )
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         self.globals.pop("lipsum", None)
-        self.filters = {name: _bounded_filter(name, f) for name, f in self.filters.items()}
-        self.filters["tojson"] = _tojson
+        filters: Mapping[str, Any] = {**self.filters, "tojson": _tojson}
+        tests: Mapping[str, Any] = self.tests
+        self.filters = {name: _bounded_filter(name, filters[name]) for name in sorted(_FILTERS)}
+        self.tests = {
+            name: _bounded_test(f) if name in _COMPARING else f for name, f in tests.items()
+        }
 
-    def concat_bounded(self, *parts: Any) -> str:
-        texts = [str(part) for part in parts]
-        if sum(map(len, texts)) > MAX_SIZE:
-            raise _refuse("~")
-        return "".join(texts)
+    def concat(self, parts: Any) -> str:  # jinja2's is "".join
+        parts = list(parts)
+        if sum(map(len, parts)) > MAX_SIZE:
+            raise _too_large("a text")
+        return str(_limits.charge("".join(parts)))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**":
-            _check_arguments(None, "**", (left, right))
-            if isinstance(right, int) and right > 64:
-                raise _refuse("**")
-        elif operator == "*":
-            for a, b in ((left, right), (right, left)):
-                if isinstance(a, int) and not isinstance(b, (int, float)):
-                    if _size(b) * max(a, 0) > MAX_SIZE:
-                        raise _refuse("*")
-                elif isinstance(a, int) and a.bit_length() > 4096:
-                    raise _refuse("*")
-        elif operator == "%" and isinstance(left, str):
-            if re.search(r"\d{5,}|\*", left):
-                raise _refuse("%")
-        elif operator == "+" and _size(left) + _size(right) > MAX_SIZE:
-            raise _refuse("+")
-        return super().call_binop(context, operator, left, right)
+        if operator == "%" and isinstance(left, str):
+            _check_step("%", left, (right,), {})
+        elif operator == "+" and _weight(left) + _weight(right) > MAX_SIZE:
+            raise _too_large("+")
+        elif operator == "*" and not (_fits(left, right) and _fits(right, left)):
+            raise _too_large("*")
+        elif operator == "**" and any(isinstance(v, int) and abs(v) > 64 for v in (left, right)):
+            raise _too_large("**")
+        return _limits.charge(super().call_binop(context, operator, left, right), 8)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        # A format's width sizes its result, and hides inside the text.
-        if isinstance(obj, str) and attr in ("format", "format_map"):
-            return False
-        return super().is_safe_attribute(obj, attr, value)
+        return attr not in _NO_METHODS and super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        def checked(*args: Any, **kwargs: Any) -> str:
+            _check_step("format", value.__self__, args, kwargs)
+            return wrapped(*args, **kwargs)
+
+        return checked
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        name = getattr(__obj, "__name__", "call")
-        owner = getattr(__obj, "__self__", None)
-        _check_arguments(owner, name, (*args, *kwargs.values()))
-        return _check_result(super().call(__context, __obj, *args, **kwargs))
+        _limits.check_time()
+        if not isinstance(__obj, (Macro, LoopContext)):
+            name, owner = getattr(__obj, "__name__", "call"), getattr(__obj, "__self__", None)
+            if name in ("count", "index"):
+                _weighed(owner)
+            _check_step(name, owner, args, kwargs)
+        return _limits.charge(super().call(__context, __obj, *args, **kwargs))
 
 
 def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0  # jinja2's own argument, then the value
+
     @functools.wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
-        _check_arguments(None, name, (*args, *kwargs.values()))
-        texts = [a for a in args if isinstance(a, str)]
-        if name == "format" and texts and re.search(r"\d{5,}|\*", texts[0]):
-            raise _refuse(name)
-        if name == "replace" and len(texts) == 3 and len(texts[0]) * len(texts[2]) > MAX_SIZE:
-            raise _refuse(name)
-        return _check_result(function(*args, **kwargs))
+        own, value, rest = args[:first], args[first], args[first + 1 :]
+        if name not in _SHALLOW | _LAZY:
+            value = list(value) if isinstance(value, Iterator) else value
+            _weighed(value)
+        if name in _WALKING and isinstance(value, str) and len(value) * ITEM_WEIGHT > MAX_SIZE:
+            raise _too_large(f"{name} of a long text")
+        _check_step(name, value, rest, kwargs)
+        return _limits.charge(function(*own, value, *rest, **kwargs))
+
+    return bounded
+
+
+def _bounded_test(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def bounded(*args: Any) -> Any:
+        return function(*map(_weighed, args))
 
     return bounded
 
@@ -160,32 +339,18 @@ def _strftime_now(pattern: str) -> str:
 
 
 def _tojson(
-    value: Any, indent: int | None = None, ensure_ascii: bool = False, **kwargs: Any
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
 ) -> str:
     """As transformers': no escapes for HTML."""
-    if indent is not None and not 0 <= indent <= 64:
-        raise _refuse("tojson")
-    kwargs = {k: v for k, v in kwargs.items() if k in ("separators", "sort_keys")}
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **kwargs)
-
-
-class _Deadline:
-    """Raises in this thread, between two lines of Python, once the time is over."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if time.monotonic() > self._end:
-            raise ChatTemplateError(f"the chat template runs longer than {MAX_SECONDS:g} s")
-        return self._trace
-
-    def __enter__(self) -> None:
-        self._before = sys.gettrace()
-        sys.settrace(self._trace)
-
-    def __exit__(self, *exc_info: object) -> None:
-        sys.settrace(self._before)
+    if indent is not None and not 0 <= indent <= ITEM_WEIGHT:
+        raise _too_large("tojson with a wide indent")
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 @functools.lru_cache(maxsize=64)
@@ -198,18 +363,21 @@ def _compiled(source: str) -> Any:
 def render(source: str, values: Mapping[str, Any]) -> str:
     """The template's text. ChatTemplateError says what went wrong, in the template's words."""
     try:
+        _limits.start()  # for constants, which are computed while compiling
         template = _compiled(source)
+        _limits.start()
         out: list[str] = []
         n_chars = 0
-        with _Deadline(MAX_SECONDS):
-            for piece in template.generate(dict(values)):
-                n_chars += len(piece)
-                if n_chars > MAX_SIZE:
-                    raise _refuse("its output")
-                out.append(piece)
+        for piece in template.generate(dict(values)):
+            n_chars += len(piece)
+            if n_chars > MAX_SIZE:
+                raise _too_large("its output")
+            out.append(piece)
         return "".join(out)
     except ChatTemplateError:
         raise
+    except _TimeOut:
+        raise ChatTemplateError(f"the chat template runs longer than {MAX_SECONDS:g} s") from None
     except RecursionError:
         raise ChatTemplateError("the chat template calls itself too deeply") from None
     except Exception as error:  # a template can make any operation fail

@@ -77,13 +77,18 @@ def _yarn_attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
 
 def _rope(scaling: Mapping[str, Any], theta: float, max_position: int) -> Config:
     """The rope_* keys. scaling: what config.json calls rope_scaling or rope_parameters."""
+    if any(isinstance(value, Mapping) for value in scaling.values()):
+        raise unsupported("RoPE parameters for each type of layer are not served")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ROPE_TYPES:
         raise unsupported(f"RoPE type {kind!r} is not served; served: {', '.join(ROPE_TYPES)}")
     if scaling.get("mrope_section") is not None:
         raise unsupported("RoPE with mrope_section (multimodal) is not served")
-    factor = _float(scaling, "factor", 1.0 if kind == "default" else None)
     original = _int(scaling, "original_max_position_embeddings", max_position)
+    missing = {"default": 1.0, "yarn": max_position / original}.get(kind)
+    factor = _float(scaling, "factor", missing)
+    if scaling.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise unsupported(f"partial_rotary_factor {scaling['partial_rotary_factor']} is not served")
     return {
         "rope_type": kind,
         "rope_theta": theta,
@@ -105,6 +110,8 @@ def _rope(scaling: Mapping[str, Any], theta: float, max_position: int) -> Config
 
 def _hf_arch(hf: Mapping[str, Any]) -> str:
     names = hf.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"config: architectures must be a list of names, not {names!r:.80}")
     for name in names:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
@@ -114,9 +121,11 @@ def _hf_arch(hf: Mapping[str, Any]) -> str:
     raise unsupported(f"architecture {found} is not served; served: {', '.join(ARCHITECTURES)}")
 
 
-def _refuse_unserved(hf: Mapping[str, Any], max_position: int) -> None:
-    if hf.get("quantization_config") is not None:
-        method = hf["quantization_config"].get("quant_method", "of some kind")
+def _refuse_unserved(hf: Mapping[str, Any], arch: str, max_position: int) -> None:
+    quantization = hf.get("quantization_config")
+    if quantization is not None:
+        known = isinstance(quantization, Mapping) and "quant_method" in quantization
+        method = quantization["quant_method"] if known else "of some kind"
         raise unsupported(
             f"quantization_config ({method}) is not served yet; "
             "served: F32, F16 and BF16 safetensors, and quantised GGUF files"
@@ -125,13 +134,17 @@ def _refuse_unserved(hf: Mapping[str, Any], max_position: int) -> None:
         raise unsupported(f"hidden_act {hf['hidden_act']!r} is not served; served: silu")
     if hf.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise unsupported(f"partial_rotary_factor {hf['partial_rotary_factor']} is not served")
-    window = hf.get("sliding_window")
-    used = hf.get("use_sliding_window", hf.get("model_type") == "mistral")
-    if window is not None and used and window < max_position:
+    # As transformers: where a Mistral's config.json has no such key, its window is 4096.
+    window = hf.get("sliding_window", 4096 if arch == "mistral" else None)
+    used = window is not None and hf.get("use_sliding_window", arch not in ("qwen2", "qwen3"))
+    if used and _int({"sliding_window": window}, "sliding_window") < max_position:
         raise unsupported(
             f"sliding_window {window} is not served: every layer attends to the whole context; "
             f"hf_overrides={{'max_position_embeddings': {window}}} serves what fits in the window"
         )
+    layer_types = hf.get("layer_types") or []
+    if not isinstance(layer_types, list) or any(t != "full_attention" for t in layer_types):
+        raise unsupported(f"layer_types {layer_types!r:.80}: only full_attention is served")
     for key in ("num_experts", "num_local_experts", "n_routed_experts"):
         if hf.get(key):
             raise unsupported(f"{key} {hf[key]}: mixtures of experts are not served")
@@ -142,11 +155,14 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
     arch = _hf_arch(hf)
     n_head, hidden_dim = _int(hf, "num_attention_heads"), _int(hf, "hidden_size")
     max_position = _int(hf, "max_position_embeddings", 2048)
-    _refuse_unserved(hf, max_position)
-    scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    if not isinstance(scaling, Mapping):
-        raise ValueError(f"config: rope_scaling must be an object, not {scaling!r}")
-    theta = _float(scaling, "rope_theta", _float(hf, "rope_theta", 10000.0))
+    _refuse_unserved(hf, arch, max_position)
+    # rope_scaling is what hf_overrides gives; transformers 5 writes rope_parameters, theta in it.
+    scaling, parameters = hf.get("rope_scaling") or {}, hf.get("rope_parameters") or {}
+    if not isinstance(scaling, Mapping) or not isinstance(parameters, Mapping):
+        raise ValueError("config: rope_scaling and rope_parameters must be objects")
+    scaling = scaling or parameters
+    theta = _float(parameters, "rope_theta", _float(hf, "rope_theta", 10000.0))
+    theta = _float(scaling, "rope_theta", theta)
     attention_bias = _flag(hf, "bias" if arch == "internlm2" else "attention_bias")
     return {
         "arch": arch,
@@ -154,7 +170,7 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
         "n_layer": _int(hf, "num_hidden_layers"),
         "n_head": n_head,
         "n_kv_head": _int(hf, "num_key_value_heads", n_head),
-        "head_dim": _int(hf, "head_dim", hidden_dim // n_head),
+        "head_dim": _int(hf, "head_dim", 128 if arch == "qwen3" else hidden_dim // n_head),
         "hidden_dim": hidden_dim,
         "ffn_dim": _int(hf, "intermediate_size"),
         "vocab_size": _int(hf, "vocab_size"),
@@ -175,19 +191,29 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
 
 
 def _gguf_scaling(metadata: Mapping[str, Any], arch: str) -> Config:
-    """GGUF's rope.scaling.* under config.json's names."""
+    """GGUF's rope.scaling.* under config.json's names, read as llama.cpp does."""
 
     def get(key: str) -> Any:
         return metadata.get(f"{arch}.rope.scaling.{key}")
 
-    kind = get("type")
-    if kind in (None, "none"):
+    kind, factor = get("type"), get("factor")
+    factor = metadata.get(f"{arch}.rope.scale_linear") if factor is None else factor
+    if kind == "none" or (kind is None and factor is None):
         return {}
+    factor = _float({"factor": factor}, "factor", 1.0)
+    attention = _float({"attn_factor": get("attn_factor")}, "attn_factor", 1.0)
+    if kind == "yarn":  # given or not, the paper's factor multiplies it
+        attention *= _yarn_attention_factor({}, factor)
+    elif attention != 1.0:
+        raise unsupported(f"rope.scaling.attn_factor {attention:g} is served with type yarn only")
+    for key, served in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
+        if get(key) not in (None, served):
+            raise unsupported(f"rope.scaling.{key} {get(key)!r:.40} is not served, only {served:g}")
     return {
-        "rope_type": kind,
-        "factor": get("factor"),
+        "rope_type": kind or "linear",
+        "factor": factor,
         "original_max_position_embeddings": get("original_context_length"),
-        "attention_factor": get("attn_factor") if kind == "yarn" else None,
+        "attention_factor": attention,
         "beta_fast": get("yarn_beta_fast"),
         "beta_slow": get("yarn_beta_slow"),
     }
@@ -198,7 +224,7 @@ def from_gguf(
 ) -> Config:
     """The normalised config of a GGUF file. UnsupportedError, ValueError."""
     arch = metadata.get("general.architecture")
-    if arch not in GGUF_ARCHITECTURES:
+    if not isinstance(arch, str) or arch not in GGUF_ARCHITECTURES:
         raise unsupported(
             f"GGUF architecture {arch!r} is not served; served: {', '.join(GGUF_ARCHITECTURES)}"
         )
@@ -206,6 +232,10 @@ def from_gguf(
         raise unsupported(f"{arch}.expert_count: mixtures of experts are not served")
     if "token_embd.weight" not in tensors:
         raise ValueError('the GGUF file has no tensor "token_embd.weight"')
+    if metadata.get("split.count") not in (None, 0, 1):
+        raise unsupported("a GGUF file in parts: join them with llama-gguf-split --merge")
+    if "blk.0.ffn_down.bias" in tensors:
+        raise unsupported("biases of the feed-forward layers in a GGUF file are not served")
     values = {key.removeprefix(f"{arch}."): v for key, v in metadata.items()}
     n_head, hidden_dim = _int(values, "attention.head_count"), _int(values, "embedding_length")
     max_position = _int(values, "context_length", 2048)
@@ -214,8 +244,8 @@ def from_gguf(
         raise unsupported("rope.dimension_count below the head's dimension is not served")
     if _int(values, "attention.value_length", head_dim) != head_dim:
         raise unsupported("attention.value_length other than attention.key_length is not served")
-    window = values.get("attention.sliding_window")
-    if window and window < max_position:
+    window = values.get("attention.sliding_window") or max_position
+    if _int({"attention.sliding_window": window}, "attention.sliding_window") < max_position:
         raise unsupported(f"attention.sliding_window {window} is not served")
     theta = _float(values, "rope.freq_base", 10000.0)
     rope = _rope(_gguf_scaling(metadata, arch), theta, max_position)

@@ -147,11 +147,11 @@ class Tokenizer:
     def _read_gguf(self, metadata: Mapping[str, Any]) -> None:
         model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
         tokens = metadata.get("tokenizer.ggml.tokens")
-        if not isinstance(tokens, list) or not tokens:
+        if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens or [0]):
             raise ValueError("the GGUF file has no vocabulary: no list tokenizer.ggml.tokens")
         if model == "gpt2":
             pre = pre or "default"
-            if pre not in PRE_TOKENIZERS:
+            if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
                 served = ", ".join(PRE_TOKENIZERS)
                 raise unsupported(f"tokenizer.ggml.pre {pre!r} is not served; served: {served}")
             self._tokenizer = _byte_level_bpe(tokens, metadata, pre)
@@ -159,8 +159,7 @@ class Tokenizer:
             self._tokenizer = _sentencepiece_bpe(tokens, metadata)
         else:
             raise unsupported(f"tokenizer.ggml.model {model!r} is not served; served: gpt2, llama")
-        types = metadata.get("tokenizer.ggml.token_type")
-        types = [1] * len(tokens) if types is None else [int(t) for t in types]
+        types = [int(t) for t in _per_token(metadata, "token_type", tokens, default=1)]
         special = {i: t for i, (t, kind) in enumerate(zip(tokens, types)) if kind in SPECIAL}  # noqa: B905
         self._add_tokens(tokens, types)
         self._set_up(
@@ -271,6 +270,8 @@ class WindowDetokenizer:
     def add(self, ids: Sequence[int]) -> str:
         out = []
         for token_id in ids:
+            if self._skip and token_id in self._tokenizer.special_tokens:
+                continue
             self._window.append(token_id)
             text = self._tokenizer.decode(self._window, self._skip)
             certain = text
@@ -290,10 +291,11 @@ class WindowDetokenizer:
         return rest
 
     def _move_on(self) -> None:
-        """Keeps the newest tokens as context for those to come."""
-        self._window = self._window[self._n_context :]
-        self._n_context = len(self._window)
-        self._n_shown = len(self._tokenizer.decode(self._window, self._skip))
+        """Keeps the newest tokens that show something as context for those to come."""
+        newest = self._window[self._n_context :]
+        n_shown = len(self._tokenizer.decode(newest, self._skip))
+        if n_shown or len(self._window) > self.MAX_WINDOW:
+            self._window, self._n_context, self._n_shown = newest, len(newest), n_shown
 
 
 # ---- how tokens are spelled ----
@@ -353,6 +355,9 @@ def _spelling_of(tokenizer: tokenizers.Tokenizer) -> _Spelling | None:
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"]:
         return _Spelling(tokenizer, byte_level=True, strips_space=False)
+    if kinds == ["ByteFallback", "Metaspace"] and steps[1].get("replacement") == "▁":
+        strips_space = steps[1].get("prepend_scheme") != "never"
+        return _Spelling(tokenizer, byte_level=False, strips_space=strips_space)
     if kinds[:3] == ["Replace", "ByteFallback", "Fuse"] and kinds[3:] in ([], ["Strip"]):
         return _Spelling(tokenizer, byte_level=False, strips_space=kinds[3:] == ["Strip"])
     return None
@@ -371,6 +376,20 @@ def _token_text(token: Any) -> str | None:
 def _token_id(metadata: Mapping[str, Any], name: str, n_tokens: int) -> int | None:
     value = metadata.get(f"tokenizer.ggml.{name}_token_id")
     return value if isinstance(value, int) and 0 <= value < n_tokens else None
+
+
+def _per_token(
+    metadata: Mapping[str, Any], name: str, tokens: list[str], default: int | None = None
+) -> Sequence[float]:
+    """One number for each token. ValueError where they are missing and there is no default."""
+    values: Any = metadata.get(f"tokenizer.ggml.{name}")
+    if values is None and default is not None:
+        return [default] * len(tokens)
+    if isinstance(values, (str, Mapping)) or not hasattr(values, "__len__"):
+        values = []
+    if len(values) != len(tokens):
+        raise ValueError(f"tokenizer.ggml.{name}: the vocabulary needs one number for each token")
+    return list(values)
 
 
 def _hf_chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
@@ -419,8 +438,11 @@ def _byte_level_bpe(
 
     vocab = _unique_vocab(tokens)
     merges = []
-    for merge in metadata.get("tokenizer.ggml.merges") or []:
-        left, _, right = merge.partition(" ")
+    listed = metadata.get("tokenizer.ggml.merges", [])
+    if not isinstance(listed, list):
+        raise ValueError("tokenizer.ggml.merges is no list")
+    for merge in listed:
+        left, _, right = str(merge).partition(" ")
         if left not in vocab or right not in vocab or left + right not in vocab:
             raise ValueError(f"tokenizer.ggml.merges: {merge!r} names a token that is not there")
         merges.append((left, right))
@@ -448,11 +470,7 @@ def _sentencepiece_merges(vocab: dict[str, int], scores: Sequence[float]) -> lis
 def _sentencepiece_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    scores = metadata.get("tokenizer.ggml.scores")
-    if scores is None or len(scores) != len(tokens):
-        raise ValueError(
-            "tokenizer.ggml.scores: a SentencePiece vocabulary needs one for each token"
-        )
+    scores = _per_token(metadata, "scores", tokens)
     vocab = _unique_vocab(tokens)
     unknown = _token_id(metadata, "unknown", len(tokens))
     model = models.BPE(

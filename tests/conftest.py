@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from lmdeploy_c import _C
 from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
 
 GOLDEN = Path(__file__).parent / "golden"
+#: How much longer things may take under a sanitizer.
+SLOWER = 5.0 if "san" in os.environ.get("LD_PRELOAD", "") else 1.0
 NEAR_TIE = 0.05  # a gap between the two largest logits below which either token is right
 
 

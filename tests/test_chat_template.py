@@ -36,6 +36,12 @@ def test_a_last_answer_is_continued(tokenizer: Tokenizer) -> None:
     template = ChatTemplateConfig().template(tokenizer)
     said = [*MESSAGES, {"role": "assistant", "content": "The answer is"}]
     assert template.messages2prompt(said).endswith("<|im_start|>assistant\nThe answer is")
+    for start in ("e", "<|im_", " "):  # also where the text behind it holds the same
+        said[-1]["content"] = start
+        assert template.messages2prompt(said).endswith(f"<|im_start|>assistant\n{start}")
+        assert said[-1]["content"] == start
+    closed = template.messages2prompt(said, add_generation_prompt=False)
+    assert closed.endswith("<|im_end|>\n")
 
 
 def test_pieces() -> None:
@@ -82,6 +88,10 @@ def test_what_templates_of_models_use() -> None:
         render("{{ raise_exception('roles must alternate') }}", {})
 
 
+NESTED = (
+    "{% set ns = namespace(a=['x'], b=['x']) %}{% for i in range(40) %}"
+    "{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}"
+)
 HOSTILE = [
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "{{ range(10**9) | list }}",
@@ -123,6 +133,33 @@ HOSTILE = [
     "{{ 1 / 0 }}",
     "{% for i in range(90000) %}{{ 'y' * 1000 }}{% endfor %}",
     "x" * 2_000_000,
+    # what runs in Python's core, between two looks at the clock, is bounded by itself
+    NESTED + "{{ ns.a }}",
+    NESTED + "{{ ns.a | tojson }}",
+    NESTED + "{{ ns }}",
+    NESTED + "{{ [[ns.a]] | map(attribute=0) | join }}",
+    NESTED + "{{ ns.a == ns.b }}",
+    NESTED + "{{ ns.a in [ns.b] }}",
+    NESTED + "{{ [ns.a, ns.b] | unique | list | length }}",
+    "{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns.a }}",
+    "{{ ('x' * 99999) | list | join('y' * 99999) | length }}",
+    "{{ ('y' * 99999).join(('x' * 99999) | list) | length }}",
+    "{{ ('x\n' * 99999) | indent('y' * 99999) | length }}",
+    "{{ ('\t' * 20000).expandtabs(99999) | length }}",
+    "{{ ('a' * 99999) | replace(new='b' * 99999, old='a') | length }}",
+    "{{ ('%(a)s' * 99999) % {'a': 'x' * 99999} }}",
+    "{{ ('{0}' * 99999).format('x' * 99999) }}",
+    "{{ ([range(1000) | list] * 90000) | sum(start=[]) | length }}",
+    "{% set ns = namespace(x='xxxx') %}{% for i in range(60) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}"
+    "{% endset %}{% endfor %}",
+    "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = [ns.l, 'x' * 9999999] %}"
+    "{% endfor %}",
+    "{% set b = 'x' * 9999999 %}{% set ns = namespace(l=[]) %}{% for i in range(9999) %}"
+    "{% set ns.l = [ns.l, b[1:]] %}{% endfor %}",
+    "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    # an exception for time that a filter would swallow
+    "{% for i in range(99999) %}{% for j in range(99999) %}{{ 'x' | int | int | int | int }}"
+    "{% endfor %}{% endfor %}",
 ]
 
 
@@ -156,3 +193,15 @@ def test_a_tracer_of_the_user_is_put_back() -> None:
         assert sys.gettrace() is tracer
     finally:
         sys.settrace(before)
+
+
+def test_long_conversations_are_quick() -> None:
+    source = """{%- for m in messages %}{%- set rest = messages[loop.index:] %}
+{{- m.role ~ ':' ~ m.content.split('</think>')[-1] | trim }}{{ messages | length - loop.index0 }}
+{%- if rest | selectattr('role', 'equalto', 'system') | list %}!{% endif %}
+{%- set big = dict(id=1732406400123) %}{{- '%s' | format(big.id) ~ '{}'.format(m.role) }}
+{%- endfor %}"""
+    start = time.monotonic()
+    text = render(source, {"messages": [{"role": "user", "content": "x" * 1000}] * 400})
+    assert len(text) > 400_000
+    assert time.monotonic() - start < MAX_SECONDS

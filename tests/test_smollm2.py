@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, NEAR_TIE, greedy, load_model, make_engine, read_all
+from conftest import GOLDEN, NEAR_TIE, SLOWER, greedy, load_model, make_engine, read_all
 
 from lmdeploy_c import _C
 
@@ -74,4 +74,4 @@ def test_load_time(smollm2_path: Path) -> None:
         start = time.perf_counter()
         load_model(smollm2_path)
         best = min(best, time.perf_counter() - start)
-    assert best < 1.0
+    assert best < 1.0 * SLOWER

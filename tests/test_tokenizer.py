@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, SLOWER
 
 from lmdeploy_c import _C
-from lmdeploy_c.tokenizer import Tokenizer
+from lmdeploy_c.tokenizer import Tokenizer, _spelling_of
 
 TOKEN_FILES = sorted((GOLDEN / "gguf").glob("*.tokens.json"))
 SMOLLM2 = json.loads((GOLDEN / "smollm2" / "tokenizer.json").read_text())
@@ -109,7 +109,41 @@ def test_what_is_not_served_is_named(smollm2_path: Path) -> None:
 
 def test_building_is_quick(smollm2_path: Path) -> None:
     metadata = _C.Gguf(smollm2_path).metadata
-    Tokenizer.from_gguf(metadata)
-    start = time.perf_counter()
-    Tokenizer.from_gguf(metadata)
-    assert time.perf_counter() - start < 0.5
+    best = float("inf")
+    for _ in range(3):
+        start = time.process_time()
+        Tokenizer.from_gguf(metadata)
+        best = min(best, time.process_time() - start)
+    assert best < 0.5 * SLOWER
+
+
+def test_malformed_metadata_is_a_value_error() -> None:
+    metadata = _C.Gguf(GOLDEN / "gguf" / "llama-spm.gguf").metadata
+    byte_level = _C.Gguf(GOLDEN / "gguf" / "llama-q4_1.gguf").metadata
+    for good in (metadata, byte_level):
+        for key in [k for k in good if k.startswith("tokenizer")]:
+            for value in (None, 5, 1.5, "x", [], [1], ["x"], [[]], {"a": 1}):
+                try:
+                    Tokenizer.from_gguf({**good, key: value})
+                except ValueError as error:
+                    assert str(error)
+
+
+def test_other_decoders_lose_no_space() -> None:
+    """Metaspace strips a text's first space: tokens decoded in a window must not lose theirs."""
+    from tokenizers import decoders
+
+    random.seed(6)
+    tokenizer = Tokenizer(GOLDEN / "gguf" / "llama-spm.gguf")
+    for decoder in (
+        decoders.Metaspace(),
+        decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()]),
+    ):
+        tokenizer._tokenizer.decoder = decoder
+        tokenizer._spelling = _spelling_of(tokenizer._tokenizer)
+        for _ in range(60):
+            ids = random.choices(range(tokenizer.vocab_size), k=200)
+            for skip in (True, False):
+                detokenizer = tokenizer.detokenizer(skip)
+                text = "".join(detokenizer.add([i]) for i in ids) + detokenizer.finish()
+                assert text == tokenizer.decode(ids, skip)
