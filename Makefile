@@ -40,21 +40,22 @@ chat: $(VENV)/.installed ## chat with the embedded model; PROMPT="..." answers o
 test: $(VENV)/.test-tools kernels ## the whole suite
 	$(PYTEST) tests
 
-test-ref: $(VENV)/.test-tools ## the whole suite on the reference kernels
-	LMDEPLOY_C_ISA=ref $(PYTEST) tests
+# Leaves out the tests of Python over the same engine: they start many processes, and are slow here.
+CORE_ONLY := $(foreach t,pipeline cli examples,--ignore=tests/test_$(t).py)
+
+test-ref: $(VENV)/.test-tools ## the suite on the reference kernels; ALL=1 with pipeline and CLI
+	LMDEPLOY_C_ISA=ref $(PYTEST) tests $(if $(ALL),,$(CORE_ONLY))
 
 dev: $(VENV)/.created ## build with warnings as errors and install
 	LMDEPLOY_C_WERROR=1 $(BIN)/pip install -q --force-reinstall --no-deps .
 
 # ---- sanitizers: the extension built beside the installed one, found first by PYTHONPATH ----
-# Left out are the tests of Python over the same engine, which start many processes.
-UNSANITIZED := $(foreach t,pipeline cli examples,--ignore=tests/test_$(t).py)
 
 define sanitized_suite
 	rm -rf build/$(1) && mkdir -p build/$(1)
 	LMDEPLOY_C_SANITIZE=$(2) $(BIN)/pip install -q --no-deps --target build/$(1) .
 	PYTHONPATH=build/$(1) PYTHONMALLOC=malloc LD_PRELOAD=$$(gcc -print-file-name=$(3)) \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(PYTEST) tests $(UNSANITIZED)
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(PYTEST) tests $(CORE_ONLY)
 endef
 
 asan: $(VENV)/.test-tools ## the suite under the address and undefined-behaviour sanitizers
@@ -89,7 +90,7 @@ fuzz: ## the file readers under libFuzzer (clang); FUZZ_SECONDS=60
 	build/fuzz_gguf -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=5 fuzz_corpus
 
 bench: $(VENV)/.test-tools ## build, import, load, memory and speed, measured here
-	$(BIN)/python benchmarks/engine.py
+	cd benchmarks && ../$(BIN)/python engine.py
 
 golden: ## make the golden data afresh, with torch and transformers (see tests/golden/README.md)
 	$(PYTHON) -m venv build/golden-venv

@@ -63,6 +63,12 @@ def greedy(engine: _C.Engine, prompt: Sequence[int], n: int) -> list[int]:
     return read_all(engine.submit(prompt, max_new_tokens=n)).token_ids
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _away_from_the_sources() -> None:
+    """Python programs that tests start then import the installed package, not the folder here."""
+    os.chdir(Path(__file__).parent)
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> _C.Model:
     return load_model(GOLDEN / "models" / "llama-gqa-tied", num_threads=2)
