@@ -292,20 +292,22 @@ def test_fileno_wakes_an_event_loop(tiny_engine: _C.Engine) -> None:
 # ---- memory ----
 
 
-def test_steady_decode_makes_no_allocation(tiny_engine: _C.Engine) -> None:
+def test_steady_decode_makes_no_allocation(tiny_model: _C.Model) -> None:
+    engine = make_engine(tiny_model, session_len=20_000, n_blocks=1280)  # long enough to be met
     requests = [
-        tiny_engine.submit([5, i], max_new_tokens=600, do_sample=True, repetition_penalty=1.1,
-                           stop_words=[[1, 2, 1]], logprobs=3)
+        engine.submit([5, i], max_new_tokens=19_000, do_sample=True, repetition_penalty=1.1,
+                      stop_words=[[1, 2, 1, 1, 1, 1]], logprobs=3)
         for i in range(4)
     ]  # fmt: skip
-    wait_until(lambda: tiny_engine.stats()["n_tokens_generated"] > 100)
-    before = tiny_engine.stats()
-    wait_until(lambda: tiny_engine.stats()["n_steps"] > before["n_steps"] + 100)
-    after = tiny_engine.stats()
+    wait_until(lambda: engine.stats()["n_tokens_generated"] > 100)
+    before = engine.stats()
+    wait_until(lambda: engine.stats()["n_steps"] > before["n_steps"] + 100)
+    after = engine.stats()
     assert after["n_running"] == 4
     assert after["n_allocs"] == before["n_allocs"]
     for request in requests:
         request.cancel()
+    engine.close()
 
 
 def test_memory_is_flat_over_1000_requests(tiny_engine: _C.Engine) -> None:
