@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,12 @@ def greedy(engine: _C.Engine, prompt: Sequence[int], n: int) -> list[int]:
 def _away_from_the_sources() -> None:
     """Python programs that tests start then import the installed package, not the folder here."""
     os.chdir(Path(__file__).parent)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ctrl_c_reaches_python() -> None:
+    """A shell starts background jobs with SIGINT ignored, and child processes inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
