@@ -48,8 +48,8 @@ def read_all(request: _C.Request) -> Answer:
     logprobs: list[dict[int, float]] = []
     logits: list[np.ndarray] = []
     while True:
-        output = request.read(60)
-        assert output is not None, "no output within 60 s"
+        output = request.read(300)
+        assert output is not None, "no output within 300 s"
         assert output.finish_reason != "error", output.error_message
         tokens += output.token_ids
         logprobs += output.logprobs or []
