@@ -60,7 +60,7 @@ def version() -> str:
 
 
 class BuildExt(build_ext):
-    """Compiles with each file's own flags, on all usable cores, and only what has changed."""
+    """Compiles with each file's own flags, on all usable cores."""
 
     def build_extensions(self) -> None:
         self.compiler.compile = self._compile

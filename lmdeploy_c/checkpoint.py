@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import model_config, safetensors
+from .messages import unsupported
 
 if TYPE_CHECKING:
     from ._C import Gguf, TensorSpec
@@ -178,5 +179,5 @@ def open_checkpoint(path: str | Path, hf_overrides: Mapping[str, Any] | None = N
     if path.is_dir():
         return _open_directory(path, hf_overrides)
     if hf_overrides:
-        raise model_config.unsupported("hf_overrides: a GGUF file has no config.json")
+        raise unsupported("hf_overrides: a GGUF file has no config.json")
     return _open_gguf(path)

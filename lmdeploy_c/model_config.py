@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .messages import unsupported
+
 #: Hugging Face architecture -> arch.
 ARCHITECTURES = {
     "LlamaForCausalLM": "llama",
@@ -23,13 +25,6 @@ GGUF_ARCHITECTURES = {"llama": True, "internlm2": True, "qwen2": False, "qwen3":
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 Config = dict[str, Any]
-
-
-def unsupported(message: str) -> ValueError:
-    """The exception for something known that this release does not serve."""
-    from ._C import UnsupportedError
-
-    return UnsupportedError(message)
 
 
 # ---- reading values ----

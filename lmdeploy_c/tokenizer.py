@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import safetensors
-from .model_config import unsupported
+from .messages import unsupported
 
 if TYPE_CHECKING:
     import tokenizers
