@@ -54,15 +54,16 @@ dev: $(VENV)/.created ## build with warnings as errors and install
 define sanitized_suite
 	rm -rf build/$(1) && mkdir -p build/$(1)
 	LMDEPLOY_C_SANITIZE=$(2) $(BIN)/pip install -q --no-deps --target build/$(1) .
+	nm -D build/$(1)/lmdeploy_c/_C*.so | grep -q '$(4)' || { echo "the build is not sanitized"; exit 1; }
 	PYTHONPATH=build/$(1) PYTHONMALLOC=malloc LD_PRELOAD=$$(gcc -print-file-name=$(3)) \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(PYTEST) tests $(CORE_ONLY)
 endef
 
 asan: $(VENV)/.test-tools ## the suite under the address and undefined-behaviour sanitizers
-	$(call sanitized_suite,asan,address$(comma)undefined,libasan.so)
+	$(call sanitized_suite,asan,address$(comma)undefined,libasan.so,__asan_)
 
 ubsan: $(VENV)/.test-tools ## the suite under the undefined-behaviour sanitizer alone
-	$(call sanitized_suite,ubsan,undefined,libubsan.so)
+	$(call sanitized_suite,ubsan,undefined,libubsan.so,__ubsan_)
 
 comma := ,
 WARN := -Wall -Wextra -Wshadow -Wpointer-arith -Wvla -Wno-psabi -Werror

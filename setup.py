@@ -60,7 +60,14 @@ def version() -> str:
 
 
 class BuildExt(build_ext):
-    """Compiles with each file's own flags, on all usable cores."""
+    """Compiles with each file's own flags, on all usable cores.
+
+    Always afresh: setuptools would take over what an earlier build left, made with other switches.
+    """
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.force = True
 
     def build_extensions(self) -> None:
         self.compiler.compile = self._compile
