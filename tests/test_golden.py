@@ -26,14 +26,19 @@ def engine_for(path: Path, golden: dict[str, np.ndarray]) -> _C.Engine:
     return make_engine(load_model(path), session_len=session_len, kv_bits=32)
 
 
-@pytest.mark.parametrize("path", [*MODELS, *GGUFS], ids=lambda p: p.stem)
-def test_logits(path: Path) -> None:
-    golden = golden_of(path)
+def prompt_logits(path: Path, golden: dict[str, np.ndarray]) -> np.ndarray:
     engine = engine_for(path, golden)
     request = engine.submit(golden["input_ids"], max_new_tokens=0, output_logits="all")
     logits = read_all(request).logits
     engine.close()
     assert logits is not None
+    return logits
+
+
+@pytest.mark.parametrize("path", [*MODELS, *GGUFS], ids=lambda p: p.stem)
+def test_logits(path: Path) -> None:
+    golden = golden_of(path)
+    logits = prompt_logits(path, golden)
     assert logits.shape == (len(golden["input_ids"]), golden["logits"].shape[1])
     got = logits[golden["logit_positions"]]
     assert np.abs(got - golden["logits"]).max() <= 1e-3 * np.abs(golden["logits"]).max()
@@ -53,11 +58,7 @@ def test_k_quants_stay_close() -> None:
     """The stated errors of the re-expressed K-quants, as they reach the logits."""
     path = GOLDEN / "gguf" / "llama-kmix.gguf"
     golden = golden_of(path)
-    engine = engine_for(path, golden)
-    request = engine.submit(golden["input_ids"], max_new_tokens=0, output_logits="all")
-    logits = read_all(request).logits
-    engine.close()
-    assert logits is not None
+    logits = prompt_logits(path, golden)
     delta = logits[golden["logit_positions"]] - golden["logits"]
     assert np.sqrt((delta**2).mean()) <= 1e-2 * golden["logits"].std()
 

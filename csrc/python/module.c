@@ -22,6 +22,19 @@ lmd_py_state *lmd_py_state_of_type(PyTypeObject *type) {
     return module ? PyModule_GetState(module) : NULL;
 }
 
+PyObject *lmd_py_struct_new(PyTypeObject *type, PyObject *const *fields, size_t n) {
+    bool complete = true;
+    for (size_t i = 0; i < n; i++) complete = complete && fields[i];
+    PyObject *obj = complete ? PyStructSequence_New(type) : NULL;
+    for (size_t i = 0; i < n; i++) {
+        if (obj)
+            PyStructSequence_SetItem(obj, (Py_ssize_t)i, fields[i]);
+        else
+            Py_XDECREF(fields[i]);
+    }
+    return obj;
+}
+
 static PyObject *isa_dict(void) {
     lmd_isa isas[LMD_MAX_ISAS];
     int n = lmd_cpu_isas(isas);

@@ -17,4 +17,8 @@ lmd_py_state *lmd_py_state_of_module(PyObject *module);
  */
 lmd_py_state *lmd_py_state_of_type(PyTypeObject *type);
 
+/* A structseq of n fields, whose references it takes over, on failure too. A NULL field is a
+ * failure with its exception set. */
+PyObject *lmd_py_struct_new(PyTypeObject *type, PyObject *const *fields, size_t n);
+
 #endif

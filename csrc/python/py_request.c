@@ -116,8 +116,6 @@ static PyObject *reason_object(lmd_finish_reason reason) {
 
 static PyObject *output_object(PyTypeObject *type, const lmd_output *output,
                                int32_t vocab_size) {
-    PyObject *obj = PyStructSequence_New(type);
-    if (!obj) return NULL;
     PyObject *message =
         output->error_message
             ? PyUnicode_DecodeUTF8(output->error_message,
@@ -131,13 +129,7 @@ static PyObject *output_object(PyTypeObject *type, const lmd_output *output,
         message,
         output->has_ppl ? PyFloat_FromDouble(output->ppl) : Py_NewRef(Py_None),
     };
-    bool complete = true;
-    for (Py_ssize_t i = 0; i < (Py_ssize_t)(sizeof fields / sizeof *fields); i++) {
-        complete = complete && fields[i];
-        PyStructSequence_SetItem(obj, i, fields[i]);
-    }
-    if (!complete) Py_CLEAR(obj);
-    return obj;
+    return lmd_py_struct_new(type, fields, sizeof fields / sizeof *fields);
 }
 
 /* ---- read ---- */

@@ -173,8 +173,6 @@ static PyObject *waiting_list(const lmd_schedule_report *report) {
 
 static PyObject *plan_object(PyTypeObject *type, const lmd_plan *plan,
                              const lmd_schedule_report *report) {
-    PyObject *obj = PyStructSequence_New(type);
-    if (!obj) return NULL;
     PyObject *const fields[] = {
         PyLong_FromLongLong(plan->plan_id),
         lmd_py_new_int64(plan->seq_ids, plan->n_seqs),
@@ -189,13 +187,7 @@ static PyObject *plan_object(PyTypeObject *type, const lmd_plan *plan,
         lmd_py_new_int64(report->preempted, report->n_preempted),
         waiting_list(report),
     };
-    bool complete = true;
-    for (Py_ssize_t i = 0; i < (Py_ssize_t)(sizeof fields / sizeof *fields); i++) {
-        complete = complete && fields[i];
-        PyStructSequence_SetItem(obj, i, fields[i]);
-    }
-    if (!complete) Py_CLEAR(obj);
-    return obj;
+    return lmd_py_struct_new(type, fields, sizeof fields / sizeof *fields);
 }
 
 static PyObject *scheduler_schedule(PyObject *obj, PyObject *unused) {
