@@ -299,7 +299,9 @@ def test_steady_decode_makes_no_allocation(tiny_model: _C.Model) -> None:
                       stop_words=[[1, 2, 1, 1, 1, 1]], logprobs=3)
         for i in range(4)
     ]  # fmt: skip
-    wait_until(lambda: engine.stats()["n_tokens_generated"] > 100)
+    wait_until(lambda: engine.stats()["n_running"] == 4)  # admission allocates, and may come late
+    admitted = engine.stats()
+    wait_until(lambda: engine.stats()["n_steps"] > admitted["n_steps"] + 25)
     before = engine.stats()
     wait_until(lambda: engine.stats()["n_steps"] > before["n_steps"] + 100)
     after = engine.stats()
