@@ -67,21 +67,33 @@ ubsan: $(VENV)/.test-tools ## the suite under the undefined-behaviour sanitizer 
 
 comma := ,
 WARN := -Wall -Wextra -Wshadow -Wpointer-arith -Wvla -Wno-psabi -Werror
+C11 := gcc -std=c11 $(WARN) -ffp-contract=off -fno-math-errno -Icsrc -pthread
 CORE := $(wildcard csrc/base/*.c csrc/io/*.c csrc/quant/*.c csrc/engine/*.c csrc/model/*.c csrc/cpu/cpu_*.c) csrc/cpu/kernels_ref.c
-AVX2 := $(if $(filter x86_64,$(shell uname -m)),csrc/cpu/kernels_avx2.c)
 
-build/kernels_avx2.o: csrc/cpu/kernels_avx2.c csrc/cpu/*.h
+# Kernels of each ISA with its own flags; and once more without, with portable wrappers.
+ISAS := $(shell awk '$$1 == "$(shell uname -m)" {print $$2}' csrc/cpu/isa_flags)
+ISA_OBJECTS := $(ISAS:%=build/kernels_%.o)
+PORTABLE_OBJECTS := $(ISAS:%=build/portable_%.o)
+
+$(ISA_OBJECTS): build/kernels_%.o: csrc/cpu/kernels_%.c csrc/cpu/*.h csrc/cpu/isa_flags
 	@mkdir -p build
-	gcc -std=c11 -O3 $(WARN) -ffp-contract=off -fno-math-errno -fno-tree-ter -mavx2 -mfma -mf16c -Icsrc -c $< -o $@
+	$(C11) -O3 -fno-tree-ter $$(sed -n 's/^[^ ]* $* //p' csrc/cpu/isa_flags) -c $< -o $@
+
+$(PORTABLE_OBJECTS): build/portable_%.o: csrc/cpu/kernels_%.c csrc/cpu/*.h
+	@mkdir -p build
+	$(C11) -O3 -c $< -o $@
 
 .PHONY: kernels
-kernels: $(if $(AVX2),build/kernels_avx2.o) ## every kernel of every usable ISA against the reference
-	gcc -std=c11 -O3 $(WARN) -ffp-contract=off -fno-math-errno -Icsrc -pthread $(CORE) tests/c/check_kernels.c $(if $(AVX2),build/kernels_avx2.o) -lm -o build/check_kernels
+kernels: $(ISA_OBJECTS) $(PORTABLE_OBJECTS) ## every kernel of every usable ISA against the reference
+	$(C11) -O3 $(CORE) tests/c/check_kernels.c $^ -lm -o build/check_kernels
 	build/check_kernels
 
-tsan: $(if $(AVX2),build/kernels_avx2.o) ## the engine under the thread sanitizer
-	gcc -std=c11 -O1 -g -fsanitize=thread -Wno-tsan $(WARN) -ffp-contract=off -Icsrc -pthread $(CORE) tests/c/stress_engine.c $(if $(AVX2),build/kernels_avx2.o) -lm -o build/stress_engine
+tsan: $(ISA_OBJECTS) ## the engine, and the CPU's parallel steps, under the thread sanitizer
+	$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_engine.c $^ -lm -o build/stress_engine
+	$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_stream.c $^ -lm -o build/stress_stream
 	build/stress_engine
+	build/stress_stream
+	LMDEPLOY_C_ISA=ref build/stress_stream
 
 FUZZ_SECONDS ?= 60
 fuzz: ## the file readers under libFuzzer (clang); FUZZ_SECONDS=60

@@ -22,7 +22,6 @@ DEBUG = os.environ.get("LMDEPLOY_C_DEBUG") == "1"
 SANITIZE = os.environ.get("LMDEPLOY_C_SANITIZE", "")
 COVERAGE = os.environ.get("LMDEPLOY_C_COVERAGE") == "1"
 WERROR = os.environ.get("LMDEPLOY_C_WERROR") == "1"
-IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wpointer-arith", "-Wvla"] + ["-Werror"] * WERROR
 # Vectors are passed between inlined functions alone, where the ABI that this warns of has no say.
@@ -36,22 +35,28 @@ OPTIMISE = (
 # tree-ter hoists loads out of the kernels' loops and spills them.
 NUMERIC = ["-ffp-contract=off", "-fno-math-errno"]
 
-#: File suffix -> flags of the instruction set that file may use. No other file may use it.
-ISA_FLAGS = {
-    "_avx2.c": ["-mavx2", "-mfma", "-mf16c"],
-}
+def isa_flags() -> dict[str, list[str]]:
+    """ISA -> the flags that kernels_<isa>.c may use, and no other file, on this machine's kind."""
+    lines = (ROOT / "csrc" / "cpu" / "isa_flags").read_text().splitlines()
+    rows = [line.split() for line in lines]
+    return {isa: flags for machine, isa, *flags in rows if machine == platform.machine()}
+
+
+ISA_FLAGS = isa_flags()
 
 
 def flags_for(source: str) -> list[str]:
-    for suffix, flags in ISA_FLAGS.items():
-        if source.endswith(suffix):
-            return flags
-    return []
+    return ISA_FLAGS.get(Path(source).stem.removeprefix("kernels_"), [])
+
+
+def is_for_this_machine(path: Path) -> bool:
+    isa = path.stem.removeprefix("kernels_")
+    return isa == path.stem or isa == "ref" or isa in ISA_FLAGS
 
 
 def sources() -> list[str]:
-    found = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.c"))
-    return [s for s in found if IS_X86 or not flags_for(s)]
+    found = [p for p in (ROOT / "csrc").rglob("*.c") if is_for_this_machine(p)]
+    return sorted(str(p.relative_to(ROOT)) for p in found)
 
 
 def version() -> str:

@@ -286,6 +286,8 @@ class TurbomindEngineConfig(_EngineConfig):
     download_dir, revision: for model ids that are no path. hf_overrides: replaces keys of
     config.json. enable_metrics: both values are accepted; metrics come with the server.
     device: "auto" or "cpu". num_threads: None: what affinity mask and cgroup quota allow.
+    fast_activations: weights of 4 bits meet activations of 8 bits instead of 16: faster prefill and
+    batches, at about llama.cpp's precision. Never on by itself.
 
     Raises ValueError for a wrong value, UnsupportedError for one this release does not serve.
     """
@@ -335,7 +337,7 @@ class TurbomindEngineConfig(_EngineConfig):
     enable_metrics: bool = True
     device: str = "auto"
     num_threads: int | None = None
-    fast_activations: bool = _only(False)
+    fast_activations: bool = False
     batch_invariant: bool = _only(False, True, hint="the CPU engine always is")
     kv_bits: int | tuple[int, int] | None = _only(None, hint="the KV cache is fp16")
 

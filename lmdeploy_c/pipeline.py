@@ -128,6 +128,7 @@ class Pipeline:
             model,
             session_len=size.session_len,
             n_blocks=size.n_blocks,
+            fast_activations=config.fast_activations,
             max_batch_size=batch_size,
             max_prefill_token_num=prefill_tokens,
             block_len=size.block_len,

@@ -1,8 +1,8 @@
 /* Attention on the CPU: cutting a step into units and running them.
  * A unit computes what the numeric contract fixes (chunks of 256 positions, folded left to
- * right); the cut decides only who computes it. Prefill tiles fold their chunks themselves; a
- * lone decode row is split over chunks, so that all threads share a long context. The engine's
- * thread, and its workers in a region. */
+ * right); the cut decides only who computes it. A unit folds its chunks itself; a lone decode
+ * row is split over chunks, so that all threads share a long context. The engine's thread, and
+ * its workers in a region. */
 #include <math.h>
 #include <string.h>
 
@@ -34,36 +34,45 @@ void lmd_cpu_attention_bounds(const lmd_stream_config *config, int32_t *max_unit
     *max_partials = config->n_head * max_chunks;
 }
 
-static void add_unit(lmd_stream *stream, int32_t seq_idx, int32_t kv_head, int32_t token_begin,
-                     int32_t n_tokens, int32_t begin, int32_t end, int32_t partial_idx) {
+/* Units of one KV head: all its query heads, in as many tiles as they need. */
+static void add_units(lmd_stream *stream, lmd_attend_unit unit) {
     const lmd_stream_config *config = &stream->config;
-    int32_t group = config->n_head / config->n_kv_head;
+    int32_t group = config->n_head / config->n_kv_head, partial_idx = unit.partial_idx;
     for (int32_t h = 0; h < group; h += tile_heads(config)) {
-        stream->units[stream->n_units++] = (lmd_attend_unit){
-            .seq_idx = seq_idx,
-            .kv_head = kv_head,
-            .head_begin = kv_head * group + h,
-            .n_heads = min_i32(group - h, tile_heads(config)),
-            .token_begin = token_begin,
-            .n_tokens = n_tokens,
-            .begin = begin,
-            .end = end,
-            .partial_idx = partial_idx < 0 ? -1 : partial_idx + kv_head * group + h,
-        };
+        unit.head_begin = unit.kv_head * group + h;
+        unit.n_heads = min_i32(group - h, tile_heads(config));
+        unit.partial_idx = partial_idx < 0 ? -1 : partial_idx + unit.head_begin;
+        stream->units[stream->n_units++] = unit;
     }
 }
 
-/* A decode row: one unit for each chunk. Partials of chunk c stand at first + c * n_head +
- * head. */
-static void add_split_units(lmd_stream *stream, int32_t seq_idx, int32_t row,
-                            int32_t context_len, int32_t *n_partials) {
+/* Whether one unit of a decode row can write its K and V: no other reads them in this step. */
+static bool units_write_kv(const lmd_stream_config *config) {
+    return config->n_head / config->n_kv_head <= LMD_ATTEND_ROWS;
+}
+
+/* A decode row: one unit for each KV head, or for each chunk of it when `split`. Partials of
+ * chunk c stand at first + c * n_head + head. */
+static void add_decode_units(lmd_stream *stream, int32_t seq_idx, int32_t row,
+                             int32_t context_len, bool split, int32_t *n_partials) {
     const lmd_stream_config *config = &stream->config;
-    stream->seq_partials[seq_idx] = *n_partials;
-    for (int32_t begin = 0; begin < context_len; begin += LMD_CHUNK_LEN) {
-        int32_t end = min_i32(begin + LMD_CHUNK_LEN, context_len);
+    split = split && context_len > LMD_CHUNK_LEN;
+    int32_t piece = split ? LMD_CHUNK_LEN : context_len;
+    stream->seq_partials[seq_idx] = split ? *n_partials : -1;
+    for (int32_t begin = 0; begin < context_len; begin += piece) {
+        int32_t end = min_i32(begin + piece, context_len);
         for (int32_t h = 0; h < config->n_kv_head; h++)
-            add_unit(stream, seq_idx, h, row, 1, begin, end, *n_partials);
-        *n_partials += config->n_head;
+            add_units(stream,
+                      (lmd_attend_unit){.seq_idx = seq_idx,
+                                        .kv_head = h,
+                                        .token_begin = row,
+                                        .n_tokens = 1,
+                                        .begin = begin,
+                                        .end = end,
+                                        .partial_idx = split ? *n_partials : -1,
+                                        .writes_kv = end == context_len &&
+                                                     units_write_kv(config)});
+        if (split) *n_partials += config->n_head;
     }
 }
 
@@ -75,30 +84,49 @@ static void add_tile_units(lmd_stream *stream, int32_t seq_idx, int32_t first_ro
     for (int32_t t = (n_rows - 1) / n_tile * n_tile; t >= 0; t -= n_tile) {
         int32_t n = min_i32(n_rows - t, n_tile);
         for (int32_t h = 0; h < stream->config.n_kv_head; h++)
-            add_unit(stream, seq_idx, h, first_row + t, n, 0, history_len + t + n, -1);
+            add_units(stream, (lmd_attend_unit){.seq_idx = seq_idx,
+                                                .kv_head = h,
+                                                .token_begin = first_row + t,
+                                                .n_tokens = n,
+                                                .end = history_len + t + n,
+                                                .partial_idx = -1});
     }
+}
+
+/* Long contexts are split over chunks where sequences and heads alone are too few to keep the
+ * threads evenly busy. */
+static bool wants_splits(const lmd_stream *stream) {
+    int32_t n_units = stream->plan->n_tokens * head_tiles(&stream->config);
+    return n_units < 8 * lmd_threads_count(stream->threads);
 }
 
 void lmd_cpu_attention_plan(lmd_stream *stream) {
     const lmd_plan *plan = stream->plan;
+    const bool split = wants_splits(stream);
     int32_t n_partials = 0;
     stream->n_units = 0;
+    stream->writes_kv_first = false;
     for (int32_t s = 0; s < plan->n_seqs; s++) {
         int32_t first = plan->token_offsets[s], n = plan->input_lens[s];
         for (int32_t r = first; r < first + n; r++) stream->row_seqs[r] = s;
-        if (plan->slots[s] < 0)
+        if (plan->slots[s] < 0) {
             stream->seq_partials[s] = -1;
-        else if (n == 1)
-            add_split_units(stream, s, first, plan->history_lens[s] + 1, &n_partials);
-        else
+        } else if (n == 1) {
+            add_decode_units(stream, s, first, plan->history_lens[s] + 1, split, &n_partials);
+        } else {
             add_tile_units(stream, s, first, n, plan->history_lens[s]);
+            stream->writes_kv_first = true;
+        }
+        if (!units_write_kv(&stream->config)) stream->writes_kv_first = true;
     }
+    stream->has_splits = n_partials > 0;
 }
 
 /* ---- a region: write KV, attend, fold ---- */
 
 typedef struct attention_job {
     lmd_stream *stream;
+    lmd_cpu_op *op;
     const lmd_attention_args *args;
 } attention_job;
 
@@ -111,35 +139,47 @@ static float *partial_at(const lmd_stream *stream, int32_t idx) {
     return stream->partials + (int64_t)idx * (stream->config.head_dim + 2);
 }
 
-/* q/k norm and RoPE in place, then K and V into the cache: one row of the step. */
-static void write_row(const attention_job *job, int32_t row) {
+/* Norm (if any) and RoPE of one query or key head, in place. */
+static void rotate_head(const attention_job *job, float *head, int32_t position,
+                        const lmd_weight *norm) {
+    const lmd_stream *stream = job->stream;
+    const int32_t head_dim = stream->config.head_dim;
+    if (norm)
+        stream->kernels->rms_norm(head, head, norm->vector, head_dim, job->args->norm_eps);
+    stream->kernels->rope(head, stream->config.rope_table + (int64_t)position * head_dim,
+                          head_dim);
+}
+
+/* Rotates one row's key of one head, in place, and writes it and the value into the cache. */
+static void write_kv(const attention_job *job, int32_t row, int32_t kv_head) {
     const lmd_stream *stream = job->stream;
     const lmd_stream_config *config = &stream->config;
     const lmd_plan *plan = stream->plan;
     const int32_t head_dim = config->head_dim, position = plan->positions[row];
-    const int32_t seq = stream->row_seqs[row];
-    if (plan->slots[seq] < 0) return;
-    float *x = job->args->qkv->x + (int64_t)row * job->args->qkv->n_cols;
-    const float *cos_sin = config->rope_table + (int64_t)position * head_dim;
-    for (int32_t h = 0; h < config->n_head + config->n_kv_head; h++) {
-        float *head = x + (int64_t)h * head_dim;
-        const lmd_weight *norm = h < config->n_head ? job->args->q_norm : job->args->k_norm;
-        if (norm)
-            stream->kernels->rms_norm(head, head, norm->vector, head_dim, job->args->norm_eps);
-        stream->kernels->rope(head, cos_sin, head_dim);
-    }
-    const float *keys = x + (int64_t)config->n_head * head_dim;
-    const float *values = keys + (int64_t)config->n_kv_head * head_dim;
-    const int32_t *block_ids = plan->block_ids + plan->block_offsets[seq];
-    int64_t block = block_ids[position / config->block_len] * stream->block_stride;
-    for (int32_t h = 0; h < config->n_kv_head; h++)
-        stream->kernels->kv_write(kv_head_base(stream, job->args->layer, h) + block,
-                                  keys + (int64_t)h * head_dim, values + (int64_t)h * head_dim,
-                                  position % config->block_len, config->block_len, head_dim,
-                                  config->kv_bits);
+    const lmd_buffer *qkv = job->args->qkv;
+    float *key = qkv->memory.x + (int64_t)row * qkv->n_cols +
+                 (int64_t)(config->n_head + kv_head) * head_dim;
+    const int32_t *block_ids = plan->block_ids + plan->block_offsets[stream->row_seqs[row]];
+    rotate_head(job, key, position, job->args->k_norm);
+    stream->kernels->kv_write(
+        kv_head_base(stream, job->args->layer, kv_head) +
+            block_ids[position / config->block_len] * stream->block_stride,
+        key, key + (int64_t)config->n_kv_head * head_dim, position % config->block_len,
+        config->block_len, head_dim, config->kv_bits);
 }
 
-/* Copies the unit's queries, scaled, one row for each (token, head). */
+/* Rows of sequences with several tokens in this step: their units read one another's K and V. */
+static void write_kv_rows(const attention_job *job, atomic_int *next) {
+    const lmd_plan *plan = job->stream->plan;
+    const bool every_row = !units_write_kv(&job->stream->config);
+    for (int32_t r; (r = lmd_threads_take(next, plan->n_tokens)) >= 0;) {
+        int32_t seq = job->stream->row_seqs[r];
+        if (plan->slots[seq] < 0 || (plan->input_lens[seq] == 1 && !every_row)) continue;
+        for (int32_t h = 0; h < job->stream->config.n_kv_head; h++) write_kv(job, r, h);
+    }
+}
+
+/* Copies the unit's queries, rotated and scaled, one row for each (token, head). */
 static int32_t gather_queries(const attention_job *job, const lmd_attend_unit *unit,
                               lmd_thread_scratch *scratch) {
     const lmd_stream *stream = job->stream;
@@ -147,24 +187,32 @@ static int32_t gather_queries(const attention_job *job, const lmd_attend_unit *u
     const float scale = 1.0f / sqrtf((float)head_dim);
     int32_t n_rows = 0;
     for (int32_t t = 0; t < unit->n_tokens; t++) {
-        int32_t row = unit->token_begin + t;
+        int32_t row = unit->token_begin + t, position = stream->plan->positions[row];
         for (int32_t h = 0; h < unit->n_heads; h++, n_rows++) {
-            const float *q = job->args->qkv->x + (int64_t)row * job->args->qkv->n_cols +
-                             (int64_t)(unit->head_begin + h) * head_dim;
-            for (int32_t d = 0; d < head_dim; d++) scratch->q[n_rows][d] = q[d] * scale;
-            scratch->row_ends[n_rows] = stream->plan->positions[row] + 1;
+            float *q = scratch->q[n_rows];
+            memcpy(q,
+                   job->args->qkv->memory.x + (int64_t)row * job->args->qkv->n_cols +
+                       (int64_t)(unit->head_begin + h) * head_dim,
+                   (size_t)head_dim * sizeof *q);
+            rotate_head(job, q, position, job->args->q_norm);
+            for (int32_t d = 0; d < head_dim; d++) q[d] *= scale;
+            scratch->row_ends[n_rows] = position + 1;
         }
     }
     return n_rows;
 }
 
-static void write_output(const attention_job *job, int32_t row, int32_t head, const float *o,
+static void write_output(const attention_job *job, int32_t row, int32_t head, float *o,
                          float sum) {
+    const lmd_cpu_op *op = job->op;
     const int32_t head_dim = job->stream->config.head_dim;
-    float *out =
-        job->args->out->x + (int64_t)row * job->args->out->n_cols + (int64_t)head * head_dim;
     float inverse = 1.0f / sum;
-    for (int32_t d = 0; d < head_dim; d++) out[d] = o[d] * inverse;
+    for (int32_t d = 0; d < head_dim; d++) o[d] *= inverse;
+    if (op->quantizes)
+        job->stream->kernels->quantize(&op->out_acts, row, head * head_dim, head_dim, o);
+    if (!op->quantizes || op->keeps_x)
+        memcpy(op->out->memory.x + (int64_t)row * op->out->n_cols + (int64_t)head * head_dim, o,
+               (size_t)head_dim * sizeof *o);
 }
 
 static void run_unit(const attention_job *job, const lmd_attend_unit *unit,
@@ -173,9 +221,9 @@ static void run_unit(const attention_job *job, const lmd_attend_unit *unit,
     const lmd_stream_config *config = &stream->config;
     const int32_t head_dim = config->head_dim;
     const int32_t n_rows = gather_queries(job, unit, scratch);
+    if (unit->writes_kv) write_kv(job, unit->token_begin, unit->kv_head);
     lmd_attend_args args = {
         .q = scratch->q[0],
-        .q_stride = LMD_MAX_HEAD_DIM,
         .n_rows = n_rows,
         .row_ends = scratch->row_ends,
         .block_len = config->block_len,
@@ -225,25 +273,18 @@ static void fold_sequence(const attention_job *job, int32_t seq_idx,
     }
 }
 
-static void attention_region(void *arg, int32_t thread_idx) {
-    const attention_job *job = arg;
-    lmd_stream *stream = job->stream;
-    const lmd_plan *plan = stream->plan;
-    const int32_t n_threads = lmd_threads_count(stream->threads);
+void lmd_cpu_attention_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx) {
+    const attention_job job = {stream, op, &op->attention};
     lmd_thread_scratch *scratch = stream->scratch[thread_idx];
-    for (int32_t r = thread_idx; r < plan->n_tokens; r += n_threads) write_row(job, r);
+    if (stream->writes_kv_first) {
+        write_kv_rows(&job, &op->next[0]);
+        lmd_threads_barrier(stream->threads);
+    }
+    for (int32_t i; (i = lmd_threads_take(&op->next[1], stream->n_units)) >= 0;)
+        run_unit(&job, &stream->units[i], scratch);
+    if (!stream->has_splits) return;
     lmd_threads_barrier(stream->threads);
-    for (int32_t i; (i = lmd_threads_take(&stream->next[0], stream->n_units)) >= 0;)
-        run_unit(job, &stream->units[i], scratch);
-    lmd_threads_barrier(stream->threads);
-    for (int32_t s = thread_idx; s < plan->n_seqs; s += n_threads)
-        if (stream->seq_partials[s] >= 0) fold_sequence(job, s, scratch);
-}
-
-void lmd_cpu_attention(lmd_stream *stream, const lmd_attention_args *args) {
-    attention_job job = {stream, args};
-    args->qkv->group_size = 0;
-    args->out->group_size = 0;
-    atomic_store(&stream->next[0], 0);
-    lmd_threads_run(stream->threads, attention_region, &job);
+    const int32_t n_threads = lmd_threads_count(stream->threads);
+    for (int32_t s = thread_idx; s < stream->plan->n_seqs; s += n_threads)
+        if (stream->seq_partials[s] >= 0) fold_sequence(&job, s, scratch);
 }

@@ -55,9 +55,9 @@ static lmd_status backend_stream_new(lmd_backend *self, const lmd_stream_config 
 }
 
 static lmd_status backend_step_wait(lmd_stream *stream, lmd_err *err) {
-    (void)stream;
-    (void)err;
-    return LMD_OK; /* operations have run when they return, and none can fail */
+    (void)err; /* no operation can fail */
+    lmd_cpu_step_run(stream);
+    return LMD_OK;
 }
 
 static const lmd_backend_ops cpu_ops = {

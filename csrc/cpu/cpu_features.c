@@ -17,6 +17,19 @@ static bool has_f16c(void) {
 static bool has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
+
+/* gcc 12 has no name for AVX-VNNI: leaf 7, subleaf 1, EAX bit 4. */
+static bool has_avxvnni(void) {
+    unsigned eax, ebx, ecx, edx;
+    return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
+           (eax & (1u << 4)) != 0;
+}
+
+static bool has_avx512(void) {
+    return has_avx2() && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
 #endif
 
 int lmd_cpu_isas(lmd_isa isas[LMD_MAX_ISAS]) {
@@ -25,6 +38,8 @@ int lmd_cpu_isas(lmd_isa isas[LMD_MAX_ISAS]) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     isas[n++] = (lmd_isa){&lmd_cpu_kernels_avx2, has_avx2()};
+    isas[n++] = (lmd_isa){&lmd_cpu_kernels_avxvnni, has_avxvnni()};
+    isas[n++] = (lmd_isa){&lmd_cpu_kernels_avx512, has_avx512()};
 #endif
     return n;
 }

@@ -10,32 +10,49 @@
 #include "quant/weight_codec.h"
 
 /* Weights lie in panels of 16 output rows, so that one vector holds the same column of 16 (or
- * 8) rows. float   [n_cols][16] elements of float_dtype codes   for each group: 16 half scales,
- * 16 half offsets unless LMD_OFFSET_NONE, then lines of 64 B: U4: a line holds 8 columns; byte
- * 4n+j is w[n][k+j] | w[n][k+4+j] << 4 I8, U8: a line holds 4 columns; byte 4n+j is w[n][k+j]
+ * 8, or 4) rows.
+ *   float  [n_cols][16] elements of float_dtype
+ *   codes  for each group: 16 half scales, 16 half offsets unless LMD_OFFSET_NONE, then lines
+ *          of 64 B:
+ *     U4      a line holds 8 columns; byte 4n+j is w[n][k+j] | w[n][k+4+j] << 4
+ *     I8, U8  a line holds 4 columns; byte 4n+j is w[n][k+j]; I8 is stored plus 128
  * Rows past the matrix's last are zero with zero scales. */
-enum { LMD_PANEL_ROWS = 16 };
+enum { LMD_PANEL_ROWS = 16, LMD_I8_BIAS = 128 };
 
 /* Bytes of one panel of n_cols columns. */
 int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols);
 
-/* Activations of a step, quantised per group as int16 with |q| <= 32639, in blocks of 8 columns
- * whose order is 0 2 4 6 1 3 5 7: the pairs that meet one 32-bit lane of a panel's line. */
-enum { LMD_ACT_MAX = 32639 };
+/* Activations of a step: in fp32 for float weights, and quantised per group for codes, as
+ * integers of |q| <= LMD_ACT16_MAX (W4A16) or LMD_ACT8_MAX (fast activations).
+ * Quantised rows lie in tiles, the rows that a kernel computes together; tile t holds rows
+ * [n_rows * t / n_tiles, n_rows * (t + 1) / n_tiles). What stands where inside a tile is the
+ * secret of a table's quantize and panel. Sizes: of q, n_cols * 2 bytes a row; of the others,
+ * n_groups values a row. */
+enum { LMD_ACT16_MAX = 32639, LMD_ACT8_MAX = 127 };
 
 typedef struct lmd_acts {
-    const float *x;      /* [n_rows, n_cols] for float weights */
-    const int16_t *q;    /* [n_rows, n_cols] */
-    const float *scales; /* [n_rows, n_groups]; NaN where the group held a NaN or an infinity */
-    const int32_t *sums; /* [n_rows, n_groups] sum of q */
-    int32_t n_cols, n_groups;
+    float *x;           /* [n_rows, n_cols] */
+    uint8_t *q;         /* the integers; aligned to 64 */
+    float *scales;      /* of a group; NaN where it held a NaN or an infinity */
+    int32_t *sums;      /* sum of q over a group */
+    float *scaled_sums; /* scale * sum */
+    int32_t n_rows, n_cols, group_size;
+    int32_t bits;    /* 16 or 8 */
+    int32_t n_tiles; /* ceil(n_rows / tile_rows(bits, n_rows)) */
 } lmd_acts;
+
+static inline int32_t lmd_tile_begin(const lmd_acts *acts, int32_t tile) {
+    return (int32_t)((int64_t)acts->n_rows * tile / acts->n_tiles);
+}
+
+static inline int32_t lmd_tile_of(const lmd_acts *acts, int32_t row) {
+    return (int32_t)((((int64_t)row + 1) * acts->n_tiles - 1) / acts->n_rows);
+}
 
 /* One tile of attention: n_rows query rows against the positions [begin, end) of one KV chunk.
  */
 typedef struct lmd_attend_args {
-    const float *q;          /* [n_rows, q_stride] already scaled by 1/sqrt(head_dim) */
-    int32_t q_stride;        /* floats */
+    const float *q;          /* [n_rows][LMD_MAX_HEAD_DIM] already scaled by 1/sqrt(head_dim) */
     int32_t n_rows;          /* at most LMD_ATTEND_ROWS */
     const int32_t *row_ends; /* [n_rows] positions visible to each row: 1 .. */
     int32_t begin, end;      /* positions; begin is a multiple of 256 */
@@ -46,32 +63,38 @@ typedef struct lmd_attend_args {
     int32_t kv_bits;          /* 16 or 32 */
 } lmd_attend_args;
 
-/* What a row knows after some chunks: o is not yet divided by l. */
 enum {
-    LMD_ATTEND_ROWS = 32,
+    LMD_ATTEND_ROWS = 48,
     LMD_CHUNK_LEN = 256, /* positions; part of the numeric contract */
-    LMD_MAX_HEAD_DIM = 256
+    LMD_MAX_HEAD_DIM = 256,
+    LMD_KV_PADDING = 64 /* bytes that may be read behind the last block of a pool */
 };
 
+/* What a row knows after a chunk: o is not yet divided by sum. */
 typedef struct lmd_attend_state {
     float max[LMD_ATTEND_ROWS], sum[LMD_ATTEND_ROWS];
     _Alignas(64) float o[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
-    _Alignas(64) float keys[LMD_CHUNK_LEN * LMD_MAX_HEAD_DIM];   /* a block in fp32 */
-    _Alignas(64) float values[LMD_CHUNK_LEN * LMD_MAX_HEAD_DIM]; /* a block in fp32 */
     _Alignas(64) float p[LMD_ATTEND_ROWS][LMD_CHUNK_LEN];
+    _Alignas(64) float keys[LMD_CHUNK_LEN * LMD_MAX_HEAD_DIM]; /* a block in fp32 */
+    _Alignas(64) float values[LMD_CHUNK_LEN * LMD_MAX_HEAD_DIM + LMD_KV_PADDING];
 } lmd_attend_state;
 
 typedef struct lmd_cpu_kernels {
     const char *isa;
 
-    /* out[r][0..15] = rows [row0, row0 + n_rows) of the activations times one panel. */
-    void (*panel)(float *out /* [n_rows, 16] */, const uint8_t *panel,
-                  const lmd_weight_format *format, const lmd_acts *acts, int32_t row0,
-                  int32_t n_rows);
+    /* Rows that the panel kernel computes together when n_rows of `bits` come in a step. */
+    int32_t (*tile_rows)(int32_t bits, int32_t n_rows);
 
-    /* Quantises one row: n_cols is a multiple of group_size, group_size of 32. */
-    void (*quantize)(int16_t *q, float *scales, int32_t *sums, const float *x, int32_t n_cols,
-                     int32_t group_size);
+    /* Bytes of the scratch that `panel` wants for n_cols columns. */
+    size_t (*scratch_bytes)(int32_t n_cols);
+
+    /* out[r][0..15] = one panel times the rows of n_tiles tiles, from tile0's first on. */
+    void (*panel)(float *out, const uint8_t *panel, const lmd_weight_format *format,
+                  const lmd_acts *acts, int32_t tile0, int32_t n_tiles, void *scratch);
+
+    /* Quantises columns [col0, col0 + n) of one row: multiples of the group size. */
+    void (*quantize)(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
+                     const float *x);
 
     /* out = x / rms(x) * weight; n need not be a multiple of anything; out may be x. */
     void (*rms_norm)(float *out, const float *x, const float *weight, int32_t n, float eps);
@@ -79,7 +102,7 @@ typedef struct lmd_cpu_kernels {
     /* Rotates one head in place: pairs (i, i + head_dim / 2); cos_sin is [head_dim / 2][2]. */
     void (*rope)(float *x, const float *cos_sin, int32_t head_dim);
 
-    /* out = silu(gate) * up; out may be gate. */
+    /* out = silu(gate) * up; n is a multiple of 16; out may be gate. */
     void (*silu_mul)(float *out, const float *gate, const float *up, int32_t n);
 
     /* Writes one position's key and value into its block. Keys lie in panels of 16 positions,
@@ -100,6 +123,8 @@ typedef struct lmd_cpu_kernels {
 extern const lmd_cpu_kernels lmd_cpu_kernels_ref;
 #if defined(__x86_64__)
 extern const lmd_cpu_kernels lmd_cpu_kernels_avx2;
+extern const lmd_cpu_kernels lmd_cpu_kernels_avxvnni;
+extern const lmd_cpu_kernels lmd_cpu_kernels_avx512;
 #endif
 
 #endif

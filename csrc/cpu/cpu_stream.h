@@ -1,7 +1,9 @@
-/* A CPU stream: what one engine needs on the CPU backend, and the operations of a step on it.
- * Owns: the KV pool, activation buffers, logits, scratch for each thread, the step's attention
- * units. Operations run at once on the backend's threads and return when done. The engine's
- * thread alone. Must not know: architectures, sequences' history beyond the plan. */
+/* A CPU stream: what one engine needs on the CPU backend.
+ * Owns: the KV pool, activation buffers, logits, scratch for each thread, the step's list of
+ * operations. An operation is recorded when it is called, and run, with the others, in one
+ * parallel region by step_wait: so an operation knows who reads its output, and a thread may go
+ * on without waiting where nothing is shared. The engine's thread alone. Must not know:
+ * architectures, sequences' history beyond the plan. */
 #ifndef LMD_CPU_CPU_STREAM_H
 #define LMD_CPU_CPU_STREAM_H
 
@@ -11,15 +13,37 @@
 #include "cpu/cpu_sampling.h"
 #include "cpu/cpu_weight.h"
 
+typedef struct lmd_cpu_op lmd_cpu_op;
+
 struct lmd_buffer {
     lmd_buffer *next; /* of the stream's list */
-    int32_t n_cols;
-    float *x;           /* [max_rows, n_cols] */
-    int16_t *q;         /* [max_rows, n_cols]; NULL where n_cols is no multiple of 32 */
-    float *scales;      /* [max_rows, n_cols / 32] */
-    int32_t *sums;      /* [max_rows, n_cols / 32] */
-    int32_t group_size; /* q holds x quantised by it; 0: q is stale */
-    size_t x_bytes, q_bytes, group_bytes;
+    int32_t max_rows, n_cols;
+    lmd_acts memory;      /* x; and, where n_cols is a multiple of 32, the quantised arrays */
+    lmd_cpu_op *producer; /* the operation of this step that wrote it last; NULL: none */
+};
+
+/* One recorded operation; each kind uses its own few fields. */
+struct lmd_cpu_op {
+    void (*run)(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx);
+    lmd_buffer *in, *out;
+    const lmd_weight *weight;
+    const float *bias; /* [n_rows of weight] or NULL */
+    float *to;         /* a linear's [n_rows, n_to] */
+    int32_t n_to;
+    int32_t first, n_rows;      /* of the step, or of its logits rows */
+    const int32_t *rows;        /* norm: [n_rows] rows of `in`; NULL: as they stand */
+    lmd_epilogue epilogue;
+    float eps;
+    lmd_attention_args attention;
+    lmd_sample_result *results;
+    lmd_acts acts;     /* a linear's input, quantised or not */
+    lmd_acts out_acts; /* `out` as its reader wants it */
+    bool quantizes;    /* writes out as out_acts says */
+    bool keeps_x;      /* and fp32 too: another reader wants another form */
+    bool is_private;   /* a norm that every thread does for itself: nobody waits for it; and
+                          the linear that reads it */
+    int32_t take_panels, n_takes, block_tiles, n_blocks; /* a linear's cut */
+    atomic_int next[2];                                  /* work counters of two phases */
 };
 
 /* One piece of a step's attention: some tokens of a sequence, some query heads of one KV head,
@@ -31,7 +55,14 @@ typedef struct lmd_attend_unit {
     int32_t token_begin, n_tokens; /* rows of the step */
     int32_t begin, end;            /* positions */
     int32_t partial_idx;           /* of head_begin at this chunk; -1: not split */
+    bool writes_kv;                /* of its one token, before it attends */
 } lmd_attend_unit;
+
+enum {
+    LMD_ROW_BLOCK = 96, /* rows that meet a panel while it is in the first caches */
+    LMD_TAKE_PANELS = 8, /* most panels that a thread takes at once */
+    LMD_PRIVATE_COLS = 8192 /* rows * columns that each thread may norm for itself */
+};
 
 /* Private to one thread during a region. */
 typedef struct lmd_thread_scratch {
@@ -40,6 +71,14 @@ typedef struct lmd_thread_scratch {
     int32_t row_ends[LMD_ATTEND_ROWS];
     _Alignas(64) float q[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
     _Alignas(64) float o[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
+    _Alignas(64) float tile[LMD_ROW_BLOCK * LMD_PANEL_ROWS];
+    _Alignas(64) float up[LMD_ROW_BLOCK * LMD_PANEL_ROWS];
+    _Alignas(64) float wide[LMD_ROW_BLOCK * LMD_TAKE_PANELS * LMD_PANEL_ROWS];
+    _Alignas(64) float private_x[LMD_PRIVATE_COLS];
+    _Alignas(64) uint8_t private_q[LMD_PRIVATE_COLS * 2];
+    float private_scales[LMD_PRIVATE_COLS / 32], private_scaled_sums[LMD_PRIVATE_COLS / 32];
+    int32_t private_sums[LMD_PRIVATE_COLS / 32];
+    uint8_t *panel; /* [stream's panel_scratch_bytes] the kernels' own */
     lmd_cpu_sample_scratch sample;
 } lmd_thread_scratch;
 
@@ -52,13 +91,18 @@ struct lmd_stream {
 
     uint8_t *kv; /* [n_blocks][n_layer][n_kv_head] of head_bytes: keys, then values */
     int64_t head_bytes, block_stride;
-    size_t kv_bytes;
+    size_t kv_bytes; /* with LMD_KV_PADDING */
     float *rope_table;
 
-    const lmd_plan *plan;   /* of the step under way */
+    const lmd_plan *plan; /* of the step under way */
+    lmd_cpu_op *ops;      /* [max_ops] */
+    int32_t n_ops, max_ops;
+
     int32_t *row_seqs;      /* [max_tokens] the sequence of each row */
     lmd_attend_unit *units; /* [max_units] */
     int32_t n_units, max_units;
+    bool writes_kv_first; /* some rows write K and V before any unit starts */
+    bool has_splits;
     float *partials; /* [max_partials, head_dim + 2] o, max, sum */
     int32_t max_partials;
     int32_t *seq_partials; /* [max_seqs] first partial of a split sequence; -1: not split */
@@ -66,18 +110,9 @@ struct lmd_stream {
     lmd_buffer *final;            /* [max_logits_rows, hidden_dim] */
     float *logits;                /* [max_logits_rows, vocab_size] */
     lmd_thread_scratch **scratch; /* [n_threads] */
-    atomic_int next[2];           /* work counters of a region's two phases */
+    size_t panel_scratch_bytes;
 };
 
-/* Makes the step's attention units from its plan. */
-void lmd_cpu_attention_plan(lmd_stream *stream);
-/* The `attention` operation of the backend's table. */
-void lmd_cpu_attention(lmd_stream *stream, const lmd_attention_args *args);
-/* Upper bounds for the arrays that lmd_cpu_attention_plan fills. */
-void lmd_cpu_attention_bounds(const lmd_stream_config *config, int32_t *max_units,
-                              int32_t *max_partials);
-
-/* The other operations; see backend.h. */
 lmd_status lmd_cpu_stream_new(lmd_backend *backend, lmd_threads *threads,
                               const lmd_cpu_kernels *kernels, const lmd_stream_config *config,
                               lmd_stream **out, lmd_err *err);
@@ -85,14 +120,38 @@ void lmd_cpu_stream_free(lmd_stream *stream);
 size_t lmd_cpu_kv_block_bytes(const lmd_stream_config *config);
 lmd_status lmd_cpu_buffer_new(lmd_stream *stream, int32_t n_cols, lmd_buffer **out,
                               lmd_err *err);
+
+/* The operations of a step; see backend.h. */
 void lmd_cpu_step_begin(lmd_stream *stream, const lmd_plan *plan);
 void lmd_cpu_embed(lmd_stream *stream, const lmd_weight *table, lmd_buffer *out);
 void lmd_cpu_add_norm(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *weight,
                       float eps, lmd_buffer *out);
 void lmd_cpu_linear(lmd_stream *stream, const lmd_linear_args *args);
+void lmd_cpu_attention(lmd_stream *stream, const lmd_attention_args *args);
 void lmd_cpu_logits(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *norm, float eps,
                     const lmd_weight *lm_head, int32_t first, int32_t n);
 void lmd_cpu_sample(lmd_stream *stream, int32_t first, int32_t n, lmd_sample_result *results);
+void lmd_cpu_step_run(lmd_stream *stream);
 void lmd_cpu_kv_copy(lmd_stream *stream, const lmd_block_copy *copies, int32_t n);
+
+/* Between the files of a stream. */
+
+/* Appends an operation that writes `out` (NULL: none of the buffers). */
+lmd_cpu_op *lmd_cpu_op_add(lmd_stream *stream,
+                           void (*run)(lmd_stream *, lmd_cpu_op *, int32_t), lmd_buffer *out,
+                           int32_t n_rows);
+/* The thread's copy of what an operation with each_thread makes; thread 0 has the buffer. */
+lmd_acts lmd_cpu_private_acts(const lmd_stream *stream, const lmd_acts *shared,
+                              int32_t thread_idx);
+void lmd_cpu_linear_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx);
+/* Cuts a linear into takes of panels and blocks of rows, once its output's form is known. */
+void lmd_cpu_linear_cut(const lmd_stream *stream, lmd_cpu_op *op);
+
+/* Makes the step's attention units from its plan. */
+void lmd_cpu_attention_plan(lmd_stream *stream);
+void lmd_cpu_attention_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx);
+/* Upper bounds for the arrays that lmd_cpu_attention_plan fills. */
+void lmd_cpu_attention_bounds(const lmd_stream_config *config, int32_t *max_units,
+                              int32_t *max_partials);
 
 #endif

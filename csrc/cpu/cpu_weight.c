@@ -2,6 +2,7 @@
 #include "cpu/cpu_weight.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/half.h"
@@ -9,11 +10,15 @@
 
 enum { MAX_GROUPS = 1 << 20 }; /* of one row; far above any model's, keeps sizes in int64 */
 
+static bool is_nibbles(const lmd_weight_format *format) {
+    return format->kind == LMD_WEIGHT_U4 || format->kind == LMD_WEIGHT_I4;
+}
+
 int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols) {
     if (format->kind == LMD_WEIGHT_FLOAT)
         return (int64_t)n_cols * LMD_PANEL_ROWS * lmd_dtype_block_bytes(format->float_dtype);
     int64_t header = format->offset == LMD_OFFSET_NONE ? 32 : 64;
-    int64_t lines = (int64_t)format->group_size * (format->kind == LMD_WEIGHT_U4 ? 8 : 16);
+    int64_t lines = (int64_t)format->group_size * (is_nibbles(format) ? 8 : 16);
     return n_cols / format->group_size * (header + lines);
 }
 
@@ -45,6 +50,8 @@ static void pack_code_row(uint8_t *panel, int32_t lane, const lmd_weight_format 
                           int32_t n_cols, const uint8_t *codes, const uint16_t *scales,
                           const uint16_t *offsets) {
     const int32_t group_size = format->group_size;
+    const bool nibbles = is_nibbles(format);
+    const uint8_t flip = format->kind == LMD_WEIGHT_I8 ? LMD_I8_BIAS : 0; /* adds the bias */
     for (int32_t g = 0; g < n_cols / group_size; g++) {
         uint16_t *header = (uint16_t *)(void *)panel;
         header[lane] = scales[g];
@@ -56,14 +63,14 @@ static void pack_code_row(uint8_t *panel, int32_t lane, const lmd_weight_format 
         for (int32_t k = 0; k < group_size; k += 8, codes += 8) {
             uint8_t *line = panel + lane * 4;
             for (int32_t j = 0; j < 4; j++) {
-                if (format->kind == LMD_WEIGHT_U4) {
+                if (nibbles) {
                     line[j] = (uint8_t)(codes[j] | codes[4 + j] << 4);
                 } else {
-                    line[j] = codes[j];
-                    line[64 + j] = codes[4 + j];
+                    line[j] = codes[j] ^ flip;
+                    line[64 + j] = codes[4 + j] ^ flip;
                 }
             }
-            panel += format->kind == LMD_WEIGHT_U4 ? 64 : 128;
+            panel += nibbles ? 64 : 128;
         }
     }
 }
@@ -190,6 +197,7 @@ static float float_at(const uint8_t *at, lmd_dtype dtype) {
 static void code_row(const lmd_weight_format *format, const uint8_t *panel, int32_t lane,
                      int32_t n_cols, float *out) {
     const int32_t group_size = format->group_size;
+    const bool nibbles = is_nibbles(format);
     for (int32_t g = 0; g < n_cols / group_size; g++, out += group_size) {
         const uint16_t *header = (const uint16_t *)(const void *)panel;
         float scale = lmd_half_to_float(header[lane]), offset = 0.0f;
@@ -199,17 +207,19 @@ static void code_row(const lmd_weight_format *format, const uint8_t *panel, int3
             panel += 32;
         }
         for (int32_t k = 0; k < group_size; k++) {
-            const uint8_t *line = panel + k / 8 * (format->kind == LMD_WEIGHT_U4 ? 64 : 128);
+            const uint8_t *line = panel + k / 8 * (nibbles ? 64 : 128);
             int32_t j = k % 4, second = k / 4 % 2, code;
-            if (format->kind == LMD_WEIGHT_U4)
+            if (nibbles)
                 code = second ? line[lane * 4 + j] >> 4 : line[lane * 4 + j] & 15;
             else
                 code = line[second * 64 + lane * 4 + j];
-            if (format->kind == LMD_WEIGHT_I8) code = (int8_t)code;
+            code -= format->kind == LMD_WEIGHT_I8   ? LMD_I8_BIAS
+                    : format->kind == LMD_WEIGHT_I4 ? LMD_I4_BIAS
+                                                    : 0;
             out[k] = format->offset == LMD_OFFSET_ZERO ? scale * ((float)code - offset)
                                                        : fmaf(scale, (float)code, offset);
         }
-        panel += group_size * (format->kind == LMD_WEIGHT_U4 ? 8 : 16);
+        panel += group_size * (nibbles ? 8 : 16);
     }
 }
 

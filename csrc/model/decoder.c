@@ -123,6 +123,7 @@ static lmd_stream_config stream_config(const lmd_model *model,
         .n_blocks = config->n_blocks,
         .block_len = config->block_len,
         .kv_bits = config->kv_bits,
+        .fast_activations = config->fast_activations,
         .n_positions = config->session_len,
     };
 }

@@ -25,7 +25,8 @@ typedef struct engine_object {
 /* ---- lifetime ---- */
 
 static lmd_status open_engine(const lmd_model *model, const lmd_engine_config *config,
-                              int32_t kv_bits, lmd_engine **out, lmd_err *err) {
+                              int32_t kv_bits, bool fast_activations, lmd_engine **out,
+                              lmd_err *err) {
     lmd_decoder_config decoder = {
         .session_len = config->session_len,
         .max_tokens = config->max_prefill_token_num,
@@ -33,6 +34,7 @@ static lmd_status open_engine(const lmd_model *model, const lmd_engine_config *c
         .n_blocks = config->n_blocks,
         .block_len = config->block_len,
         .kv_bits = kv_bits,
+        .fast_activations = fast_activations,
     };
     lmd_executor *executor;
     LMD_TRY(lmd_decoder_new(model, &decoder, &executor, err));
@@ -60,15 +62,15 @@ static int check_limits(const lmd_engine_config *config) {
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {
         "model",     "session_len", "n_blocks", "max_batch_size", "max_prefill_token_num",
-        "block_len", "kv_bits",     NULL};
+        "block_len", "kv_bits",     "fast_activations", NULL};
     PyObject *model_obj;
     lmd_engine_config config = {
         .max_batch_size = 64, .max_prefill_token_num = 512, .block_len = 64};
-    int kv_bits = 16;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiii:Engine", names, &model_obj,
+    int kv_bits = 16, fast_activations = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiip:Engine", names, &model_obj,
                                      &config.session_len, &config.n_blocks,
                                      &config.max_batch_size, &config.max_prefill_token_num,
-                                     &config.block_len, &kv_bits))
+                                     &config.block_len, &kv_bits, &fast_activations))
         return NULL;
     const lmd_model *model = lmd_py_model_get(model_obj);
     if (!model || check_limits(&config) < 0) return NULL;
@@ -80,7 +82,7 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = open_engine(model, &config, kv_bits, &self->engine, &err);
+    status = open_engine(model, &config, kv_bits, fast_activations, &self->engine, &err);
     Py_END_ALLOW_THREADS
     if (status == LMD_OK) return (PyObject *)self;
     Py_DECREF(self);
@@ -392,7 +394,7 @@ static PyType_Slot engine_slots[] = {
     {Py_tp_methods, engine_methods},
     {Py_tp_doc,
      "Engine(model, *, session_len, n_blocks, max_batch_size=64, max_prefill_token_num=512, "
-     "block_len=64, kv_bits=16)\n\nContinuous batching over one model, in a thread of its "
+     "block_len=64, kv_bits=16, fast_activations=False)\n\nContinuous batching over one model, in a thread of its "
      "own."},
     {0, NULL},
 };

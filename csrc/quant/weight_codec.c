@@ -24,7 +24,7 @@ lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err
         [LMD_F16] = {LMD_WEIGHT_FLOAT, LMD_OFFSET_NONE, 0, LMD_F16},
         [LMD_BF16] = {LMD_WEIGHT_FLOAT, LMD_OFFSET_NONE, 0, LMD_BF16},
         [LMD_Q8_0] = {LMD_WEIGHT_I8, LMD_OFFSET_NONE, GROUP, LMD_F32},
-        [LMD_Q4_0] = {LMD_WEIGHT_U4, LMD_OFFSET_ZERO, GROUP, LMD_F32},
+        [LMD_Q4_0] = {LMD_WEIGHT_I4, LMD_OFFSET_NONE, GROUP, LMD_F32},
         [LMD_Q4_1] = {LMD_WEIGHT_U4, LMD_OFFSET_MIN, GROUP, LMD_F32},
         [LMD_Q4_K] = {LMD_WEIGHT_U4, LMD_OFFSET_MIN, GROUP, LMD_F32},
         [LMD_Q5_K] = {LMD_WEIGHT_U8, LMD_OFFSET_MIN, GROUP, LMD_F32},
@@ -134,7 +134,6 @@ static void decode_group(lmd_dtype dtype, const uint8_t *row, int64_t g, uint8_t
         break;
     case LMD_Q4_0:
         *scale = read_u16(block);
-        *offset = 0x4800; /* 8 */
         split_nibbles(block + 2, codes);
         break;
     case LMD_Q4_1:
@@ -197,7 +196,7 @@ static void group_to_float(lmd_dtype dtype, const uint8_t *row, int64_t g, float
         if (dtype == LMD_Q8_0)
             out[i] = scale * (float)(int8_t)codes[i];
         else if (dtype == LMD_Q4_0)
-            out[i] = scale * ((float)codes[i] - offset);
+            out[i] = scale * (float)(codes[i] - LMD_I4_BIAS);
         else
             out[i] = scale * (float)codes[i] + offset;
     }

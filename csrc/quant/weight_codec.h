@@ -13,9 +13,12 @@
 typedef enum lmd_weight_kind {
     LMD_WEIGHT_FLOAT, /* rows of float_dtype; no codes */
     LMD_WEIGHT_U4,    /* codes 0..15 */
+    LMD_WEIGHT_I4,    /* codes -8..7, stored plus 8 */
     LMD_WEIGHT_I8,    /* codes -128..127 (Q6_K: -127..127), two's complement */
     LMD_WEIGHT_U8     /* codes 0..255 (Q5_K: 0..31) */
 } lmd_weight_kind;
+
+enum { LMD_I4_BIAS = 8 };
 
 typedef enum lmd_group_offset {
     LMD_OFFSET_NONE, /* value = scale * code */
@@ -33,7 +36,7 @@ typedef struct lmd_weight_format {
 /* The canonical form of a stored type:
  *   F32 F16 BF16  FLOAT            as stored
  *   Q8_0          I8  NONE 32      exact
- *   Q4_0          U4  ZERO 32      exact; zero is 8
+ *   Q4_0          I4  NONE 32      exact
  *   Q4_1          U4  MIN  32      exact
  *   Q4_K          U4  MIN  32      scale = half(d*sc), min = half(-dmin*m)
  *   Q5_K          U8  MIN  32      the same, codes 0..31

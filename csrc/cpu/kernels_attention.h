@@ -1,0 +1,213 @@
+/* Attention kernels: one KV chunk against query rows, for decode and prefill alike. Written
+ * once, for every ISA; see kernels_vector.h. Each row's arithmetic is fixed: QK over d
+ * ascending, exp against the running maximum block by block, PV over t ascending; rows come
+ * together only to share loads. A lane is a position in QK and a value's column in PV, so the
+ * width changes no bit. */
+#ifndef LMD_CPU_KERNELS_ATTENTION_H
+#define LMD_CPU_KERNELS_ATTENTION_H
+
+#include "cpu/kernels_rows.h"
+
+enum {
+    ATTEND_TILE = 6 * LANES / 8 < 4 ? 4 : 6 * LANES / 8, /* rows: 4, 6, 12 */
+    WIDEN_ROWS = 8 /* from here on a block is brought to fp32 once for all rows */
+};
+
+static void kv_write(void *block, const float *key, const float *value,
+                     int32_t position_in_block, int32_t block_len, int32_t head_dim,
+                     int32_t kv_bits) {
+    int64_t key_at = (int64_t)(position_in_block / 16) * 16 * head_dim + position_in_block % 16;
+    int64_t value_at = (int64_t)(block_len + position_in_block) * head_dim;
+    if (kv_bits == 32) {
+        float *out = block;
+        for (int32_t d = 0; d < head_dim; d++) out[key_at + (int64_t)d * 16] = key[d];
+        memcpy(out + value_at, value, (size_t)head_dim * sizeof *value);
+    } else {
+        uint16_t *out = block;
+        for (int32_t d = 0; d < head_dim; d++)
+            out[key_at + (int64_t)d * 16] = lmd_float_to_half(key[d]);
+        for (int32_t d = 0; d < head_dim; d++) out[value_at + d] = lmd_float_to_half(value[d]);
+    }
+}
+
+INLINE f32v kv_at(const void *kv, int64_t at, const bool is_half) {
+    return is_half ? half_v((const uint16_t *)kv + at) : load_v((const float *)kv + at);
+}
+
+/* Scores of n_rows rows (a constant) against n keys, a multiple of 16. */
+INLINE void scores(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_t n_rows,
+                   const void *keys, int32_t n, int32_t head_dim, const bool is_half) {
+    for (int32_t t = 0; t < n; t += 16) {
+        f32v acc[ATTEND_TILE][HALVES];
+        for (int32_t r = 0; r < n_rows; r++)
+            for (int32_t h = 0; h < HALVES; h++) acc[r][h] = all_v(0.0f);
+        for (int32_t d = 0; d < head_dim; d++) {
+            f32v key[HALVES];
+            for (int32_t h = 0; h < HALVES; h++)
+                key[h] = kv_at(keys, (int64_t)t * head_dim + d * 16 + h * LANES, is_half);
+#pragma GCC unroll 12
+            for (int32_t r = 0; r < n_rows; r++)
+                for (int32_t h = 0; h < HALVES; h++)
+                    acc[r][h] = fma_v(key[h], all_v(q[r * LMD_MAX_HEAD_DIM + d]), acc[r][h]);
+        }
+        for (int32_t r = 0; r < n_rows; r++)
+            for (int32_t h = 0; h < HALVES; h++) store_v(p[r] + t + h * LANES, acc[r][h]);
+    }
+}
+
+/* o += p V: 16 columns at a time; a tail reads past the row, into lanes that nobody reads. */
+INLINE void weighted_values(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_CHUNK_LEN],
+                            const int32_t n_rows, const void *values, int32_t n,
+                            int32_t head_dim, const bool is_half) {
+    for (int32_t d = 0; d < head_dim; d += 16) {
+        f32v acc[ATTEND_TILE][HALVES];
+        for (int32_t r = 0; r < n_rows; r++)
+            for (int32_t h = 0; h < HALVES; h++) acc[r][h] = load_v(o[r] + d + h * LANES);
+        for (int32_t t = 0; t < n; t++) {
+            f32v v[HALVES];
+            for (int32_t h = 0; h < HALVES; h++)
+                v[h] = kv_at(values, (int64_t)t * head_dim + d + h * LANES, is_half);
+#pragma GCC unroll 12
+            for (int32_t r = 0; r < n_rows; r++)
+                for (int32_t h = 0; h < HALVES; h++)
+                    acc[r][h] = fma_v(v[h], all_v(p[r][t]), acc[r][h]);
+        }
+        for (int32_t r = 0; r < n_rows; r++)
+            for (int32_t h = 0; h < HALVES; h++) store_v(o[r] + d + h * LANES, acc[r][h]);
+    }
+}
+
+/* Softmax of one row over one block: p becomes exp(p - max) for its first n_seen positions and
+ * 0 up to n (a multiple of 16). The running sum and o are rescaled when the maximum rises. */
+static void softmax_block(float *p, int32_t n_seen, int32_t n, float *max, float *sum, float *o,
+                          int32_t head_dim) {
+    for (int32_t t = n_seen; t < n; t++) p[t] = -INFINITY;
+    f32v largest = load_v(p);
+    for (int32_t t = LANES; t < n; t += LANES) {
+        f32v v = load_v(p + t);
+        largest = select_v(v > largest, v, largest);
+    }
+    float block_max = largest[0];
+    for (int32_t i = 1; i < LANES; i++)
+        block_max = largest[i] > block_max ? largest[i] : block_max;
+    if (block_max > *max) {
+        if (*sum > 0.0f) {
+            float rescale = exp1(*max - block_max);
+            *sum *= rescale;
+            for (int32_t d = 0; d < head_dim; d++) o[d] *= rescale;
+        }
+        *max = block_max;
+    }
+    f32v total[HALVES];
+    for (int32_t h = 0; h < HALVES; h++) total[h] = all_v(0.0f);
+    for (int32_t t = 0; t < n; t += 16)
+        for (int32_t h = 0; h < HALVES; h++) {
+            f32v x = load_v(p + t + h * LANES);
+            f32v e = (f32v)((i32v)exp_v(x - *max) & ~(x == -INFINITY)); /* masked: exactly 0 */
+            store_v(p + t + h * LANES, e);
+            total[h] += e;
+        }
+    *sum += sum_chains(total);
+}
+
+/* n_rows (a constant) rows from r on against one block. */
+INLINE void attend_rows(lmd_attend_state *state, const lmd_attend_args *args, int32_t r,
+                        const int32_t n_rows, int32_t first, int32_t n, const void *keys,
+                        const void *values, const bool is_half) {
+    const int32_t head_dim = args->head_dim, n16 = (n + 15) / 16 * 16;
+    scores(state->p + r, args->q + r * LMD_MAX_HEAD_DIM, n_rows, keys, n16, head_dim, is_half);
+    for (int32_t i = r; i < r + n_rows; i++) {
+        int32_t n_seen = args->row_ends[i] - first;
+        if (n_seen <= 0)
+            memset(state->p[i], 0, (size_t)n16 * sizeof(float));
+        else
+            softmax_block(state->p[i], n_seen < n ? n_seen : n, n16, &state->max[i],
+                          &state->sum[i], state->o[i], head_dim);
+    }
+    weighted_values(state->o + r, (const float(*)[LMD_CHUNK_LEN])state->p + r, n_rows, values,
+                    n, head_dim, is_half);
+}
+
+typedef void (*attend_fn)(lmd_attend_state *state, const lmd_attend_args *args, int32_t r,
+                          int32_t first, int32_t n, const void *keys, const void *values);
+
+#define DEFINE_ATTEND(name, n_rows, is_half)                                                   \
+    static void name(lmd_attend_state *state, const lmd_attend_args *args, int32_t r,          \
+                     int32_t first, int32_t n, const void *keys, const void *values) {         \
+        attend_rows(state, args, r, n_rows, first, n, keys, values, is_half);                  \
+    }
+
+DEFINE_ATTEND(attend_half_1, 1, true)
+DEFINE_ATTEND(attend_half_2, 2, true)
+DEFINE_ATTEND(attend_half_3, 3, true)
+DEFINE_ATTEND(attend_half_4, 4, true)
+DEFINE_ATTEND(attend_float_1, 1, false)
+DEFINE_ATTEND(attend_float_2, 2, false)
+DEFINE_ATTEND(attend_float_3, 3, false)
+DEFINE_ATTEND(attend_float_4, 4, false)
+DEFINE_ATTEND(attend_float_tile, ATTEND_TILE, false)
+
+/* All rows against one block whose keys and values stand in one format. */
+static void attend_block(lmd_attend_state *state, const lmd_attend_args *args, int32_t first,
+                         int32_t n, const void *keys, const void *values, bool is_half) {
+    static const attend_fn few[2][4] = {
+        {attend_float_1, attend_float_2, attend_float_3, attend_float_4},
+        {attend_half_1, attend_half_2, attend_half_3, attend_half_4}};
+    int32_t r = 0;
+    if (!is_half)
+        for (; r + ATTEND_TILE <= args->n_rows; r += ATTEND_TILE)
+            attend_float_tile(state, args, r, first, n, keys, values);
+    while (r < args->n_rows) {
+        int32_t n_rows = args->n_rows - r < 4 ? args->n_rows - r : 4;
+        few[is_half][n_rows - 1](state, args, r, first, n, keys, values);
+        r += n_rows;
+    }
+}
+
+/* Brings n stored elements to fp32, in whole vectors. */
+static void widen(float *out, const uint16_t *in, int64_t n) {
+    for (int64_t i = 0; i < n; i += LANES) store_v(out + i, half_v(in + i));
+}
+
+static void attend_chunk(lmd_attend_state *state, const lmd_attend_args *args) {
+    const int32_t block_len = args->block_len, head_dim = args->head_dim;
+    const int32_t element_bytes = args->kv_bits / 8;
+    for (int32_t r = 0; r < args->n_rows; r++) {
+        state->max[r] = -INFINITY;
+        state->sum[r] = 0.0f;
+        memset(state->o[r], 0, sizeof state->o[r]);
+    }
+    for (int32_t first = args->begin; first < args->end; first += block_len) {
+        int32_t n = args->end - first < block_len ? args->end - first : block_len;
+        const uint8_t *keys =
+            args->kv + args->block_ids[first / block_len] * args->block_stride;
+        const uint8_t *values = keys + (int64_t)block_len * head_dim * element_bytes;
+        bool is_half = args->kv_bits == 16;
+        if (is_half && args->n_rows >= WIDEN_ROWS) {
+            widen(state->keys, (const uint16_t *)(const void *)keys,
+                  (int64_t)((n + 15) / 16 * 16) * head_dim);
+            widen(state->values, (const uint16_t *)(const void *)values, (int64_t)n * head_dim);
+            attend_block(state, args, first, n, state->keys, state->values, false);
+        } else {
+            attend_block(state, args, first, n, keys, values, is_half);
+        }
+    }
+}
+
+static void attend_fold(float *max, float *sum, float *o, float chunk_max, float chunk_sum,
+                        const float *chunk_o, int32_t head_dim) {
+    if (chunk_sum == 0.0f) return;
+    if (*sum == 0.0f) {
+        *max = chunk_max;
+        *sum = chunk_sum;
+        memcpy(o, chunk_o, (size_t)head_dim * sizeof *o);
+        return;
+    }
+    float new_max = chunk_max > *max ? chunk_max : *max;
+    float keep = exp1(*max - new_max), add = exp1(chunk_max - new_max);
+    *max = new_max;
+    *sum = fma1(*sum, keep, chunk_sum * add);
+    for (int32_t d = 0; d < head_dim; d++) o[d] = fma1(o[d], keep, chunk_o[d] * add);
+}
+
+#endif

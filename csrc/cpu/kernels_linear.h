@@ -1,0 +1,382 @@
+/* Linear kernels: a panel of 16 output rows times tiles of activation rows. Written once, for
+ * every ISA; see kernels_vector.h and the layouts in cpu_kernels.h.
+ * The integers of a group are exact, so how they are summed is free: as pairs of int16, or as
+ * int8 digits (q = 256 * hi + lo) through the products of bytes. The step after them is fixed:
+ * one conversion, fma(dot, d * s), fma(min, s * sum), groups ascending. */
+#ifndef LMD_CPU_KERNELS_LINEAR_H
+#define LMD_CPU_KERNELS_LINEAR_H
+
+#include "cpu/kernels_rows.h"
+
+INLINE bool is_nibbles(lmd_weight_kind kind) {
+    return kind == LMD_WEIGHT_U4 || kind == LMD_WEIGHT_I4;
+}
+
+INLINE int32_t header_bytes(lmd_group_offset offset) {
+    return offset == LMD_OFFSET_NONE ? 32 : 64;
+}
+
+/* What is subtracted from every code of a signed kind. */
+INLINE int32_t code_bias(lmd_weight_kind kind) {
+    return kind == LMD_WEIGHT_I8 ? LMD_I8_BIAS : kind == LMD_WEIGHT_I4 ? LMD_I4_BIAS : 0;
+}
+
+/* The tile's activations and what has been read of them. */
+typedef struct tile_acts {
+    const uint8_t *q;
+    const float *scales, *scaled_sums; /* [n_groups][n_rows] */
+    const int32_t *sums;
+    int32_t n_groups, group_size;
+} tile_acts;
+
+INLINE tile_acts tile_at(const lmd_acts *acts, int32_t begin) {
+    const int32_t n_groups = acts->n_cols / acts->group_size;
+    const int64_t at = (int64_t)begin * n_groups;
+    return (tile_acts){acts->q + (int64_t)begin * acts->n_cols * (acts->bits / 8),
+                       acts->scales + at,
+                       acts->scaled_sums + at,
+                       acts->sums + at,
+                       n_groups,
+                       acts->group_size};
+}
+
+/* ---- from a group's integers to the running sums ---- */
+
+/* A group's scales and offsets: halves in the panel, or floats where it has been unpacked. */
+INLINE f32v header_v(const uint8_t *header, int32_t at, bool is_float) {
+    return is_float ? load_v((const float *)(const void *)header + at)
+                    : half_v((const uint16_t *)(const void *)header + at);
+}
+
+INLINE void finish_group(f32v (*f)[HALVES], i32v (*dots)[HALVES], const uint8_t *header,
+                         bool is_float, const lmd_weight_format *format, tile_acts *acts,
+                         const int32_t n_rows) {
+    const int32_t bias = code_bias(format->kind);
+    for (int32_t h = 0; h < HALVES; h++) {
+        f32v scales = header_v(header, h * LANES, is_float);
+        if (format->offset == LMD_OFFSET_NONE) {
+            for (int32_t r = 0; r < n_rows; r++) {
+                i32v dot = dots[r][h] - bias * acts->sums[r];
+                f[r][h] = fma_v(__builtin_convertvector(dot, f32v), scales * acts->scales[r],
+                                f[r][h]);
+            }
+            continue;
+        }
+        f32v offsets = header_v(header, LMD_PANEL_ROWS + h * LANES, is_float);
+        if (format->offset == LMD_OFFSET_MIN) {
+            for (int32_t r = 0; r < n_rows; r++) {
+                f[r][h] = fma_v(__builtin_convertvector(dots[r][h], f32v),
+                                scales * acts->scales[r], f[r][h]);
+                f[r][h] = fma_v(offsets, all_v(acts->scaled_sums[r]), f[r][h]);
+            }
+        } else { /* zeros are small integers: exact as halves, and subtracted exactly */
+            i32v zeros = __builtin_convertvector(offsets, i32v);
+            for (int32_t r = 0; r < n_rows; r++) {
+                i32v dot = dots[r][h] - zeros * acts->sums[r];
+                f[r][h] = fma_v(__builtin_convertvector(dot, f32v), scales * acts->scales[r],
+                                f[r][h]);
+            }
+        }
+    }
+    acts->scales += n_rows;
+    acts->scaled_sums += n_rows;
+    acts->sums += n_rows;
+}
+
+INLINE void store_rows(float *out, f32v (*f)[HALVES], const int32_t n_rows) {
+    for (int32_t r = 0; r < n_rows; r++)
+        for (int32_t h = 0; h < HALVES; h++)
+            store_v(out + r * LMD_PANEL_ROWS + h * LANES, f[r][h]);
+}
+
+#define MOST_ROWS 12
+
+/* ---- digits: products of bytes ---- */
+
+/* A unit of 8 columns of a row: for each digit, high first, columns k to k+3 and k+4 to k+7. */
+static inline void emit_digits(uint8_t *tile, const int32_t *q, int32_t unit, int32_t row,
+                               int32_t n_rows, int32_t bits) {
+    int8_t digits[16];
+    if (bits == 8) {
+        for (int32_t i = 0; i < 8; i++) digits[i] = (int8_t)q[i];
+        memcpy(tile + ((int64_t)unit * n_rows + row) * 8, digits, 8);
+        return;
+    }
+    for (int32_t i = 0; i < 8; i++) {
+        int32_t hi = (q[i] + 128) >> 8;
+        digits[i] = (int8_t)hi;
+        digits[8 + i] = (int8_t)(q[i] - hi * 256);
+    }
+    memcpy(tile + ((int64_t)unit * n_rows + row) * 16, digits, 16);
+}
+
+/* Columns k to k+3 and k+4 to k+7 of a panel's rows. */
+INLINE void load_codes(u8v *first, u8v *second, const uint8_t *line, const bool nibbles) {
+    for (int32_t h = 0; h < HALVES; h++) {
+        u8v bytes = load_bytes(line + h * VECTOR_BYTES);
+        first[h] = nibbles ? bytes & 15 : bytes;
+        second[h] = nibbles ? (u8v)((u16v)bytes >> 4) & 15
+                            : load_bytes(line + 64 + h * VECTOR_BYTES);
+    }
+}
+
+INLINE void tile_digits(float *out, const uint8_t *weights, const lmd_weight_format *format,
+                        const lmd_acts *all_acts, int32_t begin, const int32_t n_rows,
+                        const int32_t n_digits, const bool nibbles) {
+    const int32_t n_header = header_bytes(format->offset), line_bytes = nibbles ? 64 : 128;
+    tile_acts acts = tile_at(all_acts, begin);
+    f32v f[MOST_ROWS][HALVES];
+    for (int32_t r = 0; r < n_rows; r++)
+        for (int32_t h = 0; h < HALVES; h++) f[r][h] = all_v(0.0f);
+    for (int32_t g = 0; g < acts.n_groups; g++) {
+        const uint8_t *header = weights;
+        i32v dots[MOST_ROWS][2][HALVES];
+        for (int32_t r = 0; r < n_rows; r++)
+            for (int32_t d = 0; d < n_digits; d++)
+                for (int32_t h = 0; h < HALVES; h++) dots[r][d][h] = (i32v){0};
+        weights += n_header;
+        for (int32_t k = 0; k < acts.group_size; k += 32) {
+            chain_v chains[MOST_ROWS][2][HALVES];
+            for (int32_t r = 0; r < n_rows; r++)
+                for (int32_t d = 0; d < n_digits; d++)
+                    for (int32_t h = 0; h < HALVES; h++)
+                        chains[r][d][h] = chain_begin(dots[r][d][h]);
+#pragma GCC unroll 4
+            for (int32_t line = 0; line < 4; line++, weights += line_bytes) {
+                u8v first[HALVES], second[HALVES];
+                __builtin_prefetch(weights + 2048);
+                load_codes(first, second, weights, nibbles);
+#pragma GCC unroll 16
+                for (int32_t r = 0; r < n_rows; r++)
+#pragma GCC unroll 2
+                    for (int32_t d = 0; d < n_digits; d++, acts.q += 8) {
+                        i32v x0 = all_dwords(acts.q), x1 = all_dwords(acts.q + 4);
+                        for (int32_t h = 0; h < HALVES; h++) {
+                            chain_v chain = chain_dot(chains[r][d][h], first[h], x0);
+                            chains[r][d][h] = chain_dot(chain, second[h], x1);
+                        }
+                    }
+            }
+            for (int32_t r = 0; r < n_rows; r++)
+                for (int32_t d = 0; d < n_digits; d++)
+                    for (int32_t h = 0; h < HALVES; h++)
+                        dots[r][d][h] = chain_end(dots[r][d][h], chains[r][d][h]);
+        }
+        i32v whole[MOST_ROWS][HALVES];
+        for (int32_t r = 0; r < n_rows; r++)
+            for (int32_t h = 0; h < HALVES; h++)
+                whole[r][h] = n_digits == 1 ? dots[r][0][h]
+                                            : (i32v)((u32v)dots[r][0][h] << 8) + dots[r][1][h];
+        finish_group(f, whole, header, false, format, &acts, n_rows);
+    }
+    store_rows(out, f, n_rows);
+}
+
+/* ---- pairs: products of int16 ---- */
+
+/* A unit of 8 columns of a row: columns 0 2 4 6 1 3 5 7, the pairs that meet a lane's bytes. */
+static inline void emit_pairs(uint8_t *tile, const int32_t *q, int32_t unit, int32_t row,
+                              int32_t n_rows, int32_t bits) {
+    static const int32_t order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
+    int16_t pairs[8];
+    (void)bits; /* 16 */
+    for (int32_t i = 0; i < 8; i++) pairs[i] = (int16_t)q[order[i]];
+    memcpy(tile + ((int64_t)unit * n_rows + row) * 16, pairs, 16);
+}
+
+/* The 8 columns of one vector of rows as four pairs. */
+INLINE void unpack_pairs(s16v *pairs, const uint8_t *line, const bool nibbles) {
+    u16v first = (u16v)load_bytes(line);
+    if (nibbles) {
+        pairs[0] = (s16v)(first & 15);
+        pairs[1] = (s16v)(first >> 4 & 15);
+        pairs[2] = (s16v)(first >> 8 & 15);
+        pairs[3] = (s16v)(first >> 12);
+    } else {
+        u16v second = (u16v)load_bytes(line + 64);
+        pairs[0] = (s16v)(first & 255);
+        pairs[1] = (s16v)(second & 255);
+        pairs[2] = (s16v)(first >> 8);
+        pairs[3] = (s16v)(second >> 8);
+    }
+}
+
+/* Few rows: weights are unpacked in the tile. */
+INLINE void tile_pairs(float *out, const uint8_t *weights, const lmd_weight_format *format,
+                       const lmd_acts *all_acts, int32_t begin, const int32_t n_rows,
+                       const bool nibbles) {
+    const int32_t n_header = header_bytes(format->offset), line_bytes = nibbles ? 64 : 128;
+    tile_acts acts = tile_at(all_acts, begin);
+    f32v f[MOST_ROWS][HALVES];
+    for (int32_t r = 0; r < n_rows; r++)
+        for (int32_t h = 0; h < HALVES; h++) f[r][h] = all_v(0.0f);
+    for (int32_t g = 0; g < acts.n_groups; g++) {
+        const uint8_t *header = weights;
+        i32v dots[MOST_ROWS][HALVES];
+        for (int32_t r = 0; r < n_rows; r++)
+            for (int32_t h = 0; h < HALVES; h++) dots[r][h] = (i32v){0};
+        weights += n_header;
+        for (int32_t k = 0; k < acts.group_size; k += 8, weights += line_bytes) {
+            __builtin_prefetch(weights + 2048);
+            for (int32_t h = 0; h < HALVES; h++) {
+                s16v w[4];
+                unpack_pairs(w, weights + h * VECTOR_BYTES, nibbles);
+#pragma GCC unroll 4
+                for (int32_t r = 0; r < n_rows; r++)
+#pragma GCC unroll 4
+                    for (int32_t j = 0; j < 4; j++)
+                        dots[r][h] = dot_pairs(dots[r][h], w[j],
+                                               (s16v)all_dwords(acts.q + r * 16 + j * 4));
+            }
+            acts.q += n_rows * 16;
+        }
+        finish_group(f, dots, header, false, format, &acts, n_rows);
+    }
+    store_rows(out, f, n_rows);
+}
+
+/* Unpacks a panel once for many tiles: for each group, 32 floats of scales and offsets, then
+ * for each unit of 8 columns four pairs for each of the 16 rows. */
+static inline void unpack_panel(uint8_t *out, const uint8_t *panel,
+                                const lmd_weight_format *format, int32_t n_cols) {
+    const bool nibbles = is_nibbles(format->kind);
+    const int32_t n_header = header_bytes(format->offset), line_bytes = nibbles ? 64 : 128;
+    for (int32_t k = 0; k < n_cols; k += format->group_size) {
+        for (int32_t at = 0; at < n_header / 2; at += LANES, out += VECTOR_BYTES)
+            store_v((float *)(void *)out, half_v((const uint16_t *)(const void *)panel + at));
+        panel += n_header;
+        for (int32_t i = 0; i < format->group_size; i += 8, panel += line_bytes, out += 256)
+            for (int32_t h = 0; h < HALVES; h++) {
+                s16v pairs[4];
+                unpack_pairs(pairs, panel + h * VECTOR_BYTES, nibbles);
+                for (int32_t j = 0; j < 4; j++)
+                    memcpy(out + (j * HALVES + h) * VECTOR_BYTES, &pairs[j], VECTOR_BYTES);
+            }
+    }
+}
+
+/* Many rows, on an unpacked panel. */
+INLINE void tile_unpacked(float *out, const uint8_t *weights, const lmd_weight_format *format,
+                          const lmd_acts *all_acts, int32_t begin, const int32_t n_rows) {
+    const int32_t n_header = header_bytes(format->offset) * 2;
+    tile_acts acts = tile_at(all_acts, begin);
+    f32v f[MOST_ROWS][HALVES];
+    for (int32_t r = 0; r < n_rows; r++)
+        for (int32_t h = 0; h < HALVES; h++) f[r][h] = all_v(0.0f);
+    for (int32_t g = 0; g < acts.n_groups; g++) {
+        const uint8_t *header = weights;
+        i32v dots[MOST_ROWS][HALVES];
+        for (int32_t r = 0; r < n_rows; r++)
+            for (int32_t h = 0; h < HALVES; h++) dots[r][h] = (i32v){0};
+        weights += n_header;
+#pragma GCC unroll 2
+        for (int32_t k = 0; k < acts.group_size; k += 8) {
+#pragma GCC unroll 4
+            for (int32_t j = 0; j < 4; j++, weights += 64) {
+                s16v w[HALVES];
+                for (int32_t h = 0; h < HALVES; h++)
+                    w[h] = (s16v)load_bytes(weights + h * VECTOR_BYTES);
+#pragma GCC unroll 12
+                for (int32_t r = 0; r < n_rows; r++) {
+                    s16v x = (s16v)all_dwords(acts.q + r * 16 + j * 4);
+                    for (int32_t h = 0; h < HALVES; h++)
+                        dots[r][h] = dot_pairs(dots[r][h], w[h], x);
+                }
+            }
+            acts.q += n_rows * 16;
+        }
+        finish_group(f, dots, header, true, format, &acts, n_rows);
+    }
+    store_rows(out, f, n_rows);
+}
+
+/* ---- float weights ---- */
+
+INLINE f32v float_column(const uint8_t *column, lmd_dtype dtype, int32_t at) {
+    if (dtype == LMD_F32) return load_v((const float *)(const void *)column + at);
+    const uint16_t *bits = (const uint16_t *)(const void *)column + at;
+    if (dtype == LMD_F16) return half_v(bits);
+    u16n narrow;
+    memcpy(&narrow, bits, sizeof narrow);
+    return (f32v)(__builtin_convertvector(narrow, u32v) << 16);
+}
+
+/* One chain of FMAs per output, columns ascending; the rows of a tile share the loads. */
+INLINE void tile_float(float *out, const uint8_t *weights, const lmd_acts *acts, int32_t begin,
+                       const int32_t n_rows, const lmd_dtype dtype) {
+    const int64_t column_bytes = LMD_PANEL_ROWS * (dtype == LMD_F32 ? 4 : 2);
+    const float *x = acts->x + (int64_t)begin * acts->n_cols;
+    f32v f[4][HALVES];
+    for (int32_t r = 0; r < n_rows; r++)
+        for (int32_t h = 0; h < HALVES; h++) f[r][h] = all_v(0.0f);
+    for (int32_t k = 0; k < acts->n_cols; k++, weights += column_bytes)
+        for (int32_t h = 0; h < HALVES; h++) {
+            f32v w = float_column(weights, dtype, h * LANES);
+            for (int32_t r = 0; r < n_rows; r++)
+                f[r][h] = fma_v(w, all_v(x[(int64_t)r * acts->n_cols + k]), f[r][h]);
+        }
+    store_rows(out, f, n_rows);
+}
+
+INLINE void rows_float(float *out, const uint8_t *panel, const lmd_acts *acts, int32_t begin,
+                       int32_t end, const lmd_dtype dtype) {
+    int32_t r = begin;
+    for (; r + 4 <= end; r += 4, out += 4 * LMD_PANEL_ROWS)
+        tile_float(out, panel, acts, r, 4, dtype);
+    for (; r < end; r++, out += LMD_PANEL_ROWS) tile_float(out, panel, acts, r, 1, dtype);
+}
+
+static void panel_float(float *out, const uint8_t *panel, lmd_dtype dtype, const lmd_acts *acts,
+                        int32_t tile0, int32_t n_tiles) {
+    int32_t begin = lmd_tile_begin(acts, tile0), end = lmd_tile_begin(acts, tile0 + n_tiles);
+    if (dtype == LMD_F32)
+        rows_float(out, panel, acts, begin, end, LMD_F32);
+    else if (dtype == LMD_F16)
+        rows_float(out, panel, acts, begin, end, LMD_F16);
+    else
+        rows_float(out, panel, acts, begin, end, LMD_BF16);
+}
+
+/* ---- a table's panel kernel: from functions for 1, 2, ... rows ---- */
+
+typedef void (*tile_fn)(float *out, const uint8_t *weights, const lmd_weight_format *format,
+                        const lmd_acts *acts, int32_t begin);
+
+/* Runs every tile of a panel of codes; tiles[n - 1] is for n rows. */
+static inline void run_tiles(float *out, const uint8_t *weights,
+                             const lmd_weight_format *format, const lmd_acts *acts,
+                             int32_t tile0, int32_t n_tiles, const tile_fn *tiles) {
+    for (int32_t t = tile0; t < tile0 + n_tiles; t++) {
+        int32_t begin = lmd_tile_begin(acts, t), n = lmd_tile_begin(acts, t + 1) - begin;
+        tiles[n - 1](out, weights, format, acts, begin);
+        out += n * LMD_PANEL_ROWS;
+    }
+}
+
+#define DEFINE_TILE(name, n, body)                                                             \
+    static void name##_##n(float *out, const uint8_t *weights,                                 \
+                           const lmd_weight_format *format, const lmd_acts *acts,              \
+                           int32_t begin) {                                                    \
+        enum { N = n };                                                                        \
+        body;                                                                                  \
+    }
+
+#define DEFINE_TILES_4(name, body)                                                             \
+    DEFINE_TILE(name, 1, body)                                                                 \
+    DEFINE_TILE(name, 2, body) DEFINE_TILE(name, 3, body) DEFINE_TILE(name, 4, body)
+#define DEFINE_TILES_6(name, body)                                                             \
+    DEFINE_TILES_4(name, body) DEFINE_TILE(name, 5, body) DEFINE_TILE(name, 6, body)
+#define DEFINE_TILES_12(name, body)                                                            \
+    DEFINE_TILES_6(name, body)                                                                 \
+    DEFINE_TILE(name, 7, body)                                                                 \
+    DEFINE_TILE(name, 8, body)                                                                 \
+    DEFINE_TILE(name, 9, body)                                                                 \
+    DEFINE_TILE(name, 10, body) DEFINE_TILE(name, 11, body) DEFINE_TILE(name, 12, body)
+
+#define TILE_TABLE_4(name) {name##_1, name##_2, name##_3, name##_4}
+#define TILE_TABLE_6(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6}
+#define TILE_TABLE_12(name)                                                                    \
+    {name##_1, name##_2, name##_3, name##_4,  name##_5,  name##_6,                             \
+     name##_7, name##_8, name##_9, name##_10, name##_11, name##_12}
+
+#endif

@@ -1,0 +1,72 @@
+/* A table of kernels for 16 vector registers: W4A16 on pairs of int16, fast activations on
+ * digits. Included by an ISA's file, which has defined the wrappers of kernels_vector.h, and
+ * KERNELS_NAME and KERNELS_ISA. */
+#include "cpu/kernels_attention.h"
+#include "cpu/kernels_linear.h"
+
+enum {
+    FEW_ROWS = 4,   /* in a tile that unpacks weights itself */
+    MANY_ROWS = 6,  /* in a tile on an unpacked panel */
+    UNPACK_FROM = 8 /* rows for which unpacking a panel pays */
+};
+
+static int32_t tile_rows(int32_t bits, int32_t n_rows) {
+    return bits == 16 && n_rows >= UNPACK_FROM ? MANY_ROWS : FEW_ROWS;
+}
+
+/* 32 bytes a column of pairs, and 128 bytes of scales and offsets a group of at least 32. */
+static size_t scratch_bytes(int32_t n_cols) { return (size_t)n_cols * (32 + 4); }
+
+static void emit(uint8_t *tile, const int32_t *q, int32_t unit, int32_t row, int32_t n_rows,
+                 int32_t bits) {
+    if (bits == 16)
+        emit_pairs(tile, q, unit, row, n_rows, bits);
+    else
+        emit_digits(tile, q, unit, row, n_rows, bits);
+}
+
+static void quantize(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
+                     const float *x) {
+    quantize_row(acts, row, col0, n, x, emit);
+}
+
+DEFINE_TILES_4(pairs_u4, tile_pairs(out, weights, format, acts, begin, N, true))
+DEFINE_TILES_4(pairs_u8, tile_pairs(out, weights, format, acts, begin, N, false))
+DEFINE_TILES_4(digit_u4, tile_digits(out, weights, format, acts, begin, N, 1, true))
+DEFINE_TILES_6(unpacked, tile_unpacked(out, weights, format, acts, begin, N))
+
+static void panel(float *out, const uint8_t *weights, const lmd_weight_format *format,
+                  const lmd_acts *acts, int32_t tile0, int32_t n_tiles, void *scratch) {
+    static const tile_fn pairs_of_nibbles[] = TILE_TABLE_4(pairs_u4),
+                         pairs_of_bytes[] = TILE_TABLE_4(pairs_u8),
+                         digits[] = TILE_TABLE_4(digit_u4), many[] = TILE_TABLE_6(unpacked);
+    const tile_fn *tiles;
+    if (format->kind == LMD_WEIGHT_FLOAT) {
+        panel_float(out, weights, format->float_dtype, acts, tile0, n_tiles);
+        return;
+    }
+    if (acts->bits == 8) {
+        tiles = digits;
+    } else if (acts->n_rows >= UNPACK_FROM) {
+        unpack_panel(scratch, weights, format, acts->n_cols);
+        weights = scratch;
+        tiles = many;
+    } else {
+        tiles = is_nibbles(format->kind) ? pairs_of_nibbles : pairs_of_bytes;
+    }
+    run_tiles(out, weights, format, acts, tile0, n_tiles, tiles);
+}
+
+const lmd_cpu_kernels KERNELS_NAME = {
+    .isa = KERNELS_ISA,
+    .tile_rows = tile_rows,
+    .scratch_bytes = scratch_bytes,
+    .panel = panel,
+    .quantize = quantize,
+    .rms_norm = rms_norm,
+    .rope = rope,
+    .silu_mul = silu_mul,
+    .kv_write = kv_write,
+    .attend_chunk = attend_chunk,
+    .attend_fold = attend_fold,
+};

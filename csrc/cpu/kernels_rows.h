@@ -1,0 +1,133 @@
+/* Kernels that work on one row: quantisation, norm, RoPE, SiLU. Written once, for every ISA;
+ * see kernels_vector.h. Sums run in 16 chains and one fixed tree, whatever the width. */
+#ifndef LMD_CPU_KERNELS_ROWS_H
+#define LMD_CPU_KERNELS_ROWS_H
+
+#include "cpu/kernels_vector.h"
+
+/* Rounds to the nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 pushes the
+ * fraction out. */
+#define ROUND_MAGIC 12582912.0f
+
+/* exp(x) for each lane, relative error below 2e-7: the Cephes polynomial on [-ln2/2, ln2/2].
+ * Below -87 the result is that of -87 (1.6e-38); above 88, of 88. NaN stays NaN. */
+INLINE f32v exp_v(f32v x) {
+    x = select_v(x < -87.0f, all_v(-87.0f), x);
+    x = select_v(x > 88.0f, all_v(88.0f), x);
+    f32v shifted = x * 1.442695041f + ROUND_MAGIC;
+    f32v n = shifted - ROUND_MAGIC;
+    f32v r = fma_v(n, all_v(-0.693359375f), x);
+    r = fma_v(n, all_v(2.12194440e-4f), r);
+    f32v y = all_v(1.9875691500e-4f);
+    y = fma_v(y, r, all_v(1.3981999507e-3f));
+    y = fma_v(y, r, all_v(8.3334519073e-3f));
+    y = fma_v(y, r, all_v(4.1665795894e-2f));
+    y = fma_v(y, r, all_v(1.6666665459e-1f));
+    y = fma_v(y, r, all_v(5.0000001201e-1f));
+    y = fma_v(y, r * r, r + 1.0f);
+    /* The low bits of `shifted` are n: put it into the exponent of 1.0. */
+    u32v power = ((u32v)shifted << 23) + 0x3f800000u;
+    return y * (f32v)power;
+}
+
+INLINE float exp1(float x) { return exp_v(all_v(x))[0]; }
+
+/* The largest magnitude of n values (a multiple of 16), and 0 or NaN: NaN where one of them is
+ * not finite. */
+INLINE float largest_magnitude(const float *x, int32_t n, float *probe) {
+    f32v max[HALVES], zeros[HALVES];
+    for (int32_t h = 0; h < HALVES; h++) max[h] = zeros[h] = all_v(0.0f);
+    for (int32_t i = 0; i < n; i += 16)
+        for (int32_t h = 0; h < HALVES; h++) {
+            f32v v = load_v(x + i + h * LANES);
+            f32v magnitude = (f32v)((i32v)v & 0x7fffffff);
+            max[h] = select_v(magnitude > max[h], magnitude, max[h]);
+            zeros[h] += v * 0.0f;
+        }
+    float lanes[16], largest = 0.0f;
+    memcpy(lanes, max, sizeof lanes);
+    for (int32_t i = 0; i < 16; i++) largest = lanes[i] > largest ? lanes[i] : largest;
+    *probe = sum_chains(zeros);
+    return largest;
+}
+
+enum { MAX_GROUP = 128 };
+
+/* Quantises one group to integers of |q| <= q_max. A maximum below 2^-100 counts as zero, so
+ * that q_max / max stays finite. */
+INLINE void quantize_group(int32_t *q, float *scale, int32_t *sum, const float *x, int32_t n,
+                           float q_max) {
+    float probe, max = largest_magnitude(x, n, &probe);
+    if (probe != 0.0f || max < 0x1p-100f) {
+        *scale = probe; /* 0 or NaN */
+        *sum = 0;
+        memset(q, 0, (size_t)n * sizeof *q);
+        return;
+    }
+    float inverse = q_max / max;
+    i32v total = {0};
+    for (int32_t i = 0; i < n; i += LANES) {
+        f32v rounded = load_v(x + i) * inverse + ROUND_MAGIC - ROUND_MAGIC;
+        i32v v = __builtin_convertvector(rounded, i32v);
+        total += v;
+        memcpy(q + i, &v, sizeof v);
+    }
+    *scale = max / q_max;
+    *sum = 0;
+    for (int32_t i = 0; i < LANES; i++) *sum += total[i];
+}
+
+/* Quantises columns of a row group by group; `emit` puts 8 integers, columns k to k + 7, where
+ * the table's panel kernel looks for them: at unit k / 8 of `row` among the tile's n_rows. */
+INLINE void quantize_row(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
+                         const float *x,
+                         void (*emit)(uint8_t *tile, const int32_t *q, int32_t unit,
+                                      int32_t row, int32_t n_rows, int32_t bits)) {
+    const int32_t tile = lmd_tile_of(acts, row), group_size = acts->group_size;
+    const int32_t begin = lmd_tile_begin(acts, tile);
+    const int32_t n_rows = lmd_tile_begin(acts, tile + 1) - begin;
+    const int64_t n_groups = acts->n_cols / group_size;
+    uint8_t *to = acts->q + (int64_t)begin * acts->n_cols * (acts->bits / 8);
+    int64_t at = begin * n_groups + col0 / group_size * (int64_t)n_rows + (row - begin);
+    for (int32_t k = 0; k < n; k += group_size, at += n_rows) {
+        _Alignas(64) int32_t q[MAX_GROUP];
+        quantize_group(q, &acts->scales[at], &acts->sums[at], x + k, group_size,
+                       acts->bits == 16 ? (float)LMD_ACT16_MAX : (float)LMD_ACT8_MAX);
+        acts->scaled_sums[at] = acts->scales[at] * (float)acts->sums[at];
+        for (int32_t i = 0; i < group_size; i += 8)
+            emit(to, q + i, (col0 + k + i) / 8, row - begin, n_rows, acts->bits);
+    }
+}
+
+static void rms_norm(float *out, const float *x, const float *weight, int32_t n, float eps) {
+    f32v squares[HALVES];
+    int32_t n16 = n / 16 * 16;
+    for (int32_t h = 0; h < HALVES; h++) squares[h] = all_v(0.0f);
+    for (int32_t i = 0; i < n16; i += 16)
+        for (int32_t h = 0; h < HALVES; h++) {
+            f32v v = load_v(x + i + h * LANES);
+            squares[h] = fma_v(v, v, squares[h]);
+        }
+    float total = sum_chains(squares);
+    for (int32_t i = n16; i < n; i++) total = fma1(x[i], x[i], total);
+    float inverse = 1.0f / sqrtf(total / (float)n + eps);
+    for (int32_t i = 0; i < n; i++) out[i] = x[i] * inverse * weight[i];
+}
+
+static void rope(float *x, const float *cos_sin, int32_t head_dim) {
+    int32_t half = head_dim / 2;
+    for (int32_t i = 0; i < half; i++) {
+        float c = cos_sin[i * 2], s = cos_sin[i * 2 + 1], a = x[i], b = x[i + half];
+        x[i] = fma1(a, c, -(b * s));
+        x[i + half] = fma1(b, c, a * s);
+    }
+}
+
+static void silu_mul(float *out, const float *gate, const float *up, int32_t n) {
+    for (int32_t i = 0; i < n; i += LANES) {
+        f32v g = load_v(gate + i);
+        store_v(out + i, g / (exp_v(-g) + 1.0f) * load_v(up + i));
+    }
+}
+
+#endif

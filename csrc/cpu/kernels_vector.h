@@ -1,0 +1,70 @@
+/* Vectors of LANES lanes for the kernels that are written once and compiled for every
+ * instruction set. An ISA's file defines LANES (4, 8 or 16) and these wrappers, each an
+ * intrinsic or the portable body of kernels_portable.h:
+ *   f32v half_v(const uint16_t *p)         LANES halves as floats
+ *   f32v fma_v(a, b, c)                    a * b + c, rounded once; fma1 for a scalar
+ *   i32v dot_pairs(acc, s16v w, s16v x)    acc + two products of int16 in each lane
+ *   chain_begin, chain_dot, chain_end      sums of four products of u8 by s8 in each lane:
+ *     at most 8 chain_dots of codes up to 15 between begin and end (an int16 may carry them)
+ * A panel's 16 rows are HALVES vectors. */
+#ifndef LMD_CPU_KERNELS_VECTOR_H
+#define LMD_CPU_KERNELS_VECTOR_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "base/half.h"
+#include "cpu/cpu_kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { HALVES = LMD_PANEL_ROWS / LANES, VECTOR_BYTES = LANES * 4 };
+
+typedef float f32v __attribute__((vector_size(LANES * 4)));
+typedef int32_t i32v __attribute__((vector_size(LANES * 4)));
+typedef uint32_t u32v __attribute__((vector_size(LANES * 4)));
+typedef int16_t s16v __attribute__((vector_size(LANES * 4)));
+typedef uint16_t u16v __attribute__((vector_size(LANES * 4)));
+typedef uint8_t u8v __attribute__((vector_size(LANES * 4)));
+typedef uint16_t u16n __attribute__((vector_size(LANES * 2))); /* one uint16 for each lane */
+
+INLINE f32v load_v(const float *p) {
+    f32v v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE void store_v(float *p, f32v v) { memcpy(p, &v, sizeof v); }
+
+INLINE u8v load_bytes(const uint8_t *p) {
+    u8v v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+INLINE f32v all_v(float x) { return (f32v){0} + x; }
+
+/* Four bytes in every lane. */
+INLINE i32v all_dwords(const uint8_t *p) {
+    int32_t x;
+    memcpy(&x, p, sizeof x);
+    return (i32v){0} + x;
+}
+
+/* mask ? a : b in each lane; a comparison of vectors makes the mask. */
+INLINE f32v select_v(i32v mask, f32v a, f32v b) {
+    return (f32v)(((i32v)a & mask) | ((i32v)b & ~mask));
+}
+
+/* Sums 16 chains, HALVES vectors, in one fixed order for every width. */
+INLINE float sum_chains(const f32v *chains) {
+    float s[16];
+    memcpy(s, chains, sizeof s);
+    for (int32_t n = 8; n > 0; n /= 2)
+        for (int32_t i = 0; i < n; i++) s[i] += s[i + n];
+    return s[0];
+}
+
+#endif
