@@ -35,6 +35,7 @@ OPTIMISE = (
 # tree-ter hoists loads out of the kernels' loops and spills them.
 NUMERIC = ["-ffp-contract=off", "-fno-math-errno"]
 
+
 def isa_flags() -> dict[str, list[str]]:
     """ISA -> the flags that kernels_<isa>.c may use, and no other file, on this machine's kind."""
     lines = (ROOT / "csrc" / "cpu" / "isa_flags").read_text().splitlines()

@@ -21,7 +21,8 @@ class CheckpointError(ValueError):
 class UnsupportedError(ValueError):
     """A known architecture, type or option that this project does not serve."""
 
-#: (name, dtype, shape, path, byte offset in the file, bytes); dtype is "F32", "F16" or "BF16".
+#: (name, dtype, shape, path, byte offset in the file, bytes); dtype is "F32", "F16", "BF16" or
+#: "I32", the words of packed weights.
 TensorSpec = tuple[str, str, tuple[int, ...], str, int, int]
 
 class Gguf:
@@ -49,7 +50,8 @@ class Model:
     """A model's weights in a backend's layout, with the backend's thread pool.
 
     config: the normalised dict of `lmdeploy_c.model_config`.
-    source: a Gguf, or the tensors of safetensors files.
+    source: a Gguf, or the tensors of safetensors files. Where config's quant_method is not "none",
+    a matrix may be packed: its qweight, qzeros and scales (and g_idx) in place of its weight.
     device: "cpu". num_threads: None takes the affinity mask and the cgroup quota.
     progress: called as progress(done_bytes, total_bytes) while weights are packed; an exception
     raised by it (KeyboardInterrupt too) stops the load and is passed on.

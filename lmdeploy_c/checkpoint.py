@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import model_config, safetensors
+from . import model_config, quantization, safetensors
 from .messages import unsupported
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def _open_directory(path: Path, hf_overrides: Mapping[str, Any] | None) -> Check
     config = model_config.from_hf(hf)
     generation_path = path / "generation_config.json"
     generation = safetensors.read_json(generation_path) if generation_path.is_file() else {}
-    source = safetensors.read_directory(path)
+    source = quantization.without_unconverted(hf, safetensors.read_directory(path))
     eos = generation.get("eos_token_id", hf.get("eos_token_id"))
     bos = _ids(hf.get("bos_token_id"))
     return Checkpoint(

@@ -31,7 +31,9 @@ def engine_config(config: EngineConfig | None) -> TurbomindEngineConfig:
 
 
 def check_model_format(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> None:
-    found = "gguf" if checkpoint.metadata else "hf"
+    method = checkpoint.config["quant_method"]
+    packed = "hf" if method == "none" else method.removesuffix("_v2")
+    found = "gguf" if checkpoint.metadata else packed
     if config.model_format not in (None, found):
         raise ValueError(
             f"model_format={config.model_format!r}, but {checkpoint.path} is {found!r}"

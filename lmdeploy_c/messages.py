@@ -282,7 +282,8 @@ class TurbomindEngineConfig(_EngineConfig):
     can use. An integer above 1: blocks. A string such as "512MB" or "2GB" (powers of 1024): bytes.
     cache_block_seq_len: tokens in a block. max_prefill_token_num: token budget of a step; None: 512
     on the CPU. enable_prefix_caching: both values are accepted; there is no prefix cache yet.
-    dtype, model_format: what the checkpoint says; "hf" and "gguf" insist on that form.
+    dtype, model_format: what the checkpoint says; "hf" (floats), "awq", "gptq" and "gguf" insist on
+    that form.
     download_dir, revision: for model ids that are no path. hf_overrides: replaces keys of
     config.json. enable_metrics: both values are accepted; metrics come with the server.
     device: "auto" or "cpu". num_threads: None: what affinity mask and cgroup quota allow.
@@ -293,7 +294,7 @@ class TurbomindEngineConfig(_EngineConfig):
     """
 
     dtype: str = _only("auto")
-    model_format: str | None = _only(None, "hf", "gguf")
+    model_format: str | None = _only(None, "hf", "awq", "gptq", "gguf")
     gemm_input_dtype: str | None = _only(None)
     tp: int = _only(1, hint=_ONE_DEVICE)
     dp: int = _only(1, hint=_ONE_DEVICE)
@@ -394,7 +395,7 @@ class PytorchEngineConfig(_EngineConfig):
     enable_eplb: bool = _only(False)
     enable_mp_engine: bool = _only(False)
     mp_engine_backend: str = _only("mp")
-    model_format: str | None = _only(None, "hf", "gguf")
+    model_format: str | None = _only(None, "hf", "awq", "gptq", "gguf")
     enable_metrics: bool = True
     hf_overrides: Mapping[str, Any] | None = None
     language_model_only: bool = _only(False)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from . import quantization
 from .messages import unsupported
 
 #: Hugging Face architecture -> arch.
@@ -117,14 +118,6 @@ def _hf_arch(hf: Mapping[str, Any]) -> str:
 
 
 def _refuse_unserved(hf: Mapping[str, Any], arch: str, max_position: int) -> None:
-    quantization = hf.get("quantization_config")
-    if quantization is not None:
-        known = isinstance(quantization, Mapping) and "quant_method" in quantization
-        method = quantization["quant_method"] if known else "of some kind"
-        raise unsupported(
-            f"quantization_config ({method}) is not served yet; "
-            "served: F32, F16 and BF16 safetensors, and quantised GGUF files"
-        )
     if hf.get("hidden_act", "silu") not in ("silu", "swish"):
         raise unsupported(f"hidden_act {hf['hidden_act']!r} is not served; served: silu")
     if hf.get("partial_rotary_factor") not in (None, 1, 1.0):
@@ -179,6 +172,7 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
         "qk_norm": arch == "qwen3",
         "packed_qkv": arch == "internlm2",
         "interleaved_rope": False,
+        **quantization.read(hf),
     }
 
 
@@ -265,4 +259,5 @@ def from_gguf(
         "qk_norm": arch == "qwen3",
         "packed_qkv": False,
         "interleaved_rope": GGUF_ARCHITECTURES[arch],
+        **quantization.read({}),
     }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._C import TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own bound
-BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2}
+BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4}
 
 
 def bad_file(path: Path, problem: str) -> ValueError:

@@ -13,6 +13,7 @@
 #include "backend/plan.h"
 #include "base/status.h"
 #include "io/checkpoint.h"
+#include "quant/packed_codec.h"
 
 typedef struct lmd_backend lmd_backend;
 typedef struct lmd_weight lmd_weight; /* a matrix or a vector in the backend's layout */
@@ -23,10 +24,12 @@ typedef struct lmd_backend_config {
     int32_t n_threads; /* 0: the affinity mask and the cgroup quota */
 } lmd_backend_config;
 
-/* Rows taken from one tensor of a checkpoint: row i is the tensor's row row_map[i] (NULL: row
- * i). */
+/* Rows taken from one matrix of a checkpoint: row i is the matrix's row row_map[i] (NULL: row
+ * i). The matrix is a tensor, or packed tensors that lmd_packed_check accepted; then row_map
+ * keeps runs of LMD_PACKED_ROWS rows together. */
 typedef struct lmd_weight_part {
-    const lmd_tensor_view *tensor; /* [>= n_rows, n_cols] */
+    const lmd_tensor_view *tensor; /* [>= n_rows, n_cols]; unused when packed */
+    lmd_packed_weight packed;      /* LMD_PACKING_NONE: the matrix is `tensor` */
     const int32_t *row_map;        /* [n_rows] */
     int32_t n_rows;
 } lmd_weight_part;

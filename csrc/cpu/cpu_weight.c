@@ -8,7 +8,10 @@
 #include "base/half.h"
 #include "base/memory.h"
 
-enum { MAX_GROUPS = 1 << 20 }; /* of one row; far above any model's, keeps sizes in int64 */
+enum {
+    MAX_GROUPS = 1 << 20, /* of one row; far above any model's, keeps sizes in int64 */
+    STRIP_PANELS = 32     /* that a thread packs of one group: K-major words lie side by side */
+};
 
 static bool is_nibbles(const lmd_weight_format *format) {
     return format->kind == LMD_WEIGHT_U4 || format->kind == LMD_WEIGHT_I4;
@@ -103,6 +106,67 @@ static void pack_region(void *arg, int32_t thread_idx) {
         pack_panel(job, i, scratch);
 }
 
+/* ---- packed tensors, whose words run from row to row: a unit of work is one group of columns
+ * of a strip of panels, so that they are read in order ---- */
+
+static void pack_packed_rows(const pack_job *job, int32_t group, int32_t row) {
+    const lmd_weight_segment *segment = job->segment;
+    const lmd_weight_format *format = &segment->format;
+    const int32_t group_size = format->group_size;
+    uint8_t codes[LMD_PACKED_ROWS * LMD_PACKED_COLS];
+    uint16_t scales[LMD_PACKED_ROWS], zeros[LMD_PACKED_ROWS];
+    int32_t from = job->part->row_map ? job->part->row_map[row] : row;
+    lmd_packed_decode(&job->part->packed, from, group * group_size, group_size, codes, scales,
+                      zeros);
+    uint8_t *panel = job->panels + row / LMD_PANEL_ROWS * segment->panel_bytes +
+                     group * lmd_panel_bytes(format, group_size);
+    for (int32_t i = 0; i < LMD_PACKED_ROWS; i++)
+        pack_code_row(panel, row % LMD_PANEL_ROWS + i, format, group_size,
+                      codes + i * group_size, scales + i, zeros + i);
+}
+
+static void pack_packed_region(void *arg, int32_t thread_idx) {
+    (void)thread_idx;
+    pack_job *job = arg;
+    const lmd_weight_segment *segment = job->segment;
+    const int32_t n_strips = (segment->n_panels + STRIP_PANELS - 1) / STRIP_PANELS;
+    /* Fits: 2^31 units would be 16 TB of words. */
+    const int32_t n_units = job->n_cols / segment->format.group_size * n_strips;
+    for (int32_t unit; (unit = lmd_threads_take(&job->next, n_units)) >= 0;) {
+        int32_t first = unit % n_strips * STRIP_PANELS * LMD_PANEL_ROWS;
+        int32_t end = segment->n_rows - first < STRIP_PANELS * LMD_PANEL_ROWS
+                          ? segment->n_rows
+                          : first + STRIP_PANELS * LMD_PANEL_ROWS;
+        for (int32_t row = first; row < end; row += LMD_PACKED_ROWS)
+            pack_packed_rows(job, unit / n_strips, row);
+    }
+}
+
+/* Whether the rows of a packed part come in whole runs of those that are decoded together. */
+static bool has_whole_runs(const lmd_weight_part *part) {
+    if (part->n_rows % LMD_PACKED_ROWS) return false;
+    for (int32_t i = 0; part->row_map && i < part->n_rows; i++) {
+        int32_t in_run = i % LMD_PACKED_ROWS, first = part->row_map[i - in_run];
+        if (first % LMD_PACKED_ROWS || part->row_map[i] != first + in_run) return false;
+    }
+    return true;
+}
+
+static const char *part_name(const lmd_weight_part *part) {
+    return part->packed.packing ? part->packed.qweight->name : part->tensor->name;
+}
+
+static lmd_status plan_format(const lmd_weight_part *part, lmd_weight_format *out,
+                              lmd_err *err) {
+    if (!part->packed.packing) return lmd_weight_format_of(part->tensor->dtype, out, err);
+    if (!has_whole_runs(part))
+        return lmd_fail(err, LMD_UNSUPPORTED,
+                        "tensor \"%s\": packed rows are taken in runs of %d, not one by one",
+                        part_name(part), LMD_PACKED_ROWS);
+    *out = lmd_packed_format(&part->packed);
+    return LMD_OK;
+}
+
 static lmd_status plan_segments(const lmd_weight_source *src, lmd_weight *weight,
                                 lmd_err *err) {
     weight->n_cols = src->n_cols;
@@ -110,13 +174,18 @@ static lmd_status plan_segments(const lmd_weight_source *src, lmd_weight *weight
     for (int32_t i = 0; i < src->n_parts; i++) {
         const lmd_weight_part *part = &src->parts[i];
         lmd_weight_segment *segment = &weight->segments[i];
-        LMD_TRY(lmd_weight_format_of(part->tensor->dtype, &segment->format, err));
+        LMD_TRY(plan_format(part, &segment->format, err));
         int32_t group_size = segment->format.group_size;
         if (src->n_cols <= 0 || part->n_rows <= 0 ||
             (group_size && (src->n_cols % group_size || src->n_cols / group_size > MAX_GROUPS)))
             return lmd_fail(err, LMD_BAD_FILE,
                             "tensor \"%s\": %d x %d values cannot be packed in groups of %d",
-                            part->tensor->name, part->n_rows, src->n_cols, group_size);
+                            part_name(part), part->n_rows, src->n_cols, group_size);
+        if (group_size && weight->group_size && group_size != weight->group_size)
+            return lmd_fail(err, LMD_UNSUPPORTED,
+                            "tensor \"%s\" has groups of %d values, what lies above it in one "
+                            "matrix has %d",
+                            part_name(part), group_size, weight->group_size);
         segment->n_rows = part->n_rows;
         segment->n_panels = (part->n_rows + LMD_PANEL_ROWS - 1) / LMD_PANEL_ROWS;
         segment->first_row = weight->n_rows;
@@ -153,7 +222,8 @@ lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *thread
         segment->panels = panels;
         pack_job job = {&src->parts[i], segment,       panels, src->n_cols,
                         scratch,        scratch_bytes, 0};
-        lmd_threads_run(threads, pack_region, &job);
+        bool packed = src->parts[i].packed.packing != LMD_PACKING_NONE;
+        lmd_threads_run(threads, packed ? pack_packed_region : pack_region, &job);
         panels += segment->panel_bytes * segment->n_panels;
     }
     *out = weight;

@@ -17,7 +17,7 @@ static const dtype_info dtypes[LMD_DTYPE_COUNT] = {
     [LMD_BF16] = {"BF16", 1, 2},     [LMD_Q8_0] = {"Q8_0", 32, 34},
     [LMD_Q4_0] = {"Q4_0", 32, 18},   [LMD_Q4_1] = {"Q4_1", 32, 20},
     [LMD_Q4_K] = {"Q4_K", 256, 144}, [LMD_Q5_K] = {"Q5_K", 256, 176},
-    [LMD_Q6_K] = {"Q6_K", 256, 210},
+    [LMD_Q6_K] = {"Q6_K", 256, 210}, [LMD_I32] = {"I32", 1, 4},
 };
 
 typedef struct source_file {

@@ -20,6 +20,7 @@ typedef enum lmd_dtype {
     LMD_Q4_K,
     LMD_Q5_K,
     LMD_Q6_K,
+    LMD_I32, /* words of packed weights: behind every type that has values of its own */
     LMD_DTYPE_COUNT
 } lmd_dtype;
 

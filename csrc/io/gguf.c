@@ -168,7 +168,7 @@ static lmd_status dtype_of(uint32_t type, const char *name, lmd_dtype *out, lmd_
         "F64",   "IQ1_M", "BF16",    [34] = "TQ1_0", [35] = "TQ2_0", [39] = "MXFP4"};
     bool is_known = type < sizeof names / sizeof *names && names[type];
     const char *type_name = is_known ? names[type] : "unknown";
-    for (lmd_dtype dtype = LMD_F32; dtype < LMD_DTYPE_COUNT; dtype++)
+    for (lmd_dtype dtype = LMD_F32; dtype < LMD_I32; dtype++)
         if (strcmp(lmd_dtype_name(dtype), type_name) == 0) {
             *out = dtype;
             return LMD_OK;

@@ -30,16 +30,27 @@ static void tensor_name(const loader *self, lmd_tensor_role role, int32_t layer,
         snprintf(out, n_bytes, "%.*s%d%s", (int)(mark - pattern), pattern, layer, mark + 2);
 }
 
+static lmd_status find_name(const loader *self, const char *name, const lmd_tensor_view **out,
+                            lmd_err *err) {
+    *out = lmd_checkpoint_find(self->checkpoint, name);
+    if (*out) return LMD_OK;
+    return lmd_fail(err, LMD_BAD_FILE,
+                    "the checkpoint has no tensor \"%s\", which architecture \"%s\" needs",
+                    name, self->model->config.arch);
+}
+
 /* Finds a tensor and checks its shape; n_cols 0 asks for a vector of n_rows values. */
 static lmd_status find(const loader *self, lmd_tensor_role role, int32_t layer, int64_t n_rows,
                        int64_t n_cols, const lmd_tensor_view **out, lmd_err *err) {
     char name[LMD_TENSOR_NAME_LEN + 1];
+    const lmd_tensor_view *view;
     tensor_name(self, role, layer, name, sizeof name);
-    const lmd_tensor_view *view = lmd_checkpoint_find(self->checkpoint, name);
-    if (!view)
+    LMD_TRY(find_name(self, name, &view, err));
+    if (view->dtype >= LMD_I32)
         return lmd_fail(err, LMD_BAD_FILE,
-                        "the checkpoint has no tensor \"%s\", which architecture \"%s\" needs",
-                        name, self->model->config.arch);
+                        "tensor \"%s\" has dtype %s, which holds no weights; served: F32, F16, "
+                        "BF16, and the quantised types of GGUF",
+                        name, lmd_dtype_name(view->dtype));
     bool fits = view->dims[0] == n_rows;
     for (int32_t i = 1; i < LMD_MAX_DIMS; i++)
         fits = fits && view->dims[i] == (i == 1 && n_cols ? n_cols : 1);
@@ -53,15 +64,66 @@ static lmd_status find(const loader *self, lmd_tensor_role role, int32_t layer, 
     return LMD_OK;
 }
 
+/* Finds and checks the packed tensors of a matrix: "x.qweight" and its neighbours in place of
+ * "x.weight". Leaves out->packing NONE where there is no qweight. */
+static lmd_status find_packed(const loader *self, const char *weight_name, int64_t n_rows,
+                              int64_t n_cols, lmd_packed_weight *out, lmd_err *err) {
+    const lmd_quant_config *quant = &self->model->config.quant;
+    const size_t stem_len = strlen(weight_name) - strlen("weight");
+    char name[LMD_TENSOR_NAME_LEN + 1];
+    lmd_packed_weight packed = {.packing = quant->packing, .bits = quant->bits};
+    packed.group_size = quant->group_size < 0 ? (int32_t)n_cols : quant->group_size;
+    if (stem_len + sizeof "qweight" > sizeof name) return LMD_OK;
+    memcpy(name, weight_name, stem_len);
+    char *suffix = name + stem_len;
+    strcpy(suffix, "qweight");
+    packed.qweight = lmd_checkpoint_find(self->checkpoint, name);
+    if (!packed.qweight) return LMD_OK;
+    strcpy(suffix, "qzeros");
+    LMD_TRY(find_name(self, name, &packed.qzeros, err));
+    strcpy(suffix, "scales");
+    LMD_TRY(find_name(self, name, &packed.scales, err));
+    LMD_TRY(lmd_packed_check(&packed, n_rows, n_cols, err));
+    strcpy(suffix, "g_idx");
+    const lmd_tensor_view *g_idx = lmd_checkpoint_find(self->checkpoint, name);
+    if (g_idx && packed.packing != LMD_PACKING_AWQ)
+        LMD_TRY(lmd_packed_check_g_idx(g_idx, packed.group_size, n_cols, err));
+    *out = packed;
+    return LMD_OK;
+}
+
+/* Finds a matrix, packed or not: all of its n_rows rows in their order. */
+static lmd_status find_part(const loader *self, lmd_tensor_role role, int32_t layer,
+                            int32_t n_rows, int32_t n_cols, lmd_weight_part *out,
+                            lmd_err *err) {
+    char name[LMD_TENSOR_NAME_LEN + 1];
+    lmd_weight_part part = {.n_rows = n_rows};
+    tensor_name(self, role, layer, name, sizeof name);
+    if (self->model->config.quant.packing)
+        LMD_TRY(find_packed(self, name, n_rows, n_cols, &part.packed, err));
+    if (!part.packed.packing)
+        LMD_TRY(find(self, role, layer, n_rows, n_cols, &part.tensor, err));
+    *out = part;
+    return LMD_OK;
+}
+
 /* ---- uploading ---- */
 
-static lmd_status uploaded(loader *self, const lmd_tensor_view *const *views, int32_t n_views,
-                           const lmd_weight *weight, lmd_err *err) {
-    self->model->weight_bytes += self->model->backend->ops->weight_bytes(weight);
-    for (int32_t i = 0; i < n_views; i++) {
-        bool repeated = i > 0 && views[i] == views[0];
-        if (!repeated) self->done_bytes += views[i]->n_bytes;
-        lmd_checkpoint_release(self->checkpoint, views[i]);
+static lmd_status upload(loader *self, const lmd_weight_source *src, lmd_weight **out,
+                         lmd_err *err) {
+    LMD_TRY(self->model->backend->ops->upload(self->model->backend, src, out, err));
+    self->model->weight_bytes += self->model->backend->ops->weight_bytes(*out);
+    for (int32_t i = 0; i < src->n_parts; i++) {
+        const lmd_weight_part *part = &src->parts[i];
+        const lmd_tensor_view *views[] = {part->tensor, part->packed.qweight,
+                                          part->packed.qzeros, part->packed.scales};
+        bool repeated = i > 0 && part->tensor == src->parts[0].tensor &&
+                        part->packed.qweight == src->parts[0].packed.qweight;
+        for (int32_t j = 0; j < 4; j++) {
+            if (!views[j]) continue;
+            if (!repeated) self->done_bytes += views[j]->n_bytes;
+            lmd_checkpoint_release(self->checkpoint, views[j]);
+        }
     }
     if (!self->progress) return LMD_OK;
     return self->progress->report(self->progress->user, self->done_bytes,
@@ -70,11 +132,9 @@ static lmd_status uploaded(loader *self, const lmd_tensor_view *const *views, in
 
 static lmd_status load_matrix(loader *self, lmd_tensor_role role, int32_t layer, int32_t n_rows,
                               int32_t n_cols, lmd_weight **out, lmd_err *err) {
-    const lmd_tensor_view *view;
-    LMD_TRY(find(self, role, layer, n_rows, n_cols, &view, err));
-    lmd_weight_source src = {.n_parts = 1, .n_cols = n_cols, .parts = {{view, NULL, n_rows}}};
-    LMD_TRY(self->model->backend->ops->upload(self->model->backend, &src, out, err));
-    return uploaded(self, &view, 1, *out, err);
+    lmd_weight_source src = {.n_parts = 1, .n_cols = n_cols};
+    LMD_TRY(find_part(self, role, layer, n_rows, n_cols, &src.parts[0], err));
+    return upload(self, &src, out, err);
 }
 
 /* Reads n values of a vector into out, in the order of row_map. */
@@ -145,21 +205,20 @@ static lmd_status make_row_maps(loader *self, lmd_err *err) {
 
 static lmd_status load_qkv(loader *self, int32_t layer, lmd_weight **out, lmd_err *err) {
     const lmd_model_config *config = &self->model->config;
-    const lmd_tensor_view *views[3];
-    const bool packed = config->packed_qkv;
-    const int32_t n_all = self->n_q_rows + 2 * self->n_kv_rows, n_cols = config->hidden_dim;
-    const int32_t n_kv = packed ? n_all : self->n_kv_rows;
-    LMD_TRY(find(self, packed ? LMD_QKV : LMD_Q, layer, packed ? n_all : self->n_q_rows, n_cols,
-                 &views[0], err));
-    LMD_TRY(find(self, packed ? LMD_QKV : LMD_K, layer, n_kv, n_cols, &views[1], err));
-    LMD_TRY(find(self, packed ? LMD_QKV : LMD_V, layer, n_kv, n_cols, &views[2], err));
-    lmd_weight_source src = {.n_parts = 3,
-                             .n_cols = n_cols,
-                             .parts = {{views[0], self->q_map, self->n_q_rows},
-                                       {views[1], self->k_map, self->n_kv_rows},
-                                       {views[2], self->v_map, self->n_kv_rows}}};
-    LMD_TRY(self->model->backend->ops->upload(self->model->backend, &src, out, err));
-    return uploaded(self, views, 3, *out, err);
+    static const lmd_tensor_role roles[] = {LMD_Q, LMD_K, LMD_V};
+    const int32_t *const maps[] = {self->q_map, self->k_map, self->v_map};
+    const int32_t n_rows[] = {self->n_q_rows, self->n_kv_rows, self->n_kv_rows};
+    const int32_t n_all = self->n_q_rows + 2 * self->n_kv_rows;
+    const bool packed = config->packed_qkv; /* one tensor for the three */
+    lmd_weight_source src = {.n_parts = 3, .n_cols = config->hidden_dim};
+    for (int32_t i = 0; i < 3; i++) {
+        lmd_weight_part *part = &src.parts[i];
+        LMD_TRY(find_part(self, packed ? LMD_QKV : roles[i], layer, packed ? n_all : n_rows[i],
+                          src.n_cols, part, err));
+        part->row_map = maps[i];
+        part->n_rows = n_rows[i];
+    }
+    return upload(self, &src, out, err);
 }
 
 /* One vector of up to three pieces, each some values of a tensor. */
@@ -216,14 +275,10 @@ static lmd_status load_gate_up_bias(loader *self, int32_t layer, lmd_weight **ou
 static lmd_status load_gate_up(loader *self, int32_t layer, lmd_weight **out, lmd_err *err) {
     const lmd_model_config *config = &self->model->config;
     const int32_t n_rows = config->ffn_dim, n_cols = config->hidden_dim;
-    const lmd_tensor_view *views[2];
-    LMD_TRY(find(self, LMD_GATE, layer, n_rows, n_cols, &views[0], err));
-    LMD_TRY(find(self, LMD_UP, layer, n_rows, n_cols, &views[1], err));
-    lmd_weight_source src = {.n_parts = 2,
-                             .n_cols = n_cols,
-                             .parts = {{views[0], NULL, n_rows}, {views[1], NULL, n_rows}}};
-    LMD_TRY(self->model->backend->ops->upload(self->model->backend, &src, out, err));
-    return uploaded(self, views, 2, *out, err);
+    lmd_weight_source src = {.n_parts = 2, .n_cols = n_cols};
+    LMD_TRY(find_part(self, LMD_GATE, layer, n_rows, n_cols, &src.parts[0], err));
+    LMD_TRY(find_part(self, LMD_UP, layer, n_rows, n_cols, &src.parts[1], err));
+    return upload(self, &src, out, err);
 }
 
 /* ---- layers and model ---- */

@@ -104,6 +104,17 @@ static int read_rope(config_reader *reader, lmd_rope_config *rope) {
     return -1;
 }
 
+static int read_quant(config_reader *reader, lmd_quant_config *quant) {
+    quant->bits = read_int(reader, "quant_bits");
+    quant->group_size = read_int(reader, "quant_group_size");
+    const char *method = read_string(reader, "quant_method");
+    if (reader->failed) return -1;
+    lmd_err err;
+    if (lmd_packing_of(method, &quant->packing, &err) == LMD_OK) return 0;
+    lmd_py_raise(&err);
+    return -1;
+}
+
 static int read_config(PyObject *dict, lmd_model_config *config) {
     config_reader reader = {dict, false};
     const char *arch = read_string(&reader, "arch");
@@ -132,7 +143,7 @@ static int read_config(PyObject *dict, lmd_model_config *config) {
     config->qk_norm = read_bool(&reader, "qk_norm");
     config->packed_qkv = read_bool(&reader, "packed_qkv");
     config->interleaved_rope = read_bool(&reader, "interleaved_rope");
-    if (reader.failed) return -1;
+    if (reader.failed || read_quant(&reader, &config->quant) < 0) return -1;
     return read_rope(&reader, &config->rope);
 }
 
@@ -165,13 +176,14 @@ static int file_idx_of(lmd_checkpoint *checkpoint, PyObject *paths, PyObject *pa
 }
 
 static int dtype_of(const char *name, lmd_dtype *out) {
-    for (lmd_dtype dtype = LMD_F32; dtype <= LMD_BF16; dtype++)
-        if (strcmp(name, lmd_dtype_name(dtype)) == 0) {
-            *out = dtype;
+    static const lmd_dtype served[] = {LMD_F32, LMD_F16, LMD_BF16, LMD_I32};
+    for (size_t i = 0; i < sizeof served / sizeof *served; i++)
+        if (strcmp(name, lmd_dtype_name(served[i])) == 0) {
+            *out = served[i];
             return 0;
         }
     PyErr_Format(PyExc_ValueError,
-                 "tensor dtype \"%.20s\" is not served; served: F32, F16, BF16", name);
+                 "tensor dtype \"%.20s\" is not served; served: F32, F16, BF16, I32", name);
     return -1;
 }
 

@@ -30,8 +30,9 @@ lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err
         [LMD_Q5_K] = {LMD_WEIGHT_U8, LMD_OFFSET_MIN, GROUP, LMD_F32},
         [LMD_Q6_K] = {LMD_WEIGHT_I8, LMD_OFFSET_NONE, GROUP, LMD_F32},
     };
-    if ((unsigned)dtype >= LMD_DTYPE_COUNT)
-        return lmd_fail(err, LMD_INVALID, "%d is not a dtype", (int)dtype);
+    if ((unsigned)dtype >= LMD_I32)
+        return lmd_fail(err, LMD_INVALID, "%s (%d) is not a dtype of weights",
+                        lmd_dtype_name(dtype), (int)dtype);
     *out = formats[dtype];
     return LMD_OK;
 }

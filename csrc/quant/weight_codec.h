@@ -29,7 +29,7 @@ typedef enum lmd_group_offset {
 typedef struct lmd_weight_format {
     lmd_weight_kind kind;
     lmd_group_offset offset;
-    int32_t group_size;    /* values along a row with one scale: 32; 0 for FLOAT */
+    int32_t group_size;    /* values along a row with one scale; 0 for FLOAT */
     lmd_dtype float_dtype; /* of FLOAT; otherwise LMD_F32, what row_to_float gives */
 } lmd_weight_format;
 
@@ -45,18 +45,19 @@ typedef struct lmd_weight_format {
  *   Q4_K, Q5_K: 2^-11 * (scale*code + |min|) + 2^-25 * (code + 1), from rounding to half.
  *   Q6_K: max|group| / 253 + 2^-25: the scale is max|group| / 127, rounded up to a half. On
  *   normally distributed weights this adds 5 % to the rms error that Q6_K itself has made.
- * LMD_INVALID for a dtype out of range. */
+ * LMD_INVALID for I32 and a dtype out of range. */
 lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err *err);
 
 /* Splits a row of a quantised dtype into codes, one a byte, and half scales and offsets, one a
  * group (a zero is stored as a half integer). For NONE offsets is not written and may be NULL.
- * n_cols must be a multiple of the dtype's block_len; a float dtype is a bug of the caller. */
+ * n_cols must be a multiple of the dtype's block_len; a float dtype or I32 is a bug of the
+ * caller. */
 void lmd_weight_decode_row(lmd_dtype dtype, const void *row, int64_t n_cols,
                            uint8_t *codes,     /* [n_cols] */
                            uint16_t *scales,   /* [n_cols / 32] half */
                            uint16_t *offsets); /* [n_cols / 32] half: zero or min */
 
-/* Dequantises a row of any dtype exactly as the format defines it: the reference. */
+/* Dequantises a row of any dtype but I32 exactly as the format defines it: the reference. */
 void lmd_weight_row_to_float(lmd_dtype dtype, const void *row, int64_t n_cols,
                              float *out /* [n_cols] */);
 

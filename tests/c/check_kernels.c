@@ -72,12 +72,10 @@ typedef struct matrix {
     int n, k;
 } matrix;
 
-/* Packs the rows that stand in `stored`. */
-static matrix pack_stored(lmd_threads *threads, lmd_dtype dtype, int n, int k) {
-    lmd_tensor_view view = {
-        .name = "w", .dtype = dtype, .n_dims = 2, .dims = {n, k, 1, 1}, .data = stored};
-    lmd_weight_source src = {.n_parts = 1, .n_cols = k, .parts = {{&view, NULL, n}}};
-    matrix m = {NULL, dtype, n, k};
+static matrix pack_part(lmd_threads *threads, const lmd_weight_part *part, lmd_dtype dtype,
+                        int k) {
+    lmd_weight_source src = {.n_parts = 1, .n_cols = k, .parts = {*part}};
+    matrix m = {NULL, dtype, part->n_rows, k};
     lmd_err err;
     if (lmd_cpu_weight_pack(&src, threads, &m.weight, &err) != LMD_OK) {
         printf("pack failed: %s\n", err.message);
@@ -86,9 +84,107 @@ static matrix pack_stored(lmd_threads *threads, lmd_dtype dtype, int n, int k) {
     return m;
 }
 
+/* Packs the rows that stand in `stored`. */
+static matrix pack_stored(lmd_threads *threads, lmd_dtype dtype, int n, int k) {
+    lmd_tensor_view view = {
+        .name = "w", .dtype = dtype, .n_dims = 2, .dims = {n, k, 1, 1}, .data = stored};
+    lmd_weight_part part = {.tensor = &view, .n_rows = n};
+    return pack_part(threads, &part, dtype, k);
+}
+
 static matrix make_matrix(lmd_threads *threads, lmd_dtype dtype, int n, int k, int extreme) {
     random_stored(dtype, n, k, extreme);
     return pack_stored(threads, dtype, n, k);
+}
+
+/* ---- K-major packed tensors: random words in `stored`, `zeros` and `scales` ---- */
+
+typedef struct packed_case {
+    lmd_packing packing;
+    int bits, group_size;
+} packed_case;
+
+static uint32_t zeros[MAX_N * MAX_K / 32];
+static uint16_t scales[MAX_N * MAX_K / 32];
+
+static uint32_t stored_word(int64_t i) {
+    uint32_t word;
+    memcpy(&word, stored + i * 4, sizeof word);
+    return word;
+}
+
+/* extreme 2: every code the largest and every zero 0, for the largest sums there are. */
+static matrix make_packed(lmd_threads *threads, packed_case c, int n, int k, int extreme) {
+    const int n_groups = k / c.group_size, per_word = 32 / c.bits;
+    const bool awq = c.packing == LMD_PACKING_AWQ;
+    for (int i = 0; i < n * k * c.bits / 8; i++)
+        stored[i] = extreme == 2 ? 0xff : (uint8_t)random_u32();
+    const uint32_t no_zero = c.packing == LMD_PACKING_GPTQ ? 0xffffffff : 0; /* -1, wrapping */
+    for (int i = 0; i < n * n_groups / per_word; i++) {
+        zeros[i] = extreme == 2 ? no_zero : random_u32();
+        if (c.bits == 8) zeros[i] = 0x7f7f7f7f;
+    }
+    for (int i = 0; i < n * n_groups; i++)
+        scales[i] =
+            lmd_float_to_half(extreme == 1 && i % 3 == 0 ? 0.0f : random_float() * 0.1f);
+    lmd_tensor_view words = {.name = "qweight", .dtype = LMD_I32, .n_dims = 2, .data = stored};
+    words.dims[0] = awq ? k : k / per_word;
+    words.dims[1] = awq ? n / per_word : n;
+    lmd_tensor_view zero = {.name = "qzeros", .dtype = LMD_I32, .n_dims = 2, .data = zeros};
+    zero.dims[0] = n_groups;
+    zero.dims[1] = n / per_word;
+    lmd_tensor_view scale = {.name = "scales", .dtype = LMD_F16, .n_dims = 2, .data = scales};
+    scale.dims[0] = n_groups;
+    scale.dims[1] = n;
+    lmd_weight_part part = {.packed = {c.packing, c.bits, c.group_size, &words, &zero, &scale},
+                            .n_rows = n};
+    lmd_err err;
+    if (lmd_packed_check(&part.packed, n, k, &err) != LMD_OK) {
+        printf("packed check failed: %s\n", err.message);
+        exit(1);
+    }
+    return pack_part(threads, &part, LMD_I32, k);
+}
+
+/* One value as the formats define it. */
+static float packed_value(packed_case c, int n, int row, int col) {
+    static const int nibble_of_row[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+    const int per_word = 32 / c.bits, group = col / c.group_size;
+    const int mask = (1 << c.bits) - 1;
+    int code, zero;
+    if (c.packing == LMD_PACKING_AWQ) {
+        int shift = nibble_of_row[row % 8] * 4;
+        code = (int)(stored_word(col * (n / 8) + row / 8) >> shift & 15);
+        zero = (int)(zeros[group * (n / 8) + row / 8] >> shift & 15);
+    } else {
+        code = (int)(stored_word(col / per_word * n + row) >> (col % per_word * c.bits)) & mask;
+        zero =
+            (int)(zeros[group * (n / per_word) + row / per_word] >> (row % per_word * c.bits)) &
+            mask;
+        if (c.packing == LMD_PACKING_GPTQ) zero = (zero + 1) & mask;
+    }
+    return lmd_half_to_float(scales[group * n + row]) * (float)(code - zero);
+}
+
+static const packed_case packed_cases[] = {
+    {LMD_PACKING_AWQ, 4, 32},      {LMD_PACKING_AWQ, 4, 64},   {LMD_PACKING_AWQ, 4, 128},
+    {LMD_PACKING_GPTQ, 4, 64},     {LMD_PACKING_GPTQ, 4, 128}, {LMD_PACKING_GPTQ_V2, 4, 128},
+    {LMD_PACKING_GPTQ_V2, 4, 384}, {LMD_PACKING_AWQ, 4, 192},  {LMD_PACKING_GPTQ, 4, 96},
+    {LMD_PACKING_GPTQ, 8, 32},     {LMD_PACKING_GPTQ, 8, 128},
+};
+enum { N_PACKED_CASES = sizeof packed_cases / sizeof *packed_cases };
+
+/* Panels hold exactly what the format says. */
+static void check_packed_values(lmd_threads *threads, packed_case c, int n, int k) {
+    float row[MAX_K];
+    matrix w = make_packed(threads, c, n, k, 0);
+    for (int r = 0; r < n; r++) {
+        lmd_cpu_weight_row(w.weight, r, row);
+        for (int i = 0; i < k; i++)
+            check(row[i] == packed_value(c, n, r, i), "packed value", "all", c.group_size, r,
+                  i);
+    }
+    lmd_cpu_weight_free(w.weight);
 }
 
 /* ---- linear ---- */
@@ -289,6 +385,13 @@ static void check_linears(lmd_threads *threads, const lmd_cpu_kernels *kernels) 
     for (int i = 0; i < 4; i++)
         for (lmd_dtype dtype = LMD_F32; dtype <= LMD_BF16; dtype++)
             check_linear(threads, kernels, dtype, 1 + i * 13, float_ks[i], 1 + i * 4, 0, 0);
+    for (int i = 0; i < N_PACKED_CASES; i++)
+        for (int kind = 0; kind < 7; kind++)
+            for (int extreme = 0; extreme < 3; extreme++) {
+                matrix w = make_packed(threads, packed_cases[i], 24, 384, extreme);
+                check_panels(kernels, &w, 1 + kind + extreme, 16, kind, extreme == 0);
+                lmd_cpu_weight_free(w.weight);
+            }
     printf("ok   %-18s linear\n", kernels->isa);
 }
 
@@ -573,8 +676,9 @@ int main(int argc, char **argv) {
     lmd_err err;
     if (lmd_threads_new(1, &threads, &err) != LMD_OK) return 1;
     check_half();
-    for (lmd_dtype dtype = LMD_F32; dtype < LMD_DTYPE_COUNT; dtype++)
-        check_packing(threads, dtype);
+    for (lmd_dtype dtype = LMD_F32; dtype < LMD_I32; dtype++) check_packing(threads, dtype);
+    for (int i = 0; i < N_PACKED_CASES; i++)
+        check_packed_values(threads, packed_cases[i], 40, 384);
     printf("ok   packing\n");
     lmd_isa isas[LMD_MAX_ISAS];
     int n = lmd_cpu_isas(isas);

@@ -72,7 +72,7 @@ static lmd_weight *make_weight(machine *self, lmd_dtype dtype, int n_parts, int 
             }
         views[p] = (lmd_tensor_view){
             .name = "w", .dtype = dtype, .n_dims = 2, .dims = {n, k, 1, 1}, .data = data};
-        src.parts[p] = (lmd_weight_part){&views[p], NULL, n};
+        src.parts[p] = (lmd_weight_part){.tensor = &views[p], .n_rows = n};
     }
     if (self->backend->ops->upload(self->backend, &src, &weight, &err) != LMD_OK)
         die("upload", err.message);

@@ -1,0 +1,198 @@
+"""Tiny models in packed checkpoint formats, and what their tensors mean: the oracle.
+
+The decoders are the formats' definitions written down in NumPy, one code at a time. Codes and
+zeros are random words, so that every value occurs, zeros that wrap included.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+Tensors = dict[str, NDArray[Any]]
+
+AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+#: Form -> quantization_config without group_size.
+FORMS: dict[str, dict[str, Any]] = {
+    "awq": {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True},
+    "gptq": {"quant_method": "gptq", "bits": 4, "desc_act": False, "sym": False},
+    "gptq_v2": {"quant_method": "gptq", "bits": 4, "sym": True, "checkpoint_format": "gptq_v2"},
+    "gptq-8": {"quant_method": "gptq", "bits": 8, "sym": True, "desc_act": False},
+}
+#: Group size -> hidden_size, intermediate_size; -1 once of whole rows of 96 = 3 x 32.
+SIZES = {32: (96, 160), 64: (128, 192), 128: (128, 384), -1: (96, 320)}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "internlm2": "InternLM2ForCausalLM",
+}
+LLAMA_NAMES = ["self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
+INTERNLM2_NAMES = ["attention.wo", "feed_forward.w1", "feed_forward.w3", "feed_forward.w2"]
+
+
+# ---- the formats ----
+
+
+def unpack(words: NDArray[np.int32], bits: int, axis: int, order: list[int]) -> NDArray[np.int64]:
+    """Every word becomes 32 / bits codes along an axis; code i of a word goes to order[i]."""
+    per_word = 32 // bits
+    words = np.moveaxis(words, axis, -1).astype(np.int64) & 0xFFFFFFFF
+    codes = np.zeros((*words.shape, per_word), np.int64)
+    for i in range(per_word):
+        codes[..., order[i]] = words >> (bits * i) & (2**bits - 1)
+    return np.moveaxis(codes.reshape(*words.shape[:-1], -1), -1, axis)
+
+
+def decode(form: str, packed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """The dense [n_out, n_in] matrix of one packed linear."""
+    bits = FORMS[form]["bits"]
+    order = AWQ_ORDER if form == "awq" else list(range(32 // bits))
+    codes = unpack(packed["qweight"], bits, 1 if form == "awq" else 0, order)  # [K, N]
+    zeros = unpack(packed["qzeros"], bits, 1, order)  # [K / g, N]
+    if form in ("gptq", "gptq-8"):
+        zeros = (zeros + 1) % 2**bits
+    group_size = len(codes) // len(zeros)
+    scales = packed["scales"].astype(np.float32)
+    of_column = np.arange(len(codes)) // group_size
+    return np.ascontiguousarray((scales[of_column] * (codes - zeros[of_column])).T, np.float32)
+
+
+def random_packed(
+    rng: np.random.Generator, form: str, group_size: int, n_out: int, n_in: int
+) -> Tensors:
+    """Random tensors of one packed linear; some scales are zero or negative."""
+    bits = FORMS[form]["bits"]
+    n_groups = 1 if group_size == -1 else n_in // group_size
+    shape = (n_in, n_out * bits // 32) if form == "awq" else (n_in * bits // 32, n_out)
+
+    def words(*shape: int) -> NDArray[np.int32]:
+        return rng.integers(-(2**31), 2**31, shape, np.int64).astype(np.int32)
+
+    scales = rng.uniform(0.5, 1.5, (n_groups, n_out)) * (4.0 / 2**bits) / np.sqrt(n_in)
+    scales *= rng.choice([1.0, 1.0, 1.0, -1.0, 0.0], scales.shape)
+    packed: Tensors = {
+        "qweight": words(*shape),
+        "qzeros": words(n_groups, n_out * bits // 32),
+        "scales": scales.astype(np.float16),
+    }
+    if bits == 8:
+        packed["qzeros"][:] = 0x7F7F7F7F
+    if form == "gptq":
+        packed["g_idx"] = (np.arange(n_in) // (n_in // n_groups)).astype(np.int32)
+    return packed
+
+
+# ---- models ----
+
+
+def config_of(arch: str, form: str, group_size: int, **keys: Any) -> dict[str, Any]:
+    hidden, ffn = SIZES[group_size]
+    return {
+        "architectures": [ARCHITECTURES[arch]],
+        "model_type": arch,
+        "vocab_size": 64,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": hidden // 4,
+        "max_position_embeddings": 256,
+        "sliding_window": None,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "quantization_config": {**FORMS[form], "group_size": group_size},
+        **keys,
+    }
+
+
+def linears_of(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Module name -> (n_out, n_in) of each linear of the layers."""
+    hidden, ffn, head_dim = (
+        config[key] for key in ("hidden_size", "intermediate_size", "head_dim")
+    )
+    q, kv = (config[f"num_{key}_heads"] * head_dim for key in ("attention", "key_value"))
+    found: dict[str, tuple[int, int]] = {}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        if config["model_type"] == "internlm2":
+            found[f"{prefix}attention.wqkv"] = (q + 2 * kv, hidden)
+            names = INTERNLM2_NAMES
+        else:
+            for name, n_out in (("q", q), ("k", kv), ("v", kv)):
+                found[f"{prefix}self_attn.{name}_proj"] = (n_out, hidden)
+            names = LLAMA_NAMES
+        shapes = [(hidden, q), (ffn, hidden), (ffn, hidden), (hidden, ffn)]
+        found |= {prefix + name: shape for name, shape in zip(names, shapes, strict=True)}
+    return found
+
+
+def other_tensors(rng: np.random.Generator, config: Mapping[str, Any]) -> Tensors:
+    """Embedding, norms, head and biases, in fp16."""
+    hidden, vocab, arch = config["hidden_size"], config["vocab_size"], config["model_type"]
+    v2 = arch == "internlm2"
+    out = {
+        "model.tok_embeddings.weight" if v2 else "model.embed_tokens.weight": (vocab, hidden),
+        "output.weight" if v2 else "lm_head.weight": (vocab, hidden),
+        "model.norm.weight": (hidden,),
+    }
+    for i in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{i}."
+        out[prefix + ("attention_norm.weight" if v2 else "input_layernorm.weight")] = (hidden,)
+        out[prefix + ("ffn_norm.weight" if v2 else "post_attention_layernorm.weight")] = (hidden,)
+        if arch == "qwen3":
+            out[f"{prefix}self_attn.q_norm.weight"] = (config["head_dim"],)
+            out[f"{prefix}self_attn.k_norm.weight"] = (config["head_dim"],)
+    for name, (n_out, _) in linears_of(config).items():
+        qkv = name[-6:] in ("q_proj", "k_proj", "v_proj")
+        attention = "attn" in name or "attention" in name
+        if (
+            (arch == "qwen2" and qkv)
+            or (attention and (config.get("attention_bias") or config.get("bias")))
+            or (not attention and config.get("mlp_bias"))
+        ):
+            out[f"{name}.bias"] = (n_out,)
+    return {
+        name: (rng.normal(size=shape) + (name.endswith("norm.weight"))).astype(np.float16)
+        for name, shape in out.items()
+    }
+
+
+def write_model(path: Path, config: Mapping[str, Any], tensors: Tensors) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, path / "model.safetensors")
+    return path
+
+
+def packed_tensors(
+    rng: np.random.Generator, form: str, config: Mapping[str, Any], also: tuple[str, ...] = ()
+) -> Tensors:
+    """A whole model's tensors with every linear packed, and the matrices of `also` too."""
+    group_size = config["quantization_config"]["group_size"]
+    tensors = other_tensors(rng, config)
+    shapes = {**linears_of(config), **{name: tensors[f"{name}.weight"].shape for name in also}}
+    for name, shape in shapes.items():
+        tensors.pop(f"{name}.weight", None)
+        for suffix, array in random_packed(rng, form, group_size, *shape).items():
+            tensors[f"{name}.{suffix}"] = array
+    return tensors
+
+
+def dense_tensors(form: str, tensors: Tensors) -> Tensors:
+    """The same model, every matrix that has a qweight decoded to fp32."""
+    dense = {k: v for k, v in tensors.items() if k.endswith((".weight", ".bias"))}
+    for key in tensors:
+        if key.endswith(".qweight"):
+            name = key.removesuffix(".qweight")
+            suffixes = ("qweight", "qzeros", "scales")
+            dense[f"{name}.weight"] = decode(form, {s: tensors[f"{name}.{s}"] for s in suffixes})
+    return dense
