@@ -35,11 +35,34 @@ lmd_acts lmd_cpu_private_acts(const lmd_stream *stream, const lmd_acts *shared,
 
 /* ---- operations on rows ---- */
 
+typedef struct row_range {
+    int32_t begin, end;
+} row_range;
+
+/* Takes the next rows: a whole tile where the output is quantised, for its rows share cache
+ * lines. */
+static bool take_rows(lmd_cpu_op *op, row_range *rows) {
+    enum { TAKEN = 4 };
+    const lmd_acts *acts = &op->out_acts;
+    int32_t n_takes = op->quantizes ? acts->n_tiles : (op->n_rows + TAKEN - 1) / TAKEN;
+    int32_t i = lmd_threads_take(&op->next[0], n_takes);
+    if (i < 0) return false;
+    if (op->quantizes) {
+        *rows = (row_range){lmd_tile_begin(acts, i), lmd_tile_begin(acts, i + 1)};
+    } else {
+        int32_t end = (i + 1) * TAKEN;
+        *rows = (row_range){i * TAKEN, end < op->n_rows ? end : op->n_rows};
+    }
+    return true;
+}
+
 static void embed_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx) {
     (void)thread_idx;
-    for (int32_t r; (r = lmd_threads_take(&op->next[0], op->n_rows)) >= 0;)
-        lmd_cpu_weight_row(op->weight, stream->plan->token_ids[r],
-                           op->out->memory.x + (int64_t)r * op->out->n_cols);
+    row_range rows = {0};
+    while (take_rows(op, &rows))
+        for (int32_t r = rows.begin; r < rows.end; r++)
+            lmd_cpu_weight_row(op->weight, stream->plan->token_ids[r],
+                               op->out->memory.x + (int64_t)r * op->out->n_cols);
 }
 
 void lmd_cpu_embed(lmd_stream *stream, const lmd_weight *table, lmd_buffer *out) {
@@ -62,8 +85,9 @@ static void norm_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx) {
         for (int32_t r = 0; r < op->n_rows; r++) norm_row(stream, op, &acts, r);
         return;
     }
-    for (int32_t r; (r = lmd_threads_take(&op->next[0], op->n_rows)) >= 0;)
-        norm_row(stream, op, &op->out_acts, r);
+    row_range rows = {0};
+    while (take_rows(op, &rows))
+        for (int32_t r = rows.begin; r < rows.end; r++) norm_row(stream, op, &op->out_acts, r);
 }
 
 static lmd_cpu_op *add_norm(lmd_stream *stream, lmd_buffer *in, const lmd_weight *weight,
@@ -100,9 +124,11 @@ void lmd_cpu_sample(lmd_stream *stream, int32_t first, int32_t n, lmd_sample_res
 static void quantize_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx) {
     (void)thread_idx;
     const lmd_acts *acts = &op->out_acts;
-    for (int32_t r; (r = lmd_threads_take(&op->next[0], op->n_rows)) >= 0;)
-        stream->kernels->quantize(acts, r, 0, acts->n_cols,
-                                  acts->x + (int64_t)r * acts->n_cols);
+    row_range rows = {0};
+    while (take_rows(op, &rows))
+        for (int32_t r = rows.begin; r < rows.end; r++)
+            stream->kernels->quantize(acts, r, 0, acts->n_cols,
+                                      acts->x + (int64_t)r * acts->n_cols);
 }
 
 /* Whether an operation can quantise what it writes, piece by piece. */

@@ -132,7 +132,7 @@ static lmd_status allocate(lmd_stream *stream, lmd_err *err) {
     /* Seven operations a layer, each with one that quantises before it, at most; a longer list
      * runs in pieces. */
     stream->max_ops = 14 * config->n_layer + 16;
-    stream->ops = lmd_calloc((size_t)stream->max_ops, sizeof *stream->ops);
+    stream->ops = lmd_alloc_large((size_t)stream->max_ops * sizeof *stream->ops);
     lmd_cpu_attention_bounds(config, &stream->max_units, &stream->max_partials);
     stream->rope_table = lmd_alloc_large(rope_bytes(config));
     stream->row_seqs = lmd_calloc((size_t)config->max_tokens, sizeof *stream->row_seqs);
@@ -192,7 +192,7 @@ void lmd_cpu_stream_free(lmd_stream *stream) {
     lmd_free(stream->scratch);
     lmd_free_large(stream->logits, logits_bytes(&stream->config));
     lmd_free(stream->seq_partials);
-    lmd_free(stream->ops);
+    lmd_free_large(stream->ops, (size_t)stream->max_ops * sizeof *stream->ops);
     lmd_free_large(stream->partials, partial_bytes(stream));
     lmd_free(stream->units);
     lmd_free(stream->row_seqs);

@@ -8,6 +8,7 @@
 #define LMD_CPU_CPU_STREAM_H
 
 #include "backend/backend.h"
+#include "base/memory.h"
 #include "base/threads.h"
 #include "cpu/cpu_kernels.h"
 #include "cpu/cpu_sampling.h"
@@ -43,7 +44,8 @@ struct lmd_cpu_op {
     bool is_private;   /* a norm that every thread does for itself: nobody waits for it; and
                           the linear that reads it */
     int32_t take_panels, n_takes, block_tiles, n_blocks; /* a linear's cut */
-    atomic_int next[2];                                  /* work counters of two phases */
+    /* Work counters of two phases: apart from what every thread reads. */
+    _Alignas(LMD_CACHE_LINE) atomic_int next[2];
 };
 
 /* One piece of a step's attention: some tokens of a sequence, some query heads of one KV head,

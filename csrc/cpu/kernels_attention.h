@@ -34,47 +34,89 @@ INLINE f32v kv_at(const void *kv, int64_t at, const bool is_half) {
     return is_half ? half_v((const uint16_t *)kv + at) : load_v((const float *)kv + at);
 }
 
+/* Vectors of 16 lanes that few rows take at once: enough chains of FMAs to hide their latency
+ * in the registers there are. */
+#define FEW_WIDTH(n_rows) (LANES == 16 || (n_rows) == 1 ? 4 : (n_rows) <= 3 ? 2 : 1)
+#define WIDTH(n_rows) ((n_rows) <= 4 ? FEW_WIDTH(n_rows) : 1)
+
+/* Scores of rows against `width` panels of 16 keys. */
+INLINE void score_panels(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_t n_rows,
+                         const int32_t width, const void *keys, int32_t t, int32_t head_dim,
+                         const bool is_half) {
+    f32v acc[ATTEND_TILE][4][HALVES];
+    for (int32_t r = 0; r < n_rows; r++)
+        for (int32_t w = 0; w < width; w++)
+            for (int32_t h = 0; h < HALVES; h++) acc[r][w][h] = all_v(0.0f);
+    for (int32_t d = 0; d < head_dim; d++) {
+        f32v key[4][HALVES];
+        for (int32_t w = 0; w < width; w++)
+            for (int32_t h = 0; h < HALVES; h++)
+                key[w][h] = kv_at(
+                    keys, (int64_t)(t + w * 16) * head_dim + d * 16 + h * LANES, is_half);
+#pragma GCC unroll 12
+        for (int32_t r = 0; r < n_rows; r++) {
+            f32v x = all_v(q[r * LMD_MAX_HEAD_DIM + d]);
+            for (int32_t w = 0; w < width; w++)
+                for (int32_t h = 0; h < HALVES; h++)
+                    acc[r][w][h] = fma_v(key[w][h], x, acc[r][w][h]);
+        }
+    }
+    for (int32_t r = 0; r < n_rows; r++)
+        for (int32_t w = 0; w < width; w++)
+            for (int32_t h = 0; h < HALVES; h++)
+                store_v(p[r] + t + w * 16 + h * LANES, acc[r][w][h]);
+}
+
 /* Scores of n_rows rows (a constant) against n keys, a multiple of 16. */
 INLINE void scores(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_t n_rows,
                    const void *keys, int32_t n, int32_t head_dim, const bool is_half) {
-    for (int32_t t = 0; t < n; t += 16) {
-        f32v acc[ATTEND_TILE][HALVES];
-        for (int32_t r = 0; r < n_rows; r++)
-            for (int32_t h = 0; h < HALVES; h++) acc[r][h] = all_v(0.0f);
-        for (int32_t d = 0; d < head_dim; d++) {
-            f32v key[HALVES];
-            for (int32_t h = 0; h < HALVES; h++)
-                key[h] = kv_at(keys, (int64_t)t * head_dim + d * 16 + h * LANES, is_half);
-#pragma GCC unroll 12
-            for (int32_t r = 0; r < n_rows; r++)
-                for (int32_t h = 0; h < HALVES; h++)
-                    acc[r][h] = fma_v(key[h], all_v(q[r * LMD_MAX_HEAD_DIM + d]), acc[r][h]);
-        }
-        for (int32_t r = 0; r < n_rows; r++)
-            for (int32_t h = 0; h < HALVES; h++) store_v(p[r] + t + h * LANES, acc[r][h]);
-    }
+    const int32_t width = WIDTH(n_rows);
+    int32_t t = 0;
+    for (; t + 16 * width <= n; t += 16 * width)
+        score_panels(p, q, n_rows, width, keys, t, head_dim, is_half);
+    for (; width > 1 && t < n; t += 16)
+        score_panels(p, q, n_rows, 1, keys, t, head_dim, is_half);
 }
 
-/* o += p V: 16 columns at a time; a tail reads past the row, into lanes that nobody reads. */
+/* o += p V for 16 * width columns from d on. */
+INLINE void weighted_columns(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_CHUNK_LEN],
+                             const int32_t n_rows, const int32_t width, const void *values,
+                             int32_t n, int32_t d, int32_t head_dim, const bool is_half) {
+    f32v acc[ATTEND_TILE][4][HALVES];
+    for (int32_t r = 0; r < n_rows; r++)
+        for (int32_t w = 0; w < width; w++)
+            for (int32_t h = 0; h < HALVES; h++)
+                acc[r][w][h] = load_v(o[r] + d + w * 16 + h * LANES);
+    for (int32_t t = 0; t < n; t++) {
+        f32v v[4][HALVES];
+        for (int32_t w = 0; w < width; w++)
+            for (int32_t h = 0; h < HALVES; h++)
+                v[w][h] =
+                    kv_at(values, (int64_t)t * head_dim + d + w * 16 + h * LANES, is_half);
+#pragma GCC unroll 12
+        for (int32_t r = 0; r < n_rows; r++) {
+            f32v x = all_v(p[r][t]);
+            for (int32_t w = 0; w < width; w++)
+                for (int32_t h = 0; h < HALVES; h++)
+                    acc[r][w][h] = fma_v(v[w][h], x, acc[r][w][h]);
+        }
+    }
+    for (int32_t r = 0; r < n_rows; r++)
+        for (int32_t w = 0; w < width; w++)
+            for (int32_t h = 0; h < HALVES; h++)
+                store_v(o[r] + d + w * 16 + h * LANES, acc[r][w][h]);
+}
+
+/* o += p V; a tail of columns reads past the row, into lanes that nobody reads. */
 INLINE void weighted_values(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_CHUNK_LEN],
                             const int32_t n_rows, const void *values, int32_t n,
                             int32_t head_dim, const bool is_half) {
-    for (int32_t d = 0; d < head_dim; d += 16) {
-        f32v acc[ATTEND_TILE][HALVES];
-        for (int32_t r = 0; r < n_rows; r++)
-            for (int32_t h = 0; h < HALVES; h++) acc[r][h] = load_v(o[r] + d + h * LANES);
-        for (int32_t t = 0; t < n; t++) {
-            f32v v[HALVES];
-            for (int32_t h = 0; h < HALVES; h++)
-                v[h] = kv_at(values, (int64_t)t * head_dim + d + h * LANES, is_half);
-#pragma GCC unroll 12
-            for (int32_t r = 0; r < n_rows; r++)
-                for (int32_t h = 0; h < HALVES; h++)
-                    acc[r][h] = fma_v(v[h], all_v(p[r][t]), acc[r][h]);
-        }
-        for (int32_t r = 0; r < n_rows; r++)
-            for (int32_t h = 0; h < HALVES; h++) store_v(o[r] + d + h * LANES, acc[r][h]);
-    }
+    const int32_t width = WIDTH(n_rows);
+    int32_t d = 0;
+    for (; d + 16 * width <= head_dim; d += 16 * width)
+        weighted_columns(o, p, n_rows, width, values, n, d, head_dim, is_half);
+    for (; d < head_dim; d += 16)
+        weighted_columns(o, p, n_rows, 1, values, n, d, head_dim, is_half);
 }
 
 /* Softmax of one row over one block: p becomes exp(p - max) for its first n_seen positions and
@@ -175,7 +217,7 @@ static void attend_chunk(lmd_attend_state *state, const lmd_attend_args *args) {
     for (int32_t r = 0; r < args->n_rows; r++) {
         state->max[r] = -INFINITY;
         state->sum[r] = 0.0f;
-        memset(state->o[r], 0, sizeof state->o[r]);
+        memset(state->o[r], 0, (size_t)(head_dim + 15) / 16 * 16 * sizeof(float));
     }
     for (int32_t first = args->begin; first < args->end; first += block_len) {
         int32_t n = args->end - first < block_len ? args->end - first : block_len;

@@ -93,21 +93,38 @@ INLINE void store_rows(float *out, f32v (*f)[HALVES], const int32_t n_rows) {
 
 /* ---- digits: products of bytes ---- */
 
+/* The low bytes of 16 integers. */
+INLINE void narrow_to_bytes(uint8_t *out, const i32v *q) {
+    for (int32_t h = 0; h < HALVES; h++) {
+        s8n bytes = __builtin_convertvector(q[h], s8n);
+        memcpy(out + h * LANES, &bytes, sizeof bytes);
+    }
+}
+
 /* A unit of 8 columns of a row: for each digit, high first, columns k to k+3 and k+4 to k+7. */
-static inline void emit_digits(uint8_t *tile, const int32_t *q, int32_t unit, int32_t row,
+static inline void emit_digits(uint8_t *tile, const i32v *q, int32_t k, int32_t row,
                                int32_t n_rows, int32_t bits) {
-    int8_t digits[16];
-    if (bits == 8) {
-        for (int32_t i = 0; i < 8; i++) digits[i] = (int8_t)q[i];
-        memcpy(tile + ((int64_t)unit * n_rows + row) * 8, digits, 8);
-        return;
+    const int32_t unit_bytes = bits;
+    uint8_t *first = tile + ((int64_t)k / 8 * n_rows + row) * unit_bytes;
+    uint8_t *second = first + (int64_t)n_rows * unit_bytes;
+    uint8_t bytes[16];
+    if (bits == 16) {
+        i32v hi[HALVES], lo[HALVES];
+        for (int32_t h = 0; h < HALVES; h++) {
+            hi[h] = (q[h] + 128) >> 8;
+            lo[h] = q[h] - hi[h] * 256;
+        }
+        narrow_to_bytes(bytes, hi);
+        memcpy(first, bytes, 8);
+        memcpy(second, bytes + 8, 8);
+        narrow_to_bytes(bytes, lo);
+        first += 8;
+        second += 8;
+    } else {
+        narrow_to_bytes(bytes, q);
     }
-    for (int32_t i = 0; i < 8; i++) {
-        int32_t hi = (q[i] + 128) >> 8;
-        digits[i] = (int8_t)hi;
-        digits[8 + i] = (int8_t)(q[i] - hi * 256);
-    }
-    memcpy(tile + ((int64_t)unit * n_rows + row) * 16, digits, 16);
+    memcpy(first, bytes, 8);
+    memcpy(second, bytes + 8, 8);
 }
 
 /* Columns k to k+3 and k+4 to k+7 of a panel's rows. */
@@ -175,13 +192,22 @@ INLINE void tile_digits(float *out, const uint8_t *weights, const lmd_weight_for
 /* ---- pairs: products of int16 ---- */
 
 /* A unit of 8 columns of a row: columns 0 2 4 6 1 3 5 7, the pairs that meet a lane's bytes. */
-static inline void emit_pairs(uint8_t *tile, const int32_t *q, int32_t unit, int32_t row,
+static inline void emit_pairs(uint8_t *tile, const i32v *q, int32_t k, int32_t row,
                               int32_t n_rows, int32_t bits) {
-    static const int32_t order[8] = {0, 2, 4, 6, 1, 3, 5, 7};
-    int16_t pairs[8];
+    typedef int16_t s16x8 __attribute__((vector_size(16)));
+    int16_t columns[16];
+    uint8_t *out = tile + ((int64_t)k / 8 * n_rows + row) * 16;
     (void)bits; /* 16 */
-    for (int32_t i = 0; i < 8; i++) pairs[i] = (int16_t)q[order[i]];
-    memcpy(tile + ((int64_t)unit * n_rows + row) * 16, pairs, 16);
+    for (int32_t h = 0; h < HALVES; h++) {
+        s16n narrow = __builtin_convertvector(q[h], s16n);
+        memcpy(columns + h * LANES, &narrow, sizeof narrow);
+    }
+    for (int32_t unit = 0; unit < 2; unit++, out += (int64_t)n_rows * 16) {
+        s16x8 v;
+        memcpy(&v, columns + unit * 8, sizeof v);
+        v = __builtin_shuffle(v, (s16x8){0, 2, 4, 6, 1, 3, 5, 7});
+        memcpy(out, &v, sizeof v);
+    }
 }
 
 /* The 8 columns of one vector of rows as four pairs. */

@@ -17,17 +17,9 @@ static int32_t tile_rows(int32_t bits, int32_t n_rows) {
 /* 32 bytes a column of pairs, and 128 bytes of scales and offsets a group of at least 32. */
 static size_t scratch_bytes(int32_t n_cols) { return (size_t)n_cols * (32 + 4); }
 
-static void emit(uint8_t *tile, const int32_t *q, int32_t unit, int32_t row, int32_t n_rows,
-                 int32_t bits) {
-    if (bits == 16)
-        emit_pairs(tile, q, unit, row, n_rows, bits);
-    else
-        emit_digits(tile, q, unit, row, n_rows, bits);
-}
-
 static void quantize(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
                      const float *x) {
-    quantize_row(acts, row, col0, n, x, emit);
+    quantize_row(acts, row, col0, n, x, acts->bits == 16 ? emit_pairs : emit_digits);
 }
 
 DEFINE_TILES_4(pairs_u4, tile_pairs(out, weights, format, acts, begin, N, true))

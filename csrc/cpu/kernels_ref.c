@@ -20,17 +20,17 @@ static size_t scratch_bytes(int32_t n_cols) {
 }
 
 /* A row's integers stand one after another. */
-static void emit_plain(uint8_t *tile, const int32_t *q, int32_t unit, int32_t row,
-                       int32_t n_rows, int32_t bits) {
+static void emit_plain(uint8_t *tile, const i32v *q, int32_t k, int32_t row, int32_t n_rows,
+                       int32_t bits) {
     (void)row; /* 0 of 1 */
     (void)n_rows;
-    for (int32_t i = 0; i < 8; i++) {
-        int16_t wide = (int16_t)q[i];
-        int8_t narrow = (int8_t)q[i];
+    for (int32_t i = 0; i < 16; i++) {
+        int16_t wide = (int16_t)q[i / LANES][i % LANES];
+        int8_t narrow = (int8_t)wide;
         if (bits == 16)
-            memcpy(tile + (int64_t)(unit * 8 + i) * 2, &wide, 2);
+            memcpy(tile + (int64_t)(k + i) * 2, &wide, 2);
         else
-            memcpy(tile + unit * 8 + i, &narrow, 1);
+            memcpy(tile + k + i, &narrow, 1);
     }
 }
 

@@ -32,70 +32,58 @@ INLINE f32v exp_v(f32v x) {
 
 INLINE float exp1(float x) { return exp_v(all_v(x))[0]; }
 
-/* The largest magnitude of n values (a multiple of 16), and 0 or NaN: NaN where one of them is
- * not finite. */
-INLINE float largest_magnitude(const float *x, int32_t n, float *probe) {
-    f32v max[HALVES], zeros[HALVES];
-    for (int32_t h = 0; h < HALVES; h++) max[h] = zeros[h] = all_v(0.0f);
+/* A group's scale, and its inverse: 0 for a group that is all zeros or not finite. A maximum
+ * below 2^-100 counts as zero, so that q_max / max stays finite. Magnitudes compare as their
+ * bits do, and infinities and NaNs are the largest. */
+INLINE float group_scale(const float *x, int32_t n, float q_max, float *inverse) {
+    i32v largest[HALVES];
+    for (int32_t h = 0; h < HALVES; h++) largest[h] = (i32v){0};
     for (int32_t i = 0; i < n; i += 16)
         for (int32_t h = 0; h < HALVES; h++) {
-            f32v v = load_v(x + i + h * LANES);
-            f32v magnitude = (f32v)((i32v)v & 0x7fffffff);
-            max[h] = select_v(magnitude > max[h], magnitude, max[h]);
-            zeros[h] += v * 0.0f;
+            i32v bits = (i32v)load_v(x + i + h * LANES) & 0x7fffffff;
+            i32v rises = bits > largest[h];
+            largest[h] = (bits & rises) | (largest[h] & ~rises);
         }
-    float lanes[16], largest = 0.0f;
-    memcpy(lanes, max, sizeof lanes);
-    for (int32_t i = 0; i < 16; i++) largest = lanes[i] > largest ? lanes[i] : largest;
-    *probe = sum_chains(zeros);
-    return largest;
+    int32_t bits = largest_lane(largest);
+    float max = lmd_bits_to_float((uint32_t)bits);
+    bool is_finite = bits < 0x7f800000, is_zero = max < 0x1p-100f || !is_finite;
+    *inverse = is_zero ? 0.0f : q_max / max;
+    return !is_finite ? NAN : is_zero ? 0.0f : max / q_max;
 }
 
-enum { MAX_GROUP = 128 };
+/* Puts 16 integers, columns k to k + 15 of `row` among a tile's n_rows, where the table's panel
+ * kernel looks for them. */
+typedef void (*emit_fn)(uint8_t *tile, const i32v *q /* [HALVES] */, int32_t k, int32_t row,
+                        int32_t n_rows, int32_t bits);
 
-/* Quantises one group to integers of |q| <= q_max. A maximum below 2^-100 counts as zero, so
- * that q_max / max stays finite. */
-INLINE void quantize_group(int32_t *q, float *scale, int32_t *sum, const float *x, int32_t n,
-                           float q_max) {
-    float probe, max = largest_magnitude(x, n, &probe);
-    if (probe != 0.0f || max < 0x1p-100f) {
-        *scale = probe; /* 0 or NaN */
-        *sum = 0;
-        memset(q, 0, (size_t)n * sizeof *q);
-        return;
-    }
-    float inverse = q_max / max;
-    i32v total = {0};
-    for (int32_t i = 0; i < n; i += LANES) {
-        f32v rounded = load_v(x + i) * inverse + ROUND_MAGIC - ROUND_MAGIC;
-        i32v v = __builtin_convertvector(rounded, i32v);
-        total += v;
-        memcpy(q + i, &v, sizeof v);
-    }
-    *scale = max / q_max;
-    *sum = 0;
-    for (int32_t i = 0; i < LANES; i++) *sum += total[i];
-}
-
-/* Quantises columns of a row group by group; `emit` puts 8 integers, columns k to k + 7, where
- * the table's panel kernel looks for them: at unit k / 8 of `row` among the tile's n_rows. */
+/* Quantises columns of a row, group by group. */
 INLINE void quantize_row(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
-                         const float *x,
-                         void (*emit)(uint8_t *tile, const int32_t *q, int32_t unit,
-                                      int32_t row, int32_t n_rows, int32_t bits)) {
+                         const float *x, emit_fn emit) {
     const int32_t tile = lmd_tile_of(acts, row), group_size = acts->group_size;
     const int32_t begin = lmd_tile_begin(acts, tile);
     const int32_t n_rows = lmd_tile_begin(acts, tile + 1) - begin;
     const int64_t n_groups = acts->n_cols / group_size;
     uint8_t *to = acts->q + (int64_t)begin * acts->n_cols * (acts->bits / 8);
     int64_t at = begin * n_groups + col0 / group_size * (int64_t)n_rows + (row - begin);
+    const float q_max = acts->bits == 16 ? (float)LMD_ACT16_MAX : (float)LMD_ACT8_MAX;
     for (int32_t k = 0; k < n; k += group_size, at += n_rows) {
-        _Alignas(64) int32_t q[MAX_GROUP];
-        quantize_group(q, &acts->scales[at], &acts->sums[at], x + k, group_size,
-                       acts->bits == 16 ? (float)LMD_ACT16_MAX : (float)LMD_ACT8_MAX);
-        acts->scaled_sums[at] = acts->scales[at] * (float)acts->sums[at];
-        for (int32_t i = 0; i < group_size; i += 8)
-            emit(to, q + i, (col0 + k + i) / 8, row - begin, n_rows, acts->bits);
+        float inverse, scale = group_scale(x + k, group_size, q_max, &inverse);
+        i32v total[HALVES];
+        for (int32_t h = 0; h < HALVES; h++) total[h] = (i32v){0};
+        for (int32_t i = k; i < k + group_size; i += 16) {
+            i32v q[HALVES];
+            for (int32_t h = 0; h < HALVES; h++) {
+                f32v rounded = load_v(x + i + h * LANES) * inverse + ROUND_MAGIC - ROUND_MAGIC;
+                q[h] = __builtin_convertvector(rounded, i32v);
+                /* 0 * NaN is no integer */
+                if (inverse == 0.0f) q[h] = (i32v){0};
+                total[h] += q[h];
+            }
+            emit(to, q, col0 + i, row - begin, n_rows, acts->bits);
+        }
+        acts->scales[at] = scale;
+        acts->sums[at] = sum_lanes(total);
+        acts->scaled_sums[at] = scale * (float)acts->sums[at];
     }
 }
 

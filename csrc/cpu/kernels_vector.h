@@ -28,7 +28,10 @@ typedef uint32_t u32v __attribute__((vector_size(LANES * 4)));
 typedef int16_t s16v __attribute__((vector_size(LANES * 4)));
 typedef uint16_t u16v __attribute__((vector_size(LANES * 4)));
 typedef uint8_t u8v __attribute__((vector_size(LANES * 4)));
-typedef uint16_t u16n __attribute__((vector_size(LANES * 2))); /* one uint16 for each lane */
+/* One for each lane. */
+typedef uint16_t u16n __attribute__((vector_size(LANES * 2)));
+typedef int16_t s16n __attribute__((vector_size(LANES * 2)));
+typedef int8_t s8n __attribute__((vector_size(LANES)));
 
 INLINE f32v load_v(const float *p) {
     f32v v;
@@ -58,13 +61,44 @@ INLINE f32v select_v(i32v mask, f32v a, f32v b) {
     return (f32v)(((i32v)a & mask) | ((i32v)b & ~mask));
 }
 
-/* Sums 16 chains, HALVES vectors, in one fixed order for every width. */
+/* 16 lanes, HALVES vectors, to one value: halves meet, in one fixed order for every width. */
+typedef float f32x8 __attribute__((vector_size(32)));
+typedef float f32x4 __attribute__((vector_size(16)));
+typedef int32_t i32x8 __attribute__((vector_size(32)));
+typedef int32_t i32x4 __attribute__((vector_size(16)));
+
 INLINE float sum_chains(const f32v *chains) {
-    float s[16];
-    memcpy(s, chains, sizeof s);
-    for (int32_t n = 8; n > 0; n /= 2)
-        for (int32_t i = 0; i < n; i++) s[i] += s[i + n];
-    return s[0];
+    f32x8 eight[2];
+    f32x4 four[2];
+    memcpy(eight, chains, sizeof eight);
+    eight[0] += eight[1];
+    memcpy(four, &eight[0], sizeof four);
+    four[0] += four[1];
+    return (four[0][0] + four[0][2]) + (four[0][1] + four[0][3]);
+}
+
+INLINE int32_t sum_lanes(const i32v *lanes) {
+    i32x8 eight[2];
+    i32x4 four[2];
+    memcpy(eight, lanes, sizeof eight);
+    eight[0] += eight[1];
+    memcpy(four, &eight[0], sizeof four);
+    four[0] += four[1];
+    return (four[0][0] + four[0][2]) + (four[0][1] + four[0][3]);
+}
+
+INLINE int32_t max_i32(int32_t a, int32_t b) { return a > b ? a : b; }
+
+INLINE int32_t largest_lane(const i32v *lanes) {
+    i32x8 eight[2];
+    i32x4 four[2];
+    memcpy(eight, lanes, sizeof eight);
+    i32x8 first = eight[0] > eight[1];
+    eight[0] = (eight[0] & first) | (eight[1] & ~first);
+    memcpy(four, &eight[0], sizeof four);
+    i32x4 second = four[0] > four[1];
+    four[0] = (four[0] & second) | (four[1] & ~second);
+    return max_i32(max_i32(four[0][0], four[0][2]), max_i32(four[0][1], four[0][3]));
 }
 
 #endif
