@@ -30,8 +30,18 @@ static void kv_write(void *block, const float *key, const float *value,
     }
 }
 
-INLINE f32v kv_at(const void *kv, int64_t at, const bool is_half) {
-    return is_half ? half_v((const uint16_t *)kv + at) : load_v((const float *)kv + at);
+/* LANES elements of a block's keys or values. */
+typedef struct kv_view {
+    const void *data;
+    int64_t ahead; /* bytes from here to what is read next, for prefetching; 0: nothing */
+} kv_view;
+
+/* Halves come from memory, floats from a block that has just been widened. */
+INLINE f32v kv_at(kv_view kv, int64_t at, const bool is_half) {
+    if (!is_half) return load_v((const float *)kv.data + at);
+    const uint16_t *half = (const uint16_t *)kv.data + at;
+    __builtin_prefetch((const char *)half + kv.ahead);
+    return half_v(half);
 }
 
 /* Vectors of 16 lanes that few rows take at once: enough chains of FMAs to hide their latency
@@ -41,7 +51,7 @@ INLINE f32v kv_at(const void *kv, int64_t at, const bool is_half) {
 
 /* Scores of rows against `width` panels of 16 keys. */
 INLINE void score_panels(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_t n_rows,
-                         const int32_t width, const void *keys, int32_t t, int32_t head_dim,
+                         const int32_t width, kv_view keys, int32_t t, int32_t head_dim,
                          const bool is_half) {
     f32v acc[ATTEND_TILE][4][HALVES];
     for (int32_t r = 0; r < n_rows; r++)
@@ -69,7 +79,7 @@ INLINE void score_panels(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_
 
 /* Scores of n_rows rows (a constant) against n keys, a multiple of 16. */
 INLINE void scores(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_t n_rows,
-                   const void *keys, int32_t n, int32_t head_dim, const bool is_half) {
+                   kv_view keys, int32_t n, int32_t head_dim, const bool is_half) {
     const int32_t width = WIDTH(n_rows);
     int32_t t = 0;
     for (; t + 16 * width <= n; t += 16 * width)
@@ -80,7 +90,7 @@ INLINE void scores(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_t n_ro
 
 /* o += p V for 16 * width columns from d on. */
 INLINE void weighted_columns(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_CHUNK_LEN],
-                             const int32_t n_rows, const int32_t width, const void *values,
+                             const int32_t n_rows, const int32_t width, kv_view values,
                              int32_t n, int32_t d, int32_t head_dim, const bool is_half) {
     f32v acc[ATTEND_TILE][4][HALVES];
     for (int32_t r = 0; r < n_rows; r++)
@@ -109,7 +119,7 @@ INLINE void weighted_columns(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_
 
 /* o += p V; a tail of columns reads past the row, into lanes that nobody reads. */
 INLINE void weighted_values(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_CHUNK_LEN],
-                            const int32_t n_rows, const void *values, int32_t n,
+                            const int32_t n_rows, kv_view values, int32_t n,
                             int32_t head_dim, const bool is_half) {
     const int32_t width = WIDTH(n_rows);
     int32_t d = 0;
@@ -154,8 +164,8 @@ static void softmax_block(float *p, int32_t n_seen, int32_t n, float *max, float
 
 /* n_rows (a constant) rows from r on against one block. */
 INLINE void attend_rows(lmd_attend_state *state, const lmd_attend_args *args, int32_t r,
-                        const int32_t n_rows, int32_t first, int32_t n, const void *keys,
-                        const void *values, const bool is_half) {
+                        const int32_t n_rows, int32_t first, int32_t n, kv_view keys,
+                        kv_view values, const bool is_half) {
     const int32_t head_dim = args->head_dim, n16 = (n + 15) / 16 * 16;
     scores(state->p + r, args->q + r * LMD_MAX_HEAD_DIM, n_rows, keys, n16, head_dim, is_half);
     for (int32_t i = r; i < r + n_rows; i++) {
@@ -171,11 +181,11 @@ INLINE void attend_rows(lmd_attend_state *state, const lmd_attend_args *args, in
 }
 
 typedef void (*attend_fn)(lmd_attend_state *state, const lmd_attend_args *args, int32_t r,
-                          int32_t first, int32_t n, const void *keys, const void *values);
+                          int32_t first, int32_t n, kv_view keys, kv_view values);
 
 #define DEFINE_ATTEND(name, n_rows, is_half)                                                   \
     static void name(lmd_attend_state *state, const lmd_attend_args *args, int32_t r,          \
-                     int32_t first, int32_t n, const void *keys, const void *values) {         \
+                     int32_t first, int32_t n, kv_view keys, kv_view values) {         \
         attend_rows(state, args, r, n_rows, first, n, keys, values, is_half);                  \
     }
 
@@ -191,7 +201,7 @@ DEFINE_ATTEND(attend_float_tile, ATTEND_TILE, false)
 
 /* All rows against one block whose keys and values stand in one format. */
 static void attend_block(lmd_attend_state *state, const lmd_attend_args *args, int32_t first,
-                         int32_t n, const void *keys, const void *values, bool is_half) {
+                         int32_t n, kv_view keys, kv_view values, bool is_half) {
     static const attend_fn few[2][4] = {
         {attend_float_1, attend_float_2, attend_float_3, attend_float_4},
         {attend_half_1, attend_half_2, attend_half_3, attend_half_4}};
@@ -213,7 +223,6 @@ static void widen(float *out, const uint16_t *in, int64_t n) {
 
 static void attend_chunk(lmd_attend_state *state, const lmd_attend_args *args) {
     const int32_t block_len = args->block_len, head_dim = args->head_dim;
-    const int32_t element_bytes = args->kv_bits / 8;
     for (int32_t r = 0; r < args->n_rows; r++) {
         state->max[r] = -INFINITY;
         state->sum[r] = 0.0f;
@@ -221,18 +230,20 @@ static void attend_chunk(lmd_attend_state *state, const lmd_attend_args *args) {
     }
     for (int32_t first = args->begin; first < args->end; first += block_len) {
         int32_t n = args->end - first < block_len ? args->end - first : block_len;
-        const uint8_t *keys =
-            args->kv + args->block_ids[first / block_len] * args->block_stride;
-        const uint8_t *values = keys + (int64_t)block_len * head_dim * element_bytes;
-        bool is_half = args->kv_bits == 16;
+        const int32_t *block_id = &args->block_ids[first / block_len];
+        const uint8_t *block = args->kv + *block_id * args->block_stride;
+        bool is_half = args->kv_bits == 16, has_next = first + block_len < args->context_len;
+        int64_t ahead = has_next ? (block_id[1] - block_id[0]) * args->block_stride : 0;
+        kv_view keys = {block, ahead};
+        kv_view values = {block + (int64_t)block_len * head_dim * (args->kv_bits / 8), ahead};
         if (is_half && args->n_rows >= WIDEN_ROWS) {
-            widen(state->keys, (const uint16_t *)(const void *)keys,
-                  (int64_t)((n + 15) / 16 * 16) * head_dim);
-            widen(state->values, (const uint16_t *)(const void *)values, (int64_t)n * head_dim);
-            attend_block(state, args, first, n, state->keys, state->values, false);
-        } else {
-            attend_block(state, args, first, n, keys, values, is_half);
+            widen(state->keys, keys.data, (int64_t)((n + 15) / 16 * 16) * head_dim);
+            widen(state->values, values.data, (int64_t)n * head_dim);
+            keys.data = state->keys;
+            values.data = state->values;
+            is_half = false;
         }
+        attend_block(state, args, first, n, keys, values, is_half);
     }
 }
 

@@ -555,6 +555,7 @@ static void check_attention(const lmd_cpu_kernels *kernels, int dim, int context
     lmd_attend_args args = {.q = query[0],
                             .n_rows = n_rows,
                             .row_ends = ends,
+                            .context_len = context,
                             .block_len = block_len,
                             .head_dim = dim,
                             .kv = pool,
