@@ -16,10 +16,19 @@ static int32_t count_panels(const lmd_cpu_op *op) {
     return n;
 }
 
+/* Panels that a thread takes at once. A decode reads long stretches and asks the counter, which
+ * every thread writes, seldom; many rows are worth an even share of the work. */
+static int32_t panels_taken(const lmd_stream *stream, const lmd_cpu_op *op, int32_t n_panels) {
+    enum { FEW_ROWS = 4, MOST = 64 };
+    int32_t n_shares = (op->n_rows <= FEW_ROWS ? 3 : 8) * lmd_threads_count(stream->threads);
+    int32_t most = op->epilogue == LMD_EPILOGUE_SILU_MUL ? LMD_TAKE_PANELS : MOST;
+    int32_t take = min_i32(n_panels / n_shares, most);
+    return take < 1 ? 1 : take;
+}
+
 void lmd_cpu_linear_cut(const lmd_stream *stream, lmd_cpu_op *op) {
     const int32_t n_panels = count_panels(op);
-    int32_t take = n_panels / (8 * lmd_threads_count(stream->threads));
-    take = take < 1 ? 1 : min_i32(take, LMD_TAKE_PANELS);
+    int32_t take = panels_taken(stream, op, n_panels);
     if (op->quantizes) { /* whole groups of the output */
         int32_t group_panels = op->out_acts.group_size / LMD_PANEL_ROWS;
         take = ceil_div(take, group_panels) * group_panels;

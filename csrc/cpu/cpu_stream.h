@@ -62,7 +62,7 @@ typedef struct lmd_attend_unit {
 
 enum {
     LMD_ROW_BLOCK = 96, /* rows that meet a panel while it is in the first caches */
-    LMD_TAKE_PANELS = 8, /* most panels that a thread takes at once */
+    LMD_TAKE_PANELS = 16, /* most gated panels that a thread takes at once */
     LMD_PRIVATE_COLS = 8192 /* rows * columns that each thread may norm for itself */
 };
 
