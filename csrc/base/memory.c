@@ -48,11 +48,10 @@ void *lmd_alloc_large(size_t n_bytes) {
     }
     /* A mapping one huge page too long is trimmed at both ends, so that it starts on a huge
      * page. */
-    size_t length = n_bytes + HUGE_PAGE;
+    const size_t used = round_to_page(n_bytes), length = used + HUGE_PAGE;
     unsigned char *raw =
         mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED) return NULL;
-    size_t used = round_to_page(n_bytes);
     size_t head = (HUGE_PAGE - (uintptr_t)raw % HUGE_PAGE) % HUGE_PAGE;
     if (head) munmap(raw, head);
     if (length > head + used) munmap(raw + head + used, length - head - used);
