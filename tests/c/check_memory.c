@@ -1,6 +1,7 @@
 /* Large buffers: what one of them frees is its own and nothing else's. Sizes end anywhere in a
  * page, neighbours are small mappings of the same process. Exits 1 on a wrong byte; a page that
  * was taken away ends the process. */
+#define _GNU_SOURCE
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
