@@ -1,4 +1,5 @@
 /* Instruction sets of this machine: see cpu_features.h. */
+#define _GNU_SOURCE /* syscall */
 #include "cpu/cpu_features.h"
 
 #include <stdio.h>
@@ -7,6 +8,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 static bool has_f16c(void) {
     unsigned eax, ebx, ecx, edx;
@@ -29,6 +32,30 @@ static bool has_avx512(void) {
     return has_avx2() && __builtin_cpu_supports("avx512f") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+}
+
+/* Whether the operating system saves the tiles: XCR0 bits 17 (shapes) and 18 (contents). */
+static bool saves_tiles(void) {
+    enum { OSXSAVE = 1 << 27 };
+    const unsigned tiles = 3u << 17;
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & OSXSAVE)) return false;
+    __asm__("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+    return (eax & tiles) == tiles;
+}
+
+/* Asks Linux for the tiles' memory, which it grants to a whole process and its children. */
+static bool is_granted_tiles(void) {
+    enum { REQUEST_PERMISSION = 0x1023, TILE_CONTENTS = 18 };
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_CONTENTS) == 0;
+}
+
+/* gcc 12 has no names for AMX: leaf 7, EDX bits 24 (TILE) and 25 (INT8). */
+static bool has_amx(void) {
+    const unsigned tile_and_int8 = 3u << 24;
+    unsigned eax, ebx, ecx, edx;
+    return has_avx512() && __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) &&
+           (edx & tile_and_int8) == tile_and_int8 && saves_tiles() && is_granted_tiles();
 }
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
@@ -53,6 +80,7 @@ int lmd_cpu_isas(lmd_isa isas[LMD_MAX_ISAS]) {
     isas[n++] = (lmd_isa){&lmd_cpu_kernels_avx2, has_avx2()};
     isas[n++] = (lmd_isa){&lmd_cpu_kernels_avxvnni, has_avxvnni()};
     isas[n++] = (lmd_isa){&lmd_cpu_kernels_avx512, has_avx512()};
+    isas[n++] = (lmd_isa){&lmd_cpu_kernels_amx, has_amx()};
 #elif defined(__aarch64__)
     isas[n++] = (lmd_isa){&lmd_cpu_kernels_neon, true};
     isas[n++] = (lmd_isa){&lmd_cpu_kernels_neon_dotprod, has_dotprod()};
@@ -107,6 +135,7 @@ void lmd_cpu_feature_names(char *text, size_t n_bytes) {
 #undef ADD
     add_name(text, n_bytes, "f16c", has_f16c());
     add_name(text, n_bytes, "avxvnni", has_avxvnni());
+    add_name(text, n_bytes, "amx_int8", has_amx());
 #elif defined(__aarch64__)
     add_name(text, n_bytes, "neon", true);
     add_name(text, n_bytes, "asimddp", has_dotprod());

@@ -664,12 +664,13 @@ static void check_table(lmd_threads *threads, const lmd_cpu_kernels *kernels) {
 static const lmd_cpu_kernels *const portable[] = {NULL};
 #else
 extern const lmd_cpu_kernels lmd_portable_kernels_avx2, lmd_portable_kernels_avxvnni,
-    lmd_portable_kernels_avx512, lmd_portable_kernels_neon,
+    lmd_portable_kernels_avx512, lmd_portable_kernels_amx, lmd_portable_kernels_neon,
     lmd_portable_kernels_neon_dotprod, lmd_portable_kernels_neon_i8mm;
 static const lmd_cpu_kernels *const portable[] = {
     &lmd_portable_kernels_avx2,
     &lmd_portable_kernels_avxvnni,
     &lmd_portable_kernels_avx512,
+    &lmd_portable_kernels_amx,
 #if !defined(__ARM_NEON)
     &lmd_portable_kernels_neon,
 #endif
