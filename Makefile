@@ -67,13 +67,18 @@ ubsan: $(VENV)/.test-tools ## the suite under the undefined-behaviour sanitizer 
 
 comma := ,
 WARN := -Wall -Wextra -Wshadow -Wpointer-arith -Wvla -Wno-psabi -Werror
-C11 := gcc -std=c11 $(WARN) -ffp-contract=off -fno-math-errno -Icsrc -pthread
+C11_FLAGS := -std=c11 $(WARN) -ffp-contract=off -fno-math-errno -Icsrc -pthread
+C11 := gcc $(C11_FLAGS)
 CORE := $(wildcard csrc/base/*.c csrc/io/*.c csrc/quant/*.c csrc/engine/*.c csrc/model/*.c csrc/cpu/cpu_*.c) csrc/cpu/kernels_ref.c
 
-# Kernels of each ISA with its own flags; and once more without, with portable wrappers.
-ISAS := $(shell awk '$$1 == "$(shell uname -m)" {print $$2}' csrc/cpu/isa_flags)
+# Kernels of each ISA of this machine's kind, with its own flags; and those of every kind without,
+# with portable wrappers. Any aarch64 has NEON, so there the file is never portable.
+isas_of = $(shell awk '$$1 == "$(1)" {print $$2}' csrc/cpu/isa_flags)
+MACHINE := $(shell uname -m)
+ISAS := $(call isas_of,$(MACHINE))
+PORTABLE := $(filter-out $(if $(filter aarch64,$(MACHINE)),neon),$(shell awk '{print $$2}' csrc/cpu/isa_flags))
 ISA_OBJECTS := $(ISAS:%=build/kernels_%.o)
-PORTABLE_OBJECTS := $(ISAS:%=build/portable_%.o)
+PORTABLE_OBJECTS := $(PORTABLE:%=build/portable_%.o)
 
 $(ISA_OBJECTS): build/kernels_%.o: csrc/cpu/kernels_%.c csrc/cpu/*.h csrc/cpu/isa_flags
 	@mkdir -p build
@@ -81,7 +86,7 @@ $(ISA_OBJECTS): build/kernels_%.o: csrc/cpu/kernels_%.c csrc/cpu/*.h csrc/cpu/is
 
 $(PORTABLE_OBJECTS): build/portable_%.o: csrc/cpu/kernels_%.c csrc/cpu/*.h
 	@mkdir -p build
-	$(C11) -O3 -c $< -o $@
+	$(C11) -O1 -c $< -o $@
 
 .PHONY: kernels
 kernels: $(ISA_OBJECTS) $(PORTABLE_OBJECTS) ## every kernel of every usable ISA against the reference; large buffers
@@ -89,6 +94,26 @@ kernels: $(ISA_OBJECTS) $(PORTABLE_OBJECTS) ## every kernel of every usable ISA 
 	build/check_memory
 	$(C11) -O3 $(CORE) tests/c/check_kernels.c $^ -lm -o build/check_kernels
 	build/check_kernels
+
+# On another kind of machine: cross-compiled, and run by an emulator as two processors, one with
+# every instruction set and one with none that is optional.
+ARM_CC := aarch64-linux-gnu-gcc
+ARM_EMULATOR := qemu-aarch64
+ARM_OBJECTS := $(patsubst %,build/arm/kernels_%.o,$(call isas_of,aarch64))
+
+$(ARM_OBJECTS): build/arm/kernels_%.o: csrc/cpu/kernels_%.c csrc/cpu/*.h csrc/cpu/isa_flags | arm-tools
+	@mkdir -p build/arm
+	$(ARM_CC) $(C11_FLAGS) -O3 -fno-tree-ter $$(sed -n 's/^[^ ]* $* //p' csrc/cpu/isa_flags) -c $< -o $@
+
+.PHONY: arm-tools kernels-arm
+arm-tools:
+	@command -v $(ARM_CC) > /dev/null && command -v $(ARM_EMULATOR) > /dev/null || { \
+	echo "this needs: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }
+
+kernels-arm: $(ARM_OBJECTS) ## the aarch64 kernels, cross-compiled and under an emulator
+	$(ARM_CC) $(C11_FLAGS) -O3 -static -DCHECK_NO_PORTABLE $(CORE) tests/c/check_kernels.c $^ -lm -o build/arm/check_kernels
+	$(ARM_EMULATOR) -cpu max build/arm/check_kernels
+	$(ARM_EMULATOR) -cpu cortex-a72 build/arm/check_kernels
 
 tsan: $(ISA_OBJECTS) ## the engine, and the CPU's parallel steps, under the thread sanitizer
 	$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_engine.c $^ -lm -o build/stress_engine

@@ -31,7 +31,7 @@ def test_includes_point_down(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CSRC)))
 def test_rooms_of_special_headers(path: Path) -> None:
     in_python = path.relative_to(CSRC).parts[0] == "python"
-    is_isa_file = re.fullmatch(r"kernels_(avx|amx|neon)\w*\.c", path.name) is not None
+    is_isa_file = re.fullmatch(r"kernels_(avx|amx|neon)\w*\.[ch]", path.name) is not None
     for name in includes(path):
         assert in_python or not name.startswith(("Python.h", "numpy/")), f"{path}: {name}"
         assert is_isa_file or name not in ("immintrin.h", "arm_neon.h"), f"{path}: {name}"

@@ -126,6 +126,11 @@ extern const lmd_cpu_kernels lmd_cpu_kernels_ref;
 extern const lmd_cpu_kernels lmd_cpu_kernels_avx2;
 extern const lmd_cpu_kernels lmd_cpu_kernels_avxvnni;
 extern const lmd_cpu_kernels lmd_cpu_kernels_avx512;
+extern const lmd_cpu_kernels lmd_cpu_kernels_amx;
+#elif defined(__aarch64__)
+extern const lmd_cpu_kernels lmd_cpu_kernels_neon;
+extern const lmd_cpu_kernels lmd_cpu_kernels_neon_dotprod;
+extern const lmd_cpu_kernels lmd_cpu_kernels_neon_i8mm;
 #endif
 
 #endif

@@ -1,7 +1,7 @@
 /* The AVX2 kernels (with FMA and F16C). W4A16 goes through vpmaddwd on pairs of int16, on
  * unpacked panels when many rows come; fast activations through vpmaddubsw on codes up to 15.
  */
-enum { LANES = 8 };
+enum { LANES = 8, BYTE_FLIP = 0 };
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -28,7 +28,8 @@ INLINE chain_v chain_begin(i32v acc) {
     return (chain_v){0};
 }
 
-INLINE chain_v chain_dot(chain_v chain, u8v w, i32v x) {
+INLINE chain_v chain_dot(chain_v chain, u8v w, i32v x, bool nibbles) {
+    (void)nibbles;
     return chain + (chain_v)_mm256_maddubs_epi16((__m256i)w, (__m256i)x);
 }
 

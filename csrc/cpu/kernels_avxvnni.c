@@ -1,5 +1,5 @@
 /* The AVX-VNNI kernels: AVX2 with vpdpwssd on pairs of int16, and vpdpbusd on codes by int8. */
-enum { LANES = 8 };
+enum { LANES = 8, BYTE_FLIP = 0 };
 
 #if defined(__AVXVNNI__)
 #include <immintrin.h>
@@ -22,7 +22,8 @@ typedef i32v chain_v;
 
 INLINE chain_v chain_begin(i32v acc) { return acc; }
 
-INLINE chain_v chain_dot(chain_v chain, u8v w, i32v x) {
+INLINE chain_v chain_dot(chain_v chain, u8v w, i32v x, bool nibbles) {
+    (void)nibbles;
     return (chain_v)_mm256_dpbusd_avx_epi32((__m256i)chain, (__m256i)w, (__m256i)x);
 }
 

@@ -101,6 +101,15 @@ INLINE void narrow_to_bytes(uint8_t *out, const i32v *q) {
     }
 }
 
+INLINE void split_digits(i32v *high, i32v *low, const i32v *q) {
+    for (int32_t h = 0; h < HALVES; h++) {
+        high[h] = (q[h] + 128) >> 8;
+        low[h] = q[h] - high[h] * 256;
+    }
+}
+
+INLINE i32v join_digits(i32v high, i32v low) { return (i32v)((u32v)high << 8) + low; }
+
 /* A unit of 8 columns of a row: for each digit, high first, columns k to k+3 and k+4 to k+7. */
 static inline void emit_digits(uint8_t *tile, const i32v *q, int32_t k, int32_t row,
                                int32_t n_rows, int32_t bits) {
@@ -109,15 +118,12 @@ static inline void emit_digits(uint8_t *tile, const i32v *q, int32_t k, int32_t 
     uint8_t *second = first + (int64_t)n_rows * unit_bytes;
     uint8_t bytes[16];
     if (bits == 16) {
-        i32v hi[HALVES], lo[HALVES];
-        for (int32_t h = 0; h < HALVES; h++) {
-            hi[h] = (q[h] + 128) >> 8;
-            lo[h] = q[h] - hi[h] * 256;
-        }
-        narrow_to_bytes(bytes, hi);
+        i32v high[HALVES], low[HALVES];
+        split_digits(high, low, q);
+        narrow_to_bytes(bytes, high);
         memcpy(first, bytes, 8);
         memcpy(second, bytes + 8, 8);
-        narrow_to_bytes(bytes, lo);
+        narrow_to_bytes(bytes, low);
         first += 8;
         second += 8;
     } else {
@@ -127,7 +133,7 @@ static inline void emit_digits(uint8_t *tile, const i32v *q, int32_t k, int32_t 
     memcpy(second, bytes + 8, 8);
 }
 
-/* Columns k to k+3 and k+4 to k+7 of a panel's rows. */
+/* Columns k to k+3 and k+4 to k+7 of a panel's rows; bytes as they are stored. */
 INLINE void load_codes(u8v *first, u8v *second, const uint8_t *line, const bool nibbles) {
     for (int32_t h = 0; h < HALVES; h++) {
         u8v bytes = load_bytes(line + h * VECTOR_BYTES);
@@ -163,14 +169,18 @@ INLINE void tile_digits(float *out, const uint8_t *weights, const lmd_weight_for
                 u8v first[HALVES], second[HALVES];
                 __builtin_prefetch(weights + 2048);
                 load_codes(first, second, weights, nibbles);
+                for (int32_t h = 0; h < HALVES && BYTE_FLIP != 0 && !nibbles; h++) {
+                    first[h] ^= BYTE_FLIP;
+                    second[h] ^= BYTE_FLIP;
+                }
 #pragma GCC unroll 16
                 for (int32_t r = 0; r < n_rows; r++)
 #pragma GCC unroll 2
                     for (int32_t d = 0; d < n_digits; d++, acts.q += 8) {
                         i32v x0 = all_dwords(acts.q), x1 = all_dwords(acts.q + 4);
                         for (int32_t h = 0; h < HALVES; h++) {
-                            chain_v chain = chain_dot(chains[r][d][h], first[h], x0);
-                            chains[r][d][h] = chain_dot(chain, second[h], x1);
+                            chain_v chain = chain_dot(chains[r][d][h], first[h], x0, nibbles);
+                            chains[r][d][h] = chain_dot(chain, second[h], x1, nibbles);
                         }
                     }
             }
@@ -181,9 +191,11 @@ INLINE void tile_digits(float *out, const uint8_t *weights, const lmd_weight_for
         }
         i32v whole[MOST_ROWS][HALVES];
         for (int32_t r = 0; r < n_rows; r++)
-            for (int32_t h = 0; h < HALVES; h++)
+            for (int32_t h = 0; h < HALVES; h++) {
                 whole[r][h] = n_digits == 1 ? dots[r][0][h]
-                                            : (i32v)((u32v)dots[r][0][h] << 8) + dots[r][1][h];
+                                            : join_digits(dots[r][0][h], dots[r][1][h]);
+                if (BYTE_FLIP != 0 && !nibbles) whole[r][h] += BYTE_FLIP * acts.sums[r];
+            }
         finish_group(f, whole, header, false, format, &acts, n_rows);
     }
     store_rows(out, f, n_rows);
@@ -205,7 +217,7 @@ static inline void emit_pairs(uint8_t *tile, const i32v *q, int32_t k, int32_t r
     for (int32_t unit = 0; unit < 2; unit++, out += (int64_t)n_rows * 16) {
         s16x8 v;
         memcpy(&v, columns + unit * 8, sizeof v);
-        v = __builtin_shuffle(v, (s16x8){0, 2, 4, 6, 1, 3, 5, 7});
+        v = pick_lanes(v, 0, 2, 4, 6, 1, 3, 5, 7);
         memcpy(out, &v, sizeof v);
     }
 }
@@ -387,9 +399,10 @@ static inline void run_tiles(float *out, const uint8_t *weights,
         body;                                                                                  \
     }
 
+#define DEFINE_TILES_1(name, body) DEFINE_TILE(name, 1, body)
+#define DEFINE_TILES_2(name, body) DEFINE_TILES_1(name, body) DEFINE_TILE(name, 2, body)
 #define DEFINE_TILES_4(name, body)                                                             \
-    DEFINE_TILE(name, 1, body)                                                                 \
-    DEFINE_TILE(name, 2, body) DEFINE_TILE(name, 3, body) DEFINE_TILE(name, 4, body)
+    DEFINE_TILES_2(name, body) DEFINE_TILE(name, 3, body) DEFINE_TILE(name, 4, body)
 #define DEFINE_TILES_6(name, body)                                                             \
     DEFINE_TILES_4(name, body) DEFINE_TILE(name, 5, body) DEFINE_TILE(name, 6, body)
 #define DEFINE_TILES_12(name, body)                                                            \
@@ -399,6 +412,8 @@ static inline void run_tiles(float *out, const uint8_t *weights,
     DEFINE_TILE(name, 9, body)                                                                 \
     DEFINE_TILE(name, 10, body) DEFINE_TILE(name, 11, body) DEFINE_TILE(name, 12, body)
 
+#define TILE_TABLE_1(name) {name##_1}
+#define TILE_TABLE_2(name) {name##_1, name##_2}
 #define TILE_TABLE_4(name) {name##_1, name##_2, name##_3, name##_4}
 #define TILE_TABLE_6(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6}
 #define TILE_TABLE_12(name)                                                                    \

@@ -28,11 +28,12 @@ typedef i32v chain_v;
 
 static inline chain_v chain_begin(i32v acc) { return acc; }
 
-static inline chain_v chain_dot(chain_v acc, u8v w, i32v x) {
+static inline chain_v chain_dot(chain_v acc, u8v w, i32v x, bool nibbles) {
     for (int32_t i = 0; i < LANES; i++)
         for (int32_t j = 0; j < 4; j++) {
             int8_t a = (int8_t)((uint32_t)x[i] >> (8 * j));
-            acc[i] += w[4 * i + j] * a;
+            uint8_t code = w[4 * i + j];
+            acc[i] += (BYTE_FLIP != 0 && !nibbles ? (int8_t)code : code) * a;
         }
     return acc;
 }

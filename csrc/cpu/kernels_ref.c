@@ -1,7 +1,7 @@
 /* The reference kernels, for any machine, and the oracle of every faster one: the shared source
  * with portable wrappers, and the readable definition of a panel of codes. Never optimised by
  * hand. */
-enum { LANES = 8 };
+enum { LANES = 8, BYTE_FLIP = 0 };
 
 #include "cpu/kernels_portable.h"
 

@@ -1,11 +1,13 @@
 /* Vectors of LANES lanes for the kernels that are written once and compiled for every
- * instruction set. An ISA's file defines LANES (4, 8 or 16) and these wrappers, each an
- * intrinsic or the portable body of kernels_portable.h:
+ * instruction set. An ISA's file defines LANES (4, 8 or 16), BYTE_FLIP, and these wrappers, each
+ * an intrinsic or the portable body of kernels_portable.h:
  *   f32v half_v(const uint16_t *p)         LANES halves as floats
  *   f32v fma_v(a, b, c)                    a * b + c, rounded once; fma1 for a scalar
  *   i32v dot_pairs(acc, s16v w, s16v x)    acc + two products of int16 in each lane
- *   chain_begin, chain_dot, chain_end      sums of four products of u8 by s8 in each lane:
- *     at most 8 chain_dots of codes up to 15 between begin and end (an int16 may carry them)
+ *   chain_begin, chain_dot, chain_end      sums of four products of a code by s8 in each lane:
+ *     of nibbles, up to 15, at most 8 chain_dots between begin and end (an int16 may carry
+ *     them); of bytes, up to 255, exclusive-ored with BYTE_FLIP: 128 where an ISA multiplies
+ *     signed bytes alone, so that they are codes - 128; 0 elsewhere
  * A panel's 16 rows are HALVES vectors. */
 #ifndef LMD_CPU_KERNELS_VECTOR_H
 #define LMD_CPU_KERNELS_VECTOR_H
@@ -55,6 +57,13 @@ INLINE i32v all_dwords(const uint8_t *p) {
     memcpy(&x, p, sizeof x);
     return (i32v){0} + x;
 }
+
+/* Lanes of a vector of integers, by number: clang and gcc spell it differently. */
+#if defined(__clang__)
+#define pick_lanes(v, ...) __builtin_shufflevector((v), (v), __VA_ARGS__)
+#else
+#define pick_lanes(v, ...) __builtin_shuffle((v), (__typeof__(v)){__VA_ARGS__})
+#endif
 
 /* mask ? a : b in each lane; a comparison of vectors makes the mask. */
 INLINE f32v select_v(i32v mask, f32v a, f32v b) {

@@ -362,15 +362,15 @@ static void check_formats(const lmd_cpu_kernels *kernels) {
                             check_panels(kernels, &w, m, 8, kinds[i], extreme == 0);
                         lmd_cpu_weight_free(w.weight);
                     }
-    printf("ok   %-18s groups of 32, 64, 128; zeros and minima\n", kernels->isa);
+    printf("ok   %-23s groups of 32, 64, 128; zeros and minima\n", kernels->isa);
 }
 
 static void check_linears(lmd_threads *threads, const lmd_cpu_kernels *kernels) {
     static const int ks[] = {32, 64, 96, 576, 1024};
-    static const int ms[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 33, 70};
+    static const int ms[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 33, 70};
     static const lmd_dtype coded[] = {LMD_Q8_0, LMD_Q4_0, LMD_Q4_1};
     for (int i = 0; i < 5; i++)
-        for (int j = 0; j < 14; j++)
+        for (int j = 0; j < (int)(sizeof ms / sizeof *ms); j++)
             for (int d = 0; d < 3; d++)
                 check_linear(threads, kernels, coded[d], ms[j] % 2 ? 17 : 1, ks[i], ms[j], 0,
                              0);
@@ -392,7 +392,7 @@ static void check_linears(lmd_threads *threads, const lmd_cpu_kernels *kernels) 
                 check_panels(kernels, &w, 1 + kind + extreme, 16, kind, extreme == 0);
                 lmd_cpu_weight_free(w.weight);
             }
-    printf("ok   %-18s linear\n", kernels->isa);
+    printf("ok   %-23s linear\n", kernels->isa);
 }
 
 /* ---- packing: panels hold what the rows held, within the codec's stated errors ---- */
@@ -475,7 +475,7 @@ static void check_small(const lmd_cpu_kernels *kernels) {
         kernels->rope(copy, cos_sin, dim);
         check(same(head, copy, dim), "rope", kernels->isa, dim, 0, 0);
     }
-    printf("ok   %-18s norm, rope, silu\n", kernels->isa);
+    printf("ok   %-23s norm, rope, silu\n", kernels->isa);
 }
 
 /* ---- attention ---- */
@@ -593,7 +593,7 @@ static void check_attentions(const lmd_cpu_kernels *kernels) {
         }
     for (int block_len = 16; block_len <= 256; block_len *= 2)
         check_attention(kernels, 64, 300, 7, block_len, 16);
-    printf("ok   %-18s attention\n", kernels->isa);
+    printf("ok   %-23s attention\n", kernels->isa);
 }
 
 /* ---- half ---- */
@@ -651,24 +651,32 @@ static void check_table(lmd_threads *threads, const lmd_cpu_kernels *kernels) {
     check_formats(kernels);
     check_small(kernels);
     check_attentions(kernels);
-    printf("     %-18s G multiply-adds/s on a Q4_1 panel of 576 columns, W4A16: %.1f (1 row), "
+    printf("     %-23s G multiply-adds/s on a Q4_1 panel of 576 columns, W4A16: %.1f (1 row), "
            "%.1f (64 rows); fast: %.1f, %.1f\n",
            kernels->isa, panel_speed(threads, kernels, 1, 16),
            panel_speed(threads, kernels, 64, 16), panel_speed(threads, kernels, 1, 8),
            panel_speed(threads, kernels, 64, 8));
 }
 
-#if defined(__x86_64__)
-/* The sources of every x86 ISA with portable wrappers: layout and indexing are proven on any
- * machine. */
-extern const lmd_cpu_kernels lmd_portable_kernels_avx2, lmd_portable_kernels_avxvnni,
-    lmd_portable_kernels_avx512;
-static const lmd_cpu_kernels *const portable[] = {
-    &lmd_portable_kernels_avx2, &lmd_portable_kernels_avxvnni, &lmd_portable_kernels_avx512};
-enum { N_PORTABLE = 3 };
+/* The sources of every ISA with portable wrappers: layout and indexing are proven on any
+ * machine. Not for a build that links none, and NEON's is never portable where there is NEON. */
+#if defined(CHECK_NO_PORTABLE)
+static const lmd_cpu_kernels *const portable[] = {NULL};
 #else
-static const lmd_cpu_kernels *const portable[] = {&lmd_cpu_kernels_ref};
-enum { N_PORTABLE = 0 };
+extern const lmd_cpu_kernels lmd_portable_kernels_avx2, lmd_portable_kernels_avxvnni,
+    lmd_portable_kernels_avx512, lmd_portable_kernels_amx, lmd_portable_kernels_neon,
+    lmd_portable_kernels_neon_dotprod, lmd_portable_kernels_neon_i8mm;
+static const lmd_cpu_kernels *const portable[] = {
+    &lmd_portable_kernels_avx2,
+    &lmd_portable_kernels_avxvnni,
+    &lmd_portable_kernels_avx512,
+    &lmd_portable_kernels_amx,
+#if !defined(__ARM_NEON)
+    &lmd_portable_kernels_neon,
+#endif
+    &lmd_portable_kernels_neon_dotprod,
+    &lmd_portable_kernels_neon_i8mm,
+    NULL};
 #endif
 
 /* With a table's name as argument, only that one. */
@@ -687,11 +695,12 @@ int main(int argc, char **argv) {
         if (argc > 1 && strcmp(argv[1], isas[i].kernels->isa) != 0)
             continue;
         else if (!isas[i].usable)
-            printf("     %-18s is not usable on this machine\n", isas[i].kernels->isa);
+            printf("     %-23s is not usable on this machine\n", isas[i].kernels->isa);
         else
             check_table(threads, isas[i].kernels);
-    for (int i = 0; i < N_PORTABLE; i++)
-        if (argc == 1) check_table(threads, portable[i]);
+    for (int i = 0; portable[i]; i++)
+        if (argc == 1 || strcmp(argv[1], portable[i]->isa) == 0)
+            check_table(threads, portable[i]);
     lmd_threads_free(threads);
     printf("%s\n", failures ? "FAILED" : "all kernels agree");
     return failures != 0;

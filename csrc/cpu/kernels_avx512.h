@@ -1,0 +1,46 @@
+/* The wrappers of kernels_vector.h for AVX-512 (F, BW, VL, VNNI): one vector holds a panel's 16
+ * rows. For kernels_avx512.c and kernels_amx.c; without the flags, the portable bodies. */
+#ifndef LMD_CPU_KERNELS_AVX512_H
+#define LMD_CPU_KERNELS_AVX512_H
+
+enum { LANES = 16, BYTE_FLIP = 0 };
+
+/* Two digits a row, or one: 12 vectors of sums either way. */
+#define WIDE_ROWS 6
+#define FAST_ROWS 12
+
+#if defined(__AVX512VNNI__)
+#include <immintrin.h>
+
+#include "cpu/kernels_vector.h"
+
+#define fma1(a, b, c) __builtin_fmaf((a), (b), (c))
+
+INLINE f32v fma_v(f32v a, f32v b, f32v c) { return _mm512_fmadd_ps(a, b, c); }
+
+INLINE f32v half_v(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+
+INLINE i32v dot_pairs(i32v acc, s16v w, s16v x) {
+    return (i32v)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
+}
+
+typedef i32v chain_v;
+
+INLINE chain_v chain_begin(i32v acc) { return acc; }
+
+INLINE chain_v chain_dot(chain_v chain, u8v w, i32v x, bool nibbles) {
+    (void)nibbles;
+    return (chain_v)_mm512_dpbusd_epi32((__m512i)chain, (__m512i)w, (__m512i)x);
+}
+
+INLINE i32v chain_end(i32v acc, chain_v chain) {
+    (void)acc;
+    return chain;
+}
+#else
+#include "cpu/kernels_portable.h"
+#endif
+
+#endif
