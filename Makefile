@@ -90,7 +90,8 @@ $(PORTABLE_OBJECTS): build/portable_%.o: csrc/cpu/kernels_%.c csrc/cpu/*.h
 
 .PHONY: kernels
 kernels: $(ISA_OBJECTS) $(PORTABLE_OBJECTS) ## every kernel of every usable ISA against the reference; large buffers
-	$(C11) -O1 csrc/base/memory.c csrc/base/status.c tests/c/check_memory.c -o build/check_memory
+	$(C11) -O1 -Dmmap=test_mmap -Dmunmap=test_munmap -c csrc/base/memory.c -o build/memory_counted.o
+	$(C11) -O1 build/memory_counted.o csrc/base/status.c tests/c/check_memory.c -o build/check_memory
 	build/check_memory
 	$(C11) -O3 $(CORE) tests/c/check_kernels.c $^ -lm -o build/check_kernels
 	build/check_kernels
