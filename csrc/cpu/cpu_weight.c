@@ -54,7 +54,8 @@ static void pack_code_row(uint8_t *panel, int32_t lane, const lmd_weight_format 
                           const uint16_t *offsets) {
     const int32_t group_size = format->group_size;
     const bool nibbles = is_nibbles(format);
-    const uint8_t flip = format->kind == LMD_WEIGHT_I8 ? LMD_I8_BIAS : 0; /* adds the bias */
+    /* Adds the bias to each byte. */
+    const uint64_t flip = format->kind == LMD_WEIGHT_I8 ? LMD_I8_BIAS * 0x0101010101010101u : 0;
     for (int32_t g = 0; g < n_cols / group_size; g++) {
         uint16_t *header = (uint16_t *)(void *)panel;
         header[lane] = scales[g];
@@ -64,15 +65,13 @@ static void pack_code_row(uint8_t *panel, int32_t lane, const lmd_weight_format 
             panel += 32;
         }
         for (int32_t k = 0; k < group_size; k += 8, codes += 8) {
-            uint8_t *line = panel + lane * 4;
-            for (int32_t j = 0; j < 4; j++) {
-                if (nibbles) {
-                    line[j] = (uint8_t)(codes[j] | codes[4 + j] << 4);
-                } else {
-                    line[j] = codes[j] ^ flip;
-                    line[64 + j] = codes[4 + j] ^ flip;
-                }
-            }
+            uint64_t eight;
+            memcpy(&eight, codes, sizeof eight); /* little-endian: code j is byte j */
+            eight ^= flip;
+            if (nibbles) eight |= eight >> 28; /* byte j: code j | code (4 + j) << 4 */
+            memcpy(panel + lane * 4, &eight, 4);
+            eight >>= 32;
+            if (!nibbles) memcpy(panel + 64 + lane * 4, &eight, 4);
             panel += nibbles ? 64 : 128;
         }
     }
