@@ -126,7 +126,16 @@ def test_check_env(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     report = json.loads((tmp_path / "x.json").read_text())
     assert report["lmdeploy_c"]["version"] == __version__
-    assert report["cpu"]["isa"] in ("ref", "avx2", "avxvnni", "avx512", "amx", "neon", "neon_dotprod", "neon_i8mm")
+    assert report["cpu"]["isa"] in (
+        "ref",
+        "avx2",
+        "avxvnni",
+        "avx512",
+        "amx",
+        "neon",
+        "neon_dotprod",
+        "neon_i8mm",
+    )
     assert "none in this build" in report["cuda"]["backend"]
     for word in ("numpy", "usable_threads", "cgroup limit", "optional packages"):
         assert word in shown
