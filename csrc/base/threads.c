@@ -10,11 +10,15 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/memory.h"
 
-enum { N_SPINS = 4000 }; /* about 30 us of pauses before a waiter sleeps */
+enum {
+    N_SPINS = 4000,        /* about 30 us of pauses before a waiter sleeps */
+    N_WORKER_SPINS = 20000 /* within a run, whose longest items take some 100 us */
+};
 
 /* A number that threads wait on: spin first, then sleep in the kernel until it changes. */
 typedef struct lmd_event {
@@ -22,17 +26,26 @@ typedef struct lmd_event {
     atomic_int n_sleeping;
 } lmd_event;
 
+enum { OPEN = 1 << 30 }; /* a bit of `entry`, above any number of workers */
+
 struct lmd_threads {
     int32_t n;
     pid_t pid; /* the process that has the workers */
     pthread_t *handles;
-    pthread_mutex_t region_lock; /* one region at a time */
-    void (*fn)(void *arg, int32_t thread_idx);
+    pthread_mutex_t run_lock; /* one run at a time */
+    atomic_bool quit;
+
+    /* The run under way; written while no worker is inside. */
+    lmd_stage *stages;
+    size_t stride;
+    int32_t n_stages;
     void *arg;
-    bool quit;
-    lmd_event region;                              /* counts regions started */
-    lmd_event barrier;                             /* counts barriers passed */
-    _Alignas(LMD_CACHE_LINE) atomic_int n_arrived; /* at the barrier under way */
+    int64_t last_call; /* of the caller for sleeping workers, ns */
+
+    lmd_event wake;  /* workers wait here for a run, or for a call for help */
+    lmd_event event; /* the caller waits here for the last item of a stage, and for workers */
+    _Alignas(LMD_CACHE_LINE) atomic_int entry; /* workers inside the run, and whether it is OPEN */
+    _Alignas(LMD_CACHE_LINE) atomic_int first; /* every stage before it is done */
 };
 
 typedef struct worker_arg {
@@ -66,50 +79,142 @@ static void event_signal(lmd_event *event) {
         syscall(SYS_futex, &event->value, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-void lmd_threads_barrier(lmd_threads *self) {
-    if (self->n == 1) return;
-    int32_t phase = atomic_load_explicit(&self->barrier.value, memory_order_relaxed);
-    if (atomic_fetch_add_explicit(&self->n_arrived, 1, memory_order_acq_rel) == self->n - 1) {
-        atomic_store_explicit(&self->n_arrived, 0, memory_order_relaxed);
-        event_signal(&self->barrier);
-    } else {
-        event_wait_past(&self->barrier, phase);
+/* Wakes workers that fell asleep during a run, but not for every stage: a system call takes as
+ * long as a small one. */
+static void call_for_help(lmd_threads *self) {
+    enum { PATIENCE_NS = 200000 };
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    int64_t now = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    if (now - self->last_call < PATIENCE_NS) return;
+    self->last_call = now;
+    event_signal(&self->wake);
+}
+
+/* ---- stages ---- */
+
+static lmd_stage *stage_at(const lmd_threads *self, int32_t i) {
+    return (lmd_stage *)(void *)((char *)self->stages + (size_t)i * self->stride);
+}
+
+static bool is_done(const lmd_stage *stage) {
+    return atomic_load_explicit(&stage->n_done, memory_order_acquire) == stage->n_items;
+}
+
+/* Takes items while there are some; the one that finishes the last item wakes the caller. */
+static void take_items(lmd_threads *self, lmd_stage *stage, int32_t thread_idx) {
+    int32_t n = 0;
+    while (atomic_load_explicit(&stage->n_taken, memory_order_relaxed) < stage->n_items) {
+        int32_t item = atomic_fetch_add_explicit(&stage->n_taken, 1, memory_order_relaxed);
+        if (item >= stage->n_items) break;
+        stage->run(self->arg, stage, item, thread_idx, n++ == 0);
     }
+    if (n && atomic_fetch_add(&stage->n_done, n) + n == stage->n_items)
+        event_signal(&self->event);
+}
+
+/* Waits a bounded time; false when the stage is still not done. */
+static bool spin_for(const lmd_stage *stage, int32_t n_spins) {
+    for (int32_t i = 0; i < n_spins; i++) {
+        if (is_done(stage)) return true;
+        pause_cpu();
+    }
+    return is_done(stage);
+}
+
+/* The caller sleeps until others have done their items. */
+static void wait_for(lmd_threads *self, const lmd_stage *stage) {
+    if (spin_for(stage, N_SPINS)) return;
+    for (;;) {
+        int32_t seen = atomic_load(&self->event.value);
+        if (is_done(stage)) return;
+        event_wait_past(&self->event, seen);
+    }
+}
+
+/* Goes through the stages from the first that is not done. A worker that has waited in vain
+ * leaves, and comes back when it is called. */
+static void work(lmd_threads *self, int32_t thread_idx) {
+    int32_t i = atomic_load_explicit(&self->first, memory_order_acquire);
+    for (; i < self->n_stages; i++) {
+        lmd_stage *stage = stage_at(self, i);
+        take_items(self, stage, thread_idx);
+        if (thread_idx == 0)
+            wait_for(self, stage);
+        else if (!spin_for(stage, N_WORKER_SPINS))
+            return;
+        if (thread_idx == 0) {
+            atomic_store_explicit(&self->first, i + 1, memory_order_release);
+            if (atomic_load_explicit(&self->wake.n_sleeping, memory_order_relaxed))
+                call_for_help(self);
+        }
+    }
+}
+
+/* ---- workers ---- */
+
+static bool enter(lmd_threads *self) {
+    int32_t entry = atomic_load(&self->entry);
+    while (entry & OPEN)
+        if (atomic_compare_exchange_weak(&self->entry, &entry, entry + 1)) return true;
+    return false;
+}
+
+static void leave(lmd_threads *self) {
+    if (atomic_fetch_sub(&self->entry, 1) == 1) event_signal(&self->event); /* closed, empty */
 }
 
 static void *worker_main(void *ptr) {
     worker_arg arg = *(worker_arg *)ptr;
     lmd_free(ptr);
     lmd_threads *pool = arg.pool;
-    for (uint32_t seen = 0;; seen++) { /* wraps around, as the event's value does */
-        event_wait_past(&pool->region, (int32_t)seen);
-        if (pool->quit) return NULL;
-        pool->fn(pool->arg, arg.thread_idx);
-        lmd_threads_barrier(pool);
+    int32_t seen = 0;
+    for (;;) {
+        event_wait_past(&pool->wake, seen);
+        seen = atomic_load(&pool->wake.value);
+        if (atomic_load(&pool->quit)) return NULL;
+        if (!enter(pool)) continue;
+        work(pool, arg.thread_idx);
+        leave(pool);
     }
 }
 
-void lmd_threads_run(lmd_threads *self, void (*fn)(void *arg, int32_t thread_idx), void *arg) {
-    if (self->n == 1) {
-        pthread_mutex_lock(&self->region_lock);
-        fn(arg, 0);
-        pthread_mutex_unlock(&self->region_lock);
-        return;
+/* Closes the run to workers, and waits for those inside: they hold no item. */
+static void close_run(lmd_threads *self) {
+    atomic_fetch_and(&self->entry, ~OPEN);
+    for (int32_t i = 0; i < N_SPINS; i++) {
+        if (atomic_load(&self->entry) == 0) return;
+        pause_cpu();
     }
-    pthread_mutex_lock(&self->region_lock);
-    self->fn = fn;
+    for (;;) {
+        int32_t seen = atomic_load(&self->event.value);
+        if (atomic_load(&self->entry) == 0) return;
+        event_wait_past(&self->event, seen);
+    }
+}
+
+void lmd_threads_run(lmd_threads *self, lmd_stage *stages, size_t stride, int32_t n,
+                     void *arg) {
+    pthread_mutex_lock(&self->run_lock);
+    self->stages = stages;
+    self->stride = stride;
+    self->n_stages = n;
     self->arg = arg;
-    event_signal(&self->region);
-    fn(arg, 0);
-    lmd_threads_barrier(self);
-    pthread_mutex_unlock(&self->region_lock);
+    atomic_store(&self->first, 0);
+    if (self->n > 1) {
+        atomic_fetch_or(&self->entry, OPEN);
+        event_signal(&self->wake);
+    }
+    work(self, 0);
+    if (self->n > 1) close_run(self);
+    pthread_mutex_unlock(&self->run_lock);
 }
 
 int32_t lmd_threads_count(const lmd_threads *self) { return self->n; }
 
 static void stop_workers(lmd_threads *self, int32_t n_started) {
-    self->quit = true;
-    event_signal(&self->region);
+    atomic_store(&self->quit, true);
+    event_signal(&self->wake);
     for (int32_t i = 0; i < n_started; i++) pthread_join(self->handles[i], NULL);
 }
 
@@ -128,7 +233,7 @@ lmd_status lmd_threads_new(int32_t n, lmd_threads **out, lmd_err *err) {
     self->n = n;
     self->pid = getpid();
     self->handles = handles;
-    pthread_mutex_init(&self->region_lock, NULL);
+    pthread_mutex_init(&self->run_lock, NULL);
     for (int32_t i = 0; i < n - 1; i++) {
         worker_arg *arg = lmd_calloc(1, sizeof *arg);
         if (arg) *arg = (worker_arg){self, i + 1};
@@ -150,7 +255,7 @@ lmd_status lmd_threads_new(int32_t n, lmd_threads **out, lmd_err *err) {
 void lmd_threads_free(lmd_threads *self) {
     if (!self || self->pid != getpid()) return;
     stop_workers(self, self->n - 1);
-    pthread_mutex_destroy(&self->region_lock);
+    pthread_mutex_destroy(&self->run_lock);
     lmd_free(self->handles);
     lmd_free_large(self, sizeof *self);
 }

@@ -1,13 +1,16 @@
-/* The thread pool: parallel regions with barriers, for short steps of many small operations.
- * Owns: the worker threads. Waiting spins for a bounded time and then sleeps in the kernel, so
- * that a neighbour who steals a core costs its share. One region runs at a time; callers queue.
- * Must not know: what the regions compute. */
+/* The thread pool: stages of work, for short steps of many small operations.
+ * Owns: the worker threads. Nobody waits for a thread, but for work that it has taken, and
+ * waiting spins for a bounded time and then sleeps in the kernel: so a neighbour who steals a
+ * core costs its share. One run at a time; callers queue. Must not know: what is computed. */
 #ifndef LMD_BASE_THREADS_H
 #define LMD_BASE_THREADS_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
+#include "base/memory.h"
 #include "base/status.h"
 
 typedef struct lmd_threads lmd_threads;
@@ -25,17 +28,19 @@ void lmd_threads_free(lmd_threads *self);
 
 int32_t lmd_threads_count(const lmd_threads *self);
 
-/* Runs fn(arg, thread_idx) on every thread and returns when all have. */
-void lmd_threads_run(lmd_threads *self, void (*fn)(void *arg, int32_t thread_idx), void *arg);
+/* A stage: items of work that any thread may take. Stages run one after another: an item of the
+ * next starts when all items of this one are done. */
+typedef struct lmd_stage {
+    /* Runs one item; `is_first` is set for the first that this thread takes of the stage. */
+    void (*run)(void *arg, const struct lmd_stage *stage, int32_t item, int32_t thread_idx,
+                bool is_first);
+    int32_t n_items;
+    _Alignas(LMD_CACHE_LINE) atomic_int n_taken; /* 0 at first; may pass n_items */
+    _Alignas(LMD_CACHE_LINE) atomic_int n_done;  /* 0 at first */
+} lmd_stage;
 
-/* Inside a region: waits until every thread has come here. */
-void lmd_threads_barrier(lmd_threads *self);
-
-/* Takes the next of n_items work items from a shared counter that starts at 0; -1 when none is
- * left. */
-static inline int32_t lmd_threads_take(atomic_int *counter, int32_t n_items) {
-    int32_t item = atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
-    return item < n_items ? item : -1;
-}
+/* Runs n stages that stand `stride` bytes apart, and returns when all are done. A thread that
+ * the system has put aside is waited for only while it holds an item. */
+void lmd_threads_run(lmd_threads *self, lmd_stage *stages, size_t stride, int32_t n, void *arg);
 
 #endif

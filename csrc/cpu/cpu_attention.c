@@ -122,13 +122,18 @@ void lmd_cpu_attention_plan(lmd_stream *stream) {
     stream->has_splits = n_partials > 0;
 }
 
-/* ---- a region: write KV, attend, fold ---- */
+/* ---- stages: write KV, attend, fold ---- */
 
 typedef struct attention_job {
-    lmd_stream *stream;
-    lmd_cpu_op *op;
+    const lmd_stream *stream;
+    const lmd_cpu_op *op;
     const lmd_attention_args *args;
 } attention_job;
+
+static attention_job job_of(void *stream, const lmd_stage *stage) {
+    const lmd_cpu_op *op = (const lmd_cpu_op *)stage;
+    return (attention_job){stream, op, &op->attention};
+}
 
 static uint8_t *kv_head_base(const lmd_stream *stream, int32_t layer, int32_t kv_head) {
     return stream->kv +
@@ -168,15 +173,17 @@ static void write_kv(const attention_job *job, int32_t row, int32_t kv_head) {
         config->block_len, head_dim, config->kv_bits);
 }
 
-/* Rows of sequences with several tokens in this step: their units read one another's K and V. */
-static void write_kv_rows(const attention_job *job, atomic_int *next) {
-    const lmd_plan *plan = job->stream->plan;
-    const bool every_row = !units_write_kv(&job->stream->config);
-    for (int32_t r; (r = lmd_threads_take(next, plan->n_tokens)) >= 0;) {
-        int32_t seq = job->stream->row_seqs[r];
-        if (plan->slots[seq] < 0 || (plan->input_lens[seq] == 1 && !every_row)) continue;
-        for (int32_t h = 0; h < job->stream->config.n_kv_head; h++) write_kv(job, r, h);
-    }
+/* A row of a sequence with several tokens in this step: its units read one another's K and V,
+ * which are all written before the first unit. */
+static void write_kv_item(void *arg, const lmd_stage *stage, int32_t row, int32_t thread_idx,
+                          bool is_first) {
+    const attention_job job = job_of(arg, stage);
+    const lmd_plan *plan = job.stream->plan;
+    const int32_t seq = job.stream->row_seqs[row];
+    const bool every_row = !units_write_kv(&job.stream->config);
+    (void)thread_idx, (void)is_first;
+    if (plan->slots[seq] < 0 || (plan->input_lens[seq] == 1 && !every_row)) return;
+    for (int32_t h = 0; h < job.stream->config.n_kv_head; h++) write_kv(&job, row, h);
 }
 
 /* Copies the unit's queries, rotated and scaled, one row for each (token, head). */
@@ -274,18 +281,34 @@ static void fold_sequence(const attention_job *job, int32_t seq_idx,
     }
 }
 
-void lmd_cpu_attention_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx) {
-    const attention_job job = {stream, op, &op->attention};
-    lmd_thread_scratch *scratch = stream->scratch[thread_idx];
-    if (stream->writes_kv_first) {
-        write_kv_rows(&job, &op->next[0]);
-        lmd_threads_barrier(stream->threads);
-    }
-    for (int32_t i; (i = lmd_threads_take(&op->next[1], stream->n_units)) >= 0;)
-        run_unit(&job, &stream->units[i], scratch);
+void lmd_cpu_attention_item(void *arg, const lmd_stage *stage, int32_t item,
+                            int32_t thread_idx, bool is_first) {
+    const attention_job job = job_of(arg, stage);
+    (void)is_first;
+    run_unit(&job, &job.stream->units[item], job.stream->scratch[thread_idx]);
+}
+
+void lmd_cpu_fold_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                       bool is_first) {
+    const attention_job job = job_of(arg, stage);
+    (void)is_first;
+    if (job.stream->seq_partials[item] >= 0)
+        fold_sequence(&job, item, job.stream->scratch[thread_idx]);
+}
+
+static lmd_cpu_op *add_stage(lmd_stream *stream, const lmd_attention_args *args,
+                             lmd_cpu_item_fn run, int32_t n_items) {
+    lmd_cpu_op *op = lmd_cpu_op_add(stream, run, args->out, stream->plan->n_tokens);
+    op->attention = *args;
+    op->out_acts = args->out->memory;
+    op->stage.n_items = n_items;
+    return op;
+}
+
+void lmd_cpu_attention(lmd_stream *stream, const lmd_attention_args *args) {
+    if (stream->n_ops + 3 > stream->max_ops) lmd_cpu_step_run(stream); /* all in one list */
+    if (stream->writes_kv_first) add_stage(stream, args, write_kv_item, stream->plan->n_tokens);
+    lmd_cpu_op *units = add_stage(stream, args, lmd_cpu_attention_item, stream->n_units);
     if (!stream->has_splits) return;
-    lmd_threads_barrier(stream->threads);
-    const int32_t n_threads = lmd_threads_count(stream->threads);
-    for (int32_t s = thread_idx; s < stream->plan->n_seqs; s += n_threads)
-        if (stream->seq_partials[s] >= 0) fold_sequence(&job, s, scratch);
+    add_stage(stream, args, lmd_cpu_fold_item, stream->plan->n_seqs)->part = units;
 }

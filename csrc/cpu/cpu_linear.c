@@ -37,7 +37,7 @@ void lmd_cpu_linear_cut(const lmd_stream *stream, lmd_cpu_op *op) {
     op->n_takes = ceil_div(n_panels, take);
     int32_t tile_rows = ceil_div(op->n_rows, op->acts.n_tiles);
     op->block_tiles = LMD_ROW_BLOCK / tile_rows;
-    op->n_blocks = ceil_div(op->acts.n_tiles, op->block_tiles);
+    op->stage.n_items = op->n_takes * ceil_div(op->acts.n_tiles, op->block_tiles);
 }
 
 /* Some tiles of rows. */
@@ -108,21 +108,24 @@ static void run_gated_panels(const lmd_stream *stream, const lmd_cpu_op *op, int
     }
 }
 
-void lmd_cpu_linear_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx) {
+void lmd_cpu_linear_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                         bool is_first) {
+    const lmd_stream *stream = arg;
+    const lmd_cpu_op *op = (const lmd_cpu_op *)stage;
     lmd_thread_scratch *scratch = stream->scratch[thread_idx];
-    const lmd_acts acts =
-        op->is_private ? lmd_cpu_private_acts(stream, &op->acts, thread_idx) : op->acts;
-    const int32_t n_panels = count_panels(op);
-    for (int32_t i; (i = lmd_threads_take(&op->next[0], op->n_takes * op->n_blocks)) >= 0;) {
-        row_block block = {.acts = &acts, .tile0 = i / op->n_takes * op->block_tiles};
-        block.n_tiles = min_i32(op->block_tiles, acts.n_tiles - block.tile0);
-        block.row0 = lmd_tile_begin(&acts, block.tile0);
-        block.n_rows = lmd_tile_begin(&acts, block.tile0 + block.n_tiles) - block.row0;
-        int32_t begin = i % op->n_takes * op->take_panels;
-        int32_t end = min_i32(begin + op->take_panels, n_panels);
-        if (op->epilogue == LMD_EPILOGUE_SILU_MUL)
-            run_gated_panels(stream, op, begin, end, &block, scratch);
-        else
-            for (int32_t p = begin; p < end; p++) run_panel(stream, op, p, &block, scratch);
+    lmd_acts acts = op->acts;
+    if (op->norm) {
+        acts = lmd_cpu_private_acts(stream, &op->acts, thread_idx);
+        if (is_first) lmd_cpu_private_norm(stream, op->norm, &acts);
     }
+    row_block block = {.acts = &acts, .tile0 = item / op->n_takes * op->block_tiles};
+    block.n_tiles = min_i32(op->block_tiles, acts.n_tiles - block.tile0);
+    block.row0 = lmd_tile_begin(&acts, block.tile0);
+    block.n_rows = lmd_tile_begin(&acts, block.tile0 + block.n_tiles) - block.row0;
+    int32_t begin = item % op->n_takes * op->take_panels;
+    int32_t end = min_i32(begin + op->take_panels, count_panels(op));
+    if (op->epilogue == LMD_EPILOGUE_SILU_MUL)
+        run_gated_panels(stream, op, begin, end, &block, scratch);
+    else
+        for (int32_t p = begin; p < end; p++) run_panel(stream, op, p, &block, scratch);
 }

@@ -7,13 +7,12 @@
 
 /* ---- recording ---- */
 
-lmd_cpu_op *lmd_cpu_op_add(lmd_stream *stream,
-                           void (*run)(lmd_stream *, lmd_cpu_op *, int32_t), lmd_buffer *out,
+lmd_cpu_op *lmd_cpu_op_add(lmd_stream *stream, lmd_cpu_item_fn run, lmd_buffer *out,
                            int32_t n_rows) {
     if (stream->n_ops == stream->max_ops) lmd_cpu_step_run(stream);
     lmd_cpu_op *op = &stream->ops[stream->n_ops++];
     memset(op, 0, sizeof *op);
-    op->run = run;
+    op->stage.run = run;
     op->out = out;
     op->n_rows = n_rows;
     if (out) out->producer = op;
@@ -33,41 +32,46 @@ lmd_acts lmd_cpu_private_acts(const lmd_stream *stream, const lmd_acts *shared,
     return acts;
 }
 
+static const lmd_cpu_op *op_of(const lmd_stage *stage) { return (const lmd_cpu_op *)stage; }
+
 /* ---- operations on rows ---- */
 
 typedef struct row_range {
     int32_t begin, end;
 } row_range;
 
-/* Takes the next rows: a whole tile where the output is quantised, for its rows share cache
- * lines. */
-static bool take_rows(lmd_cpu_op *op, row_range *rows) {
-    enum { TAKEN = 4 };
-    const lmd_acts *acts = &op->out_acts;
-    int32_t n_takes = op->quantizes ? acts->n_tiles : (op->n_rows + TAKEN - 1) / TAKEN;
-    int32_t i = lmd_threads_take(&op->next[0], n_takes);
-    if (i < 0) return false;
-    if (op->quantizes) {
-        *rows = (row_range){lmd_tile_begin(acts, i), lmd_tile_begin(acts, i + 1)};
-    } else {
-        int32_t end = (i + 1) * TAKEN;
-        *rows = (row_range){i * TAKEN, end < op->n_rows ? end : op->n_rows};
-    }
-    return true;
+enum { ROWS_TAKEN = 4 };
+
+/* Cuts an operation on rows into items: a whole tile each where the output is quantised, for
+ * its rows share cache lines. */
+static void cut_rows(lmd_cpu_op *op) {
+    op->stage.n_items =
+        op->quantizes ? op->out_acts.n_tiles : (op->n_rows + ROWS_TAKEN - 1) / ROWS_TAKEN;
 }
 
-static void embed_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx) {
-    (void)thread_idx;
-    row_range rows = {0};
-    while (take_rows(op, &rows))
-        for (int32_t r = rows.begin; r < rows.end; r++)
-            lmd_cpu_weight_row(op->weight, stream->plan->token_ids[r],
-                               op->out->memory.x + (int64_t)r * op->out->n_cols);
+static row_range rows_of(const lmd_cpu_op *op, int32_t item) {
+    const lmd_acts *acts = &op->out_acts;
+    if (op->quantizes)
+        return (row_range){lmd_tile_begin(acts, item), lmd_tile_begin(acts, item + 1)};
+    int32_t begin = item * ROWS_TAKEN, end = begin + ROWS_TAKEN;
+    return (row_range){begin, end < op->n_rows ? end : op->n_rows};
+}
+
+static void embed_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                       bool is_first) {
+    const lmd_stream *stream = arg;
+    const lmd_cpu_op *op = op_of(stage);
+    const row_range rows = rows_of(op, item);
+    (void)thread_idx, (void)is_first;
+    for (int32_t r = rows.begin; r < rows.end; r++)
+        lmd_cpu_weight_row(op->weight, stream->plan->token_ids[r],
+                           op->out->memory.x + (int64_t)r * op->out->n_cols);
 }
 
 void lmd_cpu_embed(lmd_stream *stream, const lmd_weight *table, lmd_buffer *out) {
-    lmd_cpu_op *op = lmd_cpu_op_add(stream, embed_run, out, stream->plan->n_tokens);
+    lmd_cpu_op *op = lmd_cpu_op_add(stream, embed_item, out, stream->plan->n_tokens);
     op->weight = table;
+    cut_rows(op);
 }
 
 static void norm_row(const lmd_stream *stream, const lmd_cpu_op *op, const lmd_acts *to,
@@ -79,24 +83,27 @@ static void norm_row(const lmd_stream *stream, const lmd_cpu_op *op, const lmd_a
     if (op->quantizes) stream->kernels->quantize(to, r, 0, n_cols, x);
 }
 
-static void norm_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx) {
-    if (op->is_private) {
-        lmd_acts acts = lmd_cpu_private_acts(stream, &op->out_acts, thread_idx);
-        for (int32_t r = 0; r < op->n_rows; r++) norm_row(stream, op, &acts, r);
-        return;
-    }
-    row_range rows = {0};
-    while (take_rows(op, &rows))
-        for (int32_t r = rows.begin; r < rows.end; r++) norm_row(stream, op, &op->out_acts, r);
+static void norm_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                      bool is_first) {
+    const lmd_cpu_op *op = op_of(stage);
+    const row_range rows = rows_of(op, item);
+    (void)thread_idx, (void)is_first;
+    for (int32_t r = rows.begin; r < rows.end; r++) norm_row(arg, op, &op->out_acts, r);
+}
+
+void lmd_cpu_private_norm(const lmd_stream *stream, const lmd_cpu_op *norm,
+                          const lmd_acts *acts) {
+    for (int32_t r = 0; r < norm->n_rows; r++) norm_row(stream, norm, acts, r);
 }
 
 static lmd_cpu_op *add_norm(lmd_stream *stream, lmd_buffer *in, const lmd_weight *weight,
                             float eps, lmd_buffer *out, int32_t n_rows) {
-    lmd_cpu_op *op = lmd_cpu_op_add(stream, norm_run, out, n_rows);
+    lmd_cpu_op *op = lmd_cpu_op_add(stream, norm_item, out, n_rows);
     op->in = in;
     op->weight = weight;
     op->eps = eps;
     op->out_acts = out->memory;
+    cut_rows(op);
     return op;
 }
 
@@ -105,37 +112,45 @@ void lmd_cpu_add_norm(lmd_stream *stream, lmd_buffer *residual, const lmd_weight
     add_norm(stream, residual, weight, eps, out, stream->plan->n_tokens);
 }
 
-static void sample_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx) {
+static void sample_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                        bool is_first) {
+    const lmd_stream *stream = arg;
+    const lmd_cpu_op *op = op_of(stage);
     const int32_t vocab_size = stream->config.vocab_size;
-    for (int32_t i; (i = lmd_threads_take(&op->next[0], op->n_rows)) >= 0;)
-        lmd_cpu_sample_row(stream->logits + (int64_t)i * vocab_size, vocab_size,
-                           &stream->plan->samples[op->first + i],
-                           &stream->scratch[thread_idx]->sample, &op->results[i]);
+    (void)is_first;
+    lmd_cpu_sample_row(stream->logits + (int64_t)item * vocab_size, vocab_size,
+                       &stream->plan->samples[op->first + item],
+                       &stream->scratch[thread_idx]->sample, &op->results[item]);
 }
 
 void lmd_cpu_sample(lmd_stream *stream, int32_t first, int32_t n, lmd_sample_result *results) {
-    lmd_cpu_op *op = lmd_cpu_op_add(stream, sample_run, NULL, n);
+    lmd_cpu_op *op = lmd_cpu_op_add(stream, sample_item, NULL, n);
     op->first = first;
     op->results = results;
+    op->stage.n_items = n;
 }
 
 /* ---- linear ---- */
 
-static void quantize_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx) {
-    (void)thread_idx;
+static void quantize_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                          bool is_first) {
+    const lmd_stream *stream = arg;
+    const lmd_cpu_op *op = op_of(stage);
     const lmd_acts *acts = &op->out_acts;
-    row_range rows = {0};
-    while (take_rows(op, &rows))
-        for (int32_t r = rows.begin; r < rows.end; r++)
-            stream->kernels->quantize(acts, r, 0, acts->n_cols,
-                                      acts->x + (int64_t)r * acts->n_cols);
+    const row_range rows = rows_of(op, item);
+    (void)thread_idx, (void)is_first;
+    for (int32_t r = rows.begin; r < rows.end; r++)
+        stream->kernels->quantize(acts, r, 0, acts->n_cols,
+                                  acts->x + (int64_t)r * acts->n_cols);
 }
 
 /* Whether an operation can quantise what it writes, piece by piece. */
 static bool can_quantize(const lmd_stream *stream, const lmd_cpu_op *op, int32_t group_size) {
-    if (op->run == lmd_cpu_attention_run) return stream->config.head_dim % group_size == 0;
-    if (op->run == lmd_cpu_linear_run) return op->epilogue == LMD_EPILOGUE_SILU_MUL;
-    return op->run == norm_run;
+    const lmd_cpu_item_fn run = op->stage.run;
+    if (run == lmd_cpu_attention_item || run == lmd_cpu_fold_item)
+        return stream->config.head_dim % group_size == 0;
+    if (run == lmd_cpu_linear_item) return op->epilogue == LMD_EPILOGUE_SILU_MUL;
+    return run == norm_item;
 }
 
 static bool has_4_bits(const lmd_weight *weight) {
@@ -163,38 +178,46 @@ static lmd_acts wanted_acts(const lmd_stream *stream, const lmd_buffer *in,
     return acts;
 }
 
-/* Makes sure that the linear to come finds its input quantised; true when each thread makes a
- * copy of its own. */
-static bool have_quantized(lmd_stream *stream, lmd_buffer *in, const lmd_acts *acts) {
+/* Makes sure that the linear to come finds its input quantised. Returns the norm that every
+ * thread does for itself, where that is less than waiting for one another; or NULL. */
+static const lmd_cpu_op *have_quantized(lmd_stream *stream, lmd_buffer *in,
+                                        const lmd_acts *acts) {
     lmd_cpu_op *producer = in->producer;
-    if (producer && producer->quantizes && same_form(&producer->out_acts, acts))
-        return producer->run == norm_run && producer->is_private;
+    /* A norm that one reader does for itself is done for a second one. */
+    if (producer && producer->stage.run == norm_item && producer->stage.n_items == 0)
+        cut_rows(producer);
+    if (producer && producer->quantizes && same_form(&producer->out_acts, acts)) return NULL;
     if (!producer || producer->quantizes ||
         !can_quantize(stream, producer, acts->group_size)) {
-        if (producer) producer->keeps_x = true;
-        lmd_cpu_op *op = lmd_cpu_op_add(stream, quantize_run, in, acts->n_rows);
+        for (lmd_cpu_op *op = producer; op; op = op->part) op->keeps_x = true;
+        lmd_cpu_op *op = lmd_cpu_op_add(stream, quantize_item, in, acts->n_rows);
         op->out_acts = *acts;
         op->quantizes = true;
-        return false;
+        cut_rows(op);
+        return NULL;
     }
-    producer->quantizes = true;
-    producer->out_acts = *acts;
-    if (producer->run == lmd_cpu_linear_run) lmd_cpu_linear_cut(stream, producer);
-    if (producer->run != norm_run) return false;
-    producer->is_private = producer == &stream->ops[stream->n_ops - 1] &&
-                           (int64_t)acts->n_rows * acts->n_cols <= LMD_PRIVATE_COLS;
-    return producer->is_private;
+    for (lmd_cpu_op *op = producer; op; op = op->part) {
+        op->quantizes = true;
+        op->out_acts = *acts;
+    }
+    if (producer->stage.run == lmd_cpu_linear_item) lmd_cpu_linear_cut(stream, producer);
+    if (producer->stage.run != norm_item) return NULL;
+    cut_rows(producer);
+    bool is_small = (int64_t)acts->n_rows * acts->n_cols <= LMD_PRIVATE_COLS;
+    if (!is_small || producer != &stream->ops[stream->n_ops - 1]) return NULL;
+    producer->stage.n_items = 0;
+    return producer;
 }
 
 static lmd_cpu_op *add_linear(lmd_stream *stream, const lmd_weight *weight, lmd_buffer *in,
                               lmd_buffer *out, int32_t n_rows) {
     lmd_acts acts = wanted_acts(stream, in, weight, n_rows);
-    bool is_private = weight->group_size && have_quantized(stream, in, &acts);
-    lmd_cpu_op *op = lmd_cpu_op_add(stream, lmd_cpu_linear_run, out, n_rows);
+    const lmd_cpu_op *norm = weight->group_size ? have_quantized(stream, in, &acts) : NULL;
+    lmd_cpu_op *op = lmd_cpu_op_add(stream, lmd_cpu_linear_item, out, n_rows);
     op->weight = weight;
     op->in = in;
     op->acts = acts;
-    op->is_private = is_private;
+    op->norm = norm;
     return op;
 }
 
@@ -219,13 +242,6 @@ void lmd_cpu_logits(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *
     lmd_cpu_linear_cut(stream, op);
 }
 
-void lmd_cpu_attention(lmd_stream *stream, const lmd_attention_args *args) {
-    lmd_cpu_op *op =
-        lmd_cpu_op_add(stream, lmd_cpu_attention_run, args->out, stream->plan->n_tokens);
-    op->attention = *args;
-    op->out_acts = args->out->memory;
-}
-
 /* ---- running ---- */
 
 void lmd_cpu_step_begin(lmd_stream *stream, const lmd_plan *plan) {
@@ -236,19 +252,9 @@ void lmd_cpu_step_begin(lmd_stream *stream, const lmd_plan *plan) {
     lmd_cpu_attention_plan(stream);
 }
 
-static void step_region(void *arg, int32_t thread_idx) {
-    lmd_stream *stream = arg;
-    for (int32_t i = 0; i < stream->n_ops; i++) {
-        lmd_cpu_op *op = &stream->ops[i];
-        op->run(stream, op, thread_idx);
-        bool nobody_waits = op->run == norm_run && op->is_private;
-        if (!nobody_waits && i + 1 < stream->n_ops) lmd_threads_barrier(stream->threads);
-    }
-}
-
 void lmd_cpu_step_run(lmd_stream *stream) {
-    if (stream->n_ops == 0) return;
-    lmd_threads_run(stream->threads, step_region, stream);
+    lmd_threads_run(stream->threads, &stream->ops->stage, sizeof *stream->ops, stream->n_ops,
+                    stream);
     stream->n_ops = 0;
     for (lmd_buffer *b = stream->buffers; b; b = b->next) b->producer = NULL;
 }

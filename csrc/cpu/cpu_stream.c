@@ -129,9 +129,9 @@ static lmd_status allocate(lmd_stream *stream, lmd_err *err) {
             err, LMD_NO_MEMORY,
             "the KV cache of %zu bytes cannot be allocated; lower cache_max_entry_count",
             stream->kv_bytes);
-    /* Seven operations a layer, each with one that quantises before it, at most; a longer list
-     * runs in pieces. */
-    stream->max_ops = 14 * config->n_layer + 16;
+    /* Nine stages a layer, four of them with one that quantises before it, at most; a longer
+     * list runs in pieces. */
+    stream->max_ops = 13 * config->n_layer + 16;
     stream->ops = lmd_alloc_large((size_t)stream->max_ops * sizeof *stream->ops);
     lmd_cpu_attention_bounds(config, &stream->max_units, &stream->max_partials);
     stream->rope_table = lmd_alloc_large(rope_bytes(config));

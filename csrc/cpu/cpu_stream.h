@@ -1,8 +1,7 @@
 /* A CPU stream: what one engine needs on the CPU backend.
  * Owns: the KV pool, activation buffers, logits, scratch for each thread, the step's list of
- * operations. An operation is recorded when it is called, and run, with the others, in one
- * parallel region by step_wait: so an operation knows who reads its output, and a thread may go
- * on without waiting where nothing is shared. The engine's thread alone. Must not know:
+ * operations. An operation is recorded when it is called, and run, with the others, as a stage
+ * of one parallel run by step_wait: so an operation knows who reads its output. The engine's thread alone. Must not know:
  * architectures, sequences' history beyond the plan. */
 #ifndef LMD_CPU_CPU_STREAM_H
 #define LMD_CPU_CPU_STREAM_H
@@ -23,29 +22,27 @@ struct lmd_buffer {
     lmd_cpu_op *producer; /* the operation of this step that wrote it last; NULL: none */
 };
 
-/* One recorded operation; each kind uses its own few fields. */
+/* One recorded operation, a stage of the step; each kind uses its own few fields. */
 struct lmd_cpu_op {
-    void (*run)(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx);
+    lmd_stage stage; /* its argument is the stream */
     lmd_buffer *in, *out;
     const lmd_weight *weight;
     const float *bias; /* [n_rows of weight] or NULL */
     float *to;         /* a linear's [n_rows, n_to] */
     int32_t n_to;
-    int32_t first, n_rows;      /* of the step, or of its logits rows */
-    const int32_t *rows;        /* norm: [n_rows] rows of `in`; NULL: as they stand */
+    int32_t first, n_rows;    /* of the step, or of its logits rows */
+    const int32_t *rows;      /* norm: [n_rows] rows of `in`; NULL: as they stand */
     lmd_epilogue epilogue;
     float eps;
     lmd_attention_args attention;
     lmd_sample_result *results;
-    lmd_acts acts;     /* a linear's input, quantised or not */
-    lmd_acts out_acts; /* `out` as its reader wants it */
-    bool quantizes;    /* writes out as out_acts says */
-    bool keeps_x;      /* and fp32 too: another reader wants another form */
-    bool is_private;   /* a norm that every thread does for itself: nobody waits for it; and
-                          the linear that reads it */
-    int32_t take_panels, n_takes, block_tiles, n_blocks; /* a linear's cut */
-    /* Work counters of two phases: apart from what every thread reads. */
-    _Alignas(LMD_CACHE_LINE) atomic_int next[2];
+    lmd_acts acts;            /* a linear's input, quantised or not */
+    lmd_acts out_acts;        /* `out` as its reader wants it */
+    bool quantizes;           /* writes out as out_acts says */
+    bool keeps_x;             /* and fp32 too: another reader wants another form */
+    lmd_cpu_op *part;         /* the operation before it that writes the rest of `out`; or NULL */
+    const lmd_cpu_op *norm;   /* a linear: every thread makes its input for itself, by this */
+    int32_t take_panels, n_takes, block_tiles; /* a linear's cut */
 };
 
 /* One piece of a step's attention: some tokens of a sequence, some query heads of one KV head,
@@ -138,20 +135,32 @@ void lmd_cpu_kv_copy(lmd_stream *stream, const lmd_block_copy *copies, int32_t n
 
 /* Between the files of a stream. */
 
+/* As lmd_stage's run. */
+typedef void (*lmd_cpu_item_fn)(void *arg, const lmd_stage *stage, int32_t item,
+                                int32_t thread_idx, bool is_first);
+
 /* Appends an operation that writes `out` (NULL: none of the buffers). */
-lmd_cpu_op *lmd_cpu_op_add(lmd_stream *stream,
-                           void (*run)(lmd_stream *, lmd_cpu_op *, int32_t), lmd_buffer *out,
+lmd_cpu_op *lmd_cpu_op_add(lmd_stream *stream, lmd_cpu_item_fn run, lmd_buffer *out,
                            int32_t n_rows);
-/* The thread's copy of what an operation with each_thread makes; thread 0 has the buffer. */
+/* The thread's copy of a linear's input; thread 0 has the buffer. */
 lmd_acts lmd_cpu_private_acts(const lmd_stream *stream, const lmd_acts *shared,
                               int32_t thread_idx);
-void lmd_cpu_linear_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx);
+/* Makes that copy, by the linear's norm. */
+void lmd_cpu_private_norm(const lmd_stream *stream, const lmd_cpu_op *norm,
+                          const lmd_acts *acts);
+void lmd_cpu_linear_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                         bool is_first);
 /* Cuts a linear into takes of panels and blocks of rows, once its output's form is known. */
 void lmd_cpu_linear_cut(const lmd_stream *stream, lmd_cpu_op *op);
 
 /* Makes the step's attention units from its plan. */
 void lmd_cpu_attention_plan(lmd_stream *stream);
-void lmd_cpu_attention_run(lmd_stream *stream, lmd_cpu_op *op, int32_t thread_idx);
+/* One attention unit; the operation that a linear may ask to quantise what it writes. */
+void lmd_cpu_attention_item(void *arg, const lmd_stage *stage, int32_t item,
+                            int32_t thread_idx, bool is_first);
+/* All chunks of one split sequence, folded: likewise. */
+void lmd_cpu_fold_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                       bool is_first);
 /* Upper bounds for the arrays that lmd_cpu_attention_plan fills. */
 void lmd_cpu_attention_bounds(const lmd_stream_config *config, int32_t *max_units,
                               int32_t *max_partials);

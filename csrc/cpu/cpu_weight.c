@@ -33,7 +33,6 @@ typedef struct pack_job {
     int32_t n_cols;
     uint8_t *scratch; /* [n_threads] of scratch_bytes: codes, scales, offsets of one row */
     size_t scratch_bytes;
-    atomic_int next;
 } pack_job;
 
 static const uint8_t *source_row(const lmd_weight_part *part, int32_t row, int32_t n_cols) {
@@ -98,11 +97,11 @@ static void pack_panel(const pack_job *job, int32_t panel_idx, uint8_t *scratch)
     }
 }
 
-static void pack_region(void *arg, int32_t thread_idx) {
-    pack_job *job = arg;
-    uint8_t *scratch = job->scratch + (size_t)thread_idx * job->scratch_bytes;
-    for (int32_t i; (i = lmd_threads_take(&job->next, job->segment->n_panels)) >= 0;)
-        pack_panel(job, i, scratch);
+static void pack_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                      bool is_first) {
+    const pack_job *job = arg;
+    (void)stage, (void)is_first;
+    pack_panel(job, item, job->scratch + (size_t)thread_idx * job->scratch_bytes);
 }
 
 /* ---- packed tensors, whose words run from row to row: a unit of work is one group of columns
@@ -124,21 +123,21 @@ static void pack_packed_rows(const pack_job *job, int32_t group, int32_t row) {
                       codes + i * group_size, scales + i, zeros + i);
 }
 
-static void pack_packed_region(void *arg, int32_t thread_idx) {
-    (void)thread_idx;
-    pack_job *job = arg;
-    const lmd_weight_segment *segment = job->segment;
-    const int32_t n_strips = (segment->n_panels + STRIP_PANELS - 1) / STRIP_PANELS;
-    /* Fits: 2^31 units would be 16 TB of words. */
-    const int32_t n_units = job->n_cols / segment->format.group_size * n_strips;
-    for (int32_t unit; (unit = lmd_threads_take(&job->next, n_units)) >= 0;) {
-        int32_t first = unit % n_strips * STRIP_PANELS * LMD_PANEL_ROWS;
-        int32_t end = segment->n_rows - first < STRIP_PANELS * LMD_PANEL_ROWS
-                          ? segment->n_rows
-                          : first + STRIP_PANELS * LMD_PANEL_ROWS;
-        for (int32_t row = first; row < end; row += LMD_PACKED_ROWS)
-            pack_packed_rows(job, unit / n_strips, row);
-    }
+static int32_t count_strips(const lmd_weight_segment *segment) {
+    return (segment->n_panels + STRIP_PANELS - 1) / STRIP_PANELS;
+}
+
+static void pack_packed_item(void *arg, const lmd_stage *stage, int32_t item,
+                             int32_t thread_idx, bool is_first) {
+    const pack_job *job = arg;
+    (void)stage, (void)thread_idx, (void)is_first;
+    const int32_t n_strips = count_strips(job->segment), n_rows = job->segment->n_rows;
+    int32_t first = item % n_strips * STRIP_PANELS * LMD_PANEL_ROWS;
+    int32_t end = n_rows - first < STRIP_PANELS * LMD_PANEL_ROWS
+                      ? n_rows
+                      : first + STRIP_PANELS * LMD_PANEL_ROWS;
+    for (int32_t row = first; row < end; row += LMD_PACKED_ROWS)
+        pack_packed_rows(job, item / n_strips, row);
 }
 
 /* Whether the rows of a packed part come in whole runs of those that are decoded together. */
@@ -219,10 +218,13 @@ lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *thread
     for (int32_t i = 0; i < src->n_parts; i++) {
         lmd_weight_segment *segment = &weight->segments[i];
         segment->panels = panels;
-        pack_job job = {&src->parts[i], segment,       panels, src->n_cols,
-                        scratch,        scratch_bytes, 0};
-        bool packed = src->parts[i].packed.packing != LMD_PACKING_NONE;
-        lmd_threads_run(threads, packed ? pack_packed_region : pack_region, &job);
+        pack_job job = {&src->parts[i], segment, panels, src->n_cols, scratch, scratch_bytes};
+        lmd_stage stage = {.run = pack_item, .n_items = segment->n_panels};
+        if (src->parts[i].packed.packing != LMD_PACKING_NONE) {
+            stage.run = pack_packed_item; /* 2^31 items would be 16 TB of words */
+            stage.n_items = src->n_cols / segment->format.group_size * count_strips(segment);
+        }
+        lmd_threads_run(threads, &stage, sizeof stage, 1, &job);
         panels += segment->panel_bytes * segment->n_panels;
     }
     *out = weight;
