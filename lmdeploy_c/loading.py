@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 from ._memory import KvSize, available_memory, format_size, kv_size
 from .chat_template import ChatTemplate, ChatTemplateConfig
@@ -37,6 +38,15 @@ def check_model_format(config: TurbomindEngineConfig, checkpoint: Checkpoint) ->
     if config.model_format not in (None, found):
         raise ValueError(
             f"model_format={config.model_format!r}, but {checkpoint.path} is {found!r}"
+        )
+
+
+def warn_of_slow_kernels(isa: str) -> None:
+    """Says once per load that the CPU has no instruction set with fast kernels."""
+    if isa == "ref" and not os.environ.get("LMDEPLOY_C_ISA"):
+        logger.warning(
+            "this CPU has none of the instruction sets with fast kernels (AVX2 or better, NEON): "
+            "the portable reference kernels run, exact and slow"
         )
 
 

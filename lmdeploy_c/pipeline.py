@@ -24,6 +24,7 @@ from .loading import (
     make_chat_template,
     plan_kv_cache,
     set_log_level,
+    warn_of_slow_kernels,
 )
 from .messages import (
     GenerationConfig,
@@ -124,6 +125,7 @@ class Pipeline:
                 num_threads=config.num_threads,
                 progress=progress,
             )
+        warn_of_slow_kernels(model.isa)
         engine = _C.Engine(
             model,
             session_len=size.session_len,

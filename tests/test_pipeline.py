@@ -28,7 +28,7 @@ from lmdeploy_c import (
     UnsupportedError,
     pipeline,
 )
-from lmdeploy_c.loading import make_chat_template
+from lmdeploy_c.loading import make_chat_template, warn_of_slow_kernels
 
 ENGINE = TurbomindEngineConfig(session_len=1024, max_batch_size=16, cache_max_entry_count="128MB")
 PROMPTS = ["What is the capital of France?", "Name a colour.", "Count to five."]
@@ -600,3 +600,17 @@ def test_the_top_level() -> None:
     with pytest.raises(ImportError, match="KVTransferConfig"):
         from lmdeploy_c import KVTransferConfig  # noqa: F401
     assert Path(lmdeploy_c.__file__).with_name("py.typed").exists()
+
+
+def test_slow_kernels_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("LMDEPLOY_C_ISA", raising=False)
+    warn_of_slow_kernels("avx2")
+    assert not caplog.records
+    warn_of_slow_kernels("ref")
+    assert "reference kernels" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("LMDEPLOY_C_ISA", "ref")  # asked for
+    warn_of_slow_kernels("ref")
+    assert not caplog.records

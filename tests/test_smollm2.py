@@ -61,6 +61,23 @@ def test_cross_entropy(engine: _C.Engine) -> None:
         assert answer.ppl == pytest.approx(expected, rel=1e-3)
 
 
+def test_fast_activations(smollm2: _C.Model) -> None:
+    """Within 0.5 % of the exact weights; not the exact engine's bits, and the same bits however
+    requests come together."""
+    fast = make_engine(smollm2, session_len=1024, n_blocks=128, fast_activations=True)
+    losses = []
+    for ids, expected in zip(ragged("text_ids"), DATA["cross_entropy"], strict=True):
+        answer = read_all(fast.submit(ids, max_new_tokens=0, return_ppl=True))
+        losses.append(answer.ppl)
+        assert answer.ppl == pytest.approx(expected, rel=5e-3)
+    assert losses != DATA["cross_entropy"].tolist()
+    prompts = ragged("prompt_ids")
+    alone = [greedy(fast, ids, 16) for ids in prompts]
+    together = [fast.submit(ids, max_new_tokens=16) for ids in prompts]
+    assert [read_all(request).token_ids for request in together] == alone
+    fast.close()
+
+
 def test_one_token_at_a_time_is_the_same(smollm2: _C.Model, engine: _C.Engine) -> None:
     ids = ragged("prompt_ids")[0]
     small = make_engine(smollm2, session_len=256, n_blocks=8, max_prefill_token_num=1)
