@@ -65,13 +65,15 @@ def test_submitted_from_many_threads(tiny_engine: _C.Engine) -> None:
     assert not wrong
 
 
-def test_cancel_ends_within_a_step_and_frees_blocks(tiny_engine: _C.Engine) -> None:
-    request = tiny_engine.submit([5, 6], max_new_tokens=600)
+def test_cancel_ends_within_a_step_and_frees_blocks(tiny_model: _C.Model) -> None:
+    engine = make_engine(tiny_model, session_len=20_000, n_blocks=400)
+    request = engine.submit([5, 6], max_new_tokens=19_000)  # long enough to be met
     first = request.read(10)
     assert first is not None
     request.cancel()
     assert read_all(request).finish_reason == "abort"
-    wait_until(lambda: tiny_engine.stats()["n_active_blocks"] == 0)
+    wait_until(lambda: engine.stats()["n_active_blocks"] == 0)
+    engine.close()
 
 
 def test_dropping_a_request_cancels_it(tiny_engine: _C.Engine) -> None:
@@ -230,8 +232,8 @@ def test_no_memory_for_logits_ends_one_request(tiny_engine: _C.Engine) -> None:
 
 
 def test_close_aborts_and_is_idempotent(tiny_model: _C.Model) -> None:
-    engine = make_engine(tiny_model)
-    running = engine.submit([5, 6], max_new_tokens=600)
+    engine = make_engine(tiny_model, session_len=20_000, n_blocks=400)
+    running = engine.submit([5, 6], max_new_tokens=19_000)  # long enough to be met
     assert running.read(10) is not None
     engine.close()
     engine.close()
