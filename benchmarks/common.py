@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -42,6 +43,30 @@ def machine() -> dict[str, str]:
         "threads": str(info["usable_threads"]),
         "commit": commit(),
     }
+
+
+class Neighbours:
+    """What other processes took of all processors since this was made: a run beside them is void.
+
+    Counts what the hypervisor stole. This process's children are its own once they have ended.
+    """
+
+    def __init__(self) -> None:
+        self.start = self.now()
+
+    @staticmethod
+    def now() -> tuple[float, float]:
+        """Seconds of all processors, and of those that were not idle or ours."""
+        ticks = [
+            int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        ]
+        seconds = [tick / os.sysconf("SC_CLK_TCK") for tick in ticks]
+        idle = seconds[3] + seconds[4]
+        return sum(seconds), sum(seconds) - idle - sum(os.times()[:4])
+
+    def share(self) -> float:
+        (total, others), (total_0, others_0) = self.now(), self.start
+        return max(0.0, (others - others_0) / max(total - total_0, 1e-9))
 
 
 def rounded(value: object) -> object:

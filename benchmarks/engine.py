@@ -1,174 +1,156 @@
 """Measures what the README and docs/benchmarks.md claim, on this machine.
 
-    python benchmarks/engine.py [--csv FILE]
+    python benchmarks/engine.py [--quick] [--csv FILE]
 
-Prints a line for each figure and appends a CSV row with machine and commit. Start-up figures are
-medians of fresh processes; speeds are medians of several runs in one engine.
+Start-up, then speeds through `_C.Engine` in W4A16 and with fast activations, each beside the
+machine's limit that binds it (roofline.c, in the same run). Prints tables in Markdown and appends a
+CSV row.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import os
 import platform
-import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parent.parent
-LOAD_AND_REPORT = """
-import resource, time
-import lmdeploy_c
-from lmdeploy_c import _C
-from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
-def resident():
-    with open("/proc/self/status") as file:
-        lines = (line.split(":") for line in file if line.startswith(("VmRSS", "VmHWM")))
-        return {key: int(value.split()[0]) for key, value in lines}
-before = resident()["VmRSS"]
-start = time.perf_counter()
-checkpoint = open_checkpoint(resolve_model(None))
-model = _C.Model(checkpoint.config, checkpoint.source)
-seconds = time.perf_counter() - start
-print(seconds, (resident()["VmHWM"] - before) * 1024 / checkpoint.file_bytes)
-"""
+import shapes
+from common import ROOT, Neighbours, append_csv, machine, work_of
+from peer_report import number
+from roofline import Roofline, roofline
+from startup import build_seconds, startup
+
+from lmdeploy_c.checkpoint import resolve_model
+
+sys.path.insert(0, str(Path(__file__).parent / "workers"))
+
+from run_ours import FAST, Ours
 
 
-def median_of(n: int, run) -> float:  # type: ignore[no-untyped-def]
-    return statistics.median(run() for _ in range(n))
+@dataclass
+class Measure:
+    """key: the CSV's column, without the unit. rounds: how many runs the median is of."""
+
+    key: str
+    title: str
+    case: dict[str, Any]
+    rounds: int
 
 
-def python_seconds(code: str) -> float:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+def prefill(n: int) -> Measure:
+    case = {"kind": "prefill", "context": 0, "n": n, "n_seqs": 1}
+    return Measure(f"prefill_{n}", f"prefill of {n} tokens", case, 5)
 
 
-def build_seconds() -> float:
-    """`pip install .` of a copy of the sources into an empty folder, build isolation off."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "source"
-        shutil.copytree(
-            ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv*", "build", "golden")
-        )
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target",
-             f"{folder}/out", str(source)],
-            check=True,
-        )  # fmt: skip
-        return time.perf_counter() - start
+def decode(context: int, n: int, rounds: int) -> Measure:
+    case = {"kind": "decode", "context": context, "n": n, "n_seqs": 1}
+    if not context:
+        return Measure("decode", "decode, one sequence", case, rounds)
+    at = f"{context // 1024}k"
+    return Measure(f"decode_at_{at}", f"decode at context {at}", case, rounds)
 
 
-def startup() -> dict[str, float]:
-    numpy_only = median_of(7, lambda: python_seconds("import numpy"))
-    ours = median_of(7, lambda: python_seconds("import numpy, lmdeploy_c"))
-    loads = [
-        [float(x) for x in subprocess.run([sys.executable, "-c", LOAD_AND_REPORT], check=True,
-                                          capture_output=True, text=True).stdout.split()]
-        for _ in range(5)
-    ]  # fmt: skip
-    help_seconds = []
-    for _ in range(7):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "lmdeploy_c", "--help"], check=True,
-                       stdout=subprocess.DEVNULL)  # fmt: skip
-        help_seconds.append(time.perf_counter() - start)
-    return {
-        "import_s_beyond_numpy": ours - numpy_only,
-        "help_s": statistics.median(help_seconds),
-        "load_s": statistics.median(load[0] for load in loads),
-        "load_peak_rss_over_file": statistics.median(load[1] for load in loads),
-    }
+def batch(n_seqs: int) -> Measure:
+    case = {"kind": "batch", "context": 64, "n": 32, "n_seqs": n_seqs}
+    return Measure(f"decode_{n_seqs}_sequences", f"decode, {n_seqs} sequences", case, 3)
 
 
-def speeds() -> dict[str, float]:
-    import numpy as np
-
-    from lmdeploy_c import _C
-    from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
-
-    checkpoint = open_checkpoint(resolve_model(None))
-    model = _C.Model(checkpoint.config, checkpoint.source)
-    engine = _C.Engine(model, session_len=4096, n_blocks=256, max_batch_size=16)
-    ids = (np.arange(4096) * 7919 + 13) % model.config["vocab_size"]
-
-    def finish(requests: list[_C.Request]) -> None:
-        for request in requests:
-            while (output := request.read()) is None or output.finish_reason is None:
-                pass
-
-    def timed(n_requests: int, n_prompt: int, n_new: int) -> float:
-        start = time.perf_counter()
-        finish([engine.submit(ids[i : i + n_prompt], max_new_tokens=n_new)
-                for i in range(n_requests)])  # fmt: skip
-        return time.perf_counter() - start
-
-    def decode_rate(n_requests: int, n_prompt: int, n_new: int) -> float:
-        return (
-            n_requests
-            * n_new
-            / (timed(n_requests, n_prompt, n_new + 1) - timed(n_requests, n_prompt, 1))
-        )
-
-    timed(1, 64, 8)
-    result = {
-        "prefill_512_tok_s": 512 / median_of(5, lambda: timed(1, 512, 1)),
-        "decode_tok_s": median_of(5, lambda: decode_rate(1, 1, 64)),
-        "decode_16_sequences_tok_s": median_of(3, lambda: decode_rate(16, 64, 32)),
-    }
-    engine.close()
-    return result
+SMOLLM2 = [
+    *(prefill(n) for n in (128, 512, 2048)),
+    *(decode(context, n, rounds) for context, n, rounds in ((0, 64, 5), (1024, 64, 3))),
+    decode(4096, 32, 3),
+    *(batch(n) for n in (2, 4, 8, 16, 32, 64)),
+]
+ONE_B = [prefill(512), decode(0, 32, 3), decode(16384, 16, 1)]
 
 
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.machine()
+def share_of(measure: Measure, rate: float, path: Path, limits: Roofline) -> tuple[str, float]:
+    """The limit that binds a case, and how much of it a rate is; ("", 0) for a batch."""
+    work, case = work_of(path), measure.case
+    if case["kind"] == "prefill":
+        macs = work.prefill_macs(case["n"]) / case["n"] * rate
+        return "int8 peak", macs / limits.int8_macs_s
+    if case["kind"] == "decode":
+        read = work.decode_bytes(case["context"] + case["n"] / 2) * rate
+        return "read bandwidth", read / limits.read_bytes_s
+    return "", 0.0
 
 
-def machine() -> dict[str, str]:
-    from lmdeploy_c import _C
+def rates_of(
+    path: Path, measures: list[Measure]
+) -> tuple[list[str], dict[tuple[str, str], list[float]]]:
+    """The variants, and the rates by (key, variant)."""
+    ours = Ours()
+    longest = max(m.case["context"] + m.case["n"] for m in measures)
+    most = max(m.case["n_seqs"] for m in measures)
+    variants = ours.load(str(path), None, longest + 128, most)["variants"]
+    rates: dict[tuple[str, str], list[float]] = {}
+    for measure in measures:
+        for _ in range(measure.rounds):
+            for variant in variants:
+                rate = ours.run(variant, measure.case)
+                rates.setdefault((measure.key, variant), []).append(rate)
+    ours.close()
+    return variants, rates
 
-    info = _C.cpu_info()
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-                            capture_output=True, text=True).stdout.strip()  # fmt: skip
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit,
-        "cpu": cpu_name(),
-        "isa": str(info["isa"]),
-        "threads": str(info["usable_threads"]),
-        "python": platform.python_version(),
-    }
+
+def speeds(
+    title: str, prefix: str, path: Path, measures: list[Measure], limits: Roofline
+) -> tuple[dict[str, object], Roofline]:
+    """Prints a table; returns the CSV's columns, and the limits measured once more."""
+    print(f"measuring {title} ...", file=sys.stderr, flush=True)
+    variants, all_rates = rates_of(path, measures)
+    limits = limits.or_better(roofline())
+    columns: dict[str, object] = {}
+    print(f"\n### {title}, tok/s\n")
+    print(f"| | {' | '.join(f'{variant} | of the limit' for variant in variants)} | the limit |")
+    print("|---" * (2 + 2 * len(variants)) + "|")
+    for measure in measures:
+        cells, limit = [], ""
+        for variant in variants:
+            rates = all_rates[measure.key, variant]
+            rate = statistics.median(rates)
+            limit, share = share_of(measure, rate, path, limits)
+            key = f"{prefix}{measure.key}{'_fast' if variant == FAST else ''}"
+            columns[f"{key}_tok_s"] = rate
+            if limit:
+                columns[f"{key}_share"] = share
+            cells += [f"{number(rate)} [{number(min(rates))}-{number(max(rates))}]",
+                      f"{share:.0%}" if limit else ""]  # fmt: skip
+        print(f"| {measure.title} | {' | '.join(cells)} | {limit} |", flush=True)
+    return columns, limits
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "engine.csv")
-    parser.add_argument("--no-build", action="store_true", help="skip timing `pip install .`")
+    parser.add_argument("--quick", action="store_true", help="without the build and the 1B shape")
     options = parser.parse_args()
     os.environ.setdefault("PIP_DISABLE_PIP_VERSION_CHECK", "1")
-    row: dict[str, object] = dict(machine())
-    if not options.no_build:
+    neighbours = Neighbours()
+    row: dict[str, object] = {**machine(), "python": platform.python_version()}
+    if not options.quick:
         row["pip_install_s"] = build_seconds()
     row.update(startup())
-    row.update(speeds())
     for key, value in row.items():
-        print(f"{key:28} {value:.3f}" if isinstance(value, float) else f"{key:28} {value}")
-    is_new = not options.csv.exists()
-    with options.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if is_new:
-            writer.writeheader()
-        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+        print(f"{key:33} {value:.3f}" if isinstance(value, float) else f"{key:33} {value}")
+    limits = roofline()
+    models = [("SmolLM2-135M Q4_1", "", resolve_model(None), SMOLLM2)]
+    if not options.quick:
+        path = shapes.model_file("1b-q4_0")
+        models.append(("Llama-3.2-1B's shape Q4_0", "1b_", path, ONE_B))
+    for title, prefix, path, measures in models:
+        columns, limits = speeds(title, prefix, path, measures, limits)
+        row.update(columns)
+    row["read_gb_s"], row["int8_gmacs_s"] = limits.read_bytes_s / 1e9, limits.int8_macs_s / 1e9
+    row["int8_isa"], row["others_share"] = limits.int8_isa, neighbours.share()
+    print(f"\nThe machine {limits}.")
+    print(f"Other processes took {neighbours.share():.0%} of its time.")
+    append_csv(options.csv, [row])
 
 
 if __name__ == "__main__":

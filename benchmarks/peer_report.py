@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 W4A16, FAST = "lmdeploy_c W4A16", "lmdeploy_c fast activations"
 
 
-def header(row: dict[str, str], rounds: int, limits: Roofline) -> None:
+def header(row: dict[str, str], rounds: int) -> None:
     print(
         f"{row['machine']}, {row['threads']} threads, kernels {row['isa']}, {row['date']}, commit "
-        f"{row['commit']}; medians of {rounds} rounds [min-max]"
+        f"{row['commit']}; medians of {rounds} rounds [min-max]\n",
+        flush=True,
     )
-    print(f"{limits}\n", flush=True)
 
 
 def progress(results: list[Result], case: str) -> None:

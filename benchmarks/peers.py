@@ -21,8 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import peer_report
+import plot
 import shapes
-from common import BUILD, ROOT, append_csv, machine, work_of
+from common import BUILD, ROOT, Neighbours, append_csv, machine, work_of
 from peer_envs import PEERS, environment
 from peer_process import PeerError, PeerProcess
 from roofline import roofline
@@ -238,6 +239,7 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS), help="default: %(default)s")
     parser.add_argument("--models", default=",".join(m.name for m in MODELS))
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "peers.csv")
+    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "peers.svg")
     options = parser.parse_args()
     wanted, peers = options.models.split(","), options.peers.split(",")
     unknown = {*peers} - {*PEERS, ""} | {*wanted} - {m.name for m in MODELS}
@@ -247,15 +249,21 @@ def main() -> None:
     explicit = options.models != parser.get_default("models")
     row = machine()
     limits = roofline()
-    peer_report.header(row, rounds, limits)
+    peer_report.header(row, rounds)
     for model in MODELS:
         if model.name not in wanted or (options.quick and model.name != "smollm2"):
             continue
         if model.is_long and not (options.long or explicit):
             continue
+        neighbours = Neighbours()
         results = run_model(model, peers, rounds, options.long, int(row["threads"]))
-        append_csv(options.csv, [result.row(row) for result in results])
+        others = f"{neighbours.share():.2f}"
+        append_csv(options.csv, [{**result.row(row), "others": others} for result in results])
+        limits = limits.or_better(roofline())
         peer_report.table(model.title, results, CASES, work_of(model.path()), limits)
+        print(f"The machine {limits}. Other processes took {float(others):.0%} of its time.\n")
+    if not options.quick:
+        plot.draw(options.csv, options.plot)
 
 
 if __name__ == "__main__":

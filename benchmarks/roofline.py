@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common import BUILD
 
@@ -22,6 +22,12 @@ class Roofline:
     int8_isa: str
     buffer_bytes: int
     threads: int
+
+    def or_better(self, other: Roofline) -> Roofline:
+        """The higher of two measurements of each limit: a neighbour can only lower them."""
+        read = max(self, other, key=lambda r: r.read_bytes_s)
+        int8 = max(self, other, key=lambda r: r.int8_macs_s)
+        return replace(read, int8_macs_s=int8.int8_macs_s, int8_isa=int8.int8_isa)
 
     def __str__(self) -> str:
         return (

@@ -2,7 +2,7 @@
  * A unit computes what the numeric contract fixes (chunks of 256 positions, folded left to
  * right); the cut decides only who computes it. A unit folds its chunks itself; a lone decode
  * row is split over chunks, so that all threads share a long context. The engine's thread, and
- * its workers in a region. */
+ * its workers in a run. */
 #include <math.h>
 #include <string.h>
 

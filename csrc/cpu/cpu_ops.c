@@ -1,4 +1,4 @@
-/* A step on the CPU: recording operations, and running them in one parallel region. The
+/* A step on the CPU: recording operations, and running them as the stages of one run. The
  * recorder knows which linear reads what a norm, an attention or another linear writes, and
  * has the writer quantise it while it is in the cache. */
 #include <string.h>

@@ -63,7 +63,7 @@ enum {
     LMD_PRIVATE_COLS = 8192 /* rows * columns that each thread may norm for itself */
 };
 
-/* Private to one thread during a region. */
+/* Private to one thread during a run. */
 typedef struct lmd_thread_scratch {
     lmd_attend_state attend;
     float max[LMD_ATTEND_ROWS], sum[LMD_ATTEND_ROWS];
