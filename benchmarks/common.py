@@ -7,6 +7,7 @@ import datetime
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,24 +46,33 @@ def machine() -> dict[str, str]:
     }
 
 
+def without_paths(words: str) -> str:
+    """Of an engine's message: where this folder lies is nobody's business."""
+    return words.replace(f"{ROOT}/", "")
+
+
 class Neighbours:
     """What other processes took of all processors since this was made: a run beside them is void.
 
-    Counts what the hypervisor stole. This process's children are its own once they have ended.
+    Counts what the hypervisor stole. This process's children are its own once they have ended; the
+    living ones in pids are, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pids: Sequence[int] = ()) -> None:
+        self.pids = pids
         self.start = self.now()
 
-    @staticmethod
-    def now() -> tuple[float, float]:
+    def now(self) -> tuple[float, float]:
         """Seconds of all processors, and of those that were not idle or ours."""
-        ticks = [
-            int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        ]
-        seconds = [tick / os.sysconf("SC_CLK_TCK") for tick in ticks]
-        idle = seconds[3] + seconds[4]
-        return sum(seconds), sum(seconds) - idle - sum(os.times()[:4])
+        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+        ticks = [int(word) for word in words[1:9]]  # user nice system idle iowait irq softirq steal
+        busy = sum(ticks) - ticks[3] - ticks[4]
+        for stat in (Path(f"/proc/{pid}/stat") for pid in self.pids):
+            if stat.exists():
+                words = stat.read_text().rpartition(")")[2].split()
+                busy -= int(words[11]) + int(words[12])  # user and system time, all threads
+        tick = 1 / os.sysconf("SC_CLK_TCK")
+        return sum(ticks) * tick, busy * tick - sum(os.times()[:4])
 
     def share(self) -> float:
         (total, others), (total_0, others_0) = self.now(), self.start

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import BUILD
+from common import BUILD, without_paths
 
 TORCH = "torch==2.13.0"
 TIMEOUT_S = 3600
@@ -91,7 +91,8 @@ def _pip(folder: Path, arguments: list[str], environ: dict[str, str], log: Path)
     if done.returncode == 0:
         return None
     errors = [line.strip() for line in done.stdout.splitlines() if line.startswith("ERROR")]
-    return (errors or done.stdout.strip().splitlines() or ["pip failed"])[-1][:200]
+    last = (errors or done.stdout.strip().splitlines() or ["pip failed"])[-1]
+    return without_paths(last)[:200]
 
 
 def environment(peer: Peer) -> Environment:

@@ -10,6 +10,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from common import without_paths
+
 WORKERS = Path(__file__).parent / "workers"
 TIMEOUT_S = 1800.0
 
@@ -35,6 +37,10 @@ class PeerProcess:
                 cwd=WORKERS,  # away from the sources: the installed package is measured
             )
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
     def ask(self, request: dict[str, Any], timeout: float = TIMEOUT_S) -> dict[str, Any]:
         """Wakes the worker, gets one answer, stops it again. PeerError ends with the reason."""
         process = self.process
@@ -57,14 +63,15 @@ class PeerProcess:
         os.killpg(process.pid, signal.SIGSTOP)
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
-            raise PeerError(reply["error"])
+            raise PeerError(without_paths(reply["error"]))
         return reply
 
     def last_words(self) -> str:
         code = self.process.wait()
         lines = self.log.read_text(errors="replace").strip().splitlines()
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        return f"died ({how}): {lines[-1][:200] if lines else 'without a word'}"
+        last = without_paths(lines[-1])[:200] if lines else "without a word"
+        return f"died ({how}): {last}"
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)

@@ -31,7 +31,8 @@ from roofline import roofline
 from lmdeploy_c.checkpoint import resolve_model
 
 OURS = "lmdeploy_c"
-PATIENCE_S = 600  # an engine that took longer on a case has run its last round of it
+PATIENCE_S = 240  # an engine that took longer on a case has run its last round of it
+QUIET, TRIES, RETRY_S = 0.1, 3, 30  # a turn beside busier neighbours is repeated, if it is short
 GOLDEN = ROOT / "tests" / "golden" / "smollm2" / "golden.npz"
 
 CASES: dict[str, dict[str, object]] = {
@@ -148,6 +149,20 @@ def start_engines(
     return engines, failed
 
 
+def quiet_turn(engine: Engine, variant: str, case: str) -> float:
+    """One run's rate. Beside busy neighbours it is repeated, and the quietest run counts: chosen by
+    what others took of the machine, never by the rate."""
+    tries: list[tuple[float, float]] = []
+    request = {"op": "run", "variant": variant, "case": CASES[case]}
+    for _ in range(TRIES):
+        start, neighbours = time.perf_counter(), Neighbours([engine.process.pid])
+        rate = float(engine.process.ask(request)["tok_s"])
+        tries.append((neighbours.share(), rate))
+        if tries[-1][0] < QUIET or time.perf_counter() - start > RETRY_S:
+            break
+    return min(tries)[1]
+
+
 def measure(model: Model, case: str, engines: list[Engine], rounds: int) -> list[Result]:
     """Every engine once a round; a round begins with another engine than the last."""
     results = {
@@ -167,8 +182,7 @@ def measure(model: Model, case: str, engines: list[Engine], rounds: int) -> list
                 continue
             start = time.perf_counter()
             try:
-                reply = engine.process.ask({"op": "run", "variant": variant, "case": CASES[case]})
-                result.rates.append(float(reply["tok_s"]))
+                result.rates.append(quiet_turn(engine, variant, case))
             except PeerError as error:
                 result.reason, result.rates = str(error), []
             spent[engine.name, variant] += time.perf_counter() - start

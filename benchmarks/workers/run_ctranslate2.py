@@ -1,7 +1,7 @@
 """CTranslate2 in a worker of peers.py: converted from the dequantised weights to its int8.
 
-It has no 4-bit weights for the CPU, so it reads twice the bytes. Its calls generate a whole answer;
-a decode rate is the difference of a long and a short one.
+It has no 4-bit weights for the CPU, so it reads twice the bytes. A call generates a whole answer
+and says when each token came.
 """
 
 from __future__ import annotations
@@ -34,8 +34,15 @@ class CTranslate2(Worker):
         self.tokens: list[str] = json.loads((folder / "vocabulary.json").read_text())
         return {"version": ctranslate2.__version__, "variants": ["its int8 of the same weights"]}
 
-    def seconds(self, prompts: list[list[str]], n_new: int) -> float:
+    def token_times(self, prompts: list[list[str]], n_new: int) -> list[float]:
+        """Seconds from the start until every prompt has its 1st, 2nd, ... token."""
+        times: dict[int, float] = {}
         start = time.perf_counter()
+
+        def on_token(result: Any) -> bool:
+            times[result.step] = time.perf_counter() - start
+            return False
+
         self.generator.generate_batch(
             prompts,
             max_batch_size=len(prompts),
@@ -43,20 +50,23 @@ class CTranslate2(Worker):
             min_length=n_new,
             sampling_topk=1,
             include_prompt_in_result=False,
+            callback=on_token,
         )
-        return time.perf_counter() - start
+        if len(times) != n_new:
+            raise RuntimeError(f"wanted {n_new} tokens, {len(times)} came")
+        return [times[step] for step in sorted(times)]
 
     def prompt(self, n: int, seq: int = 0) -> list[str]:
         return [self.tokens[i] for i in prompt_ids(len(self.tokens), n, start=seq)]
 
     def run(self, variant: str, case: Case) -> float:
-        self.seconds([self.prompt(16)], 4)  # warms up
+        self.token_times([self.prompt(16)], 4)  # warms up
         if case["kind"] == "prefill":
-            return case["n"] / self.seconds([self.prompt(case["n"])], 1)
-        n_seqs = case["n_seqs"]
+            return case["n"] / self.token_times([self.prompt(case["n"])], 1)[0]
+        n_seqs, n = case["n_seqs"], case["n"]
         prompts = [self.prompt(max(case["context"], 1), seq) for seq in range(n_seqs)]
-        short = self.seconds(prompts, 1)
-        return n_seqs * case["n"] / (self.seconds(prompts, case["n"] + 1) - short)
+        times = self.token_times(prompts, n + 2)
+        return n_seqs * n / (times[-1] - times[1])
 
     def cross_entropy(self, variant: str, texts: list[list[int]]) -> list[float]:
         losses = []

@@ -1,0 +1,67 @@
+"""The benchmarks' own parts: the model maker, the plot, and the report."""
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+import common
+import gguf
+import numpy as np
+import plot
+import pytest
+import shapes
+from conftest import load_model, make_engine, read_all
+
+
+@pytest.mark.parametrize("name", ["tiny-q4_0", "tiny-q4_1"])
+def test_made_models_load_and_give_finite_logits(name: str, tmp_path: Path) -> None:
+    path = shapes.model_file(name, tmp_path)
+    assert shapes.model_file(name, tmp_path) == path
+    engine = make_engine(load_model(path), session_len=128)
+    answer = read_all(engine.submit(range(1, 70), max_new_tokens=2, output_logits="all"))
+    engine.close()
+    assert answer.logits is not None and np.isfinite(answer.logits).all()
+    assert 0.1 < answer.logits.std() < 10
+
+
+def test_made_models_have_the_spread_they_promise(tmp_path: Path) -> None:
+    """By the format's own reader; no two rows are alike."""
+    for name in ("tiny-q4_0", "tiny-q4_1"):
+        for tensor in gguf.GGUFReader(shapes.model_file(name, tmp_path)).tensors:
+            if tensor.n_elements > 128:
+                weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+                spread = weights.shape[1] ** -0.5
+                assert abs(weights.mean()) < 0.1 * spread
+                assert 0.8 < weights.std() / spread < 1.25
+                assert len(np.unique(weights, axis=0)) == len(weights)
+
+
+def test_work_of_a_token(tmp_path: Path) -> None:
+    """Against arithmetic by hand for the tiny shape: tied, 2 layers of 64, ffn 128, kv 32."""
+    work = common.work_of(shapes.model_file("tiny-q4_0", tmp_path))
+    macs = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128)
+    assert work.layer_macs == macs
+    assert work.head_macs == 512 * 64
+    assert work.weight_bytes == macs * 18 // 32 + 512 * 64 * 34 // 32 + 5 * 64 * 4
+    assert work.kv_bytes == 2 * 2 * 32 * 2
+    assert work.prefill_macs(10) == 10 * macs + 512 * 64
+
+
+def test_plot_and_csv(tmp_path: Path) -> None:
+    """The newest run alone is drawn; an engine without a rate has no bar; words are escaped."""
+    base = {"date": "2026-01-01", "machine": "a <b>", "isa": "ref", "threads": "1", "commit": "x",
+            "model": "M", "case": "decode", "min": 1.0, "max": 3.0, "unit": "tok/s"}  # fmt: skip
+    path = tmp_path / "peers.csv"
+    common.append_csv(path, [{**base, "commit": "old", "engine": "gone", "median": 2.0}])
+    common.append_csv(
+        path,
+        [
+            {**base, "engine": plot.W4A16, "median": 2.0, "new": "column"},
+            {**base, "engine": "absent", "median": "", "min": "", "max": ""},
+        ],
+    )
+    target = tmp_path / "peers.svg"
+    plot.draw(path, target)
+    root = ElementTree.parse(target).getroot()
+    assert len(root.findall("{*}rect")) == 1
+    words = {element.text for element in root.findall("{*}text")}
+    assert plot.W4A16 in words and not words & {"gone", "absent"}
