@@ -306,7 +306,7 @@ static lmd_cpu_op *add_stage(lmd_stream *stream, const lmd_attention_args *args,
 }
 
 void lmd_cpu_attention(lmd_stream *stream, const lmd_attention_args *args) {
-    if (stream->n_ops + 3 > stream->max_ops) lmd_cpu_step_run(stream); /* all in one list */
+    lmd_cpu_ops_reserve(stream, 3);
     if (stream->writes_kv_first) add_stage(stream, args, write_kv_item, stream->plan->n_tokens);
     lmd_cpu_op *units = add_stage(stream, args, lmd_cpu_attention_item, stream->n_units);
     if (!stream->has_splits) return;

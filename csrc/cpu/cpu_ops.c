@@ -7,9 +7,12 @@
 
 /* ---- recording ---- */
 
+void lmd_cpu_ops_reserve(lmd_stream *stream, int32_t n) {
+    if (stream->n_ops + n > stream->max_ops) lmd_cpu_step_run(stream);
+}
+
 lmd_cpu_op *lmd_cpu_op_add(lmd_stream *stream, lmd_cpu_item_fn run, lmd_buffer *out,
                            int32_t n_rows) {
-    if (stream->n_ops == stream->max_ops) lmd_cpu_step_run(stream);
     lmd_cpu_op *op = &stream->ops[stream->n_ops++];
     memset(op, 0, sizeof *op);
     op->stage.run = run;
@@ -69,6 +72,7 @@ static void embed_item(void *arg, const lmd_stage *stage, int32_t item, int32_t 
 }
 
 void lmd_cpu_embed(lmd_stream *stream, const lmd_weight *table, lmd_buffer *out) {
+    lmd_cpu_ops_reserve(stream, 1);
     lmd_cpu_op *op = lmd_cpu_op_add(stream, embed_item, out, stream->plan->n_tokens);
     op->weight = table;
     cut_rows(op);
@@ -98,6 +102,7 @@ void lmd_cpu_private_norm(const lmd_stream *stream, const lmd_cpu_op *norm,
 
 static lmd_cpu_op *add_norm(lmd_stream *stream, lmd_buffer *in, const lmd_weight *weight,
                             float eps, lmd_buffer *out, int32_t n_rows) {
+    lmd_cpu_ops_reserve(stream, 1);
     lmd_cpu_op *op = lmd_cpu_op_add(stream, norm_item, out, n_rows);
     op->in = in;
     op->weight = weight;
@@ -124,6 +129,7 @@ static void sample_item(void *arg, const lmd_stage *stage, int32_t item, int32_t
 }
 
 void lmd_cpu_sample(lmd_stream *stream, int32_t first, int32_t n, lmd_sample_result *results) {
+    lmd_cpu_ops_reserve(stream, 1);
     lmd_cpu_op *op = lmd_cpu_op_add(stream, sample_item, NULL, n);
     op->first = first;
     op->results = results;
@@ -211,6 +217,7 @@ static const lmd_cpu_op *have_quantized(lmd_stream *stream, lmd_buffer *in,
 
 static lmd_cpu_op *add_linear(lmd_stream *stream, const lmd_weight *weight, lmd_buffer *in,
                               lmd_buffer *out, int32_t n_rows) {
+    lmd_cpu_ops_reserve(stream, 2); /* before it looks at who made its input */
     lmd_acts acts = wanted_acts(stream, in, weight, n_rows);
     const lmd_cpu_op *norm = weight->group_size ? have_quantized(stream, in, &acts) : NULL;
     lmd_cpu_op *op = lmd_cpu_op_add(stream, lmd_cpu_linear_item, out, n_rows);

@@ -139,7 +139,10 @@ void lmd_cpu_kv_copy(lmd_stream *stream, const lmd_block_copy *copies, int32_t n
 typedef void (*lmd_cpu_item_fn)(void *arg, const lmd_stage *stage, int32_t item,
                                 int32_t thread_idx, bool is_first);
 
-/* Appends an operation that writes `out` (NULL: none of the buffers). */
+/* Makes room for n operations of one list, which may point to one another: where there is none,
+ * the list so far is run. */
+void lmd_cpu_ops_reserve(lmd_stream *stream, int32_t n);
+/* Appends an operation that writes `out` (NULL: none of the buffers); there is room. */
 lmd_cpu_op *lmd_cpu_op_add(lmd_stream *stream, lmd_cpu_item_fn run, lmd_buffer *out,
                            int32_t n_rows);
 /* The thread's copy of a linear's input; thread 0 has the buffer. */

@@ -23,7 +23,8 @@ enum {
     N_SEQS = 5,
     BLOCKS_PER_SEQ = 12,
     MAX_TOKENS = 128,
-    N_STEPS = 40
+    N_STEPS = 40,
+    N_REPEATS = 60 /* of the logits in a step: more operations than a stream keeps at once */
 };
 
 static uint64_t random_state;
@@ -149,7 +150,11 @@ static void free_machine(machine *self) {
     ops->free(self->backend);
 }
 
-static void run_step(machine *self, const lmd_plan *plan, lmd_sample_result *results) {
+/* Returns how many rows come out otherwise when the step's logits are made again and again;
+ * `pattern` decides which of them are sampled, so that lists of operations end anywhere. */
+static int run_step(machine *self, const lmd_plan *plan, uint64_t pattern,
+                    lmd_sample_result *results) {
+    static lmd_sample_result repeated[N_REPEATS][N_SEQS];
     const lmd_backend_ops *ops = self->backend->ops;
     lmd_err err;
     ops->step_begin(self->stream, plan);
@@ -175,10 +180,21 @@ static void run_step(machine *self, const lmd_plan *plan, lmd_sample_result *res
                                                      .out = self->residual,
                                                      .epilogue = LMD_EPILOGUE_ADD});
     }
-    ops->logits(self->stream, self->residual, self->final_norm, 1e-5f, self->embed, 0,
-                plan->n_logits_rows);
-    ops->sample(self->stream, 0, plan->n_logits_rows, results);
+    const int n_rows = plan->n_logits_rows;
+    for (int i = 0; i < N_REPEATS; i++) {
+        ops->logits(self->stream, self->residual, self->final_norm, 1e-5f, self->embed, 0,
+                    n_rows);
+        if (pattern >> i & 1) ops->sample(self->stream, 0, n_rows, repeated[i]);
+    }
+    ops->logits(self->stream, self->residual, self->final_norm, 1e-5f, self->embed, 0, n_rows);
+    ops->sample(self->stream, 0, n_rows, results);
     if (ops->step_wait(self->stream, &err) != LMD_OK) die("step", err.message);
+    int n_different = 0;
+    for (int i = 0; i < N_REPEATS; i++)
+        for (int r = 0; r < n_rows && (pattern >> i & 1); r++)
+            n_different += repeated[i][r].token_id != results[r].token_id ||
+                           repeated[i][r].token_logprob != results[r].token_logprob;
+    return n_different;
 }
 
 /* A step of some sequences: each decodes one token or prefills a few. */
@@ -249,9 +265,10 @@ static int compare(bool fast, bool wide_groups) {
         if (i == N_STEPS / 2) lens[0] = 300; /* positions between hold zeros: split all the same */
         make_step(&step, lens);
         if (step.plan.n_seqs == 0) continue;
-        run_step(&one, &step.plan, results);
+        uint64_t pattern = (uint64_t)random_u32() << 32 | random_u32();
+        n_different += run_step(&one, &step.plan, pattern, results);
         memcpy(first, step.logits, sizeof first);
-        run_step(&three, &step.plan, results);
+        n_different += run_step(&three, &step.plan, pattern, results);
         for (int r = 0; r < step.plan.n_seqs; r++) {
             bool finite = !results[r].not_finite;
             n_different += !finite || memcmp(first[r], step.logits[r], sizeof first[r]) != 0;
