@@ -44,7 +44,7 @@ struct lmd_threads {
 
     lmd_event wake;  /* workers wait here for a run, or for a call for help */
     lmd_event event; /* the caller waits here for the last item of a stage, and for workers */
-    _Alignas(LMD_CACHE_LINE) atomic_int entry; /* workers inside the run, and whether it is OPEN */
+    _Alignas(LMD_CACHE_LINE) atomic_int entry; /* workers inside the run; whether it is OPEN */
     _Alignas(LMD_CACHE_LINE) atomic_int first; /* every stage before it is done */
 };
 

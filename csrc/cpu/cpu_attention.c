@@ -6,15 +6,12 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/ints.h"
 #include "cpu/cpu_stream.h"
-
-static int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
-
-static int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 /* Query heads of a KV head that one tile takes, and tokens beside them. */
 static int32_t tile_heads(const lmd_stream_config *config) {
-    return min_i32(config->n_head / config->n_kv_head, LMD_ATTEND_ROWS);
+    return lmd_min_i32(config->n_head / config->n_kv_head, LMD_ATTEND_ROWS);
 }
 
 static int32_t tile_tokens(const lmd_stream_config *config) {
@@ -22,7 +19,8 @@ static int32_t tile_tokens(const lmd_stream_config *config) {
 }
 
 static int32_t head_tiles(const lmd_stream_config *config) {
-    return config->n_kv_head * ceil_div(config->n_head / config->n_kv_head, tile_heads(config));
+    const int32_t group = config->n_head / config->n_kv_head;
+    return config->n_kv_head * lmd_ceil_div(group, tile_heads(config));
 }
 
 void lmd_cpu_attention_bounds(const lmd_stream_config *config, int32_t *max_units,
@@ -40,7 +38,7 @@ static void add_units(lmd_stream *stream, lmd_attend_unit unit) {
     int32_t group = config->n_head / config->n_kv_head, partial_idx = unit.partial_idx;
     for (int32_t h = 0; h < group; h += tile_heads(config)) {
         unit.head_begin = unit.kv_head * group + h;
-        unit.n_heads = min_i32(group - h, tile_heads(config));
+        unit.n_heads = lmd_min_i32(group - h, tile_heads(config));
         unit.partial_idx = partial_idx < 0 ? -1 : partial_idx + unit.head_begin;
         stream->units[stream->n_units++] = unit;
     }
@@ -60,7 +58,7 @@ static void add_decode_units(lmd_stream *stream, int32_t seq_idx, int32_t row,
     int32_t piece = split ? LMD_CHUNK_LEN : context_len;
     stream->seq_partials[seq_idx] = split ? *n_partials : -1;
     for (int32_t begin = 0; begin < context_len; begin += piece) {
-        int32_t end = min_i32(begin + piece, context_len);
+        int32_t end = lmd_min_i32(begin + piece, context_len);
         for (int32_t h = 0; h < config->n_kv_head; h++)
             add_units(stream,
                       (lmd_attend_unit){.seq_idx = seq_idx,
@@ -82,7 +80,7 @@ static void add_tile_units(lmd_stream *stream, int32_t seq_idx, int32_t first_ro
     int32_t n_tile = tile_tokens(&stream->config);
     stream->seq_partials[seq_idx] = -1;
     for (int32_t t = (n_rows - 1) / n_tile * n_tile; t >= 0; t -= n_tile) {
-        int32_t n = min_i32(n_rows - t, n_tile);
+        int32_t n = lmd_min_i32(n_rows - t, n_tile);
         for (int32_t h = 0; h < stream->config.n_kv_head; h++)
             add_units(stream, (lmd_attend_unit){.seq_idx = seq_idx,
                                                 .kv_head = h,
@@ -243,7 +241,7 @@ static void run_unit(const attention_job *job, const lmd_attend_unit *unit,
     };
     memset(scratch->sum, 0, sizeof scratch->sum);
     for (args.begin = unit->begin; args.begin < unit->end; args.begin += LMD_CHUNK_LEN) {
-        args.end = min_i32(args.begin + LMD_CHUNK_LEN, unit->end);
+        args.end = lmd_min_i32(args.begin + LMD_CHUNK_LEN, unit->end);
         stream->kernels->attend_chunk(&scratch->attend, &args);
         for (int32_t r = 0; r < n_rows; r++)
             stream->kernels->attend_fold(&scratch->max[r], &scratch->sum[r], scratch->o[r],
@@ -268,7 +266,8 @@ static void fold_sequence(const attention_job *job, int32_t seq_idx,
                           lmd_thread_scratch *scratch) {
     const lmd_stream *stream = job->stream;
     const int32_t head_dim = stream->config.head_dim, n_head = stream->config.n_head;
-    const int32_t n_chunks = ceil_div(stream->plan->history_lens[seq_idx] + 1, LMD_CHUNK_LEN);
+    const int32_t n_chunks =
+        lmd_ceil_div(stream->plan->history_lens[seq_idx] + 1, LMD_CHUNK_LEN);
     for (int32_t h = 0; h < n_head; h++) {
         float max = 0.0f, sum = 0.0f;
         for (int32_t c = 0; c < n_chunks; c++) {

@@ -5,6 +5,7 @@
 #ifndef LMD_CPU_CPU_KERNELS_H
 #define LMD_CPU_CPU_KERNELS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "quant/weight_codec.h"
@@ -18,6 +19,15 @@
  *     I8, U8  a line holds 4 columns; byte 4n+j is w[n][k+j]; I8 is stored plus 128
  * Rows past the matrix's last are zero with zero scales. */
 enum { LMD_PANEL_ROWS = 16, LMD_I8_BIAS = 128 };
+
+static inline bool lmd_kind_is_nibbles(lmd_weight_kind kind) {
+    return kind == LMD_WEIGHT_U4 || kind == LMD_WEIGHT_I4;
+}
+
+/* What is subtracted from every stored code of a signed kind. */
+static inline int32_t lmd_kind_bias(lmd_weight_kind kind) {
+    return kind == LMD_WEIGHT_I8 ? LMD_I8_BIAS : kind == LMD_WEIGHT_I4 ? LMD_I4_BIAS : 0;
+}
 
 /* Bytes of one panel of n_cols columns. */
 int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols);

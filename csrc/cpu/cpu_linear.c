@@ -2,11 +2,8 @@
  * of rows, with the epilogue while a tile is in the first cache. */
 #include <string.h>
 
+#include "base/ints.h"
 #include "cpu/cpu_stream.h"
-
-static int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
-
-static int32_t ceil_div(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
 /* Panels of one row of work: gate and up come in pairs. */
 static int32_t count_panels(const lmd_cpu_op *op) {
@@ -22,7 +19,7 @@ static int32_t panels_taken(const lmd_stream *stream, const lmd_cpu_op *op, int3
     enum { FEW_ROWS = 4, MOST = 64 };
     int32_t n_shares = (op->n_rows <= FEW_ROWS ? 3 : 8) * lmd_threads_count(stream->threads);
     int32_t most = op->epilogue == LMD_EPILOGUE_SILU_MUL ? LMD_TAKE_PANELS : MOST;
-    int32_t take = min_i32(n_panels / n_shares, most);
+    int32_t take = lmd_min_i32(n_panels / n_shares, most);
     return take < 1 ? 1 : take;
 }
 
@@ -31,13 +28,13 @@ void lmd_cpu_linear_cut(const lmd_stream *stream, lmd_cpu_op *op) {
     int32_t take = panels_taken(stream, op, n_panels);
     if (op->quantizes) { /* whole groups of the output */
         int32_t group_panels = op->out_acts.group_size / LMD_PANEL_ROWS;
-        take = ceil_div(take, group_panels) * group_panels;
+        take = lmd_ceil_div(take, group_panels) * group_panels;
     }
     op->take_panels = take;
-    op->n_takes = ceil_div(n_panels, take);
-    int32_t tile_rows = ceil_div(op->n_rows, op->acts.n_tiles);
+    op->n_takes = lmd_ceil_div(n_panels, take);
+    int32_t tile_rows = lmd_ceil_div(op->n_rows, op->acts.n_tiles);
     op->block_tiles = LMD_ROW_BLOCK / tile_rows;
-    op->stage.n_items = op->n_takes * ceil_div(op->acts.n_tiles, op->block_tiles);
+    op->stage.n_items = op->n_takes * lmd_ceil_div(op->acts.n_tiles, op->block_tiles);
 }
 
 /* Some tiles of rows. */
@@ -52,7 +49,7 @@ static int32_t panel_times_rows(const lmd_stream *stream, const lmd_cpu_op *op,
                                 const lmd_weight_segment *segment, int32_t panel_idx,
                                 const row_block *block, float *tile, uint8_t *scratch) {
     int32_t first = panel_idx * LMD_PANEL_ROWS;
-    int32_t n_valid = min_i32(segment->n_rows - first, LMD_PANEL_ROWS);
+    int32_t n_valid = lmd_min_i32(segment->n_rows - first, LMD_PANEL_ROWS);
     stream->kernels->panel(tile, segment->panels + panel_idx * segment->panel_bytes,
                            &segment->format, block->acts, block->tile0, block->n_tiles,
                            scratch);
@@ -87,7 +84,7 @@ static void run_gated_panels(const lmd_stream *stream, const lmd_cpu_op *op, int
                              int32_t end, const row_block *block, lmd_thread_scratch *scratch) {
     const lmd_weight_segment *gate = &op->weight->segments[0], *up = &op->weight->segments[1];
     const int32_t width = (end - begin) * LMD_PANEL_ROWS;
-    const int32_t n_valid = min_i32(width, gate->n_rows - begin * LMD_PANEL_ROWS);
+    const int32_t n_valid = lmd_min_i32(width, gate->n_rows - begin * LMD_PANEL_ROWS);
     for (int32_t p = begin; p < end; p++) {
         panel_times_rows(stream, op, gate, p, block, scratch->tile, scratch->panel);
         panel_times_rows(stream, op, up, p, block, scratch->up, scratch->panel);
@@ -119,11 +116,11 @@ void lmd_cpu_linear_item(void *arg, const lmd_stage *stage, int32_t item, int32_
         if (is_first) lmd_cpu_private_norm(stream, op->norm, &acts);
     }
     row_block block = {.acts = &acts, .tile0 = item / op->n_takes * op->block_tiles};
-    block.n_tiles = min_i32(op->block_tiles, acts.n_tiles - block.tile0);
+    block.n_tiles = lmd_min_i32(op->block_tiles, acts.n_tiles - block.tile0);
     block.row0 = lmd_tile_begin(&acts, block.tile0);
     block.n_rows = lmd_tile_begin(&acts, block.tile0 + block.n_tiles) - block.row0;
     int32_t begin = item % op->n_takes * op->take_panels;
-    int32_t end = min_i32(begin + op->take_panels, count_panels(op));
+    int32_t end = lmd_min_i32(begin + op->take_panels, count_panels(op));
     if (op->epilogue == LMD_EPILOGUE_SILU_MUL)
         run_gated_panels(stream, op, begin, end, &block, scratch);
     else

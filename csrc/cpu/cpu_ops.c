@@ -3,6 +3,7 @@
  * has the writer quantise it while it is in the cache. */
 #include <string.h>
 
+#include "base/ints.h"
 #include "cpu/cpu_stream.h"
 
 /* ---- recording ---- */
@@ -49,15 +50,15 @@ enum { ROWS_TAKEN = 4 };
  * its rows share cache lines. */
 static void cut_rows(lmd_cpu_op *op) {
     op->stage.n_items =
-        op->quantizes ? op->out_acts.n_tiles : (op->n_rows + ROWS_TAKEN - 1) / ROWS_TAKEN;
+        op->quantizes ? op->out_acts.n_tiles : lmd_ceil_div(op->n_rows, ROWS_TAKEN);
 }
 
 static row_range rows_of(const lmd_cpu_op *op, int32_t item) {
     const lmd_acts *acts = &op->out_acts;
     if (op->quantizes)
         return (row_range){lmd_tile_begin(acts, item), lmd_tile_begin(acts, item + 1)};
-    int32_t begin = item * ROWS_TAKEN, end = begin + ROWS_TAKEN;
-    return (row_range){begin, end < op->n_rows ? end : op->n_rows};
+    int32_t begin = item * ROWS_TAKEN;
+    return (row_range){begin, lmd_min_i32(begin + ROWS_TAKEN, op->n_rows)};
 }
 
 static void embed_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
@@ -160,10 +161,8 @@ static bool can_quantize(const lmd_stream *stream, const lmd_cpu_op *op, int32_t
 }
 
 static bool has_4_bits(const lmd_weight *weight) {
-    for (int32_t i = 0; i < weight->n_segments; i++) {
-        lmd_weight_kind kind = weight->segments[i].format.kind;
-        if (kind != LMD_WEIGHT_U4 && kind != LMD_WEIGHT_I4) return false;
-    }
+    for (int32_t i = 0; i < weight->n_segments; i++)
+        if (!lmd_kind_is_nibbles(weight->segments[i].format.kind)) return false;
     return true;
 }
 
@@ -179,8 +178,7 @@ static lmd_acts wanted_acts(const lmd_stream *stream, const lmd_buffer *in,
     acts.n_cols = in->n_cols;
     acts.group_size = weight->group_size;
     acts.bits = stream->config.fast_activations && has_4_bits(weight) ? 8 : 16;
-    int32_t tile_rows = stream->kernels->tile_rows(acts.bits, n_rows);
-    acts.n_tiles = (n_rows + tile_rows - 1) / tile_rows;
+    acts.n_tiles = lmd_ceil_div(n_rows, stream->kernels->tile_rows(acts.bits, n_rows));
     return acts;
 }
 

@@ -141,8 +141,8 @@ static lmd_status allocate(lmd_stream *stream, lmd_err *err) {
     stream->seq_partials = lmd_calloc((size_t)config->max_seqs, sizeof *stream->seq_partials);
     stream->logits = lmd_alloc_large(logits_bytes(config));
     stream->scratch = lmd_calloc((size_t)n_threads, sizeof *stream->scratch);
-    if (!stream->ops || !stream->rope_table || !stream->row_seqs || !stream->units || !stream->partials ||
-        !stream->seq_partials || !stream->logits || !stream->scratch)
+    if (!stream->ops || !stream->rope_table || !stream->row_seqs || !stream->units ||
+        !stream->partials || !stream->seq_partials || !stream->logits || !stream->scratch)
         return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for the engine's buffers");
     memcpy(stream->rope_table, config->rope_table, rope_bytes(config));
     stream->config.rope_table = stream->rope_table;

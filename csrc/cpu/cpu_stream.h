@@ -1,8 +1,8 @@
 /* A CPU stream: what one engine needs on the CPU backend.
  * Owns: the KV pool, activation buffers, logits, scratch for each thread, the step's list of
  * operations. An operation is recorded when it is called, and run, with the others, as a stage
- * of one parallel run by step_wait: so an operation knows who reads its output. The engine's thread alone. Must not know:
- * architectures, sequences' history beyond the plan. */
+ * of one parallel run by step_wait: so an operation knows who reads its output. The engine's
+ * thread alone. Must not know: architectures, sequences' history beyond the plan. */
 #ifndef LMD_CPU_CPU_STREAM_H
 #define LMD_CPU_CPU_STREAM_H
 
@@ -40,7 +40,7 @@ struct lmd_cpu_op {
     lmd_acts out_acts;        /* `out` as its reader wants it */
     bool quantizes;           /* writes out as out_acts says */
     bool keeps_x;             /* and fp32 too: another reader wants another form */
-    lmd_cpu_op *part;         /* the operation before it that writes the rest of `out`; or NULL */
+    lmd_cpu_op *part;         /* an earlier one that writes the rest of `out`; or NULL */
     const lmd_cpu_op *norm;   /* a linear: every thread makes its input for itself, by this */
     int32_t take_panels, n_takes, block_tiles; /* a linear's cut */
 };

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/half.h"
+#include "base/ints.h"
 #include "base/memory.h"
 
 enum {
@@ -13,15 +14,11 @@ enum {
     STRIP_PANELS = 32     /* that a thread packs of one group: K-major words lie side by side */
 };
 
-static bool is_nibbles(const lmd_weight_format *format) {
-    return format->kind == LMD_WEIGHT_U4 || format->kind == LMD_WEIGHT_I4;
-}
-
 int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols) {
     if (format->kind == LMD_WEIGHT_FLOAT)
         return (int64_t)n_cols * LMD_PANEL_ROWS * lmd_dtype_block_bytes(format->float_dtype);
     int64_t header = format->offset == LMD_OFFSET_NONE ? 32 : 64;
-    int64_t lines = (int64_t)format->group_size * (is_nibbles(format) ? 8 : 16);
+    int64_t lines = (int64_t)format->group_size * (lmd_kind_is_nibbles(format->kind) ? 8 : 16);
     return n_cols / format->group_size * (header + lines);
 }
 
@@ -52,7 +49,7 @@ static void pack_code_row(uint8_t *panel, int32_t lane, const lmd_weight_format 
                           int32_t n_cols, const uint8_t *codes, const uint16_t *scales,
                           const uint16_t *offsets) {
     const int32_t group_size = format->group_size;
-    const bool nibbles = is_nibbles(format);
+    const bool nibbles = lmd_kind_is_nibbles(format->kind);
     /* Adds the bias to each byte. */
     const uint64_t flip = format->kind == LMD_WEIGHT_I8 ? LMD_I8_BIAS * 0x0101010101010101u : 0;
     for (int32_t g = 0; g < n_cols / group_size; g++) {
@@ -124,7 +121,7 @@ static void pack_packed_rows(const pack_job *job, int32_t group, int32_t row) {
 }
 
 static int32_t count_strips(const lmd_weight_segment *segment) {
-    return (segment->n_panels + STRIP_PANELS - 1) / STRIP_PANELS;
+    return lmd_ceil_div(segment->n_panels, STRIP_PANELS);
 }
 
 static void pack_packed_item(void *arg, const lmd_stage *stage, int32_t item,
@@ -133,9 +130,7 @@ static void pack_packed_item(void *arg, const lmd_stage *stage, int32_t item,
     (void)stage, (void)thread_idx, (void)is_first;
     const int32_t n_strips = count_strips(job->segment), n_rows = job->segment->n_rows;
     int32_t first = item % n_strips * STRIP_PANELS * LMD_PANEL_ROWS;
-    int32_t end = n_rows - first < STRIP_PANELS * LMD_PANEL_ROWS
-                      ? n_rows
-                      : first + STRIP_PANELS * LMD_PANEL_ROWS;
+    int32_t end = first + lmd_min_i32(n_rows - first, STRIP_PANELS * LMD_PANEL_ROWS);
     for (int32_t row = first; row < end; row += LMD_PACKED_ROWS)
         pack_packed_rows(job, item / n_strips, row);
 }
@@ -185,7 +180,7 @@ static lmd_status plan_segments(const lmd_weight_source *src, lmd_weight *weight
                             "matrix has %d",
                             part_name(part), group_size, weight->group_size);
         segment->n_rows = part->n_rows;
-        segment->n_panels = (part->n_rows + LMD_PANEL_ROWS - 1) / LMD_PANEL_ROWS;
+        segment->n_panels = lmd_ceil_div(part->n_rows, LMD_PANEL_ROWS);
         segment->first_row = weight->n_rows;
         segment->panel_bytes = lmd_panel_bytes(&segment->format, src->n_cols);
         weight->n_rows += part->n_rows;
@@ -268,7 +263,7 @@ static float float_at(const uint8_t *at, lmd_dtype dtype) {
 static void code_row(const lmd_weight_format *format, const uint8_t *panel, int32_t lane,
                      int32_t n_cols, float *out) {
     const int32_t group_size = format->group_size;
-    const bool nibbles = is_nibbles(format);
+    const bool nibbles = lmd_kind_is_nibbles(format->kind);
     for (int32_t g = 0; g < n_cols / group_size; g++, out += group_size) {
         const uint16_t *header = (const uint16_t *)(const void *)panel;
         float scale = lmd_half_to_float(header[lane]), offset = 0.0f;
@@ -284,9 +279,7 @@ static void code_row(const lmd_weight_format *format, const uint8_t *panel, int3
                 code = second ? line[lane * 4 + j] >> 4 : line[lane * 4 + j] & 15;
             else
                 code = line[second * 64 + lane * 4 + j];
-            code -= format->kind == LMD_WEIGHT_I8   ? LMD_I8_BIAS
-                    : format->kind == LMD_WEIGHT_I4 ? LMD_I4_BIAS
-                                                    : 0;
+            code -= lmd_kind_bias(format->kind);
             out[k] = format->offset == LMD_OFFSET_ZERO ? scale * ((float)code - offset)
                                                        : fmaf(scale, (float)code, offset);
         }

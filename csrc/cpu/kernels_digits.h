@@ -30,7 +30,7 @@ static void digits_panel(float *out, const uint8_t *weights, const lmd_weight_fo
                          fast[] = TILE_TABLE_OF(FAST_ROWS, fast_u4);
     run_tiles(out, weights, format, acts, tile0, n_tiles,
               acts->bits == 8            ? fast
-              : is_nibbles(format->kind) ? nibbles
+              : lmd_kind_is_nibbles(format->kind) ? nibbles
                                          : bytes);
 }
 
@@ -59,17 +59,5 @@ static void panel(float *out, const uint8_t *weights, const lmd_weight_format *f
         digits_panel(out, weights, format, acts, tile0, n_tiles);
 }
 
-const lmd_cpu_kernels KERNELS_NAME = {
-    .isa = KERNELS_ISA,
-    .tile_rows = tile_rows,
-    .scratch_bytes = scratch_bytes,
-    .panel = panel,
-    .quantize = quantize,
-    .rms_norm = rms_norm,
-    .rope = rope,
-    .silu_mul = silu_mul,
-    .kv_write = kv_write,
-    .attend_chunk = attend_chunk,
-    .attend_fold = attend_fold,
-};
+const lmd_cpu_kernels KERNELS_NAME = KERNEL_TABLE(KERNELS_ISA);
 #endif

@@ -8,17 +8,8 @@
 
 #include "cpu/kernels_rows.h"
 
-INLINE bool is_nibbles(lmd_weight_kind kind) {
-    return kind == LMD_WEIGHT_U4 || kind == LMD_WEIGHT_I4;
-}
-
 INLINE int32_t header_bytes(lmd_group_offset offset) {
     return offset == LMD_OFFSET_NONE ? 32 : 64;
-}
-
-/* What is subtracted from every code of a signed kind. */
-INLINE int32_t code_bias(lmd_weight_kind kind) {
-    return kind == LMD_WEIGHT_I8 ? LMD_I8_BIAS : kind == LMD_WEIGHT_I4 ? LMD_I4_BIAS : 0;
 }
 
 /* The tile's activations and what has been read of them. */
@@ -51,7 +42,7 @@ INLINE f32v header_v(const uint8_t *header, int32_t at, bool is_float) {
 INLINE void finish_group(f32v (*f)[HALVES], i32v (*dots)[HALVES], const uint8_t *header,
                          bool is_float, const lmd_weight_format *format, tile_acts *acts,
                          const int32_t n_rows) {
-    const int32_t bias = code_bias(format->kind);
+    const int32_t bias = lmd_kind_bias(format->kind);
     for (int32_t h = 0; h < HALVES; h++) {
         f32v scales = header_v(header, h * LANES, is_float);
         if (format->offset == LMD_OFFSET_NONE) {
@@ -81,6 +72,16 @@ INLINE void finish_group(f32v (*f)[HALVES], i32v (*dots)[HALVES], const uint8_t 
     acts->scales += n_rows;
     acts->scaled_sums += n_rows;
     acts->sums += n_rows;
+}
+
+INLINE void clear_rows(f32v (*f)[HALVES], const int32_t n_rows) {
+    for (int32_t r = 0; r < n_rows; r++)
+        for (int32_t h = 0; h < HALVES; h++) f[r][h] = all_v(0.0f);
+}
+
+INLINE void clear_dots(i32v (*dots)[HALVES], const int32_t n_rows) {
+    for (int32_t r = 0; r < n_rows; r++)
+        for (int32_t h = 0; h < HALVES; h++) dots[r][h] = (i32v){0};
 }
 
 INLINE void store_rows(float *out, f32v (*f)[HALVES], const int32_t n_rows) {
@@ -149,8 +150,7 @@ INLINE void tile_digits(float *out, const uint8_t *weights, const lmd_weight_for
     const int32_t n_header = header_bytes(format->offset), line_bytes = nibbles ? 64 : 128;
     tile_acts acts = tile_at(all_acts, begin);
     f32v f[MOST_ROWS][HALVES];
-    for (int32_t r = 0; r < n_rows; r++)
-        for (int32_t h = 0; h < HALVES; h++) f[r][h] = all_v(0.0f);
+    clear_rows(f, n_rows);
     for (int32_t g = 0; g < acts.n_groups; g++) {
         const uint8_t *header = weights;
         i32v dots[MOST_ROWS][2][HALVES];
@@ -246,13 +246,11 @@ INLINE void tile_pairs(float *out, const uint8_t *weights, const lmd_weight_form
     const int32_t n_header = header_bytes(format->offset), line_bytes = nibbles ? 64 : 128;
     tile_acts acts = tile_at(all_acts, begin);
     f32v f[MOST_ROWS][HALVES];
-    for (int32_t r = 0; r < n_rows; r++)
-        for (int32_t h = 0; h < HALVES; h++) f[r][h] = all_v(0.0f);
+    clear_rows(f, n_rows);
     for (int32_t g = 0; g < acts.n_groups; g++) {
         const uint8_t *header = weights;
         i32v dots[MOST_ROWS][HALVES];
-        for (int32_t r = 0; r < n_rows; r++)
-            for (int32_t h = 0; h < HALVES; h++) dots[r][h] = (i32v){0};
+        clear_dots(dots, n_rows);
         weights += n_header;
         for (int32_t k = 0; k < acts.group_size; k += 8, weights += line_bytes) {
             __builtin_prefetch(weights + 2048);
@@ -277,7 +275,7 @@ INLINE void tile_pairs(float *out, const uint8_t *weights, const lmd_weight_form
  * for each unit of 8 columns four pairs for each of the 16 rows. */
 static inline void unpack_panel(uint8_t *out, const uint8_t *panel,
                                 const lmd_weight_format *format, int32_t n_cols) {
-    const bool nibbles = is_nibbles(format->kind);
+    const bool nibbles = lmd_kind_is_nibbles(format->kind);
     const int32_t n_header = header_bytes(format->offset), line_bytes = nibbles ? 64 : 128;
     for (int32_t k = 0; k < n_cols; k += format->group_size) {
         for (int32_t at = 0; at < n_header / 2; at += LANES, out += VECTOR_BYTES)
@@ -299,13 +297,11 @@ INLINE void tile_unpacked(float *out, const uint8_t *weights, const lmd_weight_f
     const int32_t n_header = header_bytes(format->offset) * 2;
     tile_acts acts = tile_at(all_acts, begin);
     f32v f[MOST_ROWS][HALVES];
-    for (int32_t r = 0; r < n_rows; r++)
-        for (int32_t h = 0; h < HALVES; h++) f[r][h] = all_v(0.0f);
+    clear_rows(f, n_rows);
     for (int32_t g = 0; g < acts.n_groups; g++) {
         const uint8_t *header = weights;
         i32v dots[MOST_ROWS][HALVES];
-        for (int32_t r = 0; r < n_rows; r++)
-            for (int32_t h = 0; h < HALVES; h++) dots[r][h] = (i32v){0};
+        clear_dots(dots, n_rows);
         weights += n_header;
 #pragma GCC unroll 2
         for (int32_t k = 0; k < acts.group_size; k += 8) {
@@ -345,8 +341,7 @@ INLINE void tile_float(float *out, const uint8_t *weights, const lmd_acts *acts,
     const int64_t column_bytes = LMD_PANEL_ROWS * (dtype == LMD_F32 ? 4 : 2);
     const float *x = acts->x + (int64_t)begin * acts->n_cols;
     f32v f[4][HALVES];
-    for (int32_t r = 0; r < n_rows; r++)
-        for (int32_t h = 0; h < HALVES; h++) f[r][h] = all_v(0.0f);
+    clear_rows(f, n_rows);
     for (int32_t k = 0; k < acts->n_cols; k++, weights += column_bytes)
         for (int32_t h = 0; h < HALVES; h++) {
             f32v w = float_column(weights, dtype, h * LANES);
@@ -419,5 +414,21 @@ static inline void run_tiles(float *out, const uint8_t *weights,
 #define TILE_TABLE_12(name)                                                                    \
     {name##_1, name##_2, name##_3, name##_4,  name##_5,  name##_6,                             \
      name##_7, name##_8, name##_9, name##_10, name##_11, name##_12}
+
+/* A table, from an including file's functions and those that all share. */
+#define KERNEL_TABLE(isa_name)                                                                 \
+    {                                                                                          \
+        .isa = (isa_name),                                                                     \
+        .tile_rows = tile_rows,                                                                \
+        .scratch_bytes = scratch_bytes,                                                        \
+        .panel = panel,                                                                        \
+        .quantize = quantize,                                                                  \
+        .rms_norm = rms_norm,                                                                  \
+        .rope = rope,                                                                          \
+        .silu_mul = silu_mul,                                                                  \
+        .kv_write = kv_write,                                                                  \
+        .attend_chunk = attend_chunk,                                                          \
+        .attend_fold = attend_fold,                                                            \
+    }
 
 #endif

@@ -44,21 +44,9 @@ static void panel(float *out, const uint8_t *weights, const lmd_weight_format *f
         weights = scratch;
         tiles = many;
     } else {
-        tiles = is_nibbles(format->kind) ? pairs_of_nibbles : pairs_of_bytes;
+        tiles = lmd_kind_is_nibbles(format->kind) ? pairs_of_nibbles : pairs_of_bytes;
     }
     run_tiles(out, weights, format, acts, tile0, n_tiles, tiles);
 }
 
-const lmd_cpu_kernels KERNELS_NAME = {
-    .isa = KERNELS_ISA,
-    .tile_rows = tile_rows,
-    .scratch_bytes = scratch_bytes,
-    .panel = panel,
-    .quantize = quantize,
-    .rms_norm = rms_norm,
-    .rope = rope,
-    .silu_mul = silu_mul,
-    .kv_write = kv_write,
-    .attend_chunk = attend_chunk,
-    .attend_fold = attend_fold,
-};
+const lmd_cpu_kernels KERNELS_NAME = KERNEL_TABLE(KERNELS_ISA);

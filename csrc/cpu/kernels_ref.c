@@ -59,7 +59,7 @@ static float group_value(float f, int32_t dot, const uint16_t *header, int32_t n
     float scale = lmd_half_to_float(header[n]), offset = 0.0f;
     if (format->offset != LMD_OFFSET_NONE)
         offset = lmd_half_to_float(header[LMD_PANEL_ROWS + n]);
-    dot -= code_bias(format->kind) * act_sum;
+    dot -= lmd_kind_bias(format->kind) * act_sum;
     if (format->offset == LMD_OFFSET_ZERO) dot -= (int32_t)offset * act_sum;
     f = fmaf((float)dot, scale * act_scale, f);
     if (format->offset == LMD_OFFSET_MIN) f = fmaf(offset, act_scale * (float)act_sum, f);
@@ -68,7 +68,7 @@ static float group_value(float f, int32_t dot, const uint16_t *header, int32_t n
 
 static void panel_codes(float *out, const uint8_t *panel, const lmd_weight_format *format,
                         const lmd_acts *acts, int32_t row) {
-    const bool nibbles = is_nibbles(format->kind);
+    const bool nibbles = lmd_kind_is_nibbles(format->kind);
     const int32_t group_size = acts->group_size, n_groups = acts->n_cols / group_size;
     const int32_t n_lines = group_size * (nibbles ? 8 : 16); /* bytes */
     for (int32_t n = 0; n < LMD_PANEL_ROWS; n++) out[n] = 0.0f;
@@ -97,16 +97,4 @@ static void panel(float *out, const uint8_t *weights, const lmd_weight_format *f
         panel_codes(out, weights, format, acts, t); /* tiles of one row */
 }
 
-const lmd_cpu_kernels lmd_cpu_kernels_ref = {
-    .isa = "ref",
-    .tile_rows = tile_rows,
-    .scratch_bytes = scratch_bytes,
-    .panel = panel,
-    .quantize = quantize,
-    .rms_norm = rms_norm,
-    .rope = rope,
-    .silu_mul = silu_mul,
-    .kv_write = kv_write,
-    .attend_chunk = attend_chunk,
-    .attend_fold = attend_fold,
-};
+const lmd_cpu_kernels lmd_cpu_kernels_ref = KERNEL_TABLE("ref");

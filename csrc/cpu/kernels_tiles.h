@@ -82,7 +82,7 @@ typedef struct tiled_panel {
 /* Lines of bytes are rows of tiles as they stand; a line of nibbles becomes two. */
 static tiled_panel panel_as_tiles(const uint8_t *panel, const lmd_weight_format *format,
                                   int32_t n_cols, uint8_t *scratch) {
-    const bool nibbles = is_nibbles(format->kind);
+    const bool nibbles = lmd_kind_is_nibbles(format->kind);
     const int32_t n_header = header_bytes(format->offset);
     const int64_t stride = n_header + format->group_size * (nibbles ? 8 : 16);
     if (!nibbles) return (tiled_panel){panel, panel + n_header, stride, stride};
@@ -194,16 +194,4 @@ static void panel(float *out, const uint8_t *weights, const lmd_weight_format *f
     tile_release(&tiles);
 }
 
-const lmd_cpu_kernels TABLE_NAME = {
-    .isa = TABLE_ISA,
-    .tile_rows = tile_rows,
-    .scratch_bytes = scratch_bytes,
-    .panel = panel,
-    .quantize = quantize,
-    .rms_norm = rms_norm,
-    .rope = rope,
-    .silu_mul = silu_mul,
-    .kv_write = kv_write,
-    .attend_chunk = attend_chunk,
-    .attend_fold = attend_fold,
-};
+const lmd_cpu_kernels TABLE_NAME = KERNEL_TABLE(TABLE_ISA);
