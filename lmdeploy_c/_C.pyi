@@ -90,6 +90,7 @@ class Output(NamedTuple):
     finish_reason: FinishReason | None
     error_message: str | None
     ppl: float | None  # mean cross-entropy of the prompt, natural log; with return_ppl
+    cached_tokens: int  # prompt tokens that were found in the KV cache
 
 class Request:
     """One request in an engine. Dropping the last reference cancels it."""
@@ -122,6 +123,8 @@ class Engine:
     kv_bits: 16 (fp16), or 32 (fp32, for exactness tests).
     fast_activations: weights of 4 bits meet activations of 8 bits per group instead of 16: faster
     prefill and batches, about 1 % more error. Weights of other forms are not touched.
+    enable_prefix_caching: texts that begin alike share the KV of their full blocks, of prompts and
+    answers alike, until it is evicted; no answer changes by a bit.
     Raises ValueError for a wrong value, MemoryError when the pool cannot be allocated.
     """
 
@@ -136,6 +139,7 @@ class Engine:
         block_len: int = 64,
         kv_bits: int = 16,
         fast_activations: bool = False,
+        enable_prefix_caching: bool = True,
     ) -> None: ...
     def submit(
         self,
@@ -199,6 +203,7 @@ class Scheduler:
         max_batch_size: int = 64,
         max_prefill_token_num: int = 512,
         session_len: int = 8192,
+        enable_prefix_caching: bool = True,
     ) -> None: ...
     def add(self, token_ids: ArrayLike, *, max_new_tokens: int = 512) -> int:
         """Queues a sequence and returns its seq_id. ValueError when it cannot ever fit."""

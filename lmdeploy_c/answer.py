@@ -200,6 +200,7 @@ class Answer:
             token_ids=piece.token_ids,
             logprobs=piece.logprobs or None,
             index=so_far.index,
+            cached_tokens=output.cached_tokens if output else so_far.cached_tokens,
             random_seed=so_far.random_seed,
         )
         if output is not None:

@@ -281,7 +281,7 @@ class TurbomindEngineConfig(_EngineConfig):
     4 GiB. A number below 1: that fraction of available memory, but never more than the sequences
     can use. An integer above 1: blocks. A string such as "512MB" or "2GB" (powers of 1024): bytes.
     cache_block_seq_len: tokens in a block. max_prefill_token_num: token budget of a step; None: 512
-    on the CPU. enable_prefix_caching: both values are accepted; there is no prefix cache yet.
+    on the CPU. enable_prefix_caching: prompts that begin like an earlier text find its KV.
     dtype, model_format: what the checkpoint says; "hf" (floats), "awq", "gptq" and "gguf" insist on
     that form.
     download_dir, revision: for model ids that are no path. hf_overrides: replaces keys of
@@ -459,6 +459,7 @@ class Response:
     reached), "abort" (cancelled, Ctrl-C), "error" (error_code and error_message say why).
     token_ids: the answer's tokens without those that stopped it. logprobs: per token, id -> natural
     log of its probability. logits: fp32 [n_rows, vocab_size], with output_logits.
+    cached_tokens: tokens of the prompt that were found in the KV cache.
     index: position of the prompt. random_seed: the seed in use. ppl: with return_ppl.
     """
 

@@ -131,6 +131,7 @@ class Pipeline:
             session_len=size.session_len,
             n_blocks=size.n_blocks,
             fast_activations=config.fast_activations,
+            enable_prefix_caching=config.enable_prefix_caching,
             max_batch_size=batch_size,
             max_prefill_token_num=prefill_tokens,
             block_len=size.block_len,

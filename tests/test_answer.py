@@ -148,7 +148,8 @@ class Letters:
 
 
 def output(*token_ids: int, reason: Any = None, **fields: Any) -> Output:
-    values = {"logprobs": None, "logits": None, "error_message": None, "ppl": None, **fields}
+    nothing = dict.fromkeys(("logprobs", "logits", "error_message", "ppl"))
+    values: dict[str, Any] = {**nothing, "cached_tokens": 3, **fields}
     return cast(Output, SimpleNamespace(token_ids=list(token_ids), finish_reason=reason, **values))
 
 
@@ -165,6 +166,7 @@ def test_answer_collects_deltas() -> None:
     whole = it.read_all()
     assert (whole.text, whole.token_ids, whole.input_token_len) == ("abc", [0, 1, 2], 3)
     assert (whole.finish_reason, whole.ppl, whole.random_seed) == ("length", 1.5, 5)
+    assert whole.cached_tokens == 3
 
 
 def test_answer_cancels_the_request_at_a_stop_word() -> None:

@@ -380,6 +380,20 @@ def test_chat_remembers(pipe: Pipeline) -> None:
     assert not session.history and not session.token_ids and session.response is None
 
 
+def test_what_was_read_before_is_found_again(pipe: Pipeline) -> None:
+    """A prompt asked twice, and a second turn of a conversation: no answer changes."""
+    prompt = "Sum up: " + " ".join(f"item {i} weighs {i * 7} grams." for i in range(40))
+    first, again = pipe(prompt, SHORT), pipe(prompt, SHORT)
+    assert first.cached_tokens < 64
+    assert again.cached_tokens >= again.input_token_len - 64
+    assert again.text == first.text
+    session = pipe.chat(prompt, gen_config=SHORT)
+    assert isinstance(session, lmdeploy_c.Session)
+    n = len(session.token_ids)
+    pipe.chat("And the heaviest?", session)
+    assert session.response is not None and session.response.cached_tokens >= n - 64
+
+
 def test_chat_streams(pipe: Pipeline) -> None:
     with pipe.session(SHORT) as session:
         streamed = "".join(d.text for d in session(PROMPTS[0]))  # type: ignore[union-attr]
@@ -457,7 +471,8 @@ def test_stream_infer_with_sessions_to_abort(pipe: Pipeline) -> None:
 def test_plan_and_backend_config(pipe: Pipeline) -> None:
     wait_idle(pipe)
     assert pipe.plan["kv_bytes"] <= 128 << 20
-    assert pipe.plan["kv_blocks"] == pipe.stats()["n_free_blocks"]
+    stats = pipe.stats()
+    assert pipe.plan["kv_blocks"] == stats["n_free_blocks"] + stats["n_cached_blocks"]
     assert pipe.backend_config.session_len == pipe.plan["session_len"] == 1024
     assert pipe.backend_config.device == "cpu"
     assert pipe.backend_config.num_threads == pipe.plan["num_threads"] > 0

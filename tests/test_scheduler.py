@@ -11,28 +11,39 @@ import pytest
 from lmdeploy_c import _C
 
 
-def token_of(seq_id: int, position: int) -> int:
-    """The token that the imagined model gives at a position."""
-    return (seq_id * 7919 + position * 104729) % 50000
-
-
 @dataclass
 class Shadow:
-    """What a sequence should be: its tokens, and which positions are in KV."""
+    """What a sequence should be: its tokens, and which positions are in KV.
+
+    texts: at each position a number for the whole text up to there, which is what KV there depends
+    on. The imagined model's next token is a function of it, so equal prompts give equal answers.
+    """
 
     tokens: list[int]
     max_len: int
     computed: int = 0  # positions in KV once the plans in flight have run
     n_pending: int = 0
     in_flight: int = 0
-    blocks: list[int] = field(default_factory=list)
+    texts: list[int] = field(default_factory=list)
+
+    def token(self, position: int) -> int:
+        """A token that came or that will come."""
+        if position < len(self.tokens):
+            return self.tokens[position]
+        return self.text(position - 1) % 50000
+
+    def text(self, position: int) -> int:
+        for p in range(len(self.texts), position + 1):
+            self.texts.append(hash((self.texts[-1] if p else 0, self.token(p))))
+        return self.texts[position]
 
 
 class Checked:
     """A scheduler, and the shadow that every plan is compared with."""
 
-    def __init__(self, **config: int) -> None:
-        self.scheduler = _C.Scheduler(**config)
+    def __init__(self, *, enable_prefix_caching: bool = True, **config: int) -> None:
+        self.scheduler = _C.Scheduler(enable_prefix_caching=enable_prefix_caching, **config)
+        self.kv: dict[int, list[int]] = {}  # block -> the text behind each of its positions
         self.block_len = config.get("block_len", 64)
         self.budget = config.get("max_prefill_token_num", 512)
         self.max_batch_size = config.get("max_batch_size", 64)
@@ -41,8 +52,8 @@ class Checked:
         self.plans: list[_C.Plan] = []
         self.finished: list[int] = []
 
-    def add(self, n_tokens: int, max_new_tokens: int) -> int:
-        start = random.randrange(1000)
+    def add(self, n_tokens: int, max_new_tokens: int, n_texts: int = 1000) -> int:
+        start = random.randrange(n_texts)
         tokens = [start + i for i in range(n_tokens)]
         seq_id = self.scheduler.add(tokens, max_new_tokens=max_new_tokens)
         self.living[seq_id] = Shadow(tokens, n_tokens + max_new_tokens)
@@ -69,7 +80,8 @@ class Checked:
         assert len(set(plan.seq_ids.tolist())) == n
         decodes = (plan.input_lens == 1) & (plan.history_lens > 0)
         assert sorted(decodes, reverse=True) == list(decodes), "decodes stand first"
-        used: dict[int, int] = {}
+        named: dict[int, set[int]] = {}
+        written: dict[int, int] = {}
         row = 0
         rows: list[int] = []
         for i, seq_id in enumerate(plan.seq_ids.tolist()):
@@ -77,15 +89,14 @@ class Checked:
             history, n_input = int(plan.history_lens[i]), int(plan.input_lens[i])
             end = history + n_input
             if seq_id in plan.preempted or history != shadow.computed:
-                assert history < shadow.computed, "a restart may only fall back"
-                assert shadow.in_flight == 0
+                assert shadow.in_flight == 0, "only who comes anew falls back or finds more"
             blocks = plan.block_ids[plan.block_offsets[i] : plan.block_offsets[i + 1]].tolist()
             assert len(blocks) == -(-end // self.block_len)
-            if history == shadow.computed:
-                kept = -(-history // self.block_len)
-                assert blocks[:kept] == shadow.blocks[:kept], "computed blocks stay"
+            self.run_rows(shadow, blocks, history, end)
             for block in blocks:
-                assert used.setdefault(block, seq_id) == seq_id, "two sequences share a block"
+                named.setdefault(block, set()).add(seq_id)
+            for block in blocks[history // self.block_len :]:
+                written[block] = seq_id
             for p in range(history, end):
                 expected = shadow.tokens[p] if p < len(shadow.tokens) else -1
                 assert plan.token_ids[row] == expected
@@ -96,13 +107,25 @@ class Checked:
             if end == total and total < shadow.max_len:
                 rows.append(row - 1)
                 shadow.n_pending += 1
-            shadow.computed, shadow.blocks = end, blocks
+            shadow.computed = end
             shadow.in_flight += 1
-        for other in self.plans:  # what another plan in flight writes is not given away
+        for other in self.plans:  # what another plan in flight reads is not given away
             for i, seq_id in enumerate(other.seq_ids.tolist()):
                 for block in other.block_ids[other.block_offsets[i] : other.block_offsets[i + 1]]:
-                    assert used.get(int(block), seq_id) == seq_id
+                    named.setdefault(int(block), set()).add(seq_id)
+        for block, seq_id in written.items():
+            assert named[block] == {seq_id}, "a block that is written has one holder"
         assert plan.logits_rows.tolist() == rows
+
+    def run_rows(self, shadow: Shadow, blocks: list[int], history: int, end: int) -> None:
+        """Writes the step's positions, and checks that KV holds just this text up to there."""
+        for p in range(history, end):
+            block = self.kv.setdefault(blocks[p // self.block_len], [0] * self.block_len)
+            block[p % self.block_len] = shadow.text(p)
+        shadow.text(end - 1)
+        for i, block_id in enumerate(blocks):
+            wanted = shadow.texts[i * self.block_len : min(end, (i + 1) * self.block_len)]
+            assert self.kv[block_id][: len(wanted)] == wanted, "a stale or a foreign block"
 
     def update(self) -> None:
         plan = self.plans.pop(0)
@@ -112,7 +135,7 @@ class Checked:
             i = int(np.searchsorted(starts, row, side="right")) - 1
             seq_id = int(plan.seq_ids[i])
             shadow = self.shadow(seq_id)
-            tokens.append(token_of(seq_id, len(shadow.tokens)))
+            tokens.append(shadow.token(len(shadow.tokens)))
             shadow.tokens.append(tokens[-1])
             shadow.n_pending -= 1
         for seq_id in plan.seq_ids.tolist():
@@ -164,25 +187,69 @@ CONFIGS = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("prefix_caching", [False, True], ids=["plain", "prefix-caching"])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c['n_blocks']}x{c['block_len']}")
-def test_random_operations(config: dict[str, int]) -> None:
-    """2,500 operations each, 10,000 in all: every plan fits the shadow, every sequence ends."""
+def test_random_operations(config: dict[str, int], prefix_caching: bool) -> None:
+    """2,500 operations each, 20,000 in all: every plan fits the shadow, KV holds what every
+    sequence reads, every sequence ends. Four texts alone: most begin like another."""
     random.seed(config["n_blocks"])
-    checked = Checked(**config)
+    checked = Checked(enable_prefix_caching=prefix_caching, **config)
     most = min(config["session_len"], config["n_blocks"] * config["block_len"])
     for _ in range(2500):
         choice = random.random()
         if choice < 0.25 and len(checked.living) < 40:
             n = random.randint(1, most - 1)
-            checked.add(n, random.randint(1, min(most - n, 40)))
+            checked.add(n, random.randint(1, min(most - n, 40)), n_texts=4)
         elif choice < 0.30 and checked.living:
             checked.cancel(random.choice(list(checked.living)))
         elif choice < 0.65 and len(checked.plans) < 2:
             checked.schedule()
         elif checked.plans:
             checked.update()
-    assert checked.scheduler.stats()["n_preempted"] > 0
+    stats = checked.scheduler.stats()
+    assert stats["n_preempted"] > 0
+    if prefix_caching:
+        assert stats["n_cached_tokens"] > stats["n_prompt_tokens"] // 10
+    else:
+        assert stats["n_cached_tokens"] == 0
     checked.drain()
+
+
+def test_a_prompt_is_found_again() -> None:
+    """Full blocks of prompt and answer, but never the last token: something has to be computed."""
+    checked = Checked(n_blocks=20, block_len=16, max_prefill_token_num=512, session_len=200)
+    checked.add(40, 30, n_texts=1)
+    checked.drain()
+    for n_tokens, cached in [(40, 32), (33, 32), (32, 16), (16, 0), (15, 0)]:
+        checked.add(n_tokens, 1, n_texts=1)
+        plan = checked.schedule()
+        assert plan is not None
+        assert plan.history_lens.tolist() == [cached]
+        checked.update()
+    answer = Shadow(list(range(40)), 70)
+    followed = checked.scheduler.add([answer.token(p) for p in range(69)], max_new_tokens=1)
+    plan = checked.scheduler.schedule()
+    assert plan is not None
+    assert plan.seq_ids.tolist() == [followed]
+    assert plan.history_lens.tolist() == [64]
+    assert checked.scheduler.stats()["n_cached_tokens"] == 32 + 32 + 16 + 64
+
+
+def test_evicted_text_is_computed_again() -> None:
+    checked = Checked(n_blocks=4, block_len=16, session_len=64)
+    checked.add(40, 1, n_texts=1)
+    checked.drain()
+    other = checked.scheduler.add(range(500, 562), max_new_tokens=1)  # takes every block
+    plan = checked.scheduler.schedule()
+    assert plan is not None
+    checked.scheduler.update(plan.plan_id, [1])
+    with pytest.raises(KeyError):
+        checked.scheduler.cancel(other)
+    checked.add(40, 1, n_texts=1)
+    plan = checked.schedule()
+    assert plan is not None
+    assert plan.history_lens.tolist() == [0]
+    checked.update()
 
 
 def test_one_budget_for_prefill_and_decode() -> None:

@@ -70,7 +70,10 @@ class Ours(Worker):
         """Made when first wanted, and kept."""
         if variant not in self.engines:
             max_context, max_seqs = self.sizes
-            options: dict[str, Any] = {"fast_activations": True} if variant == FAST else {}
+            # The same prompt comes round after round, and is to be computed each time.
+            options: dict[str, Any] = {"enable_prefix_caching": False}
+            if variant == FAST:
+                options["fast_activations"] = True
             self.engines[variant] = _C.Engine(
                 self.model,
                 session_len=min(max_context, self.model.config["max_position"]),

@@ -45,12 +45,11 @@ typedef struct lmd_weight_source {
 typedef struct lmd_stream_config {
     int32_t max_tokens, max_seqs; /* of one step */
     int32_t max_logits_rows;      /* rows of the logits buffer */
-    int32_t max_blocks;           /* block ids of one plan, all sequences together */
     int32_t n_layer, n_head, n_kv_head, head_dim, hidden_dim, vocab_size;
     int32_t n_blocks, block_len; /* the KV pool */
     int32_t kv_bits;             /* 16: fp16; 32: fp32 */
     bool fast_activations;       /* 4-bit weights may meet 8-bit activations */
-    int32_t n_positions;         /* rows of the RoPE table */
+    int32_t n_positions;         /* most of one sequence: rows of the RoPE table */
     const float *rope_table;     /* [n_positions, head_dim / 2, {cos, sin}] copied */
 } lmd_stream_config;
 

@@ -23,10 +23,16 @@ static int32_t head_tiles(const lmd_stream_config *config) {
     return config->n_kv_head * lmd_ceil_div(group, tile_heads(config));
 }
 
-void lmd_cpu_attention_bounds(const lmd_stream_config *config, int32_t *max_units,
-                              int32_t *max_partials) {
-    int64_t positions = (int64_t)config->max_blocks * config->block_len;
-    int32_t max_chunks = (int32_t)(positions / LMD_CHUNK_LEN) + config->max_seqs;
+/* Long contexts are split over chunks where sequences and heads alone are too few to keep the
+ * threads evenly busy. */
+static int32_t most_split_tokens(const lmd_stream_config *config, int32_t n_threads) {
+    return (8 * n_threads - 1) / head_tiles(config);
+}
+
+void lmd_cpu_attention_bounds(const lmd_stream_config *config, int32_t n_threads,
+                              int32_t *max_units, int32_t *max_partials) {
+    int32_t n_split = lmd_min_i32(config->max_seqs, most_split_tokens(config, n_threads));
+    int32_t max_chunks = n_split * lmd_ceil_div(config->n_positions, LMD_CHUNK_LEN);
     int32_t max_tiles = config->max_tokens / tile_tokens(config) + config->max_seqs;
     *max_units = head_tiles(config) * (max_tiles + max_chunks);
     *max_partials = config->n_head * max_chunks;
@@ -91,16 +97,10 @@ static void add_tile_units(lmd_stream *stream, int32_t seq_idx, int32_t first_ro
     }
 }
 
-/* Long contexts are split over chunks where sequences and heads alone are too few to keep the
- * threads evenly busy. */
-static bool wants_splits(const lmd_stream *stream) {
-    int32_t n_units = stream->plan->n_tokens * head_tiles(&stream->config);
-    return n_units < 8 * lmd_threads_count(stream->threads);
-}
-
 void lmd_cpu_attention_plan(lmd_stream *stream) {
     const lmd_plan *plan = stream->plan;
-    const bool split = wants_splits(stream);
+    const bool split = plan->n_tokens <= most_split_tokens(&stream->config,
+                                                           lmd_threads_count(stream->threads));
     int32_t n_partials = 0;
     stream->n_units = 0;
     stream->writes_kv_first = false;

@@ -133,7 +133,7 @@ static lmd_status allocate(lmd_stream *stream, lmd_err *err) {
      * list runs in pieces. */
     stream->max_ops = 13 * config->n_layer + 16;
     stream->ops = lmd_alloc_large((size_t)stream->max_ops * sizeof *stream->ops);
-    lmd_cpu_attention_bounds(config, &stream->max_units, &stream->max_partials);
+    lmd_cpu_attention_bounds(config, n_threads, &stream->max_units, &stream->max_partials);
     stream->rope_table = lmd_alloc_large(rope_bytes(config));
     stream->row_seqs = lmd_calloc((size_t)config->max_tokens, sizeof *stream->row_seqs);
     stream->units = lmd_calloc((size_t)stream->max_units, sizeof *stream->units);

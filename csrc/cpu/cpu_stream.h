@@ -165,7 +165,7 @@ void lmd_cpu_attention_item(void *arg, const lmd_stage *stage, int32_t item,
 void lmd_cpu_fold_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                        bool is_first);
 /* Upper bounds for the arrays that lmd_cpu_attention_plan fills. */
-void lmd_cpu_attention_bounds(const lmd_stream_config *config, int32_t *max_units,
-                              int32_t *max_partials);
+void lmd_cpu_attention_bounds(const lmd_stream_config *config, int32_t n_threads,
+                              int32_t *max_units, int32_t *max_partials);
 
 #endif

@@ -103,9 +103,14 @@ void lmd_block_pool_release(lmd_block_pool *self, int32_t block_id, bool keep_ca
     if (!keep_cached) at->generation++;
 }
 
+bool lmd_block_pool_has(const lmd_block_pool *self, lmd_block_ref ref) {
+    const block *at = &self->blocks[ref.block_id];
+    return at->generation == ref.generation && at->state != BLOCK_FREE;
+}
+
 bool lmd_block_pool_revive(lmd_block_pool *self, lmd_block_ref ref) {
     block *at = &self->blocks[ref.block_id];
-    if (at->generation != ref.generation || at->state == BLOCK_FREE) return false;
+    if (!lmd_block_pool_has(self, ref)) return false;
     if (at->state == BLOCK_CACHED) { /* cached -> active */
         list_remove(self, ref.block_id);
         list_append(self, BLOCK_ACTIVE, ref.block_id);
@@ -128,6 +133,12 @@ int32_t lmd_block_pool_n_active(const lmd_block_pool *self) {
 
 int32_t lmd_block_pool_use_count(const lmd_block_pool *self, int32_t block_id) {
     return self->blocks[block_id].use_count;
+}
+
+int64_t lmd_block_pool_n_uses(const lmd_block_pool *self) {
+    int64_t n = 0;
+    for (int32_t i = 0; i < self->n_blocks; i++) n += self->blocks[i].use_count;
+    return n;
 }
 
 /* Walks a list: links agree in both directions, states fit, the length is n. */

@@ -29,7 +29,9 @@ bool lmd_block_pool_alloc(lmd_block_pool *self, lmd_block_ref *out);
 /* Gives a use of an active block back. When it was the last one the block becomes cached, or
  * free. To have the deepest blocks of a sequence evicted first, release them first. */
 void lmd_block_pool_release(lmd_block_pool *self, int32_t block_id, bool keep_cached);
-/* Takes a block again, if it still has the content of that generation. */
+/* Whether a block still has the content of that generation. */
+bool lmd_block_pool_has(const lmd_block_pool *self, lmd_block_ref ref);
+/* Takes a use of a block that is active or cached, if it still has that content. */
 bool lmd_block_pool_revive(lmd_block_pool *self, lmd_block_ref ref);
 
 int32_t lmd_block_pool_n_blocks(const lmd_block_pool *self);
@@ -37,6 +39,7 @@ int32_t lmd_block_pool_n_free(const lmd_block_pool *self);
 int32_t lmd_block_pool_n_cached(const lmd_block_pool *self);
 int32_t lmd_block_pool_n_active(const lmd_block_pool *self);
 int32_t lmd_block_pool_use_count(const lmd_block_pool *self, int32_t block_id);
+int64_t lmd_block_pool_n_uses(const lmd_block_pool *self); /* of all blocks together */
 
 /* Asserts every invariant of lists, states and counts. LMD_INTERNAL names the broken one. */
 lmd_status lmd_block_pool_check(const lmd_block_pool *self, lmd_err *err);

@@ -219,10 +219,22 @@ static void count_step(lmd_engine *self, const lmd_plan *plan) {
     pthread_mutex_unlock(&self->lock);
 }
 
+/* Tells those that run for the first time how much of their prompt was found in KV. */
+static void note_cached(lmd_engine *self, const lmd_plan *plan) {
+    for (int32_t s = 0; s < plan->n_seqs; s++) {
+        lmd_live_request *live = find_live(self, plan->seq_ids[s]);
+        if (live->has_run) continue;
+        live->has_run = true;
+        lmd_request_set_cached_len(live->request,
+                                   lmd_scheduler_cached_len(self->scheduler, live->seq_id));
+    }
+}
+
 /* Runs a plan from its rows' parameters to its requests' outputs. */
 static lmd_status run_plan(lmd_engine *self, lmd_plan *plan, lmd_err *err) {
     lmd_plan_result result;
     int32_t n_rows = 0;
+    note_cached(self, plan);
     for (int32_t s = 0; s < plan->n_seqs; s++) n_rows += fill_rows(self, plan, s, n_rows);
     plan->samples = self->samples;
     LMD_TRY(self->executor->ops->submit(self->executor, plan, err));
@@ -312,6 +324,7 @@ static lmd_status setup(lmd_engine *self, lmd_err *err) {
         .max_batch_size = config->max_batch_size,
         .max_prefill_token_num = config->max_prefill_token_num,
         .session_len = config->session_len,
+        .prefix_caching = config->prefix_caching,
     };
     LMD_TRY(lmd_scheduler_new(&scheduler, &self->scheduler, err));
     size_t n_rows = (size_t)config->max_prefill_token_num;

@@ -23,6 +23,7 @@ typedef struct lmd_engine_config {
     int32_t max_prefill_token_num; /* the token budget of a step */
     int32_t n_blocks, block_len;
     int32_t vocab_size;
+    bool prefix_caching; /* texts that begin alike share their full KV blocks */
 } lmd_engine_config;
 
 typedef enum lmd_output_logits {

@@ -6,7 +6,7 @@
 enum { PLACEHOLDER = -1 };
 
 lmd_status lmd_plan_builder_init(lmd_plan_builder *self, int32_t max_seqs, int32_t max_tokens,
-                                 int32_t max_blocks, lmd_err *err) {
+                                 int32_t seq_blocks, lmd_err *err) {
     size_t n_seqs = (size_t)max_seqs, n_tokens = (size_t)max_tokens;
     *self = (lmd_plan_builder){
         .entries = lmd_calloc(n_seqs, sizeof *self->entries),
@@ -18,7 +18,7 @@ lmd_status lmd_plan_builder_init(lmd_plan_builder *self, int32_t max_seqs, int32
         .token_ids = lmd_calloc(n_tokens, sizeof *self->token_ids),
         .positions = lmd_calloc(n_tokens, sizeof *self->positions),
         .block_offsets = lmd_calloc(n_seqs + 1, sizeof *self->block_offsets),
-        .block_ids = lmd_calloc((size_t)max_blocks, sizeof *self->block_ids),
+        .block_ids = lmd_calloc(n_seqs * (size_t)seq_blocks, sizeof *self->block_ids),
         .logits_rows = lmd_calloc(n_tokens, sizeof *self->logits_rows),
     };
     if (self->entries && self->seq_ids && self->slots && self->history_lens &&

@@ -23,9 +23,9 @@ typedef struct lmd_plan_builder {
     int32_t *block_offsets, *block_ids, *logits_rows;
 } lmd_plan_builder;
 
-/* Reserves for max_seqs sequences, max_tokens rows and max_blocks block ids. */
+/* Reserves for max_seqs sequences of up to seq_blocks blocks, and max_tokens rows. */
 lmd_status lmd_plan_builder_init(lmd_plan_builder *self, int32_t max_seqs, int32_t max_tokens,
-                                 int32_t max_blocks, lmd_err *err);
+                                 int32_t seq_blocks, lmd_err *err);
 void lmd_plan_builder_clear(lmd_plan_builder *self);
 
 /* Forgets the last plan's sequences. */

@@ -23,7 +23,7 @@ struct lmd_request {
 
     pthread_mutex_t lock; /* what follows */
     pthread_cond_t changed;
-    int32_t n_published, n_taken;
+    int32_t n_published, n_taken, cached_len;
     lmd_logits_chunk *chunks, **chunks_end; /* not taken; n_tokens ascends */
     lmd_finish_reason finish_reason;
     bool has_ppl, done; /* done: the end was taken */
@@ -153,6 +153,7 @@ bool lmd_request_take(lmd_request *self, lmd_output *out) {
             .logprobs =
                 self->logprobs ? self->logprobs + (int64_t)self->n_taken * n_logprobs : NULL,
             .finish_reason = self->finish_reason,
+            .cached_len = self->cached_len,
             .error_message =
                 self->finish_reason == LMD_FINISH_ERROR ? self->error_message : NULL,
             .has_ppl = self->has_ppl,
@@ -190,6 +191,12 @@ lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err) {
 }
 
 /* ---- the engine's thread ---- */
+
+void lmd_request_set_cached_len(lmd_request *self, int32_t cached_len) {
+    pthread_mutex_lock(&self->lock);
+    self->cached_len = cached_len;
+    pthread_mutex_unlock(&self->lock);
+}
 
 void lmd_request_append(lmd_request *self, int32_t token_id, const lmd_logprob *entries) {
     int32_t n_logprobs = self->info.n_logprobs;

@@ -42,6 +42,7 @@ typedef struct lmd_output {
     int32_t n_logits_rows;        /* of all chunks */
     lmd_logits_chunk *logits;     /* owned by the taker: lmd_logits_free */
     lmd_finish_reason finish_reason;
+    int32_t cached_len;        /* prompt tokens that were found in KV */
     const char *error_message; /* NULL unless finish_reason is LMD_FINISH_ERROR */
     bool has_ppl;
     double ppl; /* mean cross-entropy of the prompt; in the last output */
@@ -80,6 +81,8 @@ lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err);
 
 /* The engine's thread (or, before the request is known to another, its maker). */
 
+/* Says how many prompt tokens were found in KV; before the first token is shown. */
+void lmd_request_set_cached_len(lmd_request *self, int32_t cached_len);
 /* Appends a token that no reader sees yet; entries: [info.n_logprobs] or NULL. */
 void lmd_request_append(lmd_request *self, int32_t token_id, const lmd_logprob *entries);
 /* Shows the first n_tokens appended ones, and takes a chunk over (NULL: none), which is shown

@@ -1,6 +1,7 @@
 /* The scheduler: see scheduler.h. */
 #include "engine/scheduler.h"
 
+#include "base/ints.h"
 #include "base/memory.h"
 #include "engine/plan_builder.h"
 
@@ -19,12 +20,14 @@ struct lmd_scheduler {
     lmd_scheduler_config config;
     int32_t budget;
     lmd_block_pool *pool;
+    lmd_prefix_cache *cache; /* NULL: no prefix caching */
     lmd_sequence **running; /* [max_batch_size] the oldest first */
     int32_t n_running;
     waiting_queue waiting;
     lmd_sequence *buckets[N_BUCKETS]; /* every living sequence, by seq_id */
     bool *slot_taken;                 /* [max_batch_size] */
     int64_t next_plan_id, next_arrival, n_preempted;
+    int64_t n_prompt_tokens, n_cached_tokens;
     lmd_plan_builder plans[N_PLANS]; /* plan p stands at p % N_PLANS */
     int64_t oldest_plan_id;          /* in flight when it is below next_plan_id */
 
@@ -53,17 +56,21 @@ static lmd_status check_config(const lmd_scheduler_config *config, lmd_err *err)
 }
 
 static lmd_status allocate(lmd_scheduler *self, lmd_err *err) {
-    size_t max_seqs = (size_t)self->config.max_batch_size;
-    LMD_TRY(lmd_block_pool_new(self->config.n_blocks, &self->pool, err));
+    const lmd_scheduler_config *config = &self->config;
+    size_t max_seqs = (size_t)config->max_batch_size;
+    LMD_TRY(lmd_block_pool_new(config->n_blocks, &self->pool, err));
+    if (config->prefix_caching)
+        LMD_TRY(lmd_prefix_cache_new(self->pool, config->block_len, &self->cache, err));
     self->running = lmd_calloc(max_seqs, sizeof(lmd_sequence *));
     self->slot_taken = lmd_calloc(max_seqs, sizeof *self->slot_taken);
     self->preempted = lmd_calloc(max_seqs, sizeof *self->preempted);
     if (!self->running || !self->slot_taken || !self->preempted)
         return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %zu slots", max_seqs);
+    int32_t seq_blocks =
+        lmd_min_i32(lmd_ceil_div(config->session_len, config->block_len), config->n_blocks);
     for (int32_t i = 0; i < N_PLANS; i++)
-        LMD_TRY(lmd_plan_builder_init(&self->plans[i], self->config.max_batch_size,
-                                      self->config.max_prefill_token_num, self->config.n_blocks,
-                                      err));
+        LMD_TRY(lmd_plan_builder_init(&self->plans[i], config->max_batch_size,
+                                      config->max_prefill_token_num, seq_blocks, err));
     return LMD_OK;
 }
 
@@ -93,6 +100,7 @@ void lmd_scheduler_free(lmd_scheduler *self) {
             self->buckets[b] = next;
         }
     for (int32_t i = 0; i < N_PLANS; i++) lmd_plan_builder_clear(&self->plans[i]);
+    lmd_prefix_cache_free(self->cache);
     lmd_block_pool_free(self->pool);
     lmd_free(self->running);
     lmd_free(self->slot_taken);
@@ -221,7 +229,7 @@ lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *er
     remove_running(self, seq);
     seq->state = LMD_SEQ_ENDED; /* running -> ended */
     if (seq->n_in_flight == 0) {
-        lmd_sequence_release_blocks(seq, self->pool, false);
+        lmd_sequence_drop_blocks(seq, self->pool, self->cache);
         destroy(self, seq);
     }
     return LMD_OK;
@@ -240,14 +248,17 @@ const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id,
     return seq->tokens;
 }
 
-/* ---- a step ---- */
+int32_t lmd_scheduler_cached_len(const lmd_scheduler *self, int64_t seq_id) {
+    const lmd_sequence *seq = *find_link(self, seq_id);
+    return seq ? seq->cached_len : -1;
+}
 
-static int32_t min_i32(int32_t a, int32_t b) { return a < b ? a : b; }
+/* ---- a step ---- */
 
 /* Running -> waiting: the seat goes, tokens stay, written blocks stay cached until they are
  * evicted. */
 static void preempt(lmd_scheduler *self, lmd_sequence *seq) {
-    lmd_sequence_release_blocks(seq, self->pool, true);
+    lmd_sequence_release_blocks(seq, self->pool);
     remove_running(self, seq);
     leave_slot(self, seq);
     enqueue(self, seq);
@@ -271,7 +282,7 @@ static bool grow(lmd_scheduler *self, lmd_sequence *seq, int32_t n) {
 static void plan_running(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *budget) {
     for (int32_t i = 0; i<self->n_running && * budget> 0; i++) {
         lmd_sequence *seq = self->running[i];
-        int32_t n = min_i32(lmd_sequence_n_todo(seq), *budget);
+        int32_t n = lmd_min_i32(lmd_sequence_n_todo(seq), *budget);
         if (n == 0) continue;
         bool grown;
         lmd_sequence *victim;
@@ -283,6 +294,14 @@ static void plan_running(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *b
     }
 }
 
+/* Notes what a sequence has found in KV, once. */
+static void count_cached(lmd_scheduler *self, lmd_sequence *seq) {
+    if (seq->cached_len >= 0) return;
+    seq->cached_len = seq->history_len;
+    self->n_cached_tokens += seq->cached_len;
+    self->n_prompt_tokens += seq->n_prompt;
+}
+
 /* Seats waiting sequences while there are slots, tokens and blocks; says why the next one
  * waits. */
 static lmd_wait_reason plan_waiting(lmd_scheduler *self, lmd_plan_builder *plan,
@@ -292,15 +311,16 @@ static lmd_wait_reason plan_waiting(lmd_scheduler *self, lmd_plan_builder *plan,
         if (*budget == 0) return LMD_WAIT_BUDGET;
         if (self->n_running == self->config.max_batch_size || !take_slot(self, seq))
             return LMD_WAIT_SLOT;
-        lmd_sequence_revive_blocks(seq, self->pool, self->config.block_len);
-        int32_t n = min_i32(lmd_sequence_n_todo(seq), *budget);
+        lmd_sequence_revive_blocks(seq, self->pool, self->cache, self->config.block_len);
+        int32_t n = lmd_min_i32(lmd_sequence_n_todo(seq), *budget);
         if (!grow(self, seq, n)) {
-            lmd_sequence_release_blocks(seq, self->pool, true);
+            lmd_sequence_release_blocks(seq, self->pool);
             leave_slot(self, seq);
             return LMD_WAIT_BLOCKS;
         }
         unqueue(self, seq);
         insert_running(self, seq); /* waiting -> running */
+        count_cached(self, seq);
         lmd_plan_builder_add(plan, seq, n);
         *budget -= n;
     }
@@ -352,24 +372,30 @@ bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_re
     return true;
 }
 
+static void take_token(lmd_sequence *seq, int32_t token_id) {
+    seq->n_pending--;
+    if (token_id >= 0)
+        seq->tokens[seq->n_tokens++] = token_id;
+    else if (seq->history_len > seq->n_tokens + seq->n_pending)
+        seq->history_len = seq->n_tokens + seq->n_pending; /* computed behind what never came */
+}
+
 static void end_entry(lmd_scheduler *self, const lmd_plan_entry *entry,
                       const int32_t *token_ids) {
     lmd_sequence *seq = entry->seq;
     seq->n_in_flight--;
     if (seq->state == LMD_SEQ_ENDED) {
         if (seq->n_in_flight > 0) return;
-        lmd_sequence_release_blocks(seq, self->pool, false);
+        lmd_sequence_drop_blocks(seq, self->pool, self->cache);
         destroy(self, seq);
         return;
     }
-    if (entry->logits_row_idx < 0) return;
-    seq->n_pending--;
-    int32_t token_id = token_ids[entry->logits_row_idx];
-    if (token_id >= 0) {
-        seq->tokens[seq->n_tokens++] = token_id;
-    } else if (seq->history_len > seq->n_tokens + seq->n_pending) {
-        seq->history_len = seq->n_tokens + seq->n_pending; /* computed behind what never came */
-    }
+    if (entry->logits_row_idx >= 0) take_token(seq, token_ids[entry->logits_row_idx]);
+    if (self->cache)
+        lmd_sequence_index_blocks(seq, self->cache,
+                                  lmd_min_i32(entry->history_len + entry->input_len,
+                                              lmd_min_i32(seq->history_len, seq->n_tokens)),
+                                  self->config.block_len);
 }
 
 lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int32_t *token_ids,
@@ -386,8 +412,8 @@ lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int3
 
 /* ---- looking ---- */
 
-static int32_t count_held_blocks(const lmd_scheduler *self) {
-    int32_t n = 0;
+static int64_t count_held_blocks(const lmd_scheduler *self) {
+    int64_t n = 0;
     for (int32_t b = 0; b < N_BUCKETS; b++)
         for (const lmd_sequence *seq = self->buckets[b]; seq; seq = seq->next_in_bucket)
             if (seq->state != LMD_SEQ_WAITING) n += seq->n_blocks;
@@ -396,7 +422,7 @@ static int32_t count_held_blocks(const lmd_scheduler *self) {
 
 lmd_status lmd_scheduler_check(const lmd_scheduler *self, lmd_err *err) {
     LMD_TRY(lmd_block_pool_check(self->pool, err));
-    int32_t n_slots = 0, n_waiting = 0, n_held = 0;
+    int32_t n_slots = 0, n_waiting = 0;
     for (int32_t i = 0; i < self->config.max_batch_size; i++) n_slots += self->slot_taken[i];
     for (const lmd_sequence *seq = self->waiting.head; seq; seq = seq->next, n_waiting++)
         if (seq->state != LMD_SEQ_WAITING || seq->slot != -1 || seq->n_in_flight != 0 ||
@@ -414,16 +440,16 @@ lmd_status lmd_scheduler_check(const lmd_scheduler *self, lmd_err *err) {
             (i > 0 && self->running[i - 1]->arrival >= seq->arrival))
             return lmd_fail(err, LMD_INTERNAL, "seq_id %lld is wrong among the running",
                             (long long)seq->seq_id);
-        for (int32_t b = 0; b < seq->n_blocks; b++)
+        for (int32_t b = seq->history_len / self->config.block_len; b < seq->n_blocks; b++)
             if (lmd_block_pool_use_count(self->pool, seq->blocks[b].block_id) != 1)
                 return lmd_fail(err, LMD_INTERNAL, "block %d of seq_id %lld has another holder",
                                 seq->blocks[b].block_id, (long long)seq->seq_id);
     }
-    n_held = count_held_blocks(self);
-    if (n_held != lmd_block_pool_n_active(self->pool) || n_slots < self->n_running)
+    int64_t n_held = count_held_blocks(self), n_uses = lmd_block_pool_n_uses(self->pool);
+    if (n_held != n_uses || n_slots < self->n_running)
         return lmd_fail(err, LMD_INTERNAL,
-                        "%d blocks are held, %d are active; %d slots, %d run", n_held,
-                        lmd_block_pool_n_active(self->pool), n_slots, self->n_running);
+                        "blocks are held %lld times, used %lld times; %d slots, %d run",
+                        (long long)n_held, (long long)n_uses, n_slots, self->n_running);
     return LMD_OK;
 }
 
@@ -435,5 +461,7 @@ void lmd_scheduler_get_stats(const lmd_scheduler *self, lmd_scheduler_stats *out
         .n_active_blocks = lmd_block_pool_n_active(self->pool),
         .n_cached_blocks = lmd_block_pool_n_cached(self->pool),
         .n_preempted = self->n_preempted,
+        .n_prompt_tokens = self->n_prompt_tokens,
+        .n_cached_tokens = self->n_cached_tokens,
     };
 }

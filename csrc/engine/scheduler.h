@@ -19,6 +19,7 @@ typedef struct lmd_scheduler_config {
     int32_t max_batch_size;        /* slots */
     int32_t max_prefill_token_num; /* the token budget of a step */
     int32_t session_len;           /* most tokens of one sequence */
+    bool prefix_caching;           /* full blocks are shared by texts that begin alike */
 } lmd_scheduler_config;
 
 typedef struct lmd_sequence_params {
@@ -54,6 +55,7 @@ typedef struct lmd_schedule_report {
 typedef struct lmd_scheduler_stats {
     int32_t n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks;
     int64_t n_preempted;
+    int64_t n_prompt_tokens, n_cached_tokens; /* of sequences seated so far; found in KV */
 } lmd_scheduler_stats;
 
 lmd_status lmd_scheduler_new(const lmd_scheduler_config *config, lmd_scheduler **out,
@@ -83,6 +85,10 @@ lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *er
 /* The tokens of a living sequence (prompt and answer so far); NULL when it is unknown. */
 const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id,
                                     int32_t *n_tokens);
+
+/* Prompt tokens of a living sequence that were found in KV when it first ran; -1: it has not
+ * run yet, or is unknown. */
+int32_t lmd_scheduler_cached_len(const lmd_scheduler *self, int64_t seq_id);
 
 /* Checks every invariant of queues and pool; LMD_INTERNAL names the broken one. */
 lmd_status lmd_scheduler_check(const lmd_scheduler *self, lmd_err *err);

@@ -22,6 +22,8 @@ lmd_sequence *lmd_sequence_new(int64_t seq_id, const int32_t *token_ids, int32_t
     self->n_tokens = n_tokens;
     self->max_len = max_len;
     self->slot = -1;
+    self->prefix = LMD_PREFIX_ROOT;
+    self->cached_len = -1;
     return self;
 }
 
@@ -48,17 +50,51 @@ bool lmd_sequence_grow(lmd_sequence *self, lmd_block_pool *pool, int32_t n_posit
     return true;
 }
 
-void lmd_sequence_release_blocks(lmd_sequence *self, lmd_block_pool *pool, bool keep_cached) {
+void lmd_sequence_release_blocks(lmd_sequence *self, lmd_block_pool *pool) {
     for (int32_t i = self->n_blocks - 1; i >= 0; i--)
-        lmd_block_pool_release(pool, self->blocks[i].block_id, keep_cached);
-    if (!keep_cached) self->n_blocks = 0;
+        lmd_block_pool_release(pool, self->blocks[i].block_id, true);
 }
 
-void lmd_sequence_revive_blocks(lmd_sequence *self, lmd_block_pool *pool, int32_t block_len) {
-    int32_t n = 0;
-    while (n < self->n_blocks && lmd_block_pool_revive(pool, self->blocks[n])) n++;
+void lmd_sequence_drop_blocks(lmd_sequence *self, lmd_block_pool *pool,
+                              const lmd_prefix_cache *cache) {
+    for (int32_t i = self->n_blocks - 1; i >= 0; i--)
+        lmd_block_pool_release(pool, self->blocks[i].block_id,
+                               cache && lmd_prefix_cache_has(cache, self->blocks[i]));
+    self->n_blocks = 0;
+}
+
+void lmd_sequence_index_blocks(lmd_sequence *self, lmd_prefix_cache *cache, int32_t n_computed,
+                               int32_t block_len) {
+    for (; (int64_t)(self->n_indexed + 1) * block_len <= n_computed; self->n_indexed++)
+        lmd_prefix_cache_add(cache, &self->prefix,
+                             self->tokens + (int64_t)self->n_indexed * block_len,
+                             self->blocks[self->n_indexed]);
+}
+
+/* Goes on behind n_blocks full ones with blocks of other texts that begin like this one. */
+static void share_blocks(lmd_sequence *self, lmd_prefix_cache *cache, int32_t block_len) {
+    int32_t n = self->n_blocks;
+    while ((int64_t)(n + 1) * block_len < self->n_tokens &&
+           lmd_prefix_cache_take(cache, &self->prefix, self->tokens + (int64_t)n * block_len,
+                                 &self->blocks[n]))
+        n++;
+    self->n_blocks = self->n_indexed = n;
+    self->history_len = n * block_len;
+}
+
+void lmd_sequence_revive_blocks(lmd_sequence *self, lmd_block_pool *pool,
+                                lmd_prefix_cache *cache, int32_t block_len) {
+    int32_t n = 0, n_known = self->n_blocks;
+    while (n < n_known && (int64_t)(n + 1) * block_len != self->n_tokens &&
+           lmd_block_pool_revive(pool, self->blocks[n]))
+        n++;
     self->n_blocks = n;
     int64_t kept = (int64_t)n * block_len;
     if (self->history_len > kept) self->history_len = (int32_t)kept;
     if (self->history_len > self->n_tokens - 1) self->history_len = self->n_tokens - 1;
+    self->n_indexed = 0;
+    self->prefix = LMD_PREFIX_ROOT;
+    if (!cache) return;
+    lmd_sequence_index_blocks(self, cache, self->history_len, block_len);
+    if (self->history_len == kept && !self->all_logits) share_blocks(self, cache, block_len);
 }

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "engine/block_pool.h"
+#include "engine/prefix_cache.h"
 
 typedef enum lmd_sequence_state {
     LMD_SEQ_WAITING, /* for a seat; may have references to cached blocks */
@@ -29,6 +30,9 @@ typedef struct lmd_sequence {
     int32_t n_logits_done; /* prompt positions whose logits were planned */
     lmd_block_ref *blocks; /* [ceil(max_len / block_len)] */
     int32_t n_blocks;
+    int32_t n_indexed; /* of them stand in the prefix cache, or others with their text do */
+    int64_t prefix;    /* their text's number there */
+    int32_t cached_len; /* prompt tokens that were found in KV at the first seat; -1 before */
     struct lmd_sequence *next;           /* in the waiting queue */
     struct lmd_sequence *next_in_bucket; /* in the index by seq_id */
 } lmd_sequence;
@@ -45,10 +49,19 @@ int32_t lmd_sequence_n_todo(const lmd_sequence *self);
  */
 bool lmd_sequence_grow(lmd_sequence *self, lmd_block_pool *pool, int32_t n_positions,
                        int32_t block_len);
-/* Gives every block back, the deepest first. Kept ones can be revived by their references. */
-void lmd_sequence_release_blocks(lmd_sequence *self, lmd_block_pool *pool, bool keep_cached);
-/* Takes back the longest prefix of blocks that still have their content, and sets history_len:
- * at least one token is left to compute. */
-void lmd_sequence_revive_blocks(lmd_sequence *self, lmd_block_pool *pool, int32_t block_len);
+/* Gives every block back, the deepest first; all are kept and can be revived by their
+ * references. */
+void lmd_sequence_release_blocks(lmd_sequence *self, lmd_block_pool *pool);
+/* Gives every block back for good; what the prefix cache (NULL: none) knows is kept. */
+void lmd_sequence_drop_blocks(lmd_sequence *self, lmd_block_pool *pool,
+                              const lmd_prefix_cache *cache);
+/* Takes back the longest prefix of blocks that still have their content, goes on with those
+ * that the prefix cache (NULL: none) has, and sets history_len: at least one token is left to
+ * compute, and no full block is written again. */
+void lmd_sequence_revive_blocks(lmd_sequence *self, lmd_block_pool *pool,
+                                lmd_prefix_cache *cache, int32_t block_len);
+/* Puts the full blocks of the first n_computed positions into the prefix cache. */
+void lmd_sequence_index_blocks(lmd_sequence *self, lmd_prefix_cache *cache, int32_t n_computed,
+                               int32_t block_len);
 
 #endif

@@ -62,15 +62,16 @@ static int check_limits(const lmd_engine_config *config) {
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {
         "model",     "session_len", "n_blocks", "max_batch_size", "max_prefill_token_num",
-        "block_len", "kv_bits",     "fast_activations", NULL};
+        "block_len", "kv_bits",     "fast_activations", "enable_prefix_caching", NULL};
     PyObject *model_obj;
     lmd_engine_config config = {
         .max_batch_size = 64, .max_prefill_token_num = 512, .block_len = 64};
-    int kv_bits = 16, fast_activations = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiip:Engine", names, &model_obj,
+    int kv_bits = 16, fast_activations = 0, prefix_caching = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiipp:Engine", names, &model_obj,
                                      &config.session_len, &config.n_blocks,
                                      &config.max_batch_size, &config.max_prefill_token_num,
-                                     &config.block_len, &kv_bits, &fast_activations))
+                                     &config.block_len, &kv_bits, &fast_activations,
+                                     &prefix_caching))
         return NULL;
     const lmd_model *model = lmd_py_model_get(model_obj);
     if (!model || check_limits(&config) < 0) return NULL;
@@ -79,6 +80,7 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->model = Py_NewRef(model_obj);
     self->pid = getpid();
     self->vocab_size = config.vocab_size = lmd_model_vocab_size(model);
+    config.prefix_caching = prefix_caching;
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
@@ -367,10 +369,13 @@ static PyObject *engine_stats(PyObject *obj, PyObject *unused) {
     lmd_engine_get_stats(self->engine, &stats);
     const lmd_scheduler_stats *scheduler = &stats.scheduler;
     return Py_BuildValue(
-        "{s:i, s:i, s:i, s:i, s:i, s:L, s:L, s:L, s:L, s:K}", "n_running", scheduler->n_running,
+        "{s:i, s:i, s:i, s:i, s:i, s:L, s:L, s:L, s:L, s:L, s:L, s:K}", "n_running",
+        scheduler->n_running,
         "n_waiting", scheduler->n_waiting, "n_free_blocks", scheduler->n_free_blocks,
         "n_active_blocks", scheduler->n_active_blocks, "n_cached_blocks",
-        scheduler->n_cached_blocks, "n_preempted", (long long)scheduler->n_preempted, "n_steps",
+        scheduler->n_cached_blocks, "n_preempted", (long long)scheduler->n_preempted,
+        "n_prompt_tokens", (long long)scheduler->n_prompt_tokens, "n_cached_tokens",
+        (long long)scheduler->n_cached_tokens, "n_steps",
         (long long)stats.n_steps, "n_tokens_prefilled", (long long)stats.n_tokens_prefilled,
         "n_tokens_generated", (long long)stats.n_tokens_generated, "n_allocs",
         (unsigned long long)lmd_alloc_count());
@@ -394,8 +399,8 @@ static PyType_Slot engine_slots[] = {
     {Py_tp_methods, engine_methods},
     {Py_tp_doc,
      "Engine(model, *, session_len, n_blocks, max_batch_size=64, max_prefill_token_num=512, "
-     "block_len=64, kv_bits=16, fast_activations=False)\n\nContinuous batching over one model, in a thread of its "
-     "own."},
+     "block_len=64, kv_bits=16, fast_activations=False, enable_prefix_caching=True)\n\n"
+     "Continuous batching over one model, in a thread of its own."},
     {0, NULL},
 };
 

@@ -128,6 +128,7 @@ static PyObject *output_object(PyTypeObject *type, const lmd_output *output,
         reason_object(output->finish_reason),
         message,
         output->has_ppl ? PyFloat_FromDouble(output->ppl) : Py_NewRef(Py_None),
+        PyLong_FromLong(output->cached_len),
     };
     return lmd_py_struct_new(type, fields, sizeof fields / sizeof *fields);
 }
@@ -264,6 +265,7 @@ static PyStructSequence_Field output_fields[] = {
     {"finish_reason", "\"stop\", \"length\", \"error\", \"abort\"; None: it goes on"},
     {"error_message", "str or None"},
     {"ppl", "mean cross-entropy of the prompt, or None"},
+    {"cached_tokens", "prompt tokens that were found in the KV cache"},
     {NULL, NULL},
 };
 
@@ -271,7 +273,7 @@ static PyStructSequence_Desc output_desc = {
     .name = "lmdeploy_c._C.Output",
     .doc = "What a request has produced since the last read.",
     .fields = output_fields,
-    .n_in_sequence = 6,
+    .n_in_sequence = 7,
 };
 
 int lmd_py_request_init(PyObject *module, lmd_py_state *state) {

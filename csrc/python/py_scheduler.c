@@ -50,12 +50,16 @@ static PyObject *leave(scheduler_object *self, lmd_status status, const lmd_err 
 static PyObject *scheduler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"n_blocks",       "block_len",
                             "max_batch_size", "max_prefill_token_num",
-                            "session_len",    NULL};
-    lmd_scheduler_config config = {0, 64, 64, 512, 8192};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$iiiii:Scheduler", names, &config.n_blocks,
-                                     &config.block_len, &config.max_batch_size,
-                                     &config.max_prefill_token_num, &config.session_len))
+                            "session_len",    "enable_prefix_caching",
+                            NULL};
+    lmd_scheduler_config config = {0, 64, 64, 512, 8192, true};
+    int prefix_caching = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$iiiiip:Scheduler", names,
+                                     &config.n_blocks, &config.block_len,
+                                     &config.max_batch_size, &config.max_prefill_token_num,
+                                     &config.session_len, &prefix_caching))
         return NULL;
+    config.prefix_caching = prefix_caching;
     lmd_err err;
     scheduler_object *self = (scheduler_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
@@ -276,10 +280,12 @@ static PyObject *scheduler_stats(PyObject *obj, PyObject *unused) {
     lmd_scheduler_stats stats;
     lmd_scheduler_get_stats(self->scheduler, &stats);
     PyObject *dict =
-        Py_BuildValue("{s:i, s:i, s:i, s:i, s:i, s:L}", "n_running", stats.n_running,
+        Py_BuildValue("{s:i, s:i, s:i, s:i, s:i, s:L, s:L, s:L}", "n_running", stats.n_running,
                       "n_waiting", stats.n_waiting, "n_free_blocks", stats.n_free_blocks,
                       "n_active_blocks", stats.n_active_blocks, "n_cached_blocks",
-                      stats.n_cached_blocks, "n_preempted", (long long)stats.n_preempted);
+                      stats.n_cached_blocks, "n_preempted", (long long)stats.n_preempted,
+                      "n_prompt_tokens", (long long)stats.n_prompt_tokens, "n_cached_tokens",
+                      (long long)stats.n_cached_tokens);
     return leave(self, LMD_OK, NULL, dict);
 }
 
@@ -315,7 +321,7 @@ static PyType_Slot scheduler_slots[] = {
     {Py_tp_methods, scheduler_methods},
     {Py_tp_doc,
      "Scheduler(*, n_blocks, block_len=64, max_batch_size=64, max_prefill_token_num=512, "
-     "session_len=8192)\n\nThe engine's scheduler by itself."},
+     "session_len=8192, enable_prefix_caching=True)\n\nThe engine's scheduler by itself."},
     {0, NULL},
 };
 

@@ -125,7 +125,8 @@ int main(void) {
                                       .max_prefill_token_num = MAX_ROWS,
                                       .n_blocks = 20, /* few: sequences are preempted */
                                       .block_len = 16,
-                                      .vocab_size = VOCAB};
+                                      .vocab_size = VOCAB,
+                                      .prefix_caching = true};
     lmd_engine *engine;
     lmd_err err;
     if (lmd_engine_new(&config, &executor->base, &engine, &err) != LMD_OK) return 1;

@@ -113,7 +113,6 @@ static machine make_machine(int n_threads, bool fast, bool wide_groups) {
     lmd_stream_config stream = {.max_tokens = MAX_TOKENS,
                                 .max_seqs = N_SEQS,
                                 .max_logits_rows = 16,
-                                .max_blocks = N_SEQS * BLOCKS_PER_SEQ,
                                 .n_layer = N_LAYER,
                                 .n_head = N_HEAD,
                                 .n_kv_head = N_KV_HEAD,

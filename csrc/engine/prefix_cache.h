@@ -1,0 +1,34 @@
+/* The prefix cache: which blocks hold which text, so that a prompt that begins like an earlier
+ * one finds its KV.
+ * Owns: for each block of the pool at most one entry: the tokens of a full block, and the prefix
+ * that stands before it. An entry is looked for by a hash of both and believed only when both
+ * are equal. A prefix is named by a number that is never given twice, from a root on; texts
+ * whose KV differs though their tokens agree (adapters) have roots of their own. An entry whose
+ * block was evicted is known by its generation, and overwritten when the block is full again.
+ * No function allocates but new. Must not know: sequences, plans. The engine's thread alone. */
+#ifndef LMD_ENGINE_PREFIX_CACHE_H
+#define LMD_ENGINE_PREFIX_CACHE_H
+
+#include "engine/block_pool.h"
+
+typedef struct lmd_prefix_cache lmd_prefix_cache;
+
+enum { LMD_PREFIX_ROOT = -1 };
+
+/* For the blocks of one pool, which must outlive it. LMD_NO_MEMORY. */
+lmd_status lmd_prefix_cache_new(lmd_block_pool *pool, int32_t block_len, lmd_prefix_cache **out,
+                                lmd_err *err);
+void lmd_prefix_cache_free(lmd_prefix_cache *self);
+
+/* Takes a use of the block that holds these tokens [block_len] behind *prefix, and moves
+ * *prefix behind them; false when there is none. */
+bool lmd_prefix_cache_take(lmd_prefix_cache *self, int64_t *prefix, const int32_t *tokens,
+                           lmd_block_ref *out);
+/* Notes that an active block holds these tokens behind *prefix, unless another does, and moves
+ * *prefix behind them. From now on the block must not be written. */
+void lmd_prefix_cache_add(lmd_prefix_cache *self, int64_t *prefix, const int32_t *tokens,
+                          lmd_block_ref ref);
+/* Whether a block stands in the index with the content of that generation. */
+bool lmd_prefix_cache_has(const lmd_prefix_cache *self, lmd_block_ref ref);
+
+#endif
