@@ -30,9 +30,16 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out; with a + where files differ from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+    """The commit that is checked out; with a + where files differ from it, rows of earlier runs
+    and the picture excepted."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True)
+
+    found = git("rev-parse", "--short", "HEAD").stdout.strip()
+    files = (":!benchmarks/*.csv", ":!docs/*.svg")
+    changed = git("diff", "--quiet", "HEAD", "--", ".", *files).returncode != 0
+    return found + "+" * changed if found else "unknown"
 
 
 def machine() -> dict[str, str]:
