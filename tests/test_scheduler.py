@@ -235,7 +235,7 @@ def test_a_prompt_is_found_again() -> None:
     assert checked.scheduler.stats()["n_cached_tokens"] == 32 + 32 + 16 + 64
 
 
-def test_evicted_text_is_computed_again() -> None:
+def test_evicted_text_is_computed_and_found_again() -> None:
     checked = Checked(n_blocks=4, block_len=16, session_len=64)
     checked.add(40, 1, n_texts=1)
     checked.drain()
@@ -245,11 +245,12 @@ def test_evicted_text_is_computed_again() -> None:
     checked.scheduler.update(plan.plan_id, [1])
     with pytest.raises(KeyError):
         checked.scheduler.cancel(other)
-    checked.add(40, 1, n_texts=1)
-    plan = checked.schedule()
-    assert plan is not None
-    assert plan.history_lens.tolist() == [0]
-    checked.update()
+    for cached in (0, 32):
+        checked.add(40, 1, n_texts=1)
+        plan = checked.schedule()
+        assert plan is not None
+        assert plan.history_lens.tolist() == [cached]
+        checked.update()
 
 
 def test_one_budget_for_prefill_and_decode() -> None:
