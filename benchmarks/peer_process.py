@@ -58,7 +58,7 @@ class PeerProcess:
         if not ready:
             self.kill()
             raise PeerError(f"took more than {timeout:.0f} s")
-        if not line:
+        if not line.endswith(b"\n"):
             raise PeerError(self.last_words())
         os.killpg(process.pid, signal.SIGSTOP)
         reply: dict[str, Any] = json.loads(line)

@@ -1,11 +1,13 @@
 """The benchmarks' own parts: the model maker, the plot, and the report."""
 
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import common
 import gguf
 import numpy as np
+import peer_process
 import plot
 import pytest
 import shapes
@@ -65,3 +67,29 @@ def test_plot_and_csv(tmp_path: Path) -> None:
     assert len(root.findall("{*}rect")) == 1
     words = {element.text for element in root.findall("{*}text")}
     assert plot.W4A16 in words and not words & {"gone", "absent"}
+
+
+WORKER = """
+import sys
+for line in sys.stdin:
+    if "die" in line:
+        print('{"half', end="", flush=True)
+        sys.exit("no room left")
+    print('{"error": "not this one"}' if "refuse" in line else '{"tok_s": 5}', flush=True)
+"""
+
+
+def test_a_worker_that_refuses_or_dies_is_a_reason(tmp_path: Path) -> None:
+    """Each is a row of the report, at every later question too; none ends the run."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER)
+    process = peer_process.PeerProcess(Path(sys.executable), str(worker), tmp_path / "log")
+    try:
+        assert process.ask({"op": "run"}) == {"tok_s": 5}
+        with pytest.raises(peer_process.PeerError, match="not this one"):
+            process.ask({"op": "refuse"})
+        for _ in range(2):
+            with pytest.raises(peer_process.PeerError, match=r"exit status 1.*no room left"):
+                process.ask({"op": "die"})
+    finally:
+        process.close()
