@@ -25,6 +25,7 @@ class Shadow:
     n_pending: int = 0
     in_flight: int = 0
     texts: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
 
     def token(self, position: int) -> int:
         """A token that came or that will come."""
@@ -43,6 +44,7 @@ class Checked:
 
     def __init__(self, *, enable_prefix_caching: bool = True, **config: int) -> None:
         self.scheduler = _C.Scheduler(enable_prefix_caching=enable_prefix_caching, **config)
+        self.shares = enable_prefix_caching
         self.kv: dict[int, list[int]] = {}  # block -> the text behind each of its positions
         self.block_len = config.get("block_len", 64)
         self.budget = config.get("max_prefill_token_num", 512)
@@ -90,8 +92,12 @@ class Checked:
             end = history + n_input
             if seq_id in plan.preempted or history != shadow.computed:
                 assert shadow.in_flight == 0, "only who comes anew falls back or finds more"
+                assert self.shares or history < shadow.computed, "a restart may only fall back"
             blocks = plan.block_ids[plan.block_offsets[i] : plan.block_offsets[i + 1]].tolist()
             assert len(blocks) == -(-end // self.block_len)
+            if history == shadow.computed and not self.shares:
+                kept = -(-history // self.block_len)
+                assert blocks[:kept] == shadow.blocks[:kept], "computed blocks stay"
             self.run_rows(shadow, blocks, history, end)
             for block in blocks:
                 named.setdefault(block, set()).add(seq_id)
@@ -107,12 +113,13 @@ class Checked:
             if end == total and total < shadow.max_len:
                 rows.append(row - 1)
                 shadow.n_pending += 1
-            shadow.computed = end
+            shadow.computed, shadow.blocks = end, blocks
             shadow.in_flight += 1
         for other in self.plans:  # what another plan in flight reads is not given away
             for i, seq_id in enumerate(other.seq_ids.tolist()):
                 for block in other.block_ids[other.block_offsets[i] : other.block_offsets[i + 1]]:
                     named.setdefault(int(block), set()).add(seq_id)
+        assert self.shares or all(len(holders) == 1 for holders in named.values())
         for block, seq_id in written.items():
             assert named[block] == {seq_id}, "a block that is written has one holder"
         assert plan.logits_rows.tolist() == rows

@@ -155,6 +155,14 @@ static void end_in_plan(lmd_engine *self, lmd_live_request *live, int32_t first,
     end_live(self, live, LMD_FINISH_ERROR, message);
 }
 
+/* Tells the client, at the request's first step, how much of its prompt was found in KV. */
+static void note_cached(const lmd_engine *self, lmd_live_request *live) {
+    if (live->has_run) return;
+    live->has_run = true;
+    lmd_request_set_cached_len(live->request,
+                               lmd_scheduler_cached_len(self->scheduler, live->seq_id));
+}
+
 /* Fills the rows of one sequence of the plan, from logits row `first` on; returns how many. */
 static int32_t fill_rows(lmd_engine *self, const lmd_plan *plan, int32_t seq_idx,
                          int32_t first) {
@@ -162,6 +170,7 @@ static int32_t fill_rows(lmd_engine *self, const lmd_plan *plan, int32_t seq_idx
     int32_t n_tokens, n = 0, end = plan->token_offsets[seq_idx + 1];
     const int32_t *tokens =
         lmd_scheduler_tokens(self->scheduler, plan->seq_ids[seq_idx], &n_tokens);
+    note_cached(self, live);
     while (first + n < plan->n_logits_rows && plan->logits_rows[first + n] < end) n++;
     const bool has_room = reserve_logits(self, live, n);
     for (int32_t i = first; i < first + n; i++) {
@@ -219,22 +228,10 @@ static void count_step(lmd_engine *self, const lmd_plan *plan) {
     pthread_mutex_unlock(&self->lock);
 }
 
-/* Tells those that run for the first time how much of their prompt was found in KV. */
-static void note_cached(lmd_engine *self, const lmd_plan *plan) {
-    for (int32_t s = 0; s < plan->n_seqs; s++) {
-        lmd_live_request *live = find_live(self, plan->seq_ids[s]);
-        if (live->has_run) continue;
-        live->has_run = true;
-        lmd_request_set_cached_len(live->request,
-                                   lmd_scheduler_cached_len(self->scheduler, live->seq_id));
-    }
-}
-
 /* Runs a plan from its rows' parameters to its requests' outputs. */
 static lmd_status run_plan(lmd_engine *self, lmd_plan *plan, lmd_err *err) {
     lmd_plan_result result;
     int32_t n_rows = 0;
-    note_cached(self, plan);
     for (int32_t s = 0; s < plan->n_seqs; s++) n_rows += fill_rows(self, plan, s, n_rows);
     plan->samples = self->samples;
     LMD_TRY(self->executor->ops->submit(self->executor, plan, err));
