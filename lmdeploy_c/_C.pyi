@@ -112,6 +112,9 @@ class Request:
         """
     def fileno(self) -> int:
         """A descriptor that is readable while output waits, for asyncio's add_reader."""
+    @property
+    def session(self) -> Session | None:
+        """What an ended request with keep_session has left for the next turn."""
     def cancel(self) -> None:
         """Ends the request within one step; its last Output has finish_reason "abort"."""
 
@@ -163,18 +166,48 @@ class Engine:
         output_logits: Literal["all", "generation"] | None = None,
         return_ppl: bool = False,
         random_seed: int | None = None,
+        session: Session | None = None,
+        keep_session: bool = False,
     ) -> Request:
         """Queues a request and returns at once. Any thread.
+
+        session: of this engine; its KV serves as far as its text and the prompt agree. A session
+        is never used up: two requests may begin with the same. keep_session: `Request.session`
+        gives what this request leaves.
 
         stop_token_ids end the answer and are not part of it; so do stop_words, token sequences.
         A wrong argument gives a Request whose only Output has finish_reason "error". Raises
         RuntimeError once the engine is closed, TypeError for an argument of a wrong type.
+        """
+    def import_session(
+        self, token_ids: ArrayLike, layout: str, n_computed: int, kv: NDArray[np.uint8], /
+    ) -> Session:
+        """A session of a text and of what `Session.export_kv` gave, here or in an earlier process.
+
+        kv: [n_blocks, block_bytes]. KV of another layout or size is not taken: the text is then
+        computed again. No other request reads KV that came from outside.
         """
     def stats(self) -> dict[str, int | float]:
         """Counters: n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks, n_steps,
         n_tokens_prefilled, n_tokens_generated, n_preempted, n_allocs (allocations of the core)."""
     def close(self) -> None:
         """Aborts every request, joins the thread, frees KV and scratch. Idempotent."""
+
+class Session:
+    """A text and what of it stands in the engine's KV: an unchanging value.
+
+    Its blocks are held by nobody: what was evicted is computed again. Made by Request.session and
+    Engine.import_session.
+    """
+
+    @property
+    def token_ids(self) -> NDArray[np.int32]:
+        """[n] the text, prompt and answer."""
+    @property
+    def n_computed(self) -> int:
+        """How many of them, from the first on, had their KV when the request ended."""
+    def export_kv(self) -> tuple[str, int, NDArray[np.uint8]]:
+        """(layout, n_computed, kv [n_blocks, block_bytes]): what is left of its KV."""
 
 class Plan(NamedTuple):
     """One step's work as NumPy arrays (int32): n sequences, t tokens in all."""
@@ -191,6 +224,7 @@ class Plan(NamedTuple):
     logits_rows: NDArray[np.int32]  # rows of the step that give a token
     preempted: NDArray[np.int64]  # seq_ids that lost their seat
     waiting: list[tuple[int, str]]  # (seq_id, why it waits)
+    copies: NDArray[np.int32]  # [n_copies, 2] blocks copied (from, to) before the step writes
 
 class Scheduler:
     """The engine's scheduler by itself: for tests and notebooks, or to drive another executor."""
@@ -205,8 +239,15 @@ class Scheduler:
         session_len: int = 8192,
         enable_prefix_caching: bool = True,
     ) -> None: ...
-    def add(self, token_ids: ArrayLike, *, max_new_tokens: int = 512) -> int:
-        """Queues a sequence and returns its seq_id. ValueError when it cannot ever fit."""
+    def add(
+        self, token_ids: ArrayLike, *, max_new_tokens: int = 512, session: Session | None = None
+    ) -> int:
+        """Queues a sequence and returns its seq_id. ValueError when it cannot ever fit.
+
+        session: of this scheduler; its blocks serve as far as the texts agree.
+        """
+    def session(self, seq_id: int) -> Session:
+        """What a living sequence has so far; its blocks stay cached when it ends. KeyError."""
     def schedule(self) -> Plan | None:
         """The next step's plan; None when nothing can run now. At most one plan may be in flight
         besides the one returned. MemoryError names a sequence that can never proceed."""

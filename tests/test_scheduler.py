@@ -26,6 +26,7 @@ class Shadow:
     in_flight: int = 0
     texts: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
+    begun_with: int = 0  # positions of a session that it begins with, at most
 
     def token(self, position: int) -> int:
         """A token that came or that will come."""
@@ -53,12 +54,24 @@ class Checked:
         self.ended_in_flight: dict[int, Shadow] = {}
         self.plans: list[_C.Plan] = []
         self.finished: list[int] = []
+        self.sessions = False
+        self.n_copies = self.n_from_sessions = 0
 
     def add(self, n_tokens: int, max_new_tokens: int, n_texts: int = 1000) -> int:
         start = random.randrange(n_texts)
-        tokens = [start + i for i in range(n_tokens)]
-        seq_id = self.scheduler.add(tokens, max_new_tokens=max_new_tokens)
-        self.living[seq_id] = Shadow(tokens, n_tokens + max_new_tokens)
+        return self.go_on([start + i for i in range(n_tokens)], max_new_tokens)
+
+    def go_on(
+        self, tokens: list[int], max_new_tokens: int, session: _C.Session | None = None
+    ) -> int:
+        seq_id = self.scheduler.add(tokens, max_new_tokens=max_new_tokens, session=session)
+        shadow = Shadow(tokens, len(tokens) + max_new_tokens)
+        if session is not None:
+            self.sessions = True
+            known = session.token_ids[: session.n_computed].tolist()
+            agree = [a == b for a, b in zip(known, tokens, strict=False)]
+            shadow.begun_with = min((*agree, False).index(False), len(tokens) - 1)
+        self.living[seq_id] = shadow
         return seq_id
 
     def shadow(self, seq_id: int) -> Shadow:
@@ -82,6 +95,9 @@ class Checked:
         assert len(set(plan.seq_ids.tolist())) == n
         decodes = (plan.input_lens == 1) & (plan.history_lens > 0)
         assert sorted(decodes, reverse=True) == list(decodes), "decodes stand first"
+        for start, to in plan.copies.tolist():
+            self.kv[to] = list(self.kv[start])
+        self.n_copies += len(plan.copies)
         named: dict[int, set[int]] = {}
         written: dict[int, int] = {}
         row = 0
@@ -92,10 +108,14 @@ class Checked:
             end = history + n_input
             if seq_id in plan.preempted or history != shadow.computed:
                 assert shadow.in_flight == 0, "only who comes anew falls back or finds more"
-                assert self.shares or history < shadow.computed, "a restart may only fall back"
+                if not self.shares:
+                    most = max(shadow.computed, shadow.begun_with)
+                    assert history <= most, "a restart may only fall back"
+                self.n_from_sessions += min(history, shadow.begun_with)
+                shadow.begun_with = 0
             blocks = plan.block_ids[plan.block_offsets[i] : plan.block_offsets[i + 1]].tolist()
             assert len(blocks) == -(-end // self.block_len)
-            if history == shadow.computed and not self.shares:
+            if history == shadow.computed and not (self.shares or self.sessions):
                 kept = -(-history // self.block_len)
                 assert blocks[:kept] == shadow.blocks[:kept], "computed blocks stay"
             self.run_rows(shadow, blocks, history, end)
@@ -119,7 +139,7 @@ class Checked:
             for i, seq_id in enumerate(other.seq_ids.tolist()):
                 for block in other.block_ids[other.block_offsets[i] : other.block_offsets[i + 1]]:
                     named.setdefault(int(block), set()).add(seq_id)
-        assert self.shares or all(len(holders) == 1 for holders in named.values())
+        assert self.shares or self.sessions or all(len(holders) == 1 for holders in named.values())
         for block, seq_id in written.items():
             assert named[block] == {seq_id}, "a block that is written has one holder"
         assert plan.logits_rows.tolist() == rows
@@ -220,6 +240,78 @@ def test_random_operations(config: dict[str, int], prefix_caching: bool) -> None
     else:
         assert stats["n_cached_tokens"] == 0
     checked.drain()
+
+
+@pytest.mark.parametrize("prefix_caching", [False, True], ids=["plain", "prefix-caching"])
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c['n_blocks']}x{c['block_len']}")
+def test_random_sessions(config: dict[str, int], prefix_caching: bool) -> None:
+    """Turns that go on from any earlier one, forked and rewound anywhere, in pools that evict: KV
+    holds just the text that every plan reads."""
+    random.seed(config["n_blocks"])
+    checked = Checked(enable_prefix_caching=prefix_caching, **config)
+    most = min(config["session_len"], config["n_blocks"] * config["block_len"])
+    sessions: list[_C.Session] = []
+    for turn in range(2500):
+        choice = random.random()
+        if choice < 0.20 and len(checked.living) < 12:
+            session = random.choice(sessions) if sessions and random.random() < 0.9 else None
+            tokens = [] if session is None else session.token_ids.tolist()
+            if random.random() < 0.3:
+                tokens = tokens[: random.randint(0, len(tokens))]
+            tokens = tokens[: most - 2] + [turn] * random.randint(1, 5)
+            n = random.randint(1, min(most - len(tokens), 9)) if len(tokens) < most else 0
+            if n:
+                checked.go_on(tokens, n, session)
+        elif choice < 0.32 and checked.living:
+            seq_id = random.choice(list(checked.living))
+            session = checked.scheduler.session(seq_id)
+            shadow = checked.living[seq_id]
+            assert session.token_ids.tolist() == shadow.tokens
+            most_known = max(shadow.computed, shadow.begun_with)
+            assert prefix_caching or session.n_computed <= most_known
+            sessions.append(session)
+            del sessions[:-8]
+            if random.random() < 0.5:
+                checked.cancel(seq_id)
+        elif choice < 0.65 and len(checked.plans) < 2:
+            checked.schedule()
+        elif checked.plans:
+            checked.update()
+    assert checked.n_from_sessions > 100
+    assert checked.n_copies > 5 or config["block_len"] == 1
+    checked.drain()
+
+
+def test_a_session_goes_on_in_its_last_block() -> None:
+    """The first to go on writes behind it in place; a fork, and a rewind, write into a copy."""
+    checked = Checked(n_blocks=20, block_len=16, max_prefill_token_num=512, session_len=200)
+    seq_id = checked.add(20, 9, n_texts=1)
+    for _ in range(3):
+        checked.schedule()
+        checked.update()
+    session = checked.scheduler.session(seq_id)
+    assert session.n_computed == 22
+    checked.cancel(seq_id)
+    text = session.token_ids.tolist()
+    for tokens, cached, copies in (
+        ([*text, 7], 22, []),
+        ([*text, 8], 22, [1]),
+        ([*text[:19], 9], 19, [1]),
+        (text[:16], 15, [0]),
+    ):
+        went = checked.go_on(tokens, 1, session)
+        plan = checked.schedule()
+        assert plan is not None
+        assert plan.seq_ids.tolist() == [went]
+        assert plan.history_lens.tolist() == [cached]
+        assert plan.copies[:, 0].tolist() == copies
+        checked.update()
+    with pytest.raises(RuntimeError, match="no KV"):
+        session.export_kv()
+    with pytest.raises(ValueError, match="another engine"):
+        _C.Scheduler(n_blocks=4).add(text, session=session)
+    with pytest.raises(TypeError, match="Session"):
+        checked.scheduler.add(text, session=3)  # type: ignore[arg-type]
 
 
 def test_a_prompt_is_found_again() -> None:

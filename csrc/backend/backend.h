@@ -75,7 +75,8 @@ typedef struct lmd_attention_args {
 } lmd_attention_args;
 
 typedef struct lmd_backend_ops {
-    const char *name; /* "cpu" */
+    const char *name;      /* "cpu" */
+    const char *kv_layout; /* names the form of a KV block and its version */
 
     /* Model lifetime. */
     const char *(*isa)(const lmd_backend *self);
@@ -113,6 +114,9 @@ typedef struct lmd_backend_ops {
 
     /* Between steps. */
     void (*kv_copy)(lmd_stream *stream, const lmd_block_copy *copies, int32_t n);
+    /* A block's kv_block_bytes, as they lie. */
+    void (*kv_export)(lmd_stream *stream, int32_t block_id, uint8_t *out);
+    void (*kv_import)(lmd_stream *stream, int32_t block_id, const uint8_t *data);
 } lmd_backend_ops;
 
 struct lmd_backend {

@@ -4,6 +4,8 @@
 #ifndef LMD_BACKEND_EXECUTOR_H
 #define LMD_BACKEND_EXECUTOR_H
 
+#include <stddef.h>
+
 #include "backend/plan.h"
 #include "base/status.h"
 
@@ -16,6 +18,13 @@ typedef struct lmd_executor_ops {
     lmd_status (*collect)(lmd_executor *self, int64_t plan_id, lmd_plan_result *out,
                           lmd_err *err);
     void (*free)(lmd_executor *self);
+
+    /* Between steps: one block's KV of all layers as bytes in the executor's own layout.
+     * kv_layout names that; KV of another name is never imported. */
+    const char *(*kv_layout)(const lmd_executor *self);
+    size_t (*kv_block_bytes)(const lmd_executor *self);
+    void (*kv_export)(lmd_executor *self, int32_t block_id, uint8_t *out);
+    void (*kv_import)(lmd_executor *self, int32_t block_id, const uint8_t *data);
 } lmd_executor_ops;
 
 struct lmd_executor {

@@ -62,6 +62,7 @@ static lmd_status backend_step_wait(lmd_stream *stream, lmd_err *err) {
 
 static const lmd_backend_ops cpu_ops = {
     .name = "cpu",
+    .kv_layout = "cpu-panels-1",
     .isa = backend_isa,
     .n_threads = backend_n_threads,
     .upload = backend_upload,
@@ -82,6 +83,8 @@ static const lmd_backend_ops cpu_ops = {
     .sample = lmd_cpu_sample,
     .step_wait = backend_step_wait,
     .kv_copy = lmd_cpu_kv_copy,
+    .kv_export = lmd_cpu_kv_export,
+    .kv_import = lmd_cpu_kv_import,
 };
 
 lmd_status lmd_cpu_backend_open(const lmd_backend_config *config, lmd_backend **out,

@@ -207,3 +207,11 @@ void lmd_cpu_kv_copy(lmd_stream *stream, const lmd_block_copy *copies, int32_t n
                stream->kv + copies[i].from_block * stream->block_stride,
                (size_t)stream->block_stride);
 }
+
+void lmd_cpu_kv_export(lmd_stream *stream, int32_t block_id, uint8_t *out) {
+    memcpy(out, stream->kv + block_id * stream->block_stride, (size_t)stream->block_stride);
+}
+
+void lmd_cpu_kv_import(lmd_stream *stream, int32_t block_id, const uint8_t *data) {
+    memcpy(stream->kv + block_id * stream->block_stride, data, (size_t)stream->block_stride);
+}

@@ -132,6 +132,8 @@ void lmd_cpu_logits(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *
 void lmd_cpu_sample(lmd_stream *stream, int32_t first, int32_t n, lmd_sample_result *results);
 void lmd_cpu_step_run(lmd_stream *stream);
 void lmd_cpu_kv_copy(lmd_stream *stream, const lmd_block_copy *copies, int32_t n);
+void lmd_cpu_kv_export(lmd_stream *stream, int32_t block_id, uint8_t *out);
+void lmd_cpu_kv_import(lmd_stream *stream, int32_t block_id, const uint8_t *data);
 
 /* Between the files of a stream. */
 

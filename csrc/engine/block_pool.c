@@ -11,7 +11,7 @@ enum { NO_BLOCK = -1 };
 
 typedef struct block {
     block_state state;
-    int32_t use_count;
+    int32_t use_count, n_written;
     uint32_t generation;
     int32_t prev, next; /* in the list of its state; active blocks are in none */
 } block;
@@ -88,6 +88,7 @@ bool lmd_block_pool_alloc(lmd_block_pool *self, lmd_block_ref *out) {
     list_remove(self, id);
     list_append(self, BLOCK_ACTIVE, id); /* free or cached -> active, use = 1, new content */
     self->blocks[id].use_count = 1;
+    self->blocks[id].n_written = 0;
     self->blocks[id].generation++;
     *out = (lmd_block_ref){id, self->blocks[id].generation};
     return true;
@@ -117,6 +118,15 @@ bool lmd_block_pool_revive(lmd_block_pool *self, lmd_block_ref ref) {
     }
     at->use_count++;
     return true;
+}
+
+void lmd_block_pool_set_written(lmd_block_pool *self, int32_t block_id, int32_t n) {
+    block *at = &self->blocks[block_id];
+    if (n > at->n_written) at->n_written = n;
+}
+
+int32_t lmd_block_pool_n_written(const lmd_block_pool *self, int32_t block_id) {
+    return self->blocks[block_id].n_written;
 }
 
 int32_t lmd_block_pool_n_blocks(const lmd_block_pool *self) { return self->n_blocks; }

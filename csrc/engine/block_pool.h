@@ -4,8 +4,9 @@
  *   active  named by use_count holders
  *   cached  named by nobody, content kept until it is evicted, the longest unused first
  * A holder that gives a block back remembers (block_id, generation); another generation there
- * later means that the content is gone. Must not know: sequences, tokens, devices. The engine's
- * thread alone. */
+ * later means that the content is gone. A block is written from its beginning on, and what was
+ * written stays: who wants to write where another already has, writes into a copy. Must not
+ * know: sequences, tokens, devices. The engine's thread alone. */
 #ifndef LMD_ENGINE_BLOCK_POOL_H
 #define LMD_ENGINE_BLOCK_POOL_H
 
@@ -33,6 +34,10 @@ void lmd_block_pool_release(lmd_block_pool *self, int32_t block_id, bool keep_ca
 bool lmd_block_pool_has(const lmd_block_pool *self, lmd_block_ref ref);
 /* Takes a use of a block that is active or cached, if it still has that content. */
 bool lmd_block_pool_revive(lmd_block_pool *self, lmd_block_ref ref);
+/* Notes that the first n positions of an active block are, or are about to be, written. */
+void lmd_block_pool_set_written(lmd_block_pool *self, int32_t block_id, int32_t n);
+/* The most positions that were written since its content is new. */
+int32_t lmd_block_pool_n_written(const lmd_block_pool *self, int32_t block_id);
 
 int32_t lmd_block_pool_n_blocks(const lmd_block_pool *self);
 int32_t lmd_block_pool_n_free(const lmd_block_pool *self);

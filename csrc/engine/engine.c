@@ -11,13 +11,22 @@
 
 enum { N_BUCKETS = 1024 };
 
+/* What a client has the thread do between two steps, and waits for. */
+typedef struct engine_job {
+    lmd_between_steps_fn fn;
+    void *arg;
+    struct engine_job *next;
+    bool ended, ran; /* ended without having run: the engine closed first */
+} engine_job;
+
 struct lmd_engine {
     lmd_engine_config config;
     pid_t pid; /* the process that has the thread */
     pthread_t thread;
 
     pthread_mutex_t lock; /* clients and the thread: what follows */
-    pthread_cond_t wake;
+    pthread_cond_t wake, job_ended;
+    engine_job *jobs;
     lmd_live_request *inbox, **inbox_end;
     int32_t n_inbox;
     int64_t next_request_id;
@@ -78,6 +87,9 @@ static void publish_stats(lmd_engine *self) {
 /* Ends a living request everywhere. */
 static void end_live(lmd_engine *self, lmd_live_request *live, lmd_finish_reason reason,
                      const char *message) {
+    if (live->keep_session && reason != LMD_FINISH_ERROR)
+        lmd_request_set_session(live->request,
+                                lmd_scheduler_snapshot(self->scheduler, live->seq_id));
     lmd_scheduler_finish(self->scheduler, live->seq_id,
                          NULL); /* unknown when it never was added */
     remove_live(self, live);
@@ -100,6 +112,7 @@ static void admit(lmd_engine *self, lmd_live_request *live) {
         .n_tokens = live->n_prompt,
         .max_len = live->n_prompt + live->max_new_tokens,
         .all_logits = live->return_ppl || live->output_logits == LMD_LOGITS_ALL,
+        .session = live->session,
     };
     lmd_err err;
     add_live(self, live);
@@ -261,12 +274,33 @@ static lmd_status step(lmd_engine *self, lmd_err *err) {
 
 /* ---- the thread ---- */
 
-/* Waits for work and takes the inbox; false when the engine is closing. */
+/* Does what clients wait for, or drops it; the lock is held, but not while a job runs. */
+static void run_jobs(lmd_engine *self, bool drop) {
+    if (!self->jobs) return;
+    while (self->jobs) {
+        engine_job *job = self->jobs;
+        self->jobs = job->next;
+        if (!drop) {
+            pthread_mutex_unlock(&self->lock);
+            job->fn(self->scheduler, self->executor, job->arg);
+            pthread_mutex_lock(&self->lock);
+            job->ran = true;
+        }
+        job->ended = true;
+    }
+    lmd_scheduler_get_stats(self->scheduler, &self->stats.scheduler);
+    pthread_cond_broadcast(&self->job_ended);
+}
+
+/* Waits for work, does the jobs and takes the inbox; false when the engine is closing. */
 static bool take_inbox(lmd_engine *self, lmd_live_request **inbox) {
     pthread_mutex_lock(&self->lock);
     lmd_scheduler_get_stats(self->scheduler, &self->stats.scheduler);
-    while (!self->closing && !self->inbox && !self->living)
+    run_jobs(self, self->closing);
+    while (!self->closing && !self->inbox && !self->living) {
         pthread_cond_wait(&self->wake, &self->lock);
+        run_jobs(self, self->closing);
+    }
     *inbox = self->inbox;
     self->inbox = NULL;
     self->inbox_end = &self->inbox;
@@ -363,11 +397,13 @@ lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executo
     self->next_request_id = 1;
     pthread_mutex_init(&self->lock, NULL);
     pthread_cond_init(&self->wake, NULL);
+    pthread_cond_init(&self->job_ended, NULL);
     lmd_status status = setup(self, err);
     if (status != LMD_OK) {
         release(self);
         pthread_mutex_destroy(&self->lock);
         pthread_cond_destroy(&self->wake);
+        pthread_cond_destroy(&self->job_ended);
         lmd_free(self);
         return status;
     }
@@ -397,6 +433,7 @@ void lmd_engine_free(lmd_engine *self) {
     lmd_engine_close(self);
     pthread_mutex_destroy(&self->lock);
     pthread_cond_destroy(&self->wake);
+    pthread_cond_destroy(&self->job_ended);
     lmd_free(self);
 }
 
@@ -482,4 +519,20 @@ void lmd_engine_get_stats(lmd_engine *self, lmd_engine_stats *out) {
     *out = self->stats;
     out->scheduler.n_waiting += self->n_inbox;
     pthread_mutex_unlock(&self->lock);
+}
+
+lmd_status lmd_engine_run_between_steps(lmd_engine *self, lmd_between_steps_fn fn, void *arg,
+                                        lmd_err *err) {
+    engine_job job = {.fn = fn, .arg = arg};
+    pthread_mutex_lock(&self->lock);
+    lmd_status status = check_open(self, err);
+    if (status == LMD_OK) {
+        job.next = self->jobs;
+        self->jobs = &job;
+        pthread_cond_signal(&self->wake);
+        while (!job.ended) pthread_cond_wait(&self->job_ended, &self->lock);
+        if (!job.ran) status = lmd_fail(err, LMD_CLOSED, "the engine is closed");
+    }
+    pthread_mutex_unlock(&self->lock);
+    return status;
 }

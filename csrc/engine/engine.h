@@ -43,6 +43,8 @@ typedef struct lmd_request_params {
     lmd_sampler_params sampler;
     lmd_output_logits output_logits;
     bool return_ppl;
+    lmd_session *session; /* of this engine: its KV serves as far as the texts agree; or NULL */
+    bool keep_session;    /* lmd_request_session gives what the request leaves */
 } lmd_request_params;
 
 typedef struct lmd_engine_stats {
@@ -64,6 +66,12 @@ lmd_status lmd_engine_reject(lmd_engine *self, const char *why, lmd_request **ou
                              lmd_err *err);
 
 void lmd_engine_get_stats(lmd_engine *self, lmd_engine_stats *out);
+
+/* Has the engine's thread call fn between two steps, and waits for that. LMD_CLOSED. */
+typedef void (*lmd_between_steps_fn)(lmd_scheduler *scheduler, lmd_executor *executor,
+                                     void *arg);
+lmd_status lmd_engine_run_between_steps(lmd_engine *self, lmd_between_steps_fn fn, void *arg,
+                                        lmd_err *err);
 
 /* Aborts every request, joins the thread, frees executor and scheduler. Idempotent; any thread.
  * In a forked child it does nothing. */

@@ -18,6 +18,8 @@ typedef struct lmd_live_request {
     int32_t n_prompt, n_generated, max_new_tokens, min_new_tokens;
     lmd_output_logits output_logits;
     bool return_ppl, has_run;
+    lmd_session *session; /* whose KV the prompt begins with; or NULL */
+    bool keep_session;    /* its end makes a session */
     double loss_sum; /* of prompt tokens scored so far, natural log */
     int32_t n_losses;
     lmd_logits_chunk *chunk; /* of the step under way */

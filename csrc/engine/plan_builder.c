@@ -10,6 +10,7 @@ lmd_status lmd_plan_builder_init(lmd_plan_builder *self, int32_t max_seqs, int32
     size_t n_seqs = (size_t)max_seqs, n_tokens = (size_t)max_tokens;
     *self = (lmd_plan_builder){
         .entries = lmd_calloc(n_seqs, sizeof *self->entries),
+        .copies = lmd_calloc(n_seqs, sizeof *self->copies),
         .seq_ids = lmd_calloc(n_seqs, sizeof *self->seq_ids),
         .slots = lmd_calloc(n_seqs, sizeof *self->slots),
         .history_lens = lmd_calloc(n_seqs, sizeof *self->history_lens),
@@ -21,7 +22,7 @@ lmd_status lmd_plan_builder_init(lmd_plan_builder *self, int32_t max_seqs, int32
         .block_ids = lmd_calloc(n_seqs * (size_t)seq_blocks, sizeof *self->block_ids),
         .logits_rows = lmd_calloc(n_tokens, sizeof *self->logits_rows),
     };
-    if (self->entries && self->seq_ids && self->slots && self->history_lens &&
+    if (self->entries && self->copies && self->seq_ids && self->slots && self->history_lens &&
         self->input_lens && self->token_offsets && self->token_ids && self->positions &&
         self->block_offsets && self->block_ids && self->logits_rows)
         return LMD_OK;
@@ -35,12 +36,16 @@ void lmd_plan_builder_clear(lmd_plan_builder *self) {
     void *const arrays[] = {self->entries,      self->seq_ids,    self->slots,
                             self->history_lens, self->input_lens, self->token_offsets,
                             self->token_ids,    self->positions,  self->block_offsets,
-                            self->block_ids,    self->logits_rows};
+                            self->block_ids,    self->logits_rows, self->copies};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) lmd_free(arrays[i]);
     *self = (lmd_plan_builder){0};
 }
 
-void lmd_plan_builder_begin(lmd_plan_builder *self) { self->n_entries = 0; }
+void lmd_plan_builder_begin(lmd_plan_builder *self) { self->n_entries = self->n_copies = 0; }
+
+void lmd_plan_builder_copy(lmd_plan_builder *self, lmd_block_copy copy) {
+    self->copies[self->n_copies++] = copy;
+}
 
 void lmd_plan_builder_add(lmd_plan_builder *self, lmd_sequence *seq, int32_t n) {
     self->entries[self->n_entries++] = (lmd_plan_entry){seq, seq->history_len, n, -1};
@@ -116,6 +121,8 @@ void lmd_plan_builder_finish(lmd_plan_builder *self, int64_t plan_id, int32_t bl
         .n_seqs = self->n_entries,
         .n_tokens = self->n_tokens,
         .n_logits_rows = self->n_logits_rows,
+        .n_copies = self->n_copies,
+        .copies = self->copies,
         .seq_ids = self->seq_ids,
         .slots = self->slots,
         .history_lens = self->history_lens,

@@ -17,7 +17,8 @@ typedef struct lmd_plan_builder {
     int64_t plan_id;         /* 0: not in flight */
     lmd_plan_entry *entries; /* [max_seqs] */
     int32_t n_entries;
-    int32_t n_tokens, n_logits_rows, n_block_ids;
+    int32_t n_tokens, n_logits_rows, n_block_ids, n_copies;
+    lmd_block_copy *copies; /* [max_seqs] */
     int64_t *seq_ids;
     int32_t *slots, *history_lens, *input_lens, *token_offsets, *token_ids, *positions;
     int32_t *block_offsets, *block_ids, *logits_rows;
@@ -32,6 +33,9 @@ void lmd_plan_builder_clear(lmd_plan_builder *self);
 void lmd_plan_builder_begin(lmd_plan_builder *self);
 /* Adds a sequence with n tokens of this step; its blocks must cover them. */
 void lmd_plan_builder_add(lmd_plan_builder *self, lmd_sequence *seq, int32_t n);
+/* Adds a copy to be made before the plan's own writes, in the order of these calls; at most one
+ * for each sequence. */
+void lmd_plan_builder_copy(lmd_plan_builder *self, lmd_block_copy copy);
 /* Orders the sequences (decodes, then prefills), writes the arrays, and moves the sequences on:
  * history_len, n_pending, n_in_flight. */
 void lmd_plan_builder_finish(lmd_plan_builder *self, int64_t plan_id, int32_t block_len,

@@ -24,6 +24,7 @@ struct lmd_request {
     pthread_mutex_t lock; /* what follows */
     pthread_cond_t changed;
     int32_t n_published, n_taken, cached_len;
+    lmd_session *session;
     lmd_logits_chunk *chunks, **chunks_end; /* not taken; n_tokens ascends */
     lmd_finish_reason finish_reason;
     bool has_ppl, done; /* done: the end was taken */
@@ -68,6 +69,7 @@ void lmd_request_ref(lmd_request *self) {
 void lmd_request_unref(lmd_request *self) {
     if (!self || atomic_fetch_sub_explicit(&self->refs, 1, memory_order_acq_rel) != 1) return;
     lmd_logits_free(self->chunks);
+    lmd_session_unref(self->session);
     if (self->event_fd >= 0) close(self->event_fd);
     pthread_mutex_destroy(&self->lock);
     pthread_cond_destroy(&self->changed);
@@ -175,6 +177,14 @@ bool lmd_request_done(lmd_request *self) {
     return done;
 }
 
+lmd_session *lmd_request_session(lmd_request *self) {
+    pthread_mutex_lock(&self->lock);
+    lmd_session *session = self->session;
+    lmd_session_ref(session);
+    pthread_mutex_unlock(&self->lock);
+    return session;
+}
+
 lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err) {
     lmd_status status = LMD_OK;
     pthread_mutex_lock(&self->lock);
@@ -195,6 +205,13 @@ lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err) {
 void lmd_request_set_cached_len(lmd_request *self, int32_t cached_len) {
     pthread_mutex_lock(&self->lock);
     self->cached_len = cached_len;
+    pthread_mutex_unlock(&self->lock);
+}
+
+void lmd_request_set_session(lmd_request *self, lmd_session *session) {
+    pthread_mutex_lock(&self->lock);
+    lmd_session_unref(self->session);
+    self->session = session;
     pthread_mutex_unlock(&self->lock);
 }
 

@@ -211,6 +211,8 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
                         "out of host memory for a sequence of up to %d tokens",
                         params->max_len);
     seq->all_logits = params->all_logits;
+    if (params->session)
+        lmd_sequence_begin_with(seq, params->session, self->config.block_len);
     seq->arrival = self->next_arrival++;
     *find_link(self, seq->seq_id) = seq;
     enqueue(self, seq);
@@ -234,6 +236,43 @@ lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *er
     }
     return LMD_OK;
 }
+
+lmd_session *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id) {
+    lmd_sequence *seq = *find_link(self, seq_id);
+    if (!seq || seq->state == LMD_SEQ_ENDED) return NULL;
+    return lmd_sequence_snapshot(seq, self->config.block_len);
+}
+
+lmd_session *lmd_scheduler_import(lmd_scheduler *self, const lmd_session_info *text,
+                                  lmd_block_fill fill, void *arg) {
+    const int32_t block_len = self->config.block_len;
+    const int32_t n_available =
+        lmd_block_pool_n_free(self->pool) + lmd_block_pool_n_cached(self->pool);
+    lmd_session_info info = *text;
+    info.n_blocks = lmd_min_i32(lmd_ceil_div(text->n_computed, block_len), n_available);
+    info.n_computed = lmd_min_i32(text->n_computed, info.n_blocks * block_len);
+    info.is_private = true;
+    lmd_block_ref *blocks = lmd_calloc((size_t)info.n_blocks, sizeof *blocks);
+    if (!blocks) return NULL;
+    for (int32_t i = 0; i < info.n_blocks; i++) {
+        lmd_block_pool_alloc(self->pool, &blocks[i]);
+        lmd_block_pool_set_written(self->pool, blocks[i].block_id,
+                                   lmd_min_i32(info.n_computed - i * block_len, block_len));
+        fill(arg, i, blocks[i].block_id);
+    }
+    info.blocks = blocks;
+    lmd_session *session = lmd_session_new(&info);
+    for (int32_t i = info.n_blocks - 1; i >= 0; i--)
+        lmd_block_pool_release(self->pool, blocks[i].block_id, session != NULL);
+    lmd_free(blocks);
+    return session;
+}
+
+bool lmd_scheduler_has_block(const lmd_scheduler *self, lmd_block_ref ref) {
+    return lmd_block_pool_has(self->pool, ref);
+}
+
+int32_t lmd_scheduler_block_len(const lmd_scheduler *self) { return self->config.block_len; }
 
 void lmd_scheduler_set_budget(lmd_scheduler *self, int32_t n_tokens) {
     int32_t max = self->config.max_prefill_token_num;
@@ -273,8 +312,16 @@ static lmd_sequence *find_victim(const lmd_scheduler *self, int32_t first) {
     return NULL;
 }
 
-static bool grow(lmd_scheduler *self, lmd_sequence *seq, int32_t n) {
-    return lmd_sequence_grow(seq, self->pool, seq->history_len + n, self->config.block_len);
+static bool grow(lmd_scheduler *self, lmd_sequence *seq, int32_t n, int32_t n_spare) {
+    return lmd_sequence_grow(seq, self->pool, seq->history_len + n, self->config.block_len,
+                             n_spare);
+}
+
+static void add_to_plan(lmd_scheduler *self, lmd_plan_builder *plan, lmd_sequence *seq,
+                        int32_t n) {
+    lmd_sequence_note_written(seq, self->pool, seq->history_len, seq->history_len + n,
+                              self->config.block_len);
+    lmd_plan_builder_add(plan, seq, n);
 }
 
 /* Gives the running sequences their tokens, the oldest first; who lacks blocks takes the
@@ -286,10 +333,10 @@ static void plan_running(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *b
         if (n == 0) continue;
         bool grown;
         lmd_sequence *victim;
-        while (!(grown = grow(self, seq, n)) && (victim = find_victim(self, i)))
+        while (!(grown = grow(self, seq, n, 0)) && (victim = find_victim(self, i)))
             preempt(self, victim);
         if (!grown) continue;
-        lmd_plan_builder_add(plan, seq, n);
+        add_to_plan(self, plan, seq, n);
         *budget -= n;
     }
 }
@@ -302,6 +349,28 @@ static void count_cached(lmd_scheduler *self, lmd_sequence *seq) {
     self->n_prompt_tokens += seq->n_prompt;
 }
 
+/* Gives a waiting sequence the KV there is of its text, and blocks for the rest of this step's
+ * tokens; how many those are, or 0 when the pool has too few blocks. */
+static int32_t take_blocks(lmd_scheduler *self, lmd_plan_builder *plan, lmd_sequence *seq,
+                           int32_t budget) {
+    const int32_t block_len = self->config.block_len;
+    lmd_sequence_revive_blocks(seq, self->pool, self->cache, block_len);
+    bool shared = lmd_sequence_tail_is_shared(seq, self->pool, block_len);
+    int32_t n = lmd_min_i32(lmd_sequence_n_todo(seq), budget);
+    if (shared && !grow(self, seq, n, 1)) {
+        lmd_sequence_drop_tail(seq, self->pool, block_len);
+        shared = false;
+        n = lmd_min_i32(lmd_sequence_n_todo(seq), budget);
+    }
+    if (!grow(self, seq, n, shared)) {
+        lmd_sequence_release_blocks(seq, self->pool);
+        return 0;
+    }
+    if (shared)
+        lmd_plan_builder_copy(plan, lmd_sequence_copy_tail(seq, self->pool, block_len));
+    return n;
+}
+
 /* Seats waiting sequences while there are slots, tokens and blocks; says why the next one
  * waits. */
 static lmd_wait_reason plan_waiting(lmd_scheduler *self, lmd_plan_builder *plan,
@@ -311,17 +380,16 @@ static lmd_wait_reason plan_waiting(lmd_scheduler *self, lmd_plan_builder *plan,
         if (*budget == 0) return LMD_WAIT_BUDGET;
         if (self->n_running == self->config.max_batch_size || !take_slot(self, seq))
             return LMD_WAIT_SLOT;
-        lmd_sequence_revive_blocks(seq, self->pool, self->cache, self->config.block_len);
-        int32_t n = lmd_min_i32(lmd_sequence_n_todo(seq), *budget);
-        if (!grow(self, seq, n)) {
-            lmd_sequence_release_blocks(seq, self->pool);
+        const int32_t n = take_blocks(self, plan, seq, *budget);
+        if (n == 0) {
             leave_slot(self, seq);
             return LMD_WAIT_BLOCKS;
         }
         unqueue(self, seq);
         insert_running(self, seq); /* waiting -> running */
+        seq->n_computed = seq->history_len;
         count_cached(self, seq);
-        lmd_plan_builder_add(plan, seq, n);
+        add_to_plan(self, plan, seq, n);
         *budget -= n;
     }
     return LMD_WAIT_TURN;
@@ -391,11 +459,10 @@ static void end_entry(lmd_scheduler *self, const lmd_plan_entry *entry,
         return;
     }
     if (entry->logits_row_idx >= 0) take_token(seq, token_ids[entry->logits_row_idx]);
+    seq->n_computed = lmd_min_i32(entry->history_len + entry->input_len,
+                                  lmd_min_i32(seq->history_len, seq->n_tokens));
     if (self->cache)
-        lmd_sequence_index_blocks(seq, self->cache,
-                                  lmd_min_i32(entry->history_len + entry->input_len,
-                                              lmd_min_i32(seq->history_len, seq->n_tokens)),
-                                  self->config.block_len);
+        lmd_sequence_index_blocks(seq, self->cache, seq->n_computed, self->config.block_len);
 }
 
 lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int32_t *token_ids,

@@ -11,6 +11,7 @@
 
 #include "backend/plan.h"
 #include "base/status.h"
+#include "engine/session.h"
 
 typedef struct lmd_scheduler lmd_scheduler;
 
@@ -29,6 +30,7 @@ typedef struct lmd_sequence_params {
     int32_t max_len;          /* prompt and answer together, at most session_len */
     bool all_logits;          /* a logits row for every prompt token, not for the last alone;
                                  each is given once, preempted or not */
+    const lmd_session *session; /* whose KV the prompt begins with; NULL: none */
 } lmd_sequence_params;
 
 typedef enum lmd_wait_reason {
@@ -81,6 +83,20 @@ lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int3
 
 /* Ends a sequence; its blocks return once no plan in flight names them. LMD_NOT_FOUND. */
 lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *err);
+
+/* A living sequence's text and KV so far, as a session that the caller owns; its blocks stay
+ * cached when it ends. NULL when it is unknown or host memory is out. */
+lmd_session *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id);
+
+/* Makes a session of a text (its tokens, n_tokens and n_computed) whose KV comes from outside:
+ * `fill` writes the blocks, which are left cached. Where the pool has too few the session knows
+ * fewer. NULL when host memory is out. Between steps. */
+typedef void (*lmd_block_fill)(void *arg, int32_t block_idx, int32_t block_id);
+lmd_session *lmd_scheduler_import(lmd_scheduler *self, const lmd_session_info *text,
+                                  lmd_block_fill fill, void *arg);
+/* Whether a block still has the content that a session remembers. */
+bool lmd_scheduler_has_block(const lmd_scheduler *self, lmd_block_ref ref);
+int32_t lmd_scheduler_block_len(const lmd_scheduler *self);
 
 /* The tokens of a living sequence (prompt and answer so far); NULL when it is unknown. */
 const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id,

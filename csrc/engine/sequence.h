@@ -7,8 +7,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "backend/plan.h"
 #include "engine/block_pool.h"
 #include "engine/prefix_cache.h"
+#include "engine/session.h"
 
 typedef enum lmd_sequence_state {
     LMD_SEQ_WAITING, /* for a seat; may have references to cached blocks */
@@ -24,6 +26,7 @@ typedef struct lmd_sequence {
     int32_t n_prompt, n_tokens, max_len;
     int32_t n_pending; /* tokens that plans in flight will give: placeholders behind n_tokens */
     int32_t history_len; /* tokens in KV once the plans in flight have run */
+    int32_t n_computed;  /* tokens in KV by the plans that have ended */
     int32_t n_in_flight; /* plans that name it */
     int32_t slot;        /* -1: none */
     bool all_logits;
@@ -32,6 +35,8 @@ typedef struct lmd_sequence {
     int32_t n_blocks;
     int32_t n_indexed; /* of them stand in the prefix cache, or others with their text do */
     int64_t prefix;    /* their text's number there */
+    bool is_private;   /* some of its KV came from outside: nothing of it is indexed */
+    int32_t n_kept;    /* blocks that a session remembers: cached, not free, in the end */
     int32_t cached_len; /* prompt tokens that were found in KV at the first seat; -1 before */
     struct lmd_sequence *next;           /* in the waiting queue */
     struct lmd_sequence *next_in_bucket; /* in the index by seq_id */
@@ -45,21 +50,39 @@ void lmd_sequence_free(lmd_sequence *self);
  * of an answer at max_len is never computed: nothing follows it. */
 int32_t lmd_sequence_n_todo(const lmd_sequence *self);
 
-/* Makes the blocks cover n_positions. False, and nothing is evicted, when the pool has too few.
- */
+/* Begins with the KV that a session has of the same text; before the sequence first runs. */
+void lmd_sequence_begin_with(lmd_sequence *self, const lmd_session *session, int32_t block_len);
+/* The text and its KV so far as a session; NULL when host memory is out. */
+lmd_session *lmd_sequence_snapshot(lmd_sequence *self, int32_t block_len);
+
+/* Makes the blocks cover n_positions, and leaves n_spare blocks in the pool. False, and nothing
+ * is evicted, when it has too few. */
 bool lmd_sequence_grow(lmd_sequence *self, lmd_block_pool *pool, int32_t n_positions,
-                       int32_t block_len);
+                       int32_t block_len, int32_t n_spare);
 /* Gives every block back, the deepest first; all are kept and can be revived by their
  * references. */
 void lmd_sequence_release_blocks(lmd_sequence *self, lmd_block_pool *pool);
-/* Gives every block back for good; what the prefix cache (NULL: none) knows is kept. */
+/* Gives every block back for good; what the prefix cache (NULL: none) knows or a session
+ * remembers is kept. */
 void lmd_sequence_drop_blocks(lmd_sequence *self, lmd_block_pool *pool,
                               const lmd_prefix_cache *cache);
 /* Takes back the longest prefix of blocks that still have their content, goes on with those
  * that the prefix cache (NULL: none) has, and sets history_len: at least one token is left to
- * compute, and no full block is written again. */
+ * compute. */
 void lmd_sequence_revive_blocks(lmd_sequence *self, lmd_block_pool *pool,
                                 lmd_prefix_cache *cache, int32_t block_len);
+/* Whether the block that the next token goes into must not be written, because there is more in
+ * it already: another sequence's, a session's, or what the prefix cache knows. */
+bool lmd_sequence_tail_is_shared(const lmd_sequence *self, const lmd_block_pool *pool,
+                                 int32_t block_len);
+/* Replaces that block by a new one, which the pool must have; says what to copy first. */
+lmd_block_copy lmd_sequence_copy_tail(lmd_sequence *self, lmd_block_pool *pool,
+                                      int32_t block_len);
+/* Gives that block back instead: its positions are computed again. */
+void lmd_sequence_drop_tail(lmd_sequence *self, lmd_block_pool *pool, int32_t block_len);
+/* Notes in the pool that positions [begin, end) are about to be written. */
+void lmd_sequence_note_written(const lmd_sequence *self, lmd_block_pool *pool, int32_t begin,
+                               int32_t end, int32_t block_len);
 /* Puts the full blocks of the first n_computed positions into the prefix cache. */
 void lmd_sequence_index_blocks(lmd_sequence *self, lmd_prefix_cache *cache, int32_t n_computed,
                                int32_t block_len);

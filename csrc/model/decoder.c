@@ -18,6 +18,7 @@ typedef struct decoder {
     lmd_buffer *attn;           /* [max_tokens, n_head * head_dim] */
     lmd_buffer *ffn;            /* [max_tokens, ffn_dim] */
     lmd_sample_result *results; /* [max_tokens] */
+    size_t kv_block_bytes;
     int64_t plan_id;            /* in flight */
     int32_t n_rows;
 } decoder;
@@ -99,10 +100,32 @@ static void decoder_free(lmd_executor *executor) {
     lmd_free(self);
 }
 
+static const char *decoder_kv_layout(const lmd_executor *executor) {
+    return ((const decoder *)executor)->model->backend->ops->kv_layout;
+}
+
+static size_t decoder_kv_block_bytes(const lmd_executor *executor) {
+    return ((const decoder *)executor)->kv_block_bytes;
+}
+
+static void decoder_kv_export(lmd_executor *executor, int32_t block_id, uint8_t *out) {
+    decoder *self = (decoder *)executor;
+    self->model->backend->ops->kv_export(self->stream, block_id, out);
+}
+
+static void decoder_kv_import(lmd_executor *executor, int32_t block_id, const uint8_t *data) {
+    decoder *self = (decoder *)executor;
+    self->model->backend->ops->kv_import(self->stream, block_id, data);
+}
+
 static const lmd_executor_ops decoder_ops = {
     .submit = decoder_submit,
     .collect = decoder_collect,
     .free = decoder_free,
+    .kv_layout = decoder_kv_layout,
+    .kv_block_bytes = decoder_kv_block_bytes,
+    .kv_export = decoder_kv_export,
+    .kv_import = decoder_kv_import,
 };
 
 static lmd_stream_config stream_config(const lmd_model *model,
@@ -142,6 +165,7 @@ static lmd_status allocate(decoder *self, const lmd_decoder_config *config, lmd_
     }
     lmd_rope_table(shape, self->model->rope_factors, config->session_len, table);
     stream.rope_table = table;
+    self->kv_block_bytes = ops->kv_block_bytes(&stream);
     lmd_status status = ops->stream_new(self->model->backend, &stream, &self->stream, err);
     lmd_free_large(table, table_bytes);
     LMD_TRY(status);

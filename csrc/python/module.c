@@ -12,6 +12,7 @@
 #include "python/py_module.h"
 #include "python/py_request.h"
 #include "python/py_scheduler.h"
+#include "python/py_session.h"
 
 static struct PyModuleDef module_def;
 
@@ -95,7 +96,7 @@ static int module_exec(PyObject *module) {
         return -1;
     if (lmd_py_gguf_init(module, state) < 0 || lmd_py_model_init(module, state) < 0 ||
         lmd_py_engine_init(module, state) < 0 || lmd_py_request_init(module, state) < 0 ||
-        lmd_py_scheduler_init(module, state) < 0)
+        lmd_py_scheduler_init(module, state) < 0 || lmd_py_session_init(module, state) < 0)
         return -1;
     return PyModule_AddStringConstant(module, "__version__", LMD_VERSION);
 }
@@ -111,6 +112,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->scheduler_type);
     Py_VISIT(state->output_type);
     Py_VISIT(state->plan_type);
+    Py_VISIT(state->session_type);
     return 0;
 }
 
@@ -125,6 +127,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->scheduler_type);
     Py_CLEAR(state->output_type);
     Py_CLEAR(state->plan_type);
+    Py_CLEAR(state->session_type);
     return 0;
 }
 

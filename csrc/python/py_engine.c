@@ -7,12 +7,13 @@
 #include <unistd.h>
 
 #include "base/memory.h"
-#include "engine/engine.h"
+#include "engine/session_kv.h"
 #include "model/decoder.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
 #include "python/py_model.h"
 #include "python/py_request.h"
+#include "python/py_session.h"
 
 typedef struct engine_object {
     PyObject_HEAD
@@ -21,6 +22,8 @@ typedef struct engine_object {
     int32_t vocab_size;
     pid_t pid;
 } engine_object;
+
+lmd_engine *lmd_py_engine_get(PyObject *engine) { return ((engine_object *)engine)->engine; }
 
 /* ---- lifetime ---- */
 
@@ -319,22 +322,24 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
                             "output_logits",
                             "return_ppl",
                             "random_seed",
+                            "session",
+                            "keep_session",
                             NULL};
     engine_object *self = (engine_object *)obj;
     PyObject *prompt, *bias = Py_None, *bad = Py_None, *stop = Py_None, *stop_ids = Py_None;
-    PyObject *seed = Py_None;
+    PyObject *seed = Py_None, *session = Py_None;
     const char *logits = NULL;
-    int do_sample = 0, return_ppl = 0;
+    int do_sample = 0, return_ppl = 0, keep_session = 0;
     long long max_new = 512, min_new = 0, top_k = 0, n_logprobs = 0;
     lmd_request_params params = {0};
     lmd_sampler_params *sampler = &params.sampler;
     lmd_sampler_params_init(sampler);
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O|$LLpdLdddddOOOOLzpO:submit", names, &prompt, &max_new, &min_new,
+            args, kwargs, "O|$LLpdLdddddOOOOLzpOOp:submit", names, &prompt, &max_new, &min_new,
             &do_sample, &sampler->temperature, &top_k, &sampler->top_p, &sampler->min_p,
             &sampler->repetition_penalty, &sampler->presence_penalty,
             &sampler->frequency_penalty, &bias, &bad, &stop, &stop_ids, &n_logprobs, &logits,
-            &return_ppl, &seed))
+            &return_ppl, &seed, &session, &keep_session))
         return lmd_py_check_fork(self->pid) < 0 ? NULL : reject_pending(self);
     if (lmd_py_check_fork(self->pid) < 0) return NULL;
     if (read_output_logits(logits, &params.output_logits) < 0)
@@ -344,7 +349,9 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
     if (lmd_py_int32_array(prompt, "token_ids", &memory.prompt) < 0 ||
         read_biases(bias, &memory, sampler) < 0 ||
         read_words(bad, stop, stop_ids, &memory, &params) < 0 ||
-        read_seed(seed, &sampler->seed) < 0) {
+        read_seed(seed, &sampler->seed) < 0 ||
+        lmd_py_session_read(lmd_py_state_of_type(Py_TYPE(obj)), session, obj,
+                            &params.session) < 0) {
         result = reject_pending(self);
     } else {
         params.token_ids = PyArray_DATA(memory.prompt);
@@ -352,6 +359,7 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
         params.max_new_tokens = max_new;
         params.min_new_tokens = min_new;
         params.return_ppl = return_ppl;
+        params.keep_session = keep_session;
         sampler->do_sample = do_sample;
         sampler->top_k = top_k;
         sampler->n_logprobs = n_logprobs;
@@ -359,6 +367,46 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
     }
     submit_memory_clear(&memory);
     return result;
+}
+
+static PyObject *engine_import_session(PyObject *obj, PyObject *args) {
+    engine_object *self = (engine_object *)obj;
+    PyObject *ids, *kv_obj;
+    PyArrayObject *array;
+    lmd_session_kv kv = {0};
+    int n_computed;
+    if (!PyArg_ParseTuple(args, "OsiO:import_session", &ids, &kv.layout, &n_computed, &kv_obj))
+        return NULL;
+    if (lmd_py_check_fork(self->pid) < 0) return NULL;
+    PyArrayObject *blocks = (PyArrayObject *)PyArray_FROM_OTF(kv_obj, NPY_UINT8,
+                                                              NPY_ARRAY_IN_ARRAY);
+    if (!blocks) return NULL;
+    if (PyArray_NDIM(blocks) != 2 || n_computed < 0 || PyArray_DIM(blocks, 0) > INT32_MAX) {
+        Py_DECREF(blocks);
+        PyErr_SetString(PyExc_ValueError, "kv must be [n_blocks, block_bytes], and n_computed "
+                                          "not negative");
+        return NULL;
+    }
+    if (lmd_py_int32_array(ids, "token_ids", &array) < 0) {
+        Py_DECREF(blocks);
+        return NULL;
+    }
+    kv.n_blocks = (int32_t)PyArray_DIM(blocks, 0);
+    kv.block_bytes = (size_t)PyArray_DIM(blocks, 1);
+    kv.n_computed = n_computed;
+    kv.data = PyArray_DATA(blocks);
+    const lmd_session_info text = {.tokens = PyArray_DATA(array),
+                                   .n_tokens = (int32_t)PyArray_SIZE(array)};
+    lmd_session *session;
+    lmd_err err;
+    lmd_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = lmd_session_import(self->engine, &text, &kv, &session, &err);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(blocks);
+    Py_DECREF(array);
+    if (status != LMD_OK) return lmd_py_raise(&err);
+    return lmd_py_session_wrap(lmd_py_state_of_type(Py_TYPE(obj)), session, obj);
 }
 
 static PyObject *engine_stats(PyObject *obj, PyObject *unused) {
@@ -386,6 +434,10 @@ static PyMethodDef engine_methods[] = {
      "submit(token_ids, *, max_new_tokens=512, ...) -> Request\n\nQueues a request and returns "
      "at once. "
      "A wrong value gives a Request whose only Output has finish_reason \"error\"."},
+    {"import_session", engine_import_session, METH_VARARGS,
+     "import_session(token_ids, layout, n_computed, kv) -> Session\n\nA session of a text and "
+     "of what Session.export_kv gave, in this process or an earlier one. KV of another layout is "
+     "not taken."},
     {"stats", engine_stats, METH_NOARGS, "stats() -> dict\n\nCounters of the engine."},
     {"close", engine_close, METH_NOARGS,
      "close() -> None\n\nAborts every request, joins the thread, frees KV and scratch. "

@@ -2,6 +2,7 @@
  * back. */
 #include "python/py_scheduler.h"
 
+#include <assert.h>
 #include <pthread.h>
 #include <string.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include "engine/scheduler.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
+#include "python/py_session.h"
 
 typedef struct in_flight {
     int64_t plan_id;
@@ -92,12 +94,16 @@ static void scheduler_dealloc(PyObject *obj) {
 /* ---- add, finish, cancel ---- */
 
 static PyObject *scheduler_add(PyObject *obj, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"token_ids", "max_new_tokens", NULL};
+    static char *names[] = {"token_ids", "max_new_tokens", "session", NULL};
     scheduler_object *self = (scheduler_object *)obj;
-    PyObject *ids;
+    PyObject *ids, *session_obj = Py_None;
     PyArrayObject *array;
+    lmd_session *session;
     int max_new_tokens = 512;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$i:add", names, &ids, &max_new_tokens))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iO:add", names, &ids, &max_new_tokens,
+                                     &session_obj))
+        return NULL;
+    if (lmd_py_session_read(lmd_py_state_of_type(Py_TYPE(obj)), session_obj, obj, &session) < 0)
         return NULL;
     if (lmd_py_int32_array(ids, "token_ids", &array) < 0) return NULL;
     int64_t n = PyArray_SIZE(array), max_len = n + max_new_tokens;
@@ -124,7 +130,8 @@ static PyObject *scheduler_add(PyObject *obj, PyObject *args, PyObject *kwargs) 
     lmd_sequence_params params = {.seq_id = self->next_seq_id,
                                   .token_ids = PyArray_DATA(array),
                                   .n_tokens = (int32_t)n,
-                                  .max_len = (int32_t)max_len};
+                                  .max_len = (int32_t)max_len,
+                                  .session = session};
     lmd_err err;
     lmd_status status = lmd_scheduler_add(self->scheduler, &params, &err);
     PyObject *seq_id = status == LMD_OK ? PyLong_FromLongLong(self->next_seq_id++) : NULL;
@@ -148,6 +155,21 @@ static PyObject *scheduler_finish(PyObject *obj, PyObject *arg) {
         PyErr_Format(PyExc_KeyError, "seq_id %lld does not live", seq_id);
     }
     return leave(self, status, &err, status == LMD_OK ? Py_NewRef(Py_None) : NULL);
+}
+
+static PyObject *scheduler_session(PyObject *obj, PyObject *arg) {
+    scheduler_object *self = (scheduler_object *)obj;
+    long long seq_id = PyLong_AsLongLong(arg);
+    if (seq_id == -1 && PyErr_Occurred()) return NULL;
+    if (enter(self) < 0) return NULL;
+    int32_t n_tokens;
+    const bool lives = lmd_scheduler_tokens(self->scheduler, seq_id, &n_tokens) != NULL;
+    lmd_session *session = lmd_scheduler_snapshot(self->scheduler, seq_id);
+    pthread_mutex_unlock(&self->lock);
+    if (session)
+        return lmd_py_session_wrap(lmd_py_state_of_type(Py_TYPE(obj)), session, obj);
+    return lives ? PyErr_NoMemory()
+                 : PyErr_Format(PyExc_KeyError, "seq_id %lld does not live", seq_id);
 }
 
 /* ---- schedule ---- */
@@ -175,6 +197,17 @@ static PyObject *waiting_list(const lmd_schedule_report *report) {
     return list;
 }
 
+/* [n_copies, 2] */
+static PyObject *copies_array(const lmd_plan *plan) {
+    npy_intp dims[] = {plan->n_copies, 2};
+    PyObject *array = PyArray_SimpleNew(2, dims, NPY_INT32);
+    static_assert(sizeof(lmd_block_copy) == 2 * sizeof(int32_t), "copied as pairs");
+    if (array && plan->n_copies)
+        memcpy(PyArray_DATA((PyArrayObject *)array), plan->copies,
+               (size_t)plan->n_copies * sizeof *plan->copies);
+    return array;
+}
+
 static PyObject *plan_object(PyTypeObject *type, const lmd_plan *plan,
                              const lmd_schedule_report *report) {
     PyObject *const fields[] = {
@@ -190,6 +223,7 @@ static PyObject *plan_object(PyTypeObject *type, const lmd_plan *plan,
         lmd_py_new_int32(plan->logits_rows, plan->n_logits_rows),
         lmd_py_new_int64(report->preempted, report->n_preempted),
         waiting_list(report),
+        copies_array(plan),
     };
     return lmd_py_struct_new(type, fields, sizeof fields / sizeof *fields);
 }
@@ -293,9 +327,12 @@ static PyObject *scheduler_stats(PyObject *obj, PyObject *unused) {
 
 static PyMethodDef scheduler_methods[] = {
     {"add", (PyCFunction)(void (*)(void))scheduler_add, METH_VARARGS | METH_KEYWORDS,
-     "add(token_ids, *, max_new_tokens=512) -> int\n\nQueues a sequence and returns its "
-     "seq_id. "
-     "ValueError when it cannot ever fit."},
+     "add(token_ids, *, max_new_tokens=512, session=None) -> int\n\nQueues a sequence and "
+     "returns its seq_id; a session's blocks serve as far as the texts agree. ValueError when it "
+     "cannot ever fit."},
+    {"session", scheduler_session, METH_O,
+     "session(seq_id) -> Session\n\nWhat a living sequence has so far, for a later add; its "
+     "blocks stay cached when it ends. KeyError."},
     {"schedule", scheduler_schedule, METH_NOARGS,
      "schedule() -> Plan | None\n\nThe next step's plan; None when nothing can run now. "
      "MemoryError "
@@ -345,6 +382,7 @@ static PyStructSequence_Field plan_fields[] = {
     {"logits_rows", "int32: rows of the step that give a token"},
     {"preempted", "int64: seq_ids that lost their seat"},
     {"waiting", "list of (seq_id, why it waits)"},
+    {"copies", "[n_copies, 2] int32: blocks copied (from, to), in order, before the step writes"},
     {NULL, NULL},
 };
 
@@ -352,7 +390,7 @@ static PyStructSequence_Desc plan_desc = {
     .name = "lmdeploy_c._C.Plan",
     .doc = "One step's work as NumPy arrays: n sequences, t tokens in all.",
     .fields = plan_fields,
-    .n_in_sequence = 12,
+    .n_in_sequence = 13,
 };
 
 int lmd_py_scheduler_init(PyObject *module, lmd_py_state *state) {

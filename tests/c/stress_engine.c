@@ -49,7 +49,30 @@ static lmd_status fake_collect(lmd_executor *executor, int64_t plan_id, lmd_plan
 
 static void fake_free(lmd_executor *executor) { free(executor); }
 
-static const lmd_executor_ops fake_ops = {fake_submit, fake_collect, fake_free};
+static const char *fake_layout(const lmd_executor *executor) {
+    (void)executor;
+    return "none";
+}
+
+static size_t fake_block_bytes(const lmd_executor *executor) {
+    (void)executor;
+    return 1;
+}
+
+static void fake_export(lmd_executor *executor, int32_t block_id, uint8_t *out) {
+    (void)executor;
+    out[0] = (uint8_t)block_id;
+}
+
+static void fake_import(lmd_executor *executor, int32_t block_id, const uint8_t *data) {
+    (void)executor;
+    (void)block_id;
+    (void)data;
+}
+
+static const lmd_executor_ops fake_ops = {fake_submit,      fake_collect, fake_free,
+                                          fake_layout,      fake_block_bytes,
+                                          fake_export,      fake_import};
 
 /* ---- clients ---- */
 
