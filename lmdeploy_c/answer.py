@@ -134,6 +134,7 @@ class Answer:
         index: int = 0,
         input_ids: Sequence[int] = (),
         too_long: bool = False,
+        skip_special_tokens: bool = True,
     ) -> None:
         self.request = request
         self.input_ids = list(input_ids)
@@ -143,6 +144,7 @@ class Answer:
         self._detokenizer = detokenizer
         self._matcher = matcher
         self._too_long = too_long
+        self.skip_special_tokens = skip_special_tokens
 
     @property
     def done(self) -> bool:
@@ -224,7 +226,9 @@ class Failed:
 
     done = True
 
-    def __init__(self, message: str, index: int = 0) -> None:
+    def __init__(
+        self, message: str, index: int = 0, code: ResponseType = ResponseType.BAD_REQUEST
+    ) -> None:
         self.input_ids: list[int] = []
         self.response = Response(
             "",
@@ -232,7 +236,7 @@ class Failed:
             0,
             finish_reason="error",
             index=index,
-            error_code=ResponseType.BAD_REQUEST,
+            error_code=code,
             error_message=message,
         )
 

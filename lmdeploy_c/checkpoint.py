@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -40,6 +41,22 @@ class Checkpoint:
     eos_token_ids: list[int]
     bos_token_id: int | None
     file_bytes: int
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """A checksum of the configuration and of samples of the weights' files: another model, or
+    other weights, have another one. Reads at most 256 KiB of each file."""
+    digest = hashlib.blake2b(repr(sorted(checkpoint.config.items())).encode(), digest_size=16)
+    source = checkpoint.source
+    paths = {spec[3] for spec in source} if isinstance(source, list) else {source.path}
+    for path in sorted(paths):
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(size.to_bytes(8, "little"))
+            for i in range(64):
+                file.seek(size * i // 64)
+                digest.update(file.read(4096))
+    return digest.hexdigest()
 
 
 # ---- finding ----

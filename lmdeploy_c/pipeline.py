@@ -6,6 +6,7 @@ wait in C with the GIL released and never touch asyncio.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import warnings
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .answer import Answer, Failed, interleave, stop_rules, whole
 from .chat_template import ChatTemplateConfig
-from .checkpoint import Checkpoint, open_checkpoint, resolve_model
+from .checkpoint import Checkpoint, fingerprint, open_checkpoint, resolve_model
 from .loading import (
     EngineConfig,
     check_model_format,
@@ -29,6 +30,7 @@ from .loading import (
 from .messages import (
     GenerationConfig,
     Response,
+    ResponseType,
     SpeculativeConfig,
     TurbomindEngineConfig,
     VisionConfig,
@@ -37,6 +39,8 @@ from .messages import (
 from .progress import loading_progress, prompt_bar
 from .prompts import Prompt, as_messages, parse_prompts, per_prompt
 from .session import Session
+from .stateful import KEYWORDS as STATEFUL_KEYWORDS
+from .stateful import NumberedSessions
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -55,8 +59,6 @@ Asker = Callable[[int], Answer | Failed]
 CPU_BATCH_SIZE = 64
 CPU_PREFILL_TOKENS = 512
 
-#: Keywords of LMDeploy's stateful engine, with the value that means a stateless request.
-_STATELESS = {"sequence_start": True, "sequence_end": True, "step": 0}
 #: Keywords that go to the chat template.
 _TEMPLATE_KEYWORDS = ("tools", "enable_thinking", "reasoning_effort", "add_generation_prompt")
 
@@ -108,6 +110,7 @@ class Pipeline:
         self._max_log_len = max_log_len
         self._end_ids = list(checkpoint.eos_token_ids)
         self._special_ids = {text: i for i, text in self.tokenizer.special_tokens.items()}
+        self._numbered = NumberedSessions()
         self._load(config, checkpoint)
 
     def _load(self, config: TurbomindEngineConfig, checkpoint: Checkpoint) -> None:
@@ -137,6 +140,14 @@ class Pipeline:
             block_len=size.block_len,
         )
         self._core: Engine | None = engine
+        self._kv_tags = {
+            "model": fingerprint(checkpoint),
+            "device": f"{model.device} {model.isa}",
+            "rope_len": size.session_len if checkpoint.config["rope_type"] == "dynamic" else None,
+            "block_len": size.block_len,
+            "kv_bits": 16,
+            "fast_activations": config.fast_activations,
+        }
         self._finalizer = weakref.finalize(self, engine.close)
         self.backend_config = dataclasses.replace(
             config,
@@ -210,12 +221,17 @@ class Pipeline:
         either. gen_config: one for all, or a list with one for each.
         do_preprocess: False takes texts as they are, without the chat template.
         use_tqdm: a progress bar; None: for more than 8 prompts on a terminal or in a notebook.
-        kwargs: for the chat template (tools, enable_thinking, chat_template_kwargs, ...).
+        kwargs: for the chat template (tools, enable_thinking, chat_template_kwargs, ...), or for
+        one prompt LMDeploy's session_id, sequence_start, sequence_end and step (`stateful`).
 
         Ctrl-C ends the call early: it returns what there is, with finish_reason "abort". A second
         one raises KeyboardInterrupt.
         """
         items, single = parse_prompts(prompts)
+        turn = self._numbered_turn(items, gen_config, do_preprocess, adapter_name, kwargs)
+        if turn is not None:
+            *_, response = whole(turn)
+            return response
         ask = self._asker(items, gen_config, do_preprocess, adapter_name, kwargs)
         answers: list[Answer | Failed] = []
         try:
@@ -255,6 +271,9 @@ class Pipeline:
         iteration early, or Ctrl-C, cancels what is still running.
         """
         items, _ = parse_prompts(prompts)
+        turn = self._numbered_turn(items, gen_config, do_preprocess, adapter_name, kwargs)
+        if turn is not None:
+            return turn if stream_response else whole(turn)
         ask = self._asker(items, gen_config, do_preprocess, adapter_name, kwargs)
         owners = per_prompt(sessions, len(items), "sessions")
 
@@ -274,35 +293,45 @@ class Pipeline:
         do_preprocess: bool = True,
         adapter_name: str | None = None,
         stream_response: bool = True,
+        session: Session | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[Response]:
         """Answers one prompt in an event loop: `async for piece in pipe.generate(prompt)`.
 
-        Arguments as for `infer`. Many may run at once; they share the engine's batch. Leaving the
-        iteration, or cancelling its task, cancels the request.
+        Arguments as for `infer`; with a session it is that one's next turn. Many may run at once;
+        they share the engine's batch. Leaving the iteration, or cancelling its task, cancels the
+        request.
         """
         import asyncio  # takes 40 ms, and who gets here has it
 
         items, single = parse_prompts(prompt)
         if not single:
             raise TypeError("generate answers one prompt; start it once for each")
-        answer = self._asker(items, gen_config, do_preprocess, adapter_name, kwargs)(0)
-        if isinstance(answer, Failed):
-            yield answer.response
-            return
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        fd = answer.request.fileno()
-        loop.add_reader(fd, ready.set)
         try:
-            while not answer.done:
-                await ready.wait()
-                ready.clear()
-                delta = answer.read(timeout=0)
-                if delta is not None and stream_response:
-                    yield delta
-        finally:
-            loop.remove_reader(fd)
-            answer.cancel()
+            numbered = self._numbered.take(self, kwargs)
+        except LookupError as e:
+            yield Failed(str(e), code=ResponseType.SESSION_NOT_EXIST).response
+            return
+        session = numbered.session if numbered else session
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        ask = self._asker(items, gen_config, do_preprocess, adapter_name, kwargs, session)
+        with self._turn(items[0], ask, session) as answer:
+            if isinstance(answer, Failed):
+                yield answer.response
+                return
+            fd = answer.request.fileno()
+            loop.add_reader(fd, ready.set)
+            try:
+                while not answer.done:
+                    await ready.wait()
+                    ready.clear()
+                    delta = answer.read(timeout=0)
+                    if delta is not None and stream_response:
+                        yield delta
+            finally:
+                loop.remove_reader(fd)
+        if numbered:
+            self._numbered.leave(numbered)
         if not stream_response:
             yield answer.response
 
@@ -352,30 +381,89 @@ class Pipeline:
             raise TypeError("chat takes one prompt: a text, or the messages of one turn")
         session = self.session() if session is None else session
         session.gen_config = gen_config or session.gen_config
-        ask = self._asker(items, session.gen_config, do_preprocess, adapter_name, kwargs)
+        config = session.gen_config
+        ask = self._asker(items, config, do_preprocess, adapter_name, kwargs, session)
 
-        def turn() -> Iterator[Response]:
-            session.begin(items[0])
-            answer = None
-            try:
-                if do_preprocess:
-                    items[0] = session.messages(items[0])  # complete only now that it is our turn
-                answer = ask(0)
-                session.running(answer)
+        def deltas() -> Iterator[Response]:
+            with self._turn(items[0], ask, session) as answer:
                 yield from interleave(lambda _: answer, 1)
-            finally:
-                if answer is not None and not answer.done:
-                    answer.cancel()
-                session.end(answer)
 
         if stream_response:
-            return turn()
-        try:
-            for _ in turn():
+            return deltas()
+        # An interrupt ends the turn, and the session has what there is.
+        with contextlib.suppress(KeyboardInterrupt):
+            for _ in deltas():
                 pass
-        except KeyboardInterrupt:
-            pass  # the turn has ended and the session has what there is
         return session
+
+    def load_session(self, path: str | Path) -> Session:
+        """A conversation that `Session.save` wrote, here or in an earlier process.
+
+        It goes on where it was. KV that was saved with it serves if model, device, instruction set
+        and KV cache are the same; otherwise the text is computed again by the next turn. Nobody
+        but this session reads KV from a file. Raises OSError, and ValueError for a file that is
+        damaged, no session's, or another tokenizer's.
+        """
+        from . import session_file
+
+        return session_file.read(self, Path(path))
+
+    def session_tags(self) -> dict[str, Any]:
+        """What KV depends on, as a file of a session says it."""
+        return {"tokenizer": self.tokenizer.fingerprint(), **self._kv_tags}
+
+    def import_session(self, token_ids: Any, layout: str, n_computed: int, kv: Any) -> Any:
+        """`_C.Engine.import_session`, for `session_file`."""
+        return self._engine().import_session(token_ids, layout, n_computed, kv)
+
+    @contextlib.contextmanager
+    def _turn(
+        self, prompt: Prompt, ask: Asker, session: Session | None
+    ) -> Iterator[Answer | Failed]:
+        """Asks one prompt, with a session as its next turn; what still runs in the end is
+        cancelled."""
+        answer = None
+        if session is not None:
+            session.begin(prompt)
+        try:
+            answer = ask(0)
+            if session is not None:
+                session.running(answer)
+            yield answer
+        finally:
+            if answer is not None and not answer.done:
+                answer.cancel()
+            if session is not None:
+                session.end(answer)
+
+    def _numbered_turn(
+        self,
+        items: list[Prompt],
+        gen_config: GenConfigs,
+        do_preprocess: bool,
+        adapter_name: str | None,
+        kwargs: Mapping[str, Any],
+    ) -> Iterator[Response] | None:
+        """The deltas of a request with LMDeploy's older keywords for sessions; None without."""
+        try:
+            numbered = self._numbered.take(self, kwargs)
+        except LookupError as e:
+            return iter([Failed(str(e), code=ResponseType.SESSION_NOT_EXIST).response])
+        if numbered is None:
+            return None
+        if len(items) != 1:
+            raise ValueError("session_id takes one prompt; ask each by itself")
+        session = numbered.session
+        ask = self._asker(items, gen_config, do_preprocess, adapter_name, kwargs, session)
+
+        def deltas() -> Iterator[Response]:
+            try:
+                with self._turn(items[0], ask, session) as answer:
+                    yield from interleave(lambda _: answer, 1)
+            finally:
+                self._numbered.leave(numbered)
+
+        return deltas()
 
     # Scores
 
@@ -432,6 +520,7 @@ class Pipeline:
         do_preprocess: bool,
         adapter_name: str | None,
         kwargs: Mapping[str, Any],
+        session: Session | None = None,
     ) -> Asker:
         """Checks a call's arguments; the result asks the i-th prompt."""
         self._engine()
@@ -444,7 +533,7 @@ class Pipeline:
         template_kwargs = _template_kwargs(kwargs)
 
         def ask(i: int) -> Answer | Failed:
-            return self._ask(i, prompts[i], configs[i], do_preprocess, template_kwargs)
+            return self._ask(i, prompts[i], configs[i], do_preprocess, template_kwargs, session)
 
         return ask
 
@@ -455,12 +544,13 @@ class Pipeline:
         config: GenerationConfig,
         do_preprocess: bool,
         template_kwargs: Mapping[str, Any],
+        session: Session | None,
     ) -> Answer | Failed:
         """Submits one prompt. Whatever is wrong with it becomes its answer."""
         engine = self._engine()
         try:
             config.check()
-            ids = self._encode(index, prompt, do_preprocess, template_kwargs)
+            ids = self._encode(index, prompt, do_preprocess, template_kwargs, session)
             template_words = self.chat_template.stop_words if do_preprocess else []
             matcher, stop_ids = stop_rules(config, template_words, self._special_ids, self._end_ids)
             parameters = self._parameters(config)
@@ -470,24 +560,46 @@ class Pipeline:
         except Exception as e:  # a template may raise anything
             return Failed(str(e) or type(e).__name__, index)
         try:
-            request = engine.submit(ids, stop_token_ids=stop_ids, **parameters)
+            request = engine.submit(
+                ids,
+                stop_token_ids=stop_ids,
+                session=session.kept() if session else None,
+                keep_session=session is not None,
+                **parameters,
+            )
         except (OverflowError, TypeError, ValueError) as e:
             return Failed(str(e), index)
         too_long = len(ids) >= (self.backend_config.session_len or 0)
-        return Answer(request, detokenizer, matcher, index=index, input_ids=ids, too_long=too_long)
+        return Answer(
+            request,
+            detokenizer,
+            matcher,
+            index=index,
+            input_ids=ids,
+            too_long=too_long,
+            skip_special_tokens=config.skip_special_tokens,
+        )
 
     def _encode(
-        self, index: int, prompt: Prompt, do_preprocess: bool, template_kwargs: Mapping[str, Any]
+        self,
+        index: int,
+        prompt: Prompt,
+        do_preprocess: bool,
+        template_kwargs: Mapping[str, Any],
+        session: Session | None,
     ) -> list[int]:
         if do_preprocess:
             template = self.chat_template
-            text = template.messages2prompt(as_messages(prompt), **template_kwargs)
+            messages = session.messages(prompt) if session else prompt
+            text = template.messages2prompt(as_messages(messages), **template_kwargs)
             add_bos = not template.adds_bos
         elif isinstance(prompt, str):
-            text, add_bos = prompt, True
+            text, add_bos = session.text_so_far() + prompt if session else prompt, True
         else:
             raise ValueError("do_preprocess=False takes a text; a conversation needs the template")
         logger.debug("prompt %d: %r", index, text[: self._max_log_len])
+        if session:
+            return session.encode(text, add_bos)
         return self.tokenizer.encode(text, add_bos=add_bos)
 
     def _parameters(self, config: GenerationConfig) -> dict[str, Any]:
@@ -528,20 +640,14 @@ def _read_ppl(request: Request) -> float:
 
 
 def _template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a call that are the chat template's. Refuses those of stateful engines."""
+    """The keywords of a call that are the chat template's."""
     found: dict[str, Any] = {}
     for name, value in kwargs.items():
-        if name in _STATELESS:
-            if value != _STATELESS[name]:
-                raise unsupported(
-                    f"{name}={value!r}: this release keeps no state between requests; "
-                    f"use Pipeline.chat with a session"
-                )
-        elif name == "chat_template_kwargs":
+        if name == "chat_template_kwargs":
             found.update(value or {})
         elif name in _TEMPLATE_KEYWORDS:
             found[name] = value
-        else:
+        elif name not in STATEFUL_KEYWORDS:
             raise TypeError(f"unknown keyword {name!r}")
     return found
 

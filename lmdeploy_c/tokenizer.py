@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
@@ -113,6 +114,11 @@ class Tokenizer:
             if joined[: len(before)] == before:
                 ids = joined[len(before) :]
         return ids
+
+    def fingerprint(self) -> str:
+        """A checksum of vocabulary and rules: who has the same reads the same tokens."""
+        rules = [self._tokenizer.to_str(), repr(sorted(self.special_tokens.items()))]
+        return hashlib.blake2b("\0".join(rules).encode(), digest_size=16).hexdigest()
 
     # ---- Hugging Face ----
 

@@ -308,8 +308,11 @@ def test_an_answer_ends_where_the_context_does(pipe: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "why"),
     [
-        ({"sequence_start": False}, UnsupportedError, "sequence_start=False"),
-        ({"step": 3}, UnsupportedError, "step=3"),
+        ({"sequence_start": False}, ValueError, "need a session_id"),
+        ({"step": 3}, ValueError, "need a session_id"),
+        ({"session_id": 1}, ValueError, "one prompt"),
+        ({"session_id": "a"}, TypeError, "session_id: an integer"),
+        ({"session_id": 1, "step": -1}, TypeError, "step: an integer"),
         ({"adapter_name": "a"}, UnsupportedError, "adapter_name='a'"),
         ({"temperature": 0.1}, TypeError, "unknown keyword 'temperature'"),
         ({"gen_config": [SHORT]}, ValueError, "gen_config has 1 items for 3 prompts"),
