@@ -37,11 +37,17 @@ _LATER_FLAGS = (
     "--speculative-num-draft-tokens",
 )
 
+#: Commands of a conversation, and whether each takes a file.
+_COMMANDS = {"/help": False, "/undo": False, "/reset": False, "/save": True, "/load": True}
+
 _CHAT_HELP = """\
 Enter sends. A line that ends in \\ goes on in the next one; so does text between two \"\"\".
-  /help    this text
-  /reset   forget the conversation
-  /exit    leave (also: exit, end, Ctrl-D)
+  /help       this text
+  /undo       take the last turn back
+  /reset      forget the conversation
+  /save FILE  write the conversation to a file
+  /load FILE  go on with one
+  /exit       leave (also: exit, end, Ctrl-D)
 Ctrl-C stops the answer that is being written, and keeps the conversation."""
 
 
@@ -298,18 +304,39 @@ def _talk(pipe: Pipeline, session: Session) -> None:
         f"{plan['session_len']} tokens of context. /help for help"
     )
     for prompt in _prompts():
-        command = prompt.strip().lower()
-        if command in ("/exit", "/quit", "exit", "end"):
+        command, _, argument = prompt.strip().partition(" ")
+        if prompt.strip().lower() in ("/exit", "/quit", "exit", "end"):
             return
+        if command in _COMMANDS and _COMMANDS[command] == bool(argument):
+            session = _command(pipe, session, command, argument.strip())
+        elif command in _COMMANDS or (command.startswith("/") and not argument):
+            _note(f"{command[:60]} is no command as it stands: /help")
+        elif command:
+            _answer(session, prompt)
+
+
+def _command(pipe: Pipeline, session: Session, command: str, path: str) -> Session:
+    """Does what a line of the conversation asks; the session that goes on."""
+    try:
         if command == "/help":
             print(_CHAT_HELP)
         elif command == "/reset":
             session.reset()
             _note("(a new conversation)")
-        elif command.startswith("/") and " " not in command and command.count("/") == 1:
-            _note(f"{command} is no command: /help, /reset, /exit")
-        elif command:
-            _answer(session, prompt)
+        elif command == "/undo":
+            session.rewind(1)
+            _note(f"({len(session.history)} turns)")
+        elif command == "/save":
+            session.save(path)
+            _note(f"(saved: {len(session.history)} turns)")
+        else:
+            loaded = pipe.load_session(path)
+            loaded.gen_config = session.gen_config
+            _note(f"(loaded: {len(loaded.history)} turns)")
+            return loaded
+    except (OSError, TypeError, ValueError) as error:
+        _complain(str(error))
+    return session
 
 
 def _prompts() -> Iterator[str]:

@@ -213,7 +213,7 @@ class Terminal:
         raise AssertionError("chat does not end")
 
 
-def test_a_conversation_on_a_terminal() -> None:
+def test_a_conversation_on_a_terminal(tmp_path: Path) -> None:
     terminal = Terminal()
     terminal.wait_for(">>> ")
     terminal.type(QUESTION + "\n")
@@ -223,8 +223,17 @@ def test_a_conversation_on_a_terminal() -> None:
     terminal.wait_for("forget the conversation")
     terminal.type("/nonsense\n")
     terminal.wait_for("is no command")
-    terminal.type("/reset\n")
-    terminal.wait_for("(a new conversation)")
+    for line, said in (
+        (f"/save {tmp_path}/talk", "(saved: 1 turns)"),
+        ("/undo", "(0 turns)"),
+        ("/undo", "there are 0 turns"),
+        (f"/load {tmp_path}/none", "No such file"),
+        (f"/load {tmp_path}/talk", "(loaded: 1 turns)"),
+        ("/save", "is no command as it stands"),
+        ("/reset", "(a new conversation)"),
+    ):
+        terminal.type(line + "\n")
+        terminal.wait_for(said)
     terminal.type("/exit\n")
     assert terminal.end() == 0
 
