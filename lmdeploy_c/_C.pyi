@@ -249,5 +249,21 @@ def cpu_info() -> dict[str, Any]:
 def alloc_count() -> int:
     """Allocations the core has made in this process."""
 
+def alloc_bytes() -> int:
+    """The bytes of these allocations, freed ones included."""
+
+def model_sizes(
+    config: dict[str, Any], source: Gguf | Sequence[TensorSpec], *, device: str = "cpu"
+) -> dict[str, int]:
+    """What a Model of these arguments would take. Reads headers and small vectors, allocates no
+    weight, and refuses what a Model refuses.
+
+    weight_bytes: of all matrices, as the backend keeps them. read_bytes: those that one decoded
+    token reads: all but an embedding that is not the lm_head too."""
+
+def read_bandwidth(n_bytes: int, num_threads: int = 0, seconds: float = 0.2) -> float:
+    """Bytes a second that num_threads threads (0: all usable ones) read together from a buffer of
+    n_bytes, in the best of the passes that fit into `seconds`. MemoryError, ValueError."""
+
 def alloc_fail_after(n: int) -> None:
     """Makes the core's n-th allocation from now fail, once (0: off). For fault injection."""

@@ -23,7 +23,6 @@ from .loading import (
     check_model_format,
     engine_config,
     make_chat_template,
-    plan_kv_cache,
     set_log_level,
     warn_of_slow_kernels,
 )
@@ -35,6 +34,7 @@ from .messages import (
     VisionConfig,
     unsupported,
 )
+from .planning import plan_memory
 from .progress import loading_progress, prompt_bar
 from .prompts import Prompt, as_messages, parse_prompts, per_prompt
 from .session import Session
@@ -52,10 +52,6 @@ OnePrompt = str | Sequence[Mapping[str, Any]]
 GenConfigs = GenerationConfig | list[GenerationConfig] | None
 #: Asks the i-th prompt of a call.
 Asker = Callable[[int], Answer | Failed]
-
-#: Seats of the batch and the token budget of a step, on the CPU.
-CPU_BATCH_SIZE = 64
-CPU_PREFILL_TOKENS = 512
 
 #: Keywords of LMDeploy's stateful engine, with the value that means a stateless request.
 _STATELESS = {"sequence_start": True, "sequence_end": True, "step": 0}
@@ -116,9 +112,9 @@ class Pipeline:
         """Sizes everything, says so, then loads the weights and starts the engine."""
         from . import _C
 
-        batch_size = config.max_batch_size or CPU_BATCH_SIZE
-        prefill_tokens = config.max_prefill_token_num or CPU_PREFILL_TOKENS
-        size = plan_kv_cache(config, checkpoint, batch_size)
+        memory = plan_memory(config, checkpoint)
+        size, batch_size = memory.kv, memory.max_batch_size
+        prefill_tokens = memory.max_prefill_token_num
         with loading_progress() as progress:
             model = _C.Model(
                 checkpoint.config,
@@ -156,6 +152,7 @@ class Pipeline:
             "isa": model.isa,
             "num_threads": model.num_threads,
             "weight_bytes": model.weight_bytes,
+            "scratch_bytes": memory.scratch_bytes,
             "kv_bytes": size.n_bytes,
             "kv_blocks": size.n_blocks,
             "kv_block_len": size.block_len,
