@@ -3,7 +3,8 @@
 `prometheus_text(pipe)` is the text of a scrape, without a dependency. A server that has
 prometheus-client registers a `Collector`, which reads the engine only when it is scraped:
 
-    prometheus_client.REGISTRY.register(lmdeploy_c.metrics.Collector(pipe))
+    from lmdeploy_c.metrics import Collector
+    prometheus_client.REGISTRY.register(Collector(pipe))
 """
 
 from __future__ import annotations

@@ -225,9 +225,9 @@ def plan(
     """What a pipeline of these arguments would take on this machine; it loads nothing.
 
     Sizes come from the files' headers and are those that the pipeline will have: one arithmetic for
-    both. The speed is a limit: every decoded token reads all weights and the sequence's KV once, at
-    the bandwidth measured here in 0.2 s. Of that limit SmolLM2-135M reaches about a half on an idle
-    machine, larger models more, since small steps wait for other things than memory too.
+    both. The speed is a limit, not a promise: every decoded token reads all weights and the
+    sequence's KV once, at the bandwidth measured here in 0.2 s. On idle machines 50 to 100 % of it
+    were reached (docs/benchmarks.md), beside busy neighbours less.
 
     model_path, backend_config: as for `pipeline`. read_bytes_per_second: None measures it.
     Raises what `pipeline` raises: FileNotFoundError, CheckpointError, UnsupportedError, ValueError,

@@ -54,7 +54,7 @@ lmd_status lmd_read_bandwidth(lmd_threads *threads, size_t n_bytes, double secon
                         used);
     }
     self->bytes = bytes;
-    timed(threads, self, n_slices, write_slice); /* pages that were never written are not read */
+    timed(threads, self, n_slices, write_slice); /* a page never written is not really read */
     const int64_t end = lmd_now_ns() + (int64_t)(seconds * 1e9);
     int64_t best = INT64_MAX;
     for (int32_t pass = 0; pass < MIN_PASSES || lmd_now_ns() < end; pass++) {

@@ -6,9 +6,9 @@
 #include "base/status.h"
 #include "base/threads.h"
 
-/* Reads a buffer of n_bytes again and again for about `seconds` (three times at least), and gives
- * the rate of the best pass: neighbours can only slow one down. A buffer as large as what will
- * be read later meets the same caches. LMD_NO_MEMORY. */
+/* Reads a buffer of n_bytes again and again for about `seconds`, three times at least, and
+ * gives the rate of the best pass: neighbours can only slow one down. A buffer as large as what
+ * will be read later meets the same caches. LMD_NO_MEMORY. */
 lmd_status lmd_read_bandwidth(lmd_threads *threads, size_t n_bytes, double seconds,
                               double *bytes_per_second, lmd_err *err);
 
