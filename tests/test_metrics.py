@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import GOLDEN, make_engine, read_all
+from conftest import make_engine, read_all
 from test_engine import only_output, wait_until
 
 import lmdeploy_c
@@ -22,7 +22,8 @@ from lmdeploy_c import _C, GenerationConfig, TurbomindEngineConfig, trace
 from lmdeploy_c import metrics as prometheus
 
 Metrics = dict[str, Any]
-TINY = GOLDEN / "models" / "llama-gqa-tied"
+#: An engine whose requests of 190 000 tokens are met before they end.
+ENDLESS = {"session_len": 200_000, "n_blocks": 6400}
 
 
 def at_rest(engine: _C.Engine) -> Metrics:
@@ -123,12 +124,12 @@ def test_a_repeated_prompt_is_a_hit(tiny_engine: _C.Engine) -> None:
 
 
 def test_every_reason_is_counted(tiny_model: _C.Model) -> None:
-    engine = make_engine(tiny_model, session_len=20_000, n_blocks=400)
+    engine = make_engine(tiny_model, **ENDLESS)
     stop = read_all(engine.submit([5, 6, 7], max_new_tokens=5)).token_ids[2]
     assert read_all(engine.submit([5, 6, 7], stop_token_ids=[stop])).finish_reason == "stop"
     assert only_output(engine.submit([])).finish_reason == "error"
     assert only_output(engine.submit([1, 10**6])).finish_reason == "error"
-    request = engine.submit([5, 6], max_new_tokens=19_000)
+    request = engine.submit([5, 6], max_new_tokens=190_000)
     assert request.read(30) is not None
     assert engine.metrics()["n_running"] == 1
     request.cancel()
@@ -281,11 +282,11 @@ def test_a_full_trace_keeps_the_newest_steps(tiny_engine: _C.Engine) -> None:
 
 
 def test_a_request_may_outlive_a_trace_on_both_sides(tiny_model: _C.Model) -> None:
-    engine = make_engine(tiny_model, session_len=20_000, n_blocks=400)
-    early = engine.submit([5, 6], max_new_tokens=19_000)
+    engine = make_engine(tiny_model, **ENDLESS)
+    early = engine.submit([5, 6], max_new_tokens=190_000)
     assert early.read(30) is not None
     engine.trace_start()
-    late = engine.submit([5, 7], max_new_tokens=19_000)
+    late = engine.submit([5, 7], max_new_tokens=190_000)
     assert late.read(30) is not None
     early.cancel()
     read_all(early)
@@ -321,8 +322,8 @@ def test_a_trace_needs_its_memory(tiny_engine: _C.Engine) -> None:
 
 
 def test_tracing_a_steady_decode_allocates_nothing(tiny_model: _C.Model) -> None:
-    engine = make_engine(tiny_model, session_len=20_000, n_blocks=400)
-    request = engine.submit([5, 6], max_new_tokens=19_000)
+    engine = make_engine(tiny_model, **ENDLESS)
+    request = engine.submit([5, 6], max_new_tokens=190_000)
     assert request.read(30) is not None
     engine.trace_start(50)
     before = engine.stats()
