@@ -120,7 +120,8 @@ def test_nothing_is_loaded(smollm2_path: Path) -> None:
 import time
 from lmdeploy_c import TurbomindEngineConfig, _C, checkpoint, planning
 def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
+    status = open("/proc/self/status").read()
+    return int(status.split("RssAnon:")[1].split()[0]) << 10  # without pages of the file
 model = checkpoint.open_checkpoint(checkpoint.resolve_model(None))  # its metadata stays
 before, allocated, start = resident(), _C.alloc_bytes(), time.monotonic()
 plan = planning.plan_memory(TurbomindEngineConfig(), model)
@@ -134,7 +135,7 @@ print(seconds, resident() - before, _C.alloc_bytes() - allocated, plan.weight_by
     assert seconds < 1 * SLOWER
     assert weights > 90e6
     assert allocated < 2e6
-    assert grown < 0.1 * weights
+    assert grown < 0.05 * weights
 
 
 def test_a_broken_model_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
