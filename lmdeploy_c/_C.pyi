@@ -128,6 +128,7 @@ class Engine:
     prefill and batches, about 1 % more error. Weights of other forms are not touched.
     enable_prefix_caching: texts that begin alike share the KV of their full blocks, of prompts and
     answers alike, until it is evicted; no answer changes by a bit.
+    enable_metrics: False keeps no histograms, and `metrics` raises RuntimeError.
     Raises ValueError for a wrong value, MemoryError when the pool cannot be allocated.
     """
 
@@ -143,6 +144,7 @@ class Engine:
         kv_bits: int = 16,
         fast_activations: bool = False,
         enable_prefix_caching: bool = True,
+        enable_metrics: bool = True,
     ) -> None: ...
     def submit(
         self,
@@ -190,6 +192,22 @@ class Engine:
     def stats(self) -> dict[str, int | float]:
         """Counters: n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks, n_steps,
         n_tokens_prefilled, n_tokens_generated, n_preempted, n_allocs (allocations of the core)."""
+    def metrics(self) -> dict[str, Any]:
+        """Counters and histograms of one moment: `Pipeline.metrics` says which. Any thread.
+
+        Rejected requests count as submitted, and as ended by "error"."""
+    def trace_start(self, max_steps: int = 65536) -> None:
+        """Starts to record the last max_steps steps. ValueError when a trace runs already."""
+    def trace_stop(self) -> dict[str, Any]:
+        """Ends the trace. start_ns, end_ns: its time, as all times in nanoseconds of
+        time.monotonic_ns. n_lost_steps, n_lost_events: what there was no room for.
+
+        steps: column -> int64 [n_steps]: start_ns, end_ns, n_seqs, n_prefilled and n_decoded
+        (tokens), budget, n_free_blocks, n_active_blocks, n_cached_blocks, n_running, n_waiting,
+        n_preempted. events: column -> int64 [n_events]: at_ns, kind (0 submitted, 1 started,
+        2 first token, 3 ended), request_id, n_tokens (of the prompt; of it found in KV; of the
+        prompt; generated), finish_reason (0 none, 1 stop, 2 length, 3 error, 4 abort).
+        ValueError when no trace runs."""
     def close(self) -> None:
         """Aborts every request, joins the thread, frees KV and scratch. Idempotent."""
 
@@ -271,6 +289,22 @@ def cpu_info() -> dict[str, Any]:
 
 def alloc_count() -> int:
     """Allocations the core has made in this process."""
+
+def alloc_bytes() -> int:
+    """The bytes of these allocations, freed ones included."""
+
+def model_sizes(
+    config: dict[str, Any], source: Gguf | Sequence[TensorSpec], *, device: str = "cpu"
+) -> dict[str, int]:
+    """What a Model of these arguments would take. Reads headers and small vectors, allocates no
+    weight, and refuses what a Model refuses.
+
+    weight_bytes: of all matrices, as the backend keeps them. read_bytes: those that one decoded
+    token reads: all but an embedding that is not the lm_head too."""
+
+def read_bandwidth(n_bytes: int, num_threads: int = 0, seconds: float = 0.2) -> float:
+    """Bytes a second that num_threads threads (0: all usable ones) read together from a buffer of
+    n_bytes, in the best of the passes that fit into `seconds`. MemoryError, ValueError."""
 
 def alloc_fail_after(n: int) -> None:
     """Makes the core's n-th allocation from now fail, once (0: off). For fault injection."""

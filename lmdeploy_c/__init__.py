@@ -19,6 +19,7 @@ from .messages import (
     VisionConfig,
 )
 from .pipeline import Pipeline, pipeline
+from .planning import Plan, plan
 from .session import Session
 from .tokenizer import Tokenizer
 from .version import __version__, version_info
@@ -33,6 +34,7 @@ __all__ = [
     "GenerationConfig",
     "Model",
     "Pipeline",
+    "Plan",
     "PytorchEngineConfig",
     "Response",
     "Scheduler",
@@ -43,6 +45,7 @@ __all__ = [
     "VisionConfig",
     "__version__",
     "pipeline",
+    "plan",
     "version_info",
 ]
 

@@ -1,4 +1,4 @@
-"""The command line: `lmdeploy_c chat`, `check_env`, `list`.
+"""The command line: `lmdeploy_c chat`, `plan`, `check_env`, `list`.
 
 Nothing heavy is imported until a command runs, so that --help answers at once. A mistake of the
 user is one line on standard error and exit code 1 (2 for wrong arguments), never a traceback.
@@ -161,6 +161,15 @@ def _add_options(
         )
 
 
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model_path",
+        nargs="?",
+        metavar="MODEL",
+        help="a GGUF file, a Hugging Face directory or a model id; default: the embedded model",
+    )
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
@@ -178,12 +187,7 @@ def make_parser() -> argparse.ArgumentParser:
         "it answers once and exits. '_' and '-' are the same in flags.",
         epilog="Enter sends; /help lists what else there is.",
     )
-    chat.add_argument(
-        "model_path",
-        nargs="?",
-        metavar="MODEL",
-        help="a GGUF file, a Hugging Face directory or a model id; default: the embedded model",
-    )
+    _add_model(chat)
     chat.add_argument("--prompt", help="Answer this and exit.")
     chat.add_argument(
         "--chat-template", help="A built-in template's name, or a file.json; None: the model's own."
@@ -220,6 +224,16 @@ def make_parser() -> argparse.ArgumentParser:
     for flag in _LATER_FLAGS:
         chat.add_argument(flag, nargs="*", action=_Later, help=argparse.SUPPRESS)
     chat.set_defaults(run=_chat)
+
+    planning = commands.add_parser(
+        "plan",
+        usage=f"{PROG} plan [MODEL] [options]",
+        formatter_class=_Formatter,
+        help="show what a model would take on this machine, without loading it",
+    )
+    _add_model(planning)
+    _add_options(planning.add_argument_group("engine"), _ENGINE_OPTIONS, TurbomindEngineConfig)
+    planning.set_defaults(run=_plan)
 
     check = commands.add_parser(
         "check_env",
@@ -363,6 +377,13 @@ def _read_prompt(read: Callable[[str], str] = input) -> str:
         if not more:
             return "\n".join(lines).replace('"""', "")
         ask = "... "
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from .planning import plan
+
+    print(plan(args.model_path, TurbomindEngineConfig(**_values(args, _ENGINE_OPTIONS))))
+    return 0
 
 
 def _check_env(args: argparse.Namespace) -> int:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
+from typing import Any
 
-from ._memory import KvSize, available_memory, format_size, kv_size
+from ._memory import KvSize, kv_size
 from .chat_template import ChatTemplate, ChatTemplateConfig
 from .checkpoint import Checkpoint
 from .messages import PytorchEngineConfig, TurbomindEngineConfig
@@ -57,29 +59,26 @@ def make_chat_template(config: ChatTemplateConfig | None, tokenizer: Tokenizer) 
     return (config or ChatTemplateConfig()).template(tokenizer)
 
 
-def plan_kv_cache(config: TurbomindEngineConfig, checkpoint: Checkpoint, batch_size: int) -> KvSize:
-    """Sizes the KV cache, and says so before anything large is allocated."""
-    shape = checkpoint.config
-    token_bytes = shape["n_layer"] * 2 * shape["n_kv_head"] * shape["head_dim"] * 2  # K, V; fp16
-    available = available_memory() - checkpoint.file_bytes
+def kv_token_bytes(shape: Mapping[str, Any], kv_bits: int) -> int:
+    """Bytes of KV of one token in all layers. 8 and 4 bits carry a scale and a minimum, in half
+    precision, for each head's key and for its value."""
+    parameters = 4 if kv_bits < 16 else 0
+    head_bytes: int = shape["head_dim"] * kv_bits // 8 + parameters
+    return int(shape["n_layer"] * shape["n_kv_head"] * 2 * head_bytes)
+
+
+def plan_kv_cache(
+    config: TurbomindEngineConfig, shape: Mapping[str, Any], batch_size: int, available: int
+) -> KvSize:
+    """Sizes the KV cache of a model of that shape. available: bytes. MemoryError, ValueError."""
     size = kv_size(
         cache=config.cache_max_entry_count,
         block_len=config.cache_block_seq_len,
-        block_bytes=token_bytes * config.cache_block_seq_len,
+        block_bytes=kv_token_bytes(shape, 16) * config.cache_block_seq_len,
         session_len=config.session_len,
         model_len=shape["max_position"],
         max_batch_size=batch_size,
-        available=max(0, available),
-    )
-    logger.info(
-        "%s: weights %s, KV cache %s (%d blocks of %d tokens), session_len %d, max_batch_size %d",
-        checkpoint.path.name,
-        format_size(checkpoint.file_bytes),
-        format_size(size.n_bytes),
-        size.n_blocks,
-        size.block_len,
-        size.session_len,
-        batch_size,
+        available=available,
     )
     if size.session_len > shape["max_position"]:
         logger.warning(

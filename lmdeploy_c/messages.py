@@ -285,7 +285,7 @@ class TurbomindEngineConfig(_EngineConfig):
     dtype, model_format: what the checkpoint says; "hf" (floats), "awq", "gptq" and "gguf" insist on
     that form.
     download_dir, revision: for model ids that are no path. hf_overrides: replaces keys of
-    config.json. enable_metrics: both values are accepted; metrics come with the server.
+    config.json. enable_metrics: False keeps none for `Pipeline.metrics`.
     device: "auto" or "cpu". num_threads: None: what affinity mask and cgroup quota allow.
     fast_activations: weights of 4 bits meet activations of 8 bits instead of 16: faster prefill and
     batches, at about llama.cpp's precision. Never on by itself.

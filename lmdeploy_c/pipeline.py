@@ -23,7 +23,6 @@ from .loading import (
     check_model_format,
     engine_config,
     make_chat_template,
-    plan_kv_cache,
     set_log_level,
     warn_of_slow_kernels,
 )
@@ -36,12 +35,14 @@ from .messages import (
     VisionConfig,
     unsupported,
 )
+from .planning import plan_memory
 from .progress import loading_progress, prompt_bar
 from .prompts import Prompt, as_messages, parse_prompts, per_prompt
 from .session import Session
 from .stateful import KEYWORDS as STATEFUL_KEYWORDS
 from .stateful import NumberedSessions
 from .tokenizer import Tokenizer
+from .trace import recording
 
 if TYPE_CHECKING:
     from ._C import Engine, Request
@@ -54,10 +55,6 @@ OnePrompt = str | Sequence[Mapping[str, Any]]
 GenConfigs = GenerationConfig | list[GenerationConfig] | None
 #: Asks the i-th prompt of a call.
 Asker = Callable[[int], Answer | Failed]
-
-#: Seats of the batch and the token budget of a step, on the CPU.
-CPU_BATCH_SIZE = 64
-CPU_PREFILL_TOKENS = 512
 
 #: Keywords that go to the chat template.
 _TEMPLATE_KEYWORDS = ("tools", "enable_thinking", "reasoning_effort", "add_generation_prompt")
@@ -117,9 +114,9 @@ class Pipeline:
         """Sizes everything, says so, then loads the weights and starts the engine."""
         from . import _C
 
-        batch_size = config.max_batch_size or CPU_BATCH_SIZE
-        prefill_tokens = config.max_prefill_token_num or CPU_PREFILL_TOKENS
-        size = plan_kv_cache(config, checkpoint, batch_size)
+        memory = plan_memory(config, checkpoint)
+        size, batch_size = memory.kv, memory.max_batch_size
+        prefill_tokens = memory.max_prefill_token_num
         with loading_progress() as progress:
             model = _C.Model(
                 checkpoint.config,
@@ -135,6 +132,7 @@ class Pipeline:
             n_blocks=size.n_blocks,
             fast_activations=config.fast_activations,
             enable_prefix_caching=config.enable_prefix_caching,
+            enable_metrics=config.enable_metrics,
             max_batch_size=batch_size,
             max_prefill_token_num=prefill_tokens,
             block_len=size.block_len,
@@ -164,6 +162,7 @@ class Pipeline:
             "isa": model.isa,
             "num_threads": model.num_threads,
             "weight_bytes": model.weight_bytes,
+            "scratch_bytes": memory.scratch_bytes,
             "kv_bytes": size.n_bytes,
             "kv_blocks": size.n_blocks,
             "kv_block_len": size.block_len,
@@ -507,6 +506,41 @@ class Pipeline:
     def stats(self) -> dict[str, int | float]:
         """The engine's counters: see `_C.Engine.stats`."""
         return self._engine().stats()
+
+    def metrics(self) -> dict[str, Any]:
+        """What the engine has counted and timed, at one moment between two steps.
+
+        n_submitted: requests so far; of them n_running have a seat in the batch, n_waiting have
+        none yet, and n_ended counts the others by finish_reason. n_free_blocks, n_active_blocks,
+        n_cached_blocks: of the KV cache. n_steps. n_tokens_prefilled, n_tokens_generated: computed.
+        n_prompt_tokens, n_cached_tokens: tokens of prompts, and those found in the KV cache;
+        prefix_hit_rate: their ratio. n_preempted: times that a request has lost its seat.
+        histograms: name -> {"bounds", "counts", "count", "sum"}; counts[i] values were above
+        bounds[i - 1] and at most bounds[i], the last one counts the rest. Names that end in
+        _seconds are seconds, others tokens: time_to_first_token_seconds, inter_token_seconds,
+        step_seconds, step_tokens, queue_seconds, prefill_seconds, decode_seconds,
+        inference_seconds, request_seconds, prompt_tokens, generated_tokens, cached_tokens,
+        cache_hit_ratio (0 to 1).
+
+        A prompt that was refused before it reached the engine (a template that failed) is not
+        counted. `lmdeploy_c.metrics` has them for Prometheus. Raises RuntimeError when
+        enable_metrics is False.
+        """
+        return self._engine().metrics()
+
+    def trace(
+        self, path: str | Path, max_steps: int = 1 << 16
+    ) -> contextlib.AbstractContextManager[None]:
+        """Records what the engine does, and writes it in Chrome's trace format:
+
+            with pipe.trace("trace.json"):
+                pipe(prompts)
+
+        The file opens in chrome://tracing and ui.perfetto.dev. It is written when the context ends,
+        and holds the last max_steps steps (about 100 bytes of memory each, and 160 for events of
+        requests). One trace at a time: a second one raises ValueError.
+        """
+        return recording(self._engine(), path, max_steps)
 
     def _engine(self) -> Engine:
         if self._core is None:

@@ -22,6 +22,7 @@ typedef struct lmd_stream lmd_stream;
 
 typedef struct lmd_backend_config {
     int32_t n_threads; /* 0: the affinity mask and the cgroup quota */
+    bool sizes_only;   /* matrices are measured and not made: for plans before a load */
 } lmd_backend_config;
 
 /* Rows taken from one matrix of a checkpoint: row i is the matrix's row row_map[i] (NULL: row

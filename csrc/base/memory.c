@@ -14,12 +14,13 @@ enum {
 
 static size_t round_to_page(size_t n_bytes) { return (n_bytes + PAGE - 1) / PAGE * PAGE; }
 
-/* The only process-wide state of the core: two counters that tests read and set. */
-static atomic_uint_least64_t alloc_count;
+/* The only process-wide state of the core: counters that tests read and set. */
+static atomic_uint_least64_t alloc_count, alloc_bytes;
 static atomic_uint_least64_t fail_countdown;
 
-static int alloc_may_proceed(void) {
+static int alloc_may_proceed(size_t n_bytes) {
     atomic_fetch_add_explicit(&alloc_count, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&alloc_bytes, n_bytes, memory_order_relaxed);
     uint_least64_t left = atomic_load_explicit(&fail_countdown, memory_order_relaxed);
     while (left != 0)
         if (atomic_compare_exchange_weak(&fail_countdown, &left, left - 1)) return left != 1;
@@ -27,19 +28,19 @@ static int alloc_may_proceed(void) {
 }
 
 void *lmd_calloc(size_t n, size_t size) {
-    return alloc_may_proceed() ? calloc(n ? n : 1, size ? size : 1) : NULL;
+    return alloc_may_proceed(n * size) ? calloc(n ? n : 1, size ? size : 1) : NULL;
 }
 
 void *lmd_realloc(void *ptr, size_t n, size_t size) {
     size_t n_bytes;
     if (__builtin_mul_overflow(n ? n : 1, size ? size : 1, &n_bytes)) return NULL;
-    return alloc_may_proceed() ? realloc(ptr, n_bytes) : NULL;
+    return alloc_may_proceed(n_bytes) ? realloc(ptr, n_bytes) : NULL;
 }
 
 void lmd_free(void *ptr) { free(ptr); }
 
 void *lmd_alloc_large(size_t n_bytes) {
-    if (n_bytes == 0 || n_bytes > SIZE_MAX / 2 || !alloc_may_proceed()) return NULL;
+    if (n_bytes == 0 || n_bytes > SIZE_MAX / 2 || !alloc_may_proceed(n_bytes)) return NULL;
     if (n_bytes < HUGE_PAGE) {
         size_t rounded = (n_bytes + LMD_CACHE_LINE - 1) / LMD_CACHE_LINE * LMD_CACHE_LINE;
         void *small = aligned_alloc(LMD_CACHE_LINE, rounded);
@@ -69,6 +70,10 @@ void lmd_free_large(void *ptr, size_t n_bytes) {
 
 uint64_t lmd_alloc_count(void) {
     return atomic_load_explicit(&alloc_count, memory_order_relaxed);
+}
+
+uint64_t lmd_alloc_bytes(void) {
+    return atomic_load_explicit(&alloc_bytes, memory_order_relaxed);
 }
 
 void lmd_alloc_fail_after(uint64_t n) { atomic_store(&fail_countdown, n); }

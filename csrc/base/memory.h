@@ -24,8 +24,10 @@ void lmd_free(void *ptr);
 void *lmd_alloc_large(size_t n_bytes);
 void lmd_free_large(void *ptr, size_t n_bytes);
 
-/* How many allocations the calling process has made through this header. */
+/* How many allocations the calling process has made through this header, and of how many bytes
+ * in all. */
 uint64_t lmd_alloc_count(void);
+uint64_t lmd_alloc_bytes(void);
 
 /* Makes the n-th allocation from now fail, once (n >= 1; 0 turns it off). For fault injection.
  */

@@ -10,9 +10,9 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/memory.h"
 
 enum {
@@ -83,9 +83,7 @@ static void event_signal(lmd_event *event) {
  * long as a small one. */
 static void call_for_help(lmd_threads *self) {
     enum { PATIENCE_NS = 200000 };
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    int64_t now = (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+    int64_t now = lmd_now_ns();
     if (now - self->last_call < PATIENCE_NS) return;
     self->last_call = now;
     event_signal(&self->wake);

@@ -190,6 +190,18 @@ static lmd_status plan_segments(const lmd_weight_source *src, lmd_weight *weight
     return LMD_OK;
 }
 
+lmd_status lmd_cpu_weight_measure(const lmd_weight_source *src, lmd_weight **out,
+                                  lmd_err *err) {
+    lmd_weight *weight = lmd_calloc(1, sizeof *weight);
+    if (!weight) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a weight");
+    lmd_status status = plan_segments(src, weight, err);
+    if (status == LMD_OK)
+        *out = weight;
+    else
+        lmd_cpu_weight_free(weight);
+    return status;
+}
+
 lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads,
                                lmd_weight **out, lmd_err *err) {
     lmd_status status = LMD_OK;

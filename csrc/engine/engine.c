@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/memory.h"
 #include "engine/live_request.h"
 
@@ -34,8 +35,14 @@ struct lmd_engine {
     bool broken; /* the executor failed: why stands in broken_err */
     lmd_err broken_err;
     lmd_engine_stats stats;
+    lmd_metrics shown; /* the thread's metrics, as they were when they were last copied */
+    int64_t n_submitted, n_rejected;
+
+    lmd_trace trace; /* has its own lock */
 
     /* The thread's own. */
+    lmd_metrics metrics;
+    int64_t step_start, tokens_at; /* of this step: its start, when its tokens came; ns */
     lmd_executor *executor;
     lmd_scheduler *scheduler;
     lmd_live_request *living; /* list */
@@ -78,10 +85,16 @@ static void remove_live(lmd_engine *self, lmd_live_request *live) {
     if (live->next) live->next->prev = live->prev;
 }
 
-static void publish_stats(lmd_engine *self) {
-    pthread_mutex_lock(&self->lock);
+/* Lets clients see the state of now; the lock is held. */
+static void show(lmd_engine *self) {
     lmd_scheduler_get_stats(self->scheduler, &self->stats.scheduler);
-    pthread_mutex_unlock(&self->lock);
+    self->shown = self->metrics;
+}
+
+static void note(lmd_engine *self, const lmd_live_request *live, lmd_trace_kind kind,
+                 int64_t at, int32_t n_tokens, lmd_finish_reason reason) {
+    const lmd_trace_event event = {at, kind, live->seq_id, n_tokens, reason};
+    lmd_trace_add_event(&self->trace, &event);
 }
 
 /* Ends a living request everywhere. */
@@ -93,7 +106,13 @@ static void end_live(lmd_engine *self, lmd_live_request *live, lmd_finish_reason
     lmd_scheduler_finish(self->scheduler, live->seq_id,
                          NULL); /* unknown when it never was added */
     remove_live(self, live);
-    publish_stats(self); /* before the client knows of the end */
+    const int64_t now = lmd_now_ns();
+    lmd_metrics_ended(&self->metrics, &live->times, now, reason, live->n_prompt,
+                      live->n_generated);
+    note(self, live, LMD_TRACE_ENDED, now, live->n_generated, reason);
+    pthread_mutex_lock(&self->lock);
+    show(self); /* before the client knows of the end */
+    pthread_mutex_unlock(&self->lock);
     lmd_live_request_finish(live, reason, message);
     lmd_live_request_free(live);
 }
@@ -116,6 +135,8 @@ static void admit(lmd_engine *self, lmd_live_request *live) {
     };
     lmd_err err;
     add_live(self, live);
+    note(self, live, LMD_TRACE_SUBMITTED, live->times.submitted, live->n_prompt,
+         LMD_FINISH_NONE);
     if (lmd_scheduler_add(self->scheduler, &params, &err) != LMD_OK) {
         end_live(self, live, LMD_FINISH_ERROR, err.message);
         return;
@@ -168,12 +189,14 @@ static void end_in_plan(lmd_engine *self, lmd_live_request *live, int32_t first,
     end_live(self, live, LMD_FINISH_ERROR, message);
 }
 
-/* Tells the client, at the request's first step, how much of its prompt was found in KV. */
-static void note_cached(const lmd_engine *self, lmd_live_request *live) {
-    if (live->has_run) return;
-    live->has_run = true;
-    lmd_request_set_cached_len(live->request,
-                               lmd_scheduler_cached_len(self->scheduler, live->seq_id));
+/* At the request's first step: tells the client how much of its prompt was found in KV. */
+static void note_start(lmd_engine *self, lmd_live_request *live) {
+    if (live->times.started) return;
+    const int32_t cached_len = lmd_scheduler_cached_len(self->scheduler, live->seq_id);
+    lmd_request_set_cached_len(live->request, cached_len);
+    lmd_metrics_started(&self->metrics, &live->times, self->step_start, live->n_prompt,
+                        cached_len);
+    note(self, live, LMD_TRACE_STARTED, self->step_start, cached_len, LMD_FINISH_NONE);
 }
 
 /* Fills the rows of one sequence of the plan, from logits row `first` on; returns how many. */
@@ -183,7 +206,7 @@ static int32_t fill_rows(lmd_engine *self, const lmd_plan *plan, int32_t seq_idx
     int32_t n_tokens, n = 0, end = plan->token_offsets[seq_idx + 1];
     const int32_t *tokens =
         lmd_scheduler_tokens(self->scheduler, plan->seq_ids[seq_idx], &n_tokens);
-    note_cached(self, live);
+    note_start(self, live);
     while (first + n < plan->n_logits_rows && plan->logits_rows[first + n] < end) n++;
     const bool has_room = reserve_logits(self, live, n);
     for (int32_t i = first; i < first + n; i++) {
@@ -228,21 +251,56 @@ static void take_rows(lmd_engine *self, const lmd_plan *plan, const lmd_plan_res
     }
 }
 
-static void count_step(lmd_engine *self, const lmd_plan *plan) {
-    int64_t n_generated = 0, n_prefilled = 0;
-    for (int32_t i = 0; i < plan->n_logits_rows; i++) n_generated += self->row_tokens[i] >= 0;
+/* Counts a step's new tokens, before they are handed out, so that no client knows more than the
+ * metrics; returns how many. */
+static int32_t count_tokens(lmd_engine *self, const lmd_plan *plan) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < plan->n_logits_rows; i++) {
+        lmd_live_request *live = self->row_lives[i];
+        if (self->row_tokens[i] < 0) continue;
+        n++;
+        if (lmd_metrics_token(&self->metrics, &live->times, self->tokens_at))
+            note(self, live, LMD_TRACE_FIRST_TOKEN, self->tokens_at, live->n_prompt,
+                 LMD_FINISH_NONE);
+    }
+    return n;
+}
+
+/* Counts a step whose tokens have come. */
+static void count_step(lmd_engine *self, const lmd_plan *plan, int32_t n_preempted) {
+    const int32_t n_generated = count_tokens(self, plan);
+    int64_t n_prefilled = 0;
     for (int32_t i = 0; i < plan->n_seqs; i++)
         if (plan->input_lens[i] > 1 || plan->history_lens[i] == 0)
             n_prefilled += plan->input_lens[i];
+    lmd_metrics_step(&self->metrics, self->tokens_at - self->step_start, plan->n_tokens);
     pthread_mutex_lock(&self->lock);
     self->stats.n_steps++;
     self->stats.n_tokens_prefilled += n_prefilled;
     self->stats.n_tokens_generated += n_generated;
+    show(self);
+    const lmd_scheduler_stats stats = self->stats.scheduler;
     pthread_mutex_unlock(&self->lock);
+    const lmd_trace_step record = {
+        .start = self->step_start,
+        .end = self->tokens_at,
+        .n_seqs = plan->n_seqs,
+        .n_prefilled = n_prefilled,
+        .n_decoded = plan->n_tokens - n_prefilled,
+        .budget = stats.budget,
+        .n_free_blocks = stats.n_free_blocks,
+        .n_active_blocks = stats.n_active_blocks,
+        .n_cached_blocks = stats.n_cached_blocks,
+        .n_running = stats.n_running,
+        .n_waiting = stats.n_waiting,
+        .n_preempted = n_preempted,
+    };
+    lmd_trace_add_step(&self->trace, &record);
 }
 
 /* Runs a plan from its rows' parameters to its requests' outputs. */
-static lmd_status run_plan(lmd_engine *self, lmd_plan *plan, lmd_err *err) {
+static lmd_status run_plan(lmd_engine *self, lmd_plan *plan, int32_t n_preempted,
+                           lmd_err *err) {
     lmd_plan_result result;
     int32_t n_rows = 0;
     for (int32_t s = 0; s < plan->n_seqs; s++) n_rows += fill_rows(self, plan, s, n_rows);
@@ -255,7 +313,8 @@ static lmd_status run_plan(lmd_engine *self, lmd_plan *plan, lmd_err *err) {
             wanted && !result.rows[i].not_finite ? result.rows[i].token_id : -1;
     }
     LMD_TRY(lmd_scheduler_update(self->scheduler, plan->plan_id, self->row_tokens, err));
-    count_step(self, plan);
+    self->tokens_at = lmd_now_ns();
+    count_step(self, plan, n_preempted);
     take_rows(self, plan, &result);
 #ifdef LMD_DEBUG
     LMD_TRY(lmd_scheduler_check(self->scheduler, err));
@@ -267,9 +326,10 @@ static lmd_status step(lmd_engine *self, lmd_err *err) {
     lmd_plan plan;
     lmd_schedule_report report;
     end_cancelled(self);
+    self->step_start = lmd_now_ns();
     bool has_plan = lmd_scheduler_schedule(self->scheduler, &plan, &report);
     if (!has_plan && report.failed >= 0) end_stuck(self, report.failed);
-    return has_plan ? run_plan(self, &plan, err) : LMD_OK;
+    return has_plan ? run_plan(self, &plan, report.n_preempted, err) : LMD_OK;
 }
 
 /* ---- the thread ---- */
@@ -288,14 +348,14 @@ static void run_jobs(lmd_engine *self, bool drop) {
         }
         job->ended = true;
     }
-    lmd_scheduler_get_stats(self->scheduler, &self->stats.scheduler);
+    show(self);
     pthread_cond_broadcast(&self->job_ended);
 }
 
 /* Waits for work, does the jobs and takes the inbox; false when the engine is closing. */
 static bool take_inbox(lmd_engine *self, lmd_live_request **inbox) {
     pthread_mutex_lock(&self->lock);
-    lmd_scheduler_get_stats(self->scheduler, &self->stats.scheduler);
+    show(self);
     run_jobs(self, self->closing);
     while (!self->closing && !self->inbox && !self->living) {
         pthread_cond_wait(&self->wake, &self->lock);
@@ -395,12 +455,15 @@ lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executo
     self->pid = getpid();
     self->inbox_end = &self->inbox;
     self->next_request_id = 1;
+    self->metrics.off = config->metrics_off;
+    lmd_trace_init(&self->trace);
     pthread_mutex_init(&self->lock, NULL);
     pthread_cond_init(&self->wake, NULL);
     pthread_cond_init(&self->job_ended, NULL);
     lmd_status status = setup(self, err);
     if (status != LMD_OK) {
         release(self);
+        lmd_trace_clear(&self->trace);
         pthread_mutex_destroy(&self->lock);
         pthread_cond_destroy(&self->wake);
         pthread_cond_destroy(&self->job_ended);
@@ -431,6 +494,7 @@ void lmd_engine_close(lmd_engine *self) {
 void lmd_engine_free(lmd_engine *self) {
     if (!self || self->pid != getpid()) return;
     lmd_engine_close(self);
+    lmd_trace_clear(&self->trace);
     pthread_mutex_destroy(&self->lock);
     pthread_cond_destroy(&self->wake);
     pthread_cond_destroy(&self->job_ended);
@@ -474,6 +538,10 @@ lmd_status lmd_engine_reject(lmd_engine *self, const char *why, lmd_request **ou
     pthread_mutex_unlock(&self->lock);
     if (status != LMD_OK) return status;
     LMD_TRY(new_request(self, NULL, out, err));
+    pthread_mutex_lock(&self->lock);
+    self->n_submitted++;
+    self->n_rejected++;
+    pthread_mutex_unlock(&self->lock);
     lmd_request_finish(*out, LMD_FINISH_ERROR, why, NULL);
     return LMD_OK;
 }
@@ -486,6 +554,7 @@ static lmd_status post(lmd_engine *self, lmd_live_request *live, lmd_err *err) {
         *self->inbox_end = live;
         self->inbox_end = &live->next;
         self->n_inbox++;
+        self->n_submitted++;
         pthread_cond_signal(&self->wake);
     }
     pthread_mutex_unlock(&self->lock);
@@ -503,6 +572,7 @@ lmd_status lmd_engine_submit(lmd_engine *self, const lmd_request_params *params,
     lmd_status status = lmd_live_request_new(params, &self->config, request, &live, err);
     if (status == LMD_OK) {
         live->seq_id = lmd_request_get_info(request)->request_id;
+        live->times.submitted = lmd_now_ns();
         status = post(self, live, err);
         if (status != LMD_OK) lmd_live_request_free(live);
     }
@@ -536,3 +606,17 @@ lmd_status lmd_engine_run_between_steps(lmd_engine *self, lmd_between_steps_fn f
     pthread_mutex_unlock(&self->lock);
     return status;
 }
+
+void lmd_engine_get_metrics(lmd_engine *self, lmd_engine_metrics *out) {
+    pthread_mutex_lock(&self->lock);
+    out->stats = self->stats;
+    out->metrics = self->shown;
+    out->metrics.n_ended[LMD_FINISH_ERROR] += self->n_rejected;
+    out->n_submitted = self->n_submitted;
+    pthread_mutex_unlock(&self->lock);
+    int64_t n_waiting = out->n_submitted - out->stats.scheduler.n_running;
+    for (int32_t i = 0; i < LMD_FINISH_COUNT; i++) n_waiting -= out->metrics.n_ended[i];
+    out->stats.scheduler.n_waiting = (int32_t)n_waiting;
+}
+
+lmd_trace *lmd_engine_trace(lmd_engine *self) { return &self->trace; }

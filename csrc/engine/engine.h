@@ -11,9 +11,11 @@
 
 #include "backend/executor.h"
 #include "base/status.h"
+#include "engine/metrics.h"
 #include "engine/request.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/trace.h"
 
 typedef struct lmd_engine lmd_engine;
 
@@ -24,6 +26,7 @@ typedef struct lmd_engine_config {
     int32_t n_blocks, block_len;
     int32_t vocab_size;
     bool prefix_caching; /* texts that begin alike share their full KV blocks */
+    bool metrics_off;    /* no histograms */
 } lmd_engine_config;
 
 typedef enum lmd_output_logits {
@@ -52,6 +55,13 @@ typedef struct lmd_engine_stats {
     int64_t n_steps, n_tokens_prefilled, n_tokens_generated;
 } lmd_engine_stats;
 
+/* Everything that is counted, at one moment between two steps. */
+typedef struct lmd_engine_metrics {
+    lmd_engine_stats stats; /* n_waiting: every request that neither runs nor has ended */
+    lmd_metrics metrics;    /* n_ended counts rejected requests too, as errors */
+    int64_t n_submitted;    /* n_ended of every reason, n_running and n_waiting together */
+} lmd_engine_metrics;
+
 /* Takes ownership of the executor, also on failure. Free with lmd_engine_free. */
 lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executor,
                           lmd_engine **out, lmd_err *err);
@@ -66,6 +76,9 @@ lmd_status lmd_engine_reject(lmd_engine *self, const char *why, lmd_request **ou
                              lmd_err *err);
 
 void lmd_engine_get_stats(lmd_engine *self, lmd_engine_stats *out);
+void lmd_engine_get_metrics(lmd_engine *self, lmd_engine_metrics *out);
+/* The engine's trace, to start and to stop. */
+lmd_trace *lmd_engine_trace(lmd_engine *self);
 
 /* Has the engine's thread call fn between two steps, and waits for that. LMD_CLOSED. */
 typedef void (*lmd_between_steps_fn)(lmd_scheduler *scheduler, lmd_executor *executor,

@@ -6,6 +6,7 @@
 #define LMD_ENGINE_LIVE_REQUEST_H
 
 #include "engine/engine.h"
+#include "engine/metrics.h"
 
 typedef struct lmd_live_request {
     struct lmd_live_request *next, *prev; /* in the engine's list of the living, or its inbox */
@@ -17,13 +18,14 @@ typedef struct lmd_live_request {
     int32_t *prompt; /* [n_prompt] until the scheduler has its own copy */
     int32_t n_prompt, n_generated, max_new_tokens, min_new_tokens;
     lmd_output_logits output_logits;
-    bool return_ppl, has_run;
+    bool return_ppl;
     lmd_session *session; /* whose KV the prompt begins with; or NULL */
     bool keep_session;    /* its end makes a session */
     double loss_sum; /* of prompt tokens scored so far, natural log */
     int32_t n_losses;
     lmd_logits_chunk *chunk; /* of the step under way */
     int32_t n_chunk_rows;    /* filled so far */
+    lmd_request_times times;
 } lmd_live_request;
 
 /* Checks what a client asks against the engine. LMD_INVALID says what to change. */

@@ -527,6 +527,7 @@ void lmd_scheduler_get_stats(const lmd_scheduler *self, lmd_scheduler_stats *out
         .n_free_blocks = lmd_block_pool_n_free(self->pool),
         .n_active_blocks = lmd_block_pool_n_active(self->pool),
         .n_cached_blocks = lmd_block_pool_n_cached(self->pool),
+        .budget = self->budget,
         .n_preempted = self->n_preempted,
         .n_prompt_tokens = self->n_prompt_tokens,
         .n_cached_tokens = self->n_cached_tokens,

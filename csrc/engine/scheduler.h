@@ -56,6 +56,7 @@ typedef struct lmd_schedule_report {
 
 typedef struct lmd_scheduler_stats {
     int32_t n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks;
+    int32_t budget; /* tokens of the next step */
     int64_t n_preempted;
     int64_t n_prompt_tokens, n_cached_tokens; /* of sequences seated so far; found in KV */
 } lmd_scheduler_stats;

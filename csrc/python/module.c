@@ -3,10 +3,12 @@
 #define LMD_IMPORT_ARRAY
 #include "python/py_array.h"
 
+#include "base/bandwidth.h"
 #include "base/memory.h"
 #include "base/threads.h"
 #include "cpu/cpu_features.h"
 #include "python/py_engine.h"
+#include "python/py_error.h"
 #include "python/py_gguf.h"
 #include "python/py_model.h"
 #include "python/py_module.h"
@@ -67,6 +69,45 @@ static PyObject *alloc_count(PyObject *module, PyObject *unused) {
     (void)module;
     (void)unused;
     return PyLong_FromUnsignedLongLong(lmd_alloc_count());
+}
+
+static PyObject *alloc_bytes(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    return PyLong_FromUnsignedLongLong(lmd_alloc_bytes());
+}
+
+static lmd_status measure_bandwidth(int32_t n_threads, size_t n_bytes, double seconds,
+                                    double *out, lmd_err *err) {
+    lmd_threads *threads;
+    LMD_TRY(lmd_threads_new(n_threads, &threads, err));
+    lmd_status status = lmd_read_bandwidth(threads, n_bytes, seconds, out, err);
+    lmd_threads_free(threads);
+    return status;
+}
+
+static PyObject *read_bandwidth(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"n_bytes", "num_threads", "seconds", NULL};
+    long long n_bytes;
+    int n_threads = 0;
+    double seconds = 0.2, rate;
+    (void)module;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "L|id:read_bandwidth", names, &n_bytes,
+                                     &n_threads, &seconds))
+        return NULL;
+    if (n_bytes < 1 || n_bytes > 1LL << 40 || n_threads < 0 || n_threads > LMD_MAX_THREADS ||
+        !(seconds >= 0.0 && seconds <= 60.0)) {
+        PyErr_Format(PyExc_ValueError,
+                     "n_bytes must be 1 to 2**40, num_threads 0 to %d, seconds 0 to 60",
+                     LMD_MAX_THREADS);
+        return NULL;
+    }
+    lmd_err err;
+    lmd_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = measure_bandwidth(n_threads, (size_t)n_bytes, seconds, &rate, &err);
+    Py_END_ALLOW_THREADS
+    return status == LMD_OK ? PyFloat_FromDouble(rate) : lmd_py_raise(&err);
 }
 
 static PyObject *alloc_fail_after(PyObject *module, PyObject *arg) {
@@ -140,6 +181,16 @@ static PyMethodDef module_methods[] = {
      "in use, usable threads."},
     {"alloc_count", alloc_count, METH_NOARGS,
      "alloc_count() -> int\n\nAllocations the core has made in this process."},
+    {"alloc_bytes", alloc_bytes, METH_NOARGS,
+     "alloc_bytes() -> int\n\nTheir bytes, freed ones included."},
+    {"model_sizes", (PyCFunction)(void (*)(void))lmd_py_model_sizes,
+     METH_VARARGS | METH_KEYWORDS,
+     "model_sizes(config, source, *, device='cpu') -> dict\n\nWhat a Model would take, without "
+     "loading it."},
+    {"read_bandwidth", (PyCFunction)(void (*)(void))read_bandwidth,
+     METH_VARARGS | METH_KEYWORDS,
+     "read_bandwidth(n_bytes, num_threads=0, seconds=0.2) -> float\n\nBytes a second that all "
+     "threads together read from a buffer."},
     {"alloc_fail_after", alloc_fail_after, METH_O,
      "alloc_fail_after(n: int) -> None\n\nMakes the core's n-th allocation from now fail, once "
      "(0: "

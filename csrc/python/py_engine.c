@@ -11,6 +11,7 @@
 #include "model/decoder.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
+#include "python/py_metrics.h"
 #include "python/py_model.h"
 #include "python/py_request.h"
 #include "python/py_session.h"
@@ -20,6 +21,7 @@ typedef struct engine_object {
     lmd_engine *engine;
     PyObject *model; /* kept alive: the executor reads its weights */
     int32_t vocab_size;
+    bool has_metrics;
     pid_t pid;
 } engine_object;
 
@@ -65,16 +67,17 @@ static int check_limits(const lmd_engine_config *config) {
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {
         "model",     "session_len", "n_blocks", "max_batch_size", "max_prefill_token_num",
-        "block_len", "kv_bits",     "fast_activations", "enable_prefix_caching", NULL};
+        "block_len", "kv_bits",     "fast_activations", "enable_prefix_caching",
+        "enable_metrics", NULL};
     PyObject *model_obj;
     lmd_engine_config config = {
         .max_batch_size = 64, .max_prefill_token_num = 512, .block_len = 64};
-    int kv_bits = 16, fast_activations = 0, prefix_caching = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiipp:Engine", names, &model_obj,
+    int kv_bits = 16, fast_activations = 0, prefix_caching = 1, metrics = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiippp:Engine", names, &model_obj,
                                      &config.session_len, &config.n_blocks,
                                      &config.max_batch_size, &config.max_prefill_token_num,
                                      &config.block_len, &kv_bits, &fast_activations,
-                                     &prefix_caching))
+                                     &prefix_caching, &metrics))
         return NULL;
     const lmd_model *model = lmd_py_model_get(model_obj);
     if (!model || check_limits(&config) < 0) return NULL;
@@ -84,6 +87,8 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->pid = getpid();
     self->vocab_size = config.vocab_size = lmd_model_vocab_size(model);
     config.prefix_caching = prefix_caching;
+    config.metrics_off = !metrics;
+    self->has_metrics = metrics;
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
@@ -429,6 +434,46 @@ static PyObject *engine_stats(PyObject *obj, PyObject *unused) {
         (unsigned long long)lmd_alloc_count());
 }
 
+static PyObject *engine_metrics(PyObject *obj, PyObject *unused) {
+    (void)unused;
+    engine_object *self = (engine_object *)obj;
+    if (lmd_py_check_fork(self->pid) < 0) return NULL;
+    if (!self->has_metrics) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "metrics are off: make the engine with enable_metrics=True");
+        return NULL;
+    }
+    lmd_engine_metrics metrics;
+    lmd_engine_get_metrics(self->engine, &metrics);
+    return lmd_py_metrics(&metrics);
+}
+
+static PyObject *engine_trace_start(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"max_steps", NULL};
+    engine_object *self = (engine_object *)obj;
+    long long max_steps = 1 << 16;
+    lmd_err err;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|L:trace_start", names, &max_steps) ||
+        lmd_py_check_fork(self->pid) < 0)
+        return NULL;
+    if (lmd_trace_start(lmd_engine_trace(self->engine), max_steps, &err) != LMD_OK)
+        return lmd_py_raise(&err);
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_trace_stop(PyObject *obj, PyObject *unused) {
+    (void)unused;
+    engine_object *self = (engine_object *)obj;
+    lmd_trace_log log;
+    lmd_err err;
+    if (lmd_py_check_fork(self->pid) < 0) return NULL;
+    if (lmd_trace_stop(lmd_engine_trace(self->engine), &log, &err) != LMD_OK)
+        return lmd_py_raise(&err);
+    PyObject *trace = lmd_py_trace(&log);
+    lmd_trace_log_clear(&log);
+    return trace;
+}
+
 static PyMethodDef engine_methods[] = {
     {"submit", (PyCFunction)(void (*)(void))engine_submit, METH_VARARGS | METH_KEYWORDS,
      "submit(token_ids, *, max_new_tokens=512, ...) -> Request\n\nQueues a request and returns "
@@ -439,6 +484,13 @@ static PyMethodDef engine_methods[] = {
      "of what Session.export_kv gave, in this process or an earlier one. KV of another layout is "
      "not taken."},
     {"stats", engine_stats, METH_NOARGS, "stats() -> dict\n\nCounters of the engine."},
+    {"metrics", engine_metrics, METH_NOARGS,
+     "metrics() -> dict\n\nCounters and histograms of the engine, of one moment."},
+    {"trace_start", (PyCFunction)(void (*)(void))engine_trace_start,
+     METH_VARARGS | METH_KEYWORDS,
+     "trace_start(max_steps=65536) -> None\n\nStarts to record the last max_steps steps."},
+    {"trace_stop", engine_trace_stop, METH_NOARGS,
+     "trace_stop() -> dict\n\nEnds the trace and returns its records."},
     {"close", engine_close, METH_NOARGS,
      "close() -> None\n\nAborts every request, joins the thread, frees KV and scratch. "
      "Idempotent."},
@@ -451,7 +503,8 @@ static PyType_Slot engine_slots[] = {
     {Py_tp_methods, engine_methods},
     {Py_tp_doc,
      "Engine(model, *, session_len, n_blocks, max_batch_size=64, max_prefill_token_num=512, "
-     "block_len=64, kv_bits=16, fast_activations=False, enable_prefix_caching=True)\n\n"
+     "block_len=64, kv_bits=16, fast_activations=False, enable_prefix_caching=True, "
+     "enable_metrics=True)\n\n"
      "Continuous batching over one model, in a thread of its own."},
     {0, NULL},
 };

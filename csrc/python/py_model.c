@@ -264,18 +264,25 @@ static lmd_status report_progress(void *callback, size_t done, size_t total, lmd
 }
 
 static lmd_status load(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
-                       const char *device, int32_t n_threads, PyObject *callback,
-                       lmd_model **out, lmd_err *err) {
+                       const char *device, const lmd_backend_config *backend_config,
+                       PyObject *callback, lmd_model **out, lmd_err *err) {
     lmd_backend *backend;
-    lmd_backend_config backend_config = {.n_threads = n_threads};
     lmd_progress progress = {report_progress, callback == Py_None ? NULL : callback};
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = lmd_backend_open(device, &backend_config, &backend, err);
+    status = lmd_backend_open(device, backend_config, &backend, err);
     if (status == LMD_OK)
         status = lmd_model_load(config, checkpoint, backend, &progress, out, err);
     Py_END_ALLOW_THREADS
     return status;
+}
+
+/* The tensors of a Gguf, or of specs; *own is what the caller must free then. */
+static const lmd_checkpoint *checkpoint_of(lmd_py_state *state, PyObject *source,
+                                           lmd_checkpoint **own) {
+    if (PyObject_TypeCheck(source, state->gguf_type))
+        return lmd_gguf_checkpoint(lmd_py_gguf_get(source));
+    return *own = checkpoint_of_specs(source);
 }
 
 static int thread_count_of(PyObject *value, int32_t *out) {
@@ -290,6 +297,41 @@ static int thread_count_of(PyObject *value, int32_t *out) {
     }
     *out = (int32_t)n;
     return 0;
+}
+
+static PyObject *sizes_of(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
+                          const char *device) {
+    const lmd_backend_config backend = {.n_threads = 1, .sizes_only = true};
+    lmd_model *model;
+    lmd_err err;
+    if (load(config, checkpoint, device, &backend, Py_None, &model, &err) != LMD_OK)
+        return lmd_py_raise(&err);
+    /* The rows of an embedding that is no lm_head are read one by one. */
+    size_t apart = model->embed == model->lm_head
+                       ? 0
+                       : model->backend->ops->weight_bytes(model->embed);
+    PyObject *sizes =
+        Py_BuildValue("{s:n, s:n}", "weight_bytes", (Py_ssize_t)model->weight_bytes,
+                      "read_bytes", (Py_ssize_t)(model->weight_bytes - apart));
+    lmd_model_free(model);
+    return sizes;
+}
+
+PyObject *lmd_py_model_sizes(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"config", "source", "device", NULL};
+    PyObject *dict, *source, *sizes = NULL;
+    const char *device = "cpu";
+    lmd_model_config config;
+    lmd_checkpoint *own = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!O|$s:model_sizes", names, &PyDict_Type,
+                                     &dict, &source, &device) ||
+        read_config(dict, &config) < 0)
+        return NULL;
+    const lmd_checkpoint *checkpoint =
+        checkpoint_of(lmd_py_state_of_module(module), source, &own);
+    if (checkpoint) sizes = sizes_of(&config, checkpoint, device);
+    lmd_checkpoint_free(own);
+    return sizes;
 }
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -312,17 +354,13 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     lmd_py_state *state = lmd_py_state_of_type(type);
     PyObject *dict = state ? PyDict_New() : NULL;
     if (!dict || PyDict_Update(dict, mapping) < 0 || read_config(dict, &config) < 0) goto fail;
-    if (PyObject_TypeCheck(source, state->gguf_type)) {
-        checkpoint = lmd_gguf_checkpoint(lmd_py_gguf_get(source));
-    } else {
-        own = checkpoint_of_specs(source);
-        checkpoint = own;
-    }
+    checkpoint = checkpoint_of(state, source, &own);
     if (!checkpoint) goto fail;
     self = (model_object *)type->tp_alloc(type, 0);
     if (!self) goto fail;
     lmd_err err;
-    if (load(&config, checkpoint, device, n_threads, callback, &self->model, &err) != LMD_OK) {
+    const lmd_backend_config backend = {.n_threads = n_threads};
+    if (load(&config, checkpoint, device, &backend, callback, &self->model, &err) != LMD_OK) {
         lmd_py_raise(&err);
         goto fail;
     }

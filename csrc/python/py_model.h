@@ -9,6 +9,9 @@
 /* Creates the type and adds it to the module. */
 int lmd_py_model_init(PyObject *module, lmd_py_state *state);
 
+/* model_sizes(config, source, *, device): a function of the module. */
+PyObject *lmd_py_model_sizes(PyObject *module, PyObject *args, PyObject *kwargs);
+
 /* The model inside a Model object, which the caller must keep alive; NULL with an exception for
  * any other object, or in a forked child. */
 const lmd_model *lmd_py_model_get(PyObject *obj);

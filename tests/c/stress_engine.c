@@ -1,11 +1,14 @@
 /* The engine under the thread sanitizer: several client threads submit, read, cancel and drop
- * requests against an executor that computes nothing but a fixed function of its input. Every
- * answer that ends is compared with that function. Exits 1 on a wrong one. */
+ * requests against an executor that computes nothing but a fixed function of its input, and look
+ * at metrics and traces. Every answer that ends is compared with that function, every look with
+ * itself. Exits 1 on a wrong one. */
+#define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/memory.h"
 #include "engine/session_kv.h"
@@ -137,6 +140,41 @@ static bool move_session(lmd_engine *engine, lmd_session **session) {
     return true;
 }
 
+/* Looks at the metrics, and at a trace if nobody else has one; false when they contradict
+ * themselves. */
+static bool look(lmd_engine *engine) {
+    lmd_engine_metrics seen;
+    lmd_engine_get_metrics(engine, &seen);
+    const lmd_histogram *all = seen.metrics.histograms;
+    int64_t n_ended = 0;
+    for (int32_t i = 0; i < LMD_FINISH_COUNT; i++) n_ended += seen.metrics.n_ended[i];
+    bool right = seen.stats.scheduler.n_waiting >= 0 &&
+                 all[LMD_STEP_SECONDS].count == seen.stats.n_steps &&
+                 all[LMD_REQUEST_SECONDS].count == n_ended &&
+                 all[LMD_TTFT_SECONDS].count + all[LMD_INTER_TOKEN_SECONDS].count ==
+                     seen.stats.n_tokens_generated;
+    for (int32_t h = 0; h < LMD_HISTOGRAM_COUNT; h++) {
+        int64_t count = 0;
+        for (int32_t i = 0; i <= LMD_MAX_BOUNDS; i++) count += all[h].counts[i];
+        right = right && count == all[h].count;
+    }
+    lmd_trace_log log;
+    lmd_err err;
+    lmd_trace *trace = lmd_engine_trace(engine);
+    if (lmd_trace_start(trace, 5, &err) != LMD_OK) return right;
+    usleep(200);
+    if (lmd_trace_stop(trace, &log, &err) != LMD_OK) return false;
+    int64_t last = 0;
+    for (int64_t i = log.steps.n_added > 5 ? log.steps.n_added - 5 : 0; i < log.steps.n_added;
+         i++) {
+        const int64_t *step = log.steps.values + i % 5 * log.steps.width;
+        right = right && step[0] >= last && step[1] >= step[0];
+        last = step[1];
+    }
+    lmd_trace_log_clear(&log);
+    return right;
+}
+
 static void *client_main(void *arg) {
     const client *self = arg;
     unsigned seed = (unsigned)self->idx;
@@ -172,6 +210,7 @@ static void *client_main(void *arg) {
         lmd_request_unref(request);
         lmd_engine_stats stats;
         if (r % 50 == 0) lmd_engine_get_stats(self->engine, &stats);
+        if (r % 7 == 0 && !look(self->engine)) atomic_fetch_add(self->n_wrong, 1);
     }
     lmd_session_unref(session);
     return NULL;

@@ -94,7 +94,7 @@ static lmd_weight *make_vector(machine *self, int n) {
 static machine make_machine(int n_threads, bool fast, bool wide_groups) {
     machine self = {0};
     lmd_err err;
-    lmd_backend_config config = {n_threads};
+    lmd_backend_config config = {.n_threads = n_threads};
     static float rope[BLOCKS_PER_SEQ * BLOCK_LEN * HEAD_DIM];
     for (int i = 0; i < BLOCKS_PER_SEQ * BLOCK_LEN * HEAD_DIM; i++) rope[i] = i % 2 ? 0.6f : 0.8f;
     random_state = 88172645463325252u;

@@ -1,0 +1,194 @@
+"""Metrics in Prometheus' form, under LMDeploy's names, so that its Grafana dashboard works.
+
+`prometheus_text(pipe)` is the text of a scrape, without a dependency. A server that has
+prometheus-client registers a `Collector`, which reads the engine only when it is scraped:
+
+    from lmdeploy_c.metrics import Collector
+    prometheus_client.REGISTRY.register(Collector(pipe))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
+PREFIX = "lmdeploy:"
+#: What `prometheus_text` is, for an HTTP header.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+#: Histogram of Engine.metrics -> Prometheus names and help. A step gives an answer one token, so
+#: that LMDeploy's time per output token and its inter-token latency are the same here.
+_HISTOGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
+    "time_to_first_token_seconds": (
+        ("time_to_first_token_seconds",),
+        "Seconds from the submission of a request to its first token.",
+    ),
+    "inter_token_seconds": (
+        ("time_per_output_token_seconds", "iter_token_latency"),
+        "Seconds between two tokens of an answer.",
+    ),
+    "request_seconds": (
+        ("e2e_request_latency_seconds",),
+        "Seconds from the submission of a request to its end.",
+    ),
+    "queue_seconds": (
+        ("request_queue_time_seconds",),
+        "Seconds from the submission of a request to its first step.",
+    ),
+    "inference_seconds": (
+        ("request_inference_time_seconds",),
+        "Seconds from the first step of a request to its end.",
+    ),
+    "prefill_seconds": (
+        ("request_prefill_time_seconds",),
+        "Seconds from the first step of a request to its first token.",
+    ),
+    "decode_seconds": (
+        ("request_decode_time_seconds",),
+        "Seconds from the first token of an answer to its last one.",
+    ),
+    "prompt_tokens": (("request_prompt_tokens",), "Tokens of a prompt."),
+    "generated_tokens": (("request_generation_tokens",), "Tokens of an answer."),
+    "cached_tokens": (
+        ("request_cached_tokens",),
+        "Tokens of a prompt that were found in the KV cache.",
+    ),
+    "cache_hit_ratio": (
+        ("request_cache_hit_ratio",),
+        "Share of a prompt's tokens that were found in the KV cache.",
+    ),
+    "step_tokens": (("iteration_tokens_total",), "Tokens computed in one step."),
+    "step_seconds": (("iteration_time_seconds",), "Seconds of one step."),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One metric. samples: (labels, value); of a histogram the dict of `Engine.metrics`."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    text: str
+    samples: Sequence[tuple[Mapping[str, str], Any]]
+
+
+def families(metrics: Mapping[str, Any], model_name: str) -> Iterator[Family]:
+    """What `Engine.metrics` says, as Prometheus' metrics."""
+    labels = {"model_name": model_name, "engine": "0"}
+    ended = metrics["n_ended"]
+    n_used, n_free = metrics["n_active_blocks"], metrics["n_free_blocks"]
+    n_blocks = n_used + n_free + metrics["n_cached_blocks"]
+    gauges = {
+        "num_requests_running": (metrics["n_running"], "Requests that have a seat in the batch."),
+        "num_requests_waiting": (metrics["n_waiting"], "Requests that wait for a seat."),
+        "num_requests_succeeded": (ended["stop"] + ended["length"], "Requests that were answered."),
+        "num_requests_failed": (
+            ended["error"] + ended["abort"],
+            "Requests that ended by an error or were aborted.",
+        ),
+        "num_api_requests_routed": (
+            metrics["n_running"] + metrics["n_waiting"],
+            "Requests that the engine has taken on: every one, at once.",
+        ),
+        "num_api_requests_waiting": (0, "Requests that the engine has yet to take on: none."),
+        "gpu_cache_usage_perc": (n_used / n_blocks, "Share of the KV blocks in use. 1 means all."),
+        "prefix_cache_hit_rate": (
+            metrics["prefix_hit_rate"],
+            "Share of all prompt tokens that were found in the KV cache.",
+        ),
+    }
+    counters = {
+        "prompt_tokens_total": ("n_prompt_tokens", "Tokens of prompts."),
+        "cached_tokens_total": ("n_cached_tokens", "Those of them found in the KV cache."),
+        "generation_tokens_total": ("n_tokens_generated", "Tokens generated."),
+        "preemptions_total": ("n_preempted", "Times that a request has lost its seat."),
+        "iterations_total": ("n_steps", "Steps of the engine."),
+    }
+    for name, (value, text) in gauges.items():
+        yield Family(PREFIX + name, "gauge", text, [(labels, value)])
+    for name, (key, text) in counters.items():
+        yield Family(PREFIX + name, "counter", text, [(labels, metrics[key])])
+    yield Family(
+        PREFIX + "kv_blocks",
+        "gauge",
+        "KV blocks: free, active (in use), cached (kept until they are evicted).",
+        [
+            ({**labels, "state": state}, metrics[f"n_{state}_blocks"])
+            for state in ("free", "active", "cached")
+        ],
+    )
+    yield Family(
+        PREFIX + "request_success_total",
+        "counter",
+        "Requests that ended, by reason.",
+        [({**labels, "finished_reason": reason}, n) for reason, n in ended.items()],
+    )
+    for key, (names, text) in _HISTOGRAMS.items():
+        for name in names:
+            histogram = metrics["histograms"][key]
+            yield Family(PREFIX + name, "histogram", text, [(labels, histogram)])
+
+
+def _buckets(histogram: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """(upper bound, number of values up to it), as Prometheus wants them."""
+    found, total = [], 0
+    bounds = [*map(repr, histogram["bounds"]), "+Inf"]
+    for bound, count in zip(bounds, histogram["counts"], strict=True):
+        total += count
+        found.append((bound, total))
+    return found
+
+
+def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
+    def escaped(text: str) -> str:
+        return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+    inside = ",".join(f'{key}="{escaped(text)}"' for key, text in labels.items())
+    return f"{name}{{{inside}}} {value!r}\n"
+
+
+def prometheus_text(pipe: Pipeline) -> str:
+    """The pipeline's metrics in Prometheus' text format, `CONTENT_TYPE`.
+
+    Raises RuntimeError when metrics are off (enable_metrics=False) or the pipeline is closed.
+    """
+    lines = []
+    for family in families(pipe.metrics(), pipe.model_name):
+        lines.append(f"# HELP {family.name} {family.text}\n# TYPE {family.name} {family.kind}\n")
+        for labels, value in family.samples:
+            if family.kind != "histogram":
+                lines.append(_sample(family.name, labels, value))
+                continue
+            for bound, count in _buckets(value):
+                lines.append(_sample(f"{family.name}_bucket", {**labels, "le": bound}, count))
+            lines.append(_sample(f"{family.name}_sum", labels, value["sum"]))
+            lines.append(_sample(f"{family.name}_count", labels, value["count"]))
+    return "".join(lines)
+
+
+class Collector:
+    """A collector for a registry of prometheus-client, which must be installed to use it."""
+
+    def __init__(self, pipe: Pipeline) -> None:
+        self._pipe = pipe
+
+    def collect(self) -> Iterator[Any]:
+        """The pipeline's metrics of now; called by the registry at each scrape."""
+        from prometheus_client import core
+
+        kinds = {"gauge": core.GaugeMetricFamily, "counter": core.CounterMetricFamily}
+        for family in families(self._pipe.metrics(), self._pipe.model_name):
+            names = list(family.samples[0][0])
+            if family.kind == "histogram":
+                metric = core.HistogramMetricFamily(family.name, family.text, labels=names)
+                for labels, value in family.samples:
+                    metric.add_metric(list(labels.values()), _buckets(value), value["sum"])
+            else:
+                metric = kinds[family.kind](family.name, family.text, labels=names)
+                for labels, value in family.samples:
+                    metric.add_metric(list(labels.values()), value)
+            yield metric

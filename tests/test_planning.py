@@ -1,0 +1,278 @@
+"""plan(): what it says before a load, against what is there after one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, SLOWER, load_model
+from packed_models import FORMS, config_of, dense_tensors, packed_tensors, write_model
+
+import lmdeploy_c
+from lmdeploy_c import _C, PytorchEngineConfig, TurbomindEngineConfig, planning
+from lmdeploy_c._memory import GIB, parse_size
+from lmdeploy_c.checkpoint import open_checkpoint
+from lmdeploy_c.loading import kv_token_bytes
+
+TINY = GOLDEN / "models" / "llama-gqa-tied"
+MODELS = [
+    *(p for p in sorted((GOLDEN / "models").iterdir()) if p.stem != "llama-rope-longrope"),
+    *(p for p in sorted((GOLDEN / "gguf").glob("*.gguf")) if p.stem != "types"),
+]
+RATE = 10e9  # bytes a second, where the speed of this machine does not matter
+
+
+def planned(path: Path | None, **config: Any) -> lmdeploy_c.Plan:
+    return lmdeploy_c.plan(path, TurbomindEngineConfig(**config), read_bytes_per_second=RATE)
+
+
+# ---- what is predicted is what is there ----
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.name)
+def test_weights_are_those_of_the_model(path: Path) -> None:
+    model, plan = load_model(path), planned(path, cache_max_entry_count=8)
+    assert plan.weight_bytes == model.weight_bytes
+    assert plan.kv_bytes == 8 * model.kv_block_bytes(64, 16)
+    assert plan.kv_bytes_per_token[16] == model.kv_block_bytes(64, 16) // 64
+
+
+@pytest.mark.parametrize("arch", ["llama", "internlm2", "qwen2"])
+@pytest.mark.parametrize("form", FORMS)
+def test_packed_weights_are_those_of_the_model(tmp_path: Path, form: str, arch: str) -> None:
+    for group_size in (32, -1):
+        config = config_of(arch, form, group_size)
+        tensors = packed_tensors(np.random.default_rng(3), form, config)
+        path = write_model(tmp_path / f"packed{group_size}", config, tensors)
+        packed = planned(path).weight_bytes
+        assert packed == load_model(path).weight_bytes
+        dense_config = {k: v for k, v in config.items() if k != "quantization_config"}
+        dense = write_model(tmp_path / f"d{group_size}", dense_config, dense_tensors(form, tensors))
+        assert packed < 0.6 * planned(dense).weight_bytes
+
+
+def test_the_plan_and_the_pipeline_tell_one_story(smollm2_path: Path) -> None:
+    config = TurbomindEngineConfig(session_len=1024, cache_max_entry_count="128MB", num_threads=1)
+    plan = lmdeploy_c.plan(None, config, read_bytes_per_second=RATE)
+    with lmdeploy_c.pipeline(backend_config=config) as pipe:
+        loaded = pipe.plan
+        assert {key: getattr(plan, key) for key in loaded} == loaded
+        stats = pipe.stats()
+        assert plan.kv_blocks == stats["n_free_blocks"]
+    assert plan.model == str(smollm2_path)
+    assert plan.total_bytes == plan.weight_bytes + plan.kv_bytes + plan.scratch_bytes
+    assert plan.kv_tokens == plan.kv_blocks * 64
+    assert plan.full_sequences == plan.kv_tokens // 1024
+    assert 0 < plan.available_memory_bytes <= plan.total_memory_bytes
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama-headdim40", "internlm2", "smollm2"])
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"max_prefill_token_num": 4096, "max_batch_size": 4}, {"session_len": 128}],
+    ids=str,
+)
+@pytest.mark.parametrize("n_blocks", [200, 3000])
+def test_scratch_is_what_an_engine_takes(name: str, config: dict[str, Any], n_blocks: int) -> None:
+    path = None if name == "smollm2" else GOLDEN / "models" / name
+    plan = planned(path, cache_max_entry_count=n_blocks, num_threads=2, **config)
+    model = load_model(Path(plan.model), num_threads=2)
+    before = _C.alloc_bytes()
+    engine = _C.Engine(
+        model,
+        session_len=plan.session_len,
+        n_blocks=plan.kv_blocks,
+        max_batch_size=plan.max_batch_size,
+        max_prefill_token_num=plan.max_prefill_token_num,
+    )
+    taken = _C.alloc_bytes() - before - plan.kv_bytes
+    engine.close()
+    assert plan.scratch_bytes == pytest.approx(taken, rel=0.15, abs=1 << 20)
+
+
+@pytest.mark.parametrize("size", ["20MB", "33.3MB", "100000000"])
+@pytest.mark.parametrize("block_len", [16, 64])
+def test_an_absolute_cap_is_honoured(size: str, block_len: int) -> None:
+    config = TurbomindEngineConfig(cache_max_entry_count=size, cache_block_seq_len=block_len)
+    with lmdeploy_c.pipeline(None, config) as pipe:
+        block_bytes = pipe.plan["kv_bytes"] // pipe.plan["kv_blocks"]
+        assert parse_size(size) - block_bytes < pipe.plan["kv_bytes"] <= parse_size(size)
+        assert pipe.stats()["n_free_blocks"] == pipe.plan["kv_blocks"]
+
+
+def test_kv_of_fewer_bits() -> None:
+    shape = {"n_layer": 3, "n_kv_head": 2, "head_dim": 64}
+    assert kv_token_bytes(shape, 16) == 3 * 2 * 2 * 128
+    assert kv_token_bytes(shape, 8) == 3 * 2 * 2 * (64 + 4)
+    assert kv_token_bytes(shape, 4) == 3 * 2 * 2 * (32 + 4)
+
+
+# ---- nothing is loaded ----
+
+
+def test_nothing_is_loaded(smollm2_path: Path) -> None:
+    code = """
+import time
+from lmdeploy_c import TurbomindEngineConfig, _C, checkpoint, planning
+def resident():
+    status = open("/proc/self/status").read()
+    return int(status.split("RssAnon:")[1].split()[0]) << 10  # without pages of the file
+model = checkpoint.open_checkpoint(checkpoint.resolve_model(None))  # its metadata stays
+before, allocated, start = resident(), _C.alloc_bytes(), time.monotonic()
+plan = planning.plan_memory(TurbomindEngineConfig(), model)
+seconds = time.monotonic() - start
+print(seconds, resident() - before, _C.alloc_bytes() - allocated, plan.weight_bytes)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    seconds, grown, allocated, weights = map(float, done.stdout.split())
+    assert seconds < 1 * SLOWER
+    assert weights > 90e6
+    assert allocated < 2e6
+    assert grown < 0.05 * weights
+
+
+def test_a_broken_model_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    config = config_of("llama", "awq", 32)
+    tensors = packed_tensors(np.random.default_rng(3), "awq", config)
+    del tensors["model.layers.1.mlp.up_proj.scales"]
+    path = write_model(tmp_path / "model", config, tensors)
+    with pytest.raises(lmdeploy_c.CheckpointError, match=r"layers.1.mlp.up_proj.scales"):
+        planned(path)
+    with pytest.raises(FileNotFoundError):
+        planned(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="model_format='gptq'"):
+        planned(TINY, model_format="gptq")
+
+
+# ---- admission ----
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be loaded."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(_C, "Model", refuse)
+
+
+@pytest.mark.usefixtures("no_model", "smollm2_path")
+@pytest.mark.parametrize(
+    ("available", "config", "error", "why"),
+    [
+        (100 << 20, {}, MemoryError, r"does not fit.*weights take 92.0 MiB.*of 100.0 MiB"),
+        (0, {}, MemoryError, "does not fit"),
+        (1 * GIB, {"cache_max_entry_count": "1GB"}, MemoryError,
+         r"'1GB' asks for 1023.8 MiB of KV cache.*weights take 92.0 MiB"),
+        (150 << 20, {"session_len": 8192}, ValueError, r"session_len=8192 needs 180.0 MiB"),
+        (1 * GIB, {"max_prefill_token_num": 60000}, MemoryError, "does not fit.*scratch up to"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_before_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+    available: int,
+    config: dict[str, Any],
+    error: type[Exception],
+    why: str,
+) -> None:
+    monkeypatch.setattr(planning, "available_memory", lambda: available)
+    for make in (lmdeploy_c.pipeline, lmdeploy_c.plan):
+        with pytest.raises(error, match=why):
+            make(None, TurbomindEngineConfig(**config))
+
+
+def test_weights_and_scratch_leave_the_rest_to_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "available_memory", lambda: 400 << 20)
+    plan = planned(None, cache_max_entry_count=0.999)
+    assert plan.total_bytes <= 400 << 20
+    assert plan.total_bytes > 390 << 20
+    assert plan.available_memory_bytes == 400 << 20
+
+
+# ---- speed ----
+
+
+def test_the_limit_is_the_time_to_read_everything_once() -> None:
+    plan = planned(None)
+    assert plan.tokens_per_second_limit == {
+        0: pytest.approx(RATE / plan.weight_bytes),
+        4096: pytest.approx(RATE / (plan.weight_bytes + 4096 * plan.kv_bytes_per_token[16])),
+    }
+    assert list(planned(None, session_len=4000).tokens_per_second_limit) == [0]
+
+
+def test_an_embedding_apart_is_not_read(tmp_path: Path) -> None:
+    tied, apart = (open_checkpoint(GOLDEN / "models" / n) for n in ("qwen2-tied", "qwen2"))
+    sizes = _C.model_sizes(tied.config, tied.source)
+    assert sizes["read_bytes"] == sizes["weight_bytes"]
+    sizes = _C.model_sizes(apart.config, apart.source)
+    vocab, hidden = apart.config["vocab_size"], apart.config["hidden_dim"]
+    element_bytes = {"F32": 4, "F16": 2, "BF16": 2}[apart.source[0][1]]
+    rows = -(-vocab // 16) * 16
+    assert sizes["weight_bytes"] - sizes["read_bytes"] == rows * hidden * element_bytes
+
+
+def test_bandwidth() -> None:
+    start = time.monotonic()
+    rate = _C.read_bandwidth(32 << 20, seconds=0.05)
+    assert time.monotonic() - start < 5 * SLOWER
+    assert 1e8 < rate < 1e13
+    assert _C.read_bandwidth(1, 1, 0.0) > 0
+    for wrong in ((0,), (-5,), (1 << 20, -1), (1 << 20, 10_000), (1 << 20, 1, float("nan"))):
+        with pytest.raises(ValueError, match="n_bytes must be"):
+            _C.read_bandwidth(*wrong)
+    for n in (1, 2, 3):
+        _C.alloc_fail_after(n)
+        with pytest.raises(MemoryError):
+            _C.read_bandwidth(1 << 20, 2)
+        _C.alloc_fail_after(0)
+
+
+def test_sizes_without_memory() -> None:
+    checkpoint = open_checkpoint(TINY)
+    sizes = _C.model_sizes(checkpoint.config, checkpoint.source)
+    failures = 0
+    for n in range(1, 200):
+        _C.alloc_fail_after(n)
+        try:
+            assert _C.model_sizes(checkpoint.config, checkpoint.source) == sizes
+        except MemoryError:
+            failures += 1
+        finally:
+            _C.alloc_fail_after(0)
+    assert failures > 20
+    assert _C.model_sizes(checkpoint.config, checkpoint.source) == sizes
+
+
+# ---- as text ----
+
+
+def test_the_table_has_the_numbers() -> None:
+    plan = lmdeploy_c.plan(TINY, PytorchEngineConfig(cache_max_entry_count="2MB", session_len=64))
+    text = str(plan)
+    assert "llama-gqa-tied: llama on cpu" in text
+    for number in (plan.kv_tokens, plan.kv_blocks, plan.full_sequences, plan.kv_bytes_per_token[4]):
+        assert f"{number} " in text
+    assert "2.0 MiB" in text and "tok/s" in text
+    assert max(map(len, text.splitlines())) < 100
+
+
+def test_on_the_command_line() -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lmdeploy_c", "plan", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    done = run(str(TINY), "--cache_max_entry_count", "2MB", "--session-len", "64")
+    assert done.returncode == 0 and not done.stderr
+    assert "2.0 MiB" in done.stdout and "sequences of 64" in done.stdout
+    done = run(str(TINY), "--cache-max-entry-count", "9000TB")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "asks for" in done.stderr
