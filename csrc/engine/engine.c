@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/memory.h"
@@ -34,6 +35,7 @@ struct lmd_engine {
     lmd_sample_params *samples;   /* [max_prefill_token_num] of the plan's logits rows */
     lmd_live_request **row_lives; /* [max_prefill_token_num]; NULL once it has ended */
     int32_t *row_tokens;          /* [max_prefill_token_num] for the scheduler */
+    lmd_speculation speculation;
 };
 
 /* ---- the living: a list, and an index by seq_id ---- */
@@ -136,13 +138,20 @@ static bool wants_logits(const lmd_live_request *live, const lmd_sample_params *
            (live->output_logits == LMD_LOGITS_GENERATION && params->wants_token);
 }
 
-/* Room for the logits of a request's rows of this step; false when there is no memory. */
-static bool reserve_logits(const lmd_engine *self, lmd_live_request *live, int32_t n_rows) {
+/* Room for the logits of a request's rows of this step, in n_chunks chunks; false when there is
+ * no memory. */
+static bool reserve_logits(const lmd_engine *self, lmd_live_request *live, int32_t n_rows,
+                           int32_t n_chunks) {
     if (live->output_logits == LMD_LOGITS_NONE || n_rows == 0) return true;
     size_t row_bytes = (size_t)self->config.vocab_size * sizeof(float);
-    live->chunk = lmd_calloc(1, sizeof *live->chunk + (size_t)n_rows * row_bytes);
-    live->n_chunk_rows = 0;
-    return live->chunk != NULL;
+    for (int32_t i = 0; i < n_chunks; i++) {
+        lmd_logits_chunk *chunk =
+            lmd_calloc(1, sizeof *chunk + (size_t)(n_rows / n_chunks) * row_bytes);
+        if (!chunk) return false;
+        chunk->next = live->chunk;
+        live->chunk = chunk;
+    }
+    return true;
 }
 
 /* Ends a request whose rows stand in the plan: they must not point to what it owned. */
@@ -172,18 +181,22 @@ static int32_t fill_rows(lmd_engine *self, const lmd_plan *plan, int32_t seq_idx
         lmd_scheduler_tokens(self->scheduler, plan->seq_ids[seq_idx], &n_tokens);
     note_cached(self, live);
     while (first + n < plan->n_logits_rows && plan->logits_rows[first + n] < end) n++;
-    const bool has_room = reserve_logits(self, live, n);
+    /* A row behind the last known token gives one, and so do those behind guesses. */
+    const bool guessed = n > 1 && plan->positions[plan->logits_rows[first]] + 1 >= n_tokens;
+    const bool has_room = reserve_logits(self, live, n, guessed ? n : 1);
+    lmd_logits_chunk *chunk = live->chunk;
     for (int32_t i = first; i < first + n; i++) {
         lmd_sample_params *params = &self->samples[i];
         int32_t position = plan->positions[plan->logits_rows[i]];
         lmd_live_request_fill(live, position,
                               position + 1 < n_tokens ? tokens[position + 1] : -1, params);
-        if (has_room && wants_logits(live, params))
+        if (has_room && wants_logits(live, params)) {
             params->logits_out =
-                live->chunk->data + (int64_t)live->n_chunk_rows++ * self->config.vocab_size;
+                chunk->data + (int64_t)chunk->n_rows++ * self->config.vocab_size;
+            if (guessed) chunk = chunk->next;
+        }
         self->row_lives[i] = live;
     }
-    if (live->chunk) live->chunk->n_rows = live->n_chunk_rows;
     if (!has_room) end_in_plan(self, live, first, n, "out of host memory for logits");
     return n;
 }
@@ -207,7 +220,10 @@ static void take_rows(lmd_engine *self, const lmd_plan *plan, const lmd_plan_res
         lmd_finish_reason reason =
             lmd_live_request_take(live, &self->samples[i], &result->rows[i], &message);
         const bool last_of_live = i + 1 == result->n_rows || self->row_lives[i + 1] != live;
-        if (last_of_live) lmd_live_request_hand_over(live); /* rows that gave no token */
+        if (last_of_live && self->samples[i].wants_token)
+            lmd_live_request_drop_rows(live);
+        else if (last_of_live)
+            lmd_live_request_hand_over(live); /* rows that gave no token */
         if (reason == LMD_FINISH_NONE && is_scored(live, plan, i)) reason = LMD_FINISH_LENGTH;
         if (reason == LMD_FINISH_NONE) continue;
         forget_rows(self, live, result->n_rows);
@@ -215,17 +231,66 @@ static void take_rows(lmd_engine *self, const lmd_plan *plan, const lmd_plan_res
     }
 }
 
-static void count_step(lmd_engine *self, const lmd_plan *plan) {
+/* Drafts of a step. */
+typedef struct draft_counts {
+    int32_t n_seqs, n_drafted, n_accepted;
+} draft_counts;
+
+/* Drops the rows that stand behind a guess which is not the token that came. */
+static draft_counts reject_rows(lmd_engine *self, const lmd_plan *plan) {
+    draft_counts counts = {0};
+    const lmd_live_request *before = NULL; /* whose the row before is */
+    bool guessed_before = false;
+    for (int32_t i = 0; i < plan->n_logits_rows; i++) {
+        const lmd_live_request *live = self->row_lives[i];
+        const bool guessed = live && live == before && self->samples[i - 1].wants_token;
+        counts.n_seqs += guessed && !guessed_before;
+        counts.n_drafted += guessed;
+        if (guessed && self->row_tokens[i - 1] == plan->token_ids[plan->logits_rows[i]]) {
+            counts.n_accepted++;
+        } else if (guessed) {
+            self->row_tokens[i] = -1;
+            self->row_lives[i] = NULL;
+        }
+        before = live;
+        guessed_before = guessed;
+    }
+    return counts;
+}
+
+static void count_step(lmd_engine *self, const lmd_plan *plan, const draft_counts *drafts) {
     int64_t n_generated = 0, n_prefilled = 0;
     for (int32_t i = 0; i < plan->n_logits_rows; i++) n_generated += self->row_tokens[i] >= 0;
     for (int32_t i = 0; i < plan->n_seqs; i++)
         if (plan->input_lens[i] > 1 || plan->history_lens[i] == 0)
             n_prefilled += plan->input_lens[i];
+    n_prefilled -= drafts->n_seqs + drafts->n_drafted; /* they decode */
     pthread_mutex_lock(&self->lock);
     self->stats.n_steps++;
     self->stats.n_tokens_prefilled += n_prefilled;
     self->stats.n_tokens_generated += n_generated;
+    self->stats.n_draft_tokens += drafts->n_drafted;
+    self->stats.n_accepted_tokens += drafts->n_accepted;
     pthread_mutex_unlock(&self->lock);
+}
+
+static double now(void) {
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    return (double)at.tv_sec + (double)at.tv_nsec * 1e-9;
+}
+
+/* Offers the scheduler guesses at what comes next, in a step that only decodes. */
+static void offer_drafts(lmd_engine *self) {
+    int32_t n_seqs, guesses[LMD_MAX_DRAFT_TOKENS];
+    if (self->speculation.n_max == 0 ||
+        !lmd_scheduler_only_decodes(self->scheduler, &n_seqs))
+        return;
+    lmd_speculation_begin(&self->speculation, n_seqs);
+    for (const lmd_live_request *live = self->living; live; live = live->next) {
+        int32_t n = lmd_live_request_draft(live, &self->speculation, guesses);
+        if (n > 0) lmd_scheduler_offer(self->scheduler, live->seq_id, guesses, n);
+    }
 }
 
 /* Runs a plan from its rows' parameters to its requests' outputs. */
@@ -234,15 +299,19 @@ static lmd_status run_plan(lmd_engine *self, lmd_plan *plan, lmd_err *err) {
     int32_t n_rows = 0;
     for (int32_t s = 0; s < plan->n_seqs; s++) n_rows += fill_rows(self, plan, s, n_rows);
     plan->samples = self->samples;
+    double started = now();
     LMD_TRY(self->executor->ops->submit(self->executor, plan, err));
     LMD_TRY(self->executor->ops->collect(self->executor, plan->plan_id, &result, err));
+    if (plan->n_logits_rows == plan->n_tokens)
+        lmd_speculation_note(&self->speculation, plan->n_tokens, now() - started);
     for (int32_t i = 0; i < result.n_rows; i++) {
         bool wanted = self->row_lives[i] && self->samples[i].wants_token;
         self->row_tokens[i] =
             wanted && !result.rows[i].not_finite ? result.rows[i].token_id : -1;
     }
+    draft_counts drafts = reject_rows(self, plan);
     LMD_TRY(lmd_scheduler_update(self->scheduler, plan->plan_id, self->row_tokens, err));
-    count_step(self, plan);
+    count_step(self, plan, &drafts);
     take_rows(self, plan, &result);
 #ifdef LMD_DEBUG
     LMD_TRY(lmd_scheduler_check(self->scheduler, err));
@@ -254,6 +323,7 @@ static lmd_status step(lmd_engine *self, lmd_err *err) {
     lmd_plan plan;
     lmd_schedule_report report;
     end_cancelled(self);
+    offer_drafts(self);
     bool has_plan = lmd_scheduler_schedule(self->scheduler, &plan, &report);
     if (!has_plan && report.failed >= 0) end_stuck(self, report.failed);
     return has_plan ? run_plan(self, &plan, err) : LMD_OK;
@@ -324,6 +394,8 @@ static lmd_status setup(lmd_engine *self, lmd_err *err) {
         .prefix_caching = config->prefix_caching,
     };
     LMD_TRY(lmd_scheduler_new(&scheduler, &self->scheduler, err));
+    lmd_speculation_init(&self->speculation, config->num_speculative_tokens,
+                         config->adaptive_speculation);
     size_t n_rows = (size_t)config->max_prefill_token_num;
     self->samples = lmd_calloc(n_rows, sizeof *self->samples);
     self->row_lives = lmd_calloc(n_rows, sizeof(lmd_live_request *));

@@ -36,6 +36,7 @@ void lmd_sequence_free(lmd_sequence *self) {
 
 int32_t lmd_sequence_n_todo(const lmd_sequence *self) {
     int32_t total = self->n_tokens + self->n_pending;
+    if (self->n_pending > 1) return 0; /* guesses in flight: how many hold is not known yet */
     if (total == self->max_len && total > self->n_prompt) return 0;
     return total - self->history_len;
 }

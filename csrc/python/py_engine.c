@@ -8,6 +8,7 @@
 
 #include "base/memory.h"
 #include "engine/engine.h"
+#include "engine/speculation.h"
 #include "model/decoder.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
@@ -59,28 +60,39 @@ static int check_limits(const lmd_engine_config *config) {
     return 0;
 }
 
+static int check_drafts(const lmd_engine_config *config) {
+    int32_t n = config->num_speculative_tokens;
+    if (n >= 0 && n <= LMD_MAX_DRAFT_TOKENS) return 0;
+    PyErr_Format(PyExc_ValueError, "num_speculative_tokens must be 0 to %d, not %d",
+                 LMD_MAX_DRAFT_TOKENS, n);
+    return -1;
+}
+
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {
         "model",     "session_len", "n_blocks", "max_batch_size", "max_prefill_token_num",
-        "block_len", "kv_bits",     "fast_activations", "enable_prefix_caching", NULL};
+        "block_len", "kv_bits",     "fast_activations", "enable_prefix_caching",
+        "num_speculative_tokens", "adaptive_speculation", NULL};
     PyObject *model_obj;
     lmd_engine_config config = {
         .max_batch_size = 64, .max_prefill_token_num = 512, .block_len = 64};
-    int kv_bits = 16, fast_activations = 0, prefix_caching = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiipp:Engine", names, &model_obj,
+    int kv_bits = 16, fast_activations = 0, prefix_caching = 1, adaptive = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiippip:Engine", names, &model_obj,
                                      &config.session_len, &config.n_blocks,
                                      &config.max_batch_size, &config.max_prefill_token_num,
                                      &config.block_len, &kv_bits, &fast_activations,
-                                     &prefix_caching))
+                                     &prefix_caching, &config.num_speculative_tokens,
+                                     &adaptive))
         return NULL;
     const lmd_model *model = lmd_py_model_get(model_obj);
-    if (!model || check_limits(&config) < 0) return NULL;
+    if (!model || check_limits(&config) < 0 || check_drafts(&config) < 0) return NULL;
     engine_object *self = (engine_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->model = Py_NewRef(model_obj);
     self->pid = getpid();
     self->vocab_size = config.vocab_size = lmd_model_vocab_size(model);
     config.prefix_caching = prefix_caching;
+    config.adaptive_speculation = adaptive;
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
@@ -369,7 +381,7 @@ static PyObject *engine_stats(PyObject *obj, PyObject *unused) {
     lmd_engine_get_stats(self->engine, &stats);
     const lmd_scheduler_stats *scheduler = &stats.scheduler;
     return Py_BuildValue(
-        "{s:i, s:i, s:i, s:i, s:i, s:L, s:L, s:L, s:L, s:L, s:L, s:K}", "n_running",
+        "{s:i, s:i, s:i, s:i, s:i, s:L, s:L, s:L, s:L, s:L, s:L, s:L, s:L, s:K}", "n_running",
         scheduler->n_running,
         "n_waiting", scheduler->n_waiting, "n_free_blocks", scheduler->n_free_blocks,
         "n_active_blocks", scheduler->n_active_blocks, "n_cached_blocks",
@@ -377,7 +389,9 @@ static PyObject *engine_stats(PyObject *obj, PyObject *unused) {
         "n_prompt_tokens", (long long)scheduler->n_prompt_tokens, "n_cached_tokens",
         (long long)scheduler->n_cached_tokens, "n_steps",
         (long long)stats.n_steps, "n_tokens_prefilled", (long long)stats.n_tokens_prefilled,
-        "n_tokens_generated", (long long)stats.n_tokens_generated, "n_allocs",
+        "n_tokens_generated", (long long)stats.n_tokens_generated, "n_draft_tokens",
+        (long long)stats.n_draft_tokens, "n_accepted_tokens",
+        (long long)stats.n_accepted_tokens, "n_allocs",
         (unsigned long long)lmd_alloc_count());
 }
 
@@ -399,7 +413,8 @@ static PyType_Slot engine_slots[] = {
     {Py_tp_methods, engine_methods},
     {Py_tp_doc,
      "Engine(model, *, session_len, n_blocks, max_batch_size=64, max_prefill_token_num=512, "
-     "block_len=64, kv_bits=16, fast_activations=False, enable_prefix_caching=True)\n\n"
+     "block_len=64, kv_bits=16, fast_activations=False, enable_prefix_caching=True, "
+     "num_speculative_tokens=0, adaptive_speculation=True)\n\n"
      "Continuous batching over one model, in a thread of its own."},
     {0, NULL},
 };

@@ -1,0 +1,96 @@
+/* How many tokens to draft: see speculation.h. */
+#include "engine/speculation.h"
+
+#include "base/ints.h"
+
+enum { MAX_AGE = 256 }; /* steps after which a measurement is made anew: the context has grown */
+
+/* What is expected of a row more, relative to a step of one, before it is measured: little, so
+ * that it is tried. */
+static const double ROW_COST = 0.1;
+/* A draft must promise so much: estimates are noisy, and a wrong one costs. */
+static const double LEAST_GAIN = 1.04;
+static const float FADE = 0.95f;
+
+void lmd_acceptance_init(lmd_acceptance *self) {
+    for (int32_t len = 0; len <= LMD_NGRAM_MAX_LEN; len++) {
+        self->n_all[len] = 4.0f;
+        self->n_right[len] = len < LMD_NGRAM_MIN_LEN ? 0.0f : (float)(len - 1);
+    }
+}
+
+void lmd_acceptance_note(lmd_acceptance *self, int32_t match_len, bool right) {
+    self->n_all[match_len] = self->n_all[match_len] * FADE + 1.0f;
+    self->n_right[match_len] = self->n_right[match_len] * FADE + (right ? 1.0f : 0.0f);
+}
+
+void lmd_speculation_init(lmd_speculation *self, int32_t n_max, bool adaptive) {
+    *self = (lmd_speculation){.n_max = n_max, .adaptive = adaptive};
+}
+
+/* ---- what a step costs ---- */
+
+static bool is_fresh(const lmd_speculation *self, int32_t n_rows) {
+    const lmd_step_cost *cost = &self->costs[n_rows];
+    return cost->step_id > 0 && self->step_id - cost->step_id <= MAX_AGE;
+}
+
+/* A step of n_rows from the nearest that was measured: fewer rows first, then more. Seconds; of
+ * no unit while nothing was measured. */
+static double estimate(const lmd_speculation *self, int32_t n_rows) {
+    int32_t near = n_rows;
+    while (near > 0 && !is_fresh(self, near)) near--;
+    if (near == 0)
+        for (near = n_rows; near <= LMD_MAX_DRAFT_ROWS && !is_fresh(self, near);) near++;
+    const double wanted = 1.0 + ROW_COST * (n_rows - 1);
+    if (near > LMD_MAX_DRAFT_ROWS) return wanted;
+    return self->costs[near].seconds * wanted / (1.0 + ROW_COST * (near - 1));
+}
+
+void lmd_speculation_note(lmd_speculation *self, int32_t n_rows, double seconds) {
+    self->step_id++;
+    if (n_rows < 1 || n_rows > LMD_MAX_DRAFT_ROWS) return;
+    lmd_step_cost *cost = &self->costs[n_rows];
+    const bool fresh = is_fresh(self, n_rows);
+    const double most = 2.0 * estimate(self, n_rows); /* a step that was interrupted says little */
+    if (self->step_id > 1 && seconds > most) seconds = most;
+    cost->seconds = fresh ? cost->seconds + (seconds - cost->seconds) / 4.0 : seconds;
+    cost->step_id = self->step_id;
+}
+
+/* ---- a step's drafts ---- */
+
+void lmd_speculation_begin(lmd_speculation *self, int32_t n_rows) {
+    self->n_rows = n_rows;
+    self->n_expected = n_rows;
+}
+
+/* Tokens a second, with n_draft more rows that are expected to give n_more tokens. */
+static double rate(const lmd_speculation *self, int32_t n_draft, double n_more) {
+    return (self->n_expected + n_more) / estimate(self, self->n_rows + n_draft);
+}
+
+int32_t lmd_speculation_choose(lmd_speculation *self, const lmd_acceptance *acceptance,
+                               int32_t match_len, int32_t n_max) {
+    n_max = lmd_min_i32(n_max, self->n_max);
+    if (!self->adaptive) return n_max;
+    n_max = lmd_min_i32(n_max, LMD_MAX_DRAFT_ROWS - self->n_rows);
+    if (n_max <= 0) return 0;
+    double best_rate = rate(self, 0, 0.0) * LEAST_GAIN, best_more = 0.0;
+    double n_more = 0.0, all_right = 1.0; /* that the guesses so far are */
+    int32_t best = 0;
+    for (int32_t n = 1; n <= n_max; n++) {
+        all_right *= (double)(acceptance->n_right[match_len] / acceptance->n_all[match_len]);
+        n_more += all_right;
+        double now = rate(self, n, n_more);
+        if (now > best_rate) {
+            best_rate = now;
+            best_more = n_more;
+            best = n;
+        }
+        if (match_len < LMD_NGRAM_MAX_LEN) match_len++; /* a right guess makes it longer */
+    }
+    self->n_rows += best;
+    self->n_expected += best_more;
+    return best;
+}
