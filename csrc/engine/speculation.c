@@ -3,7 +3,7 @@
 
 #include "base/ints.h"
 
-enum { MAX_AGE = 256 }; /* steps after which a measurement is made anew: the context has grown */
+enum { MAX_AGE = 512 }; /* steps after which a measurement is made anew: the context has grown */
 
 /* What is expected of a row more, relative to a step of one, before it is measured: little, so
  * that it is tried. */
@@ -35,16 +35,27 @@ static bool is_fresh(const lmd_speculation *self, int32_t n_rows) {
     return cost->step_id > 0 && self->step_id - cost->step_id <= MAX_AGE;
 }
 
-/* A step of n_rows from the nearest that was measured: fewer rows first, then more. Seconds; of
- * no unit while nothing was measured. */
+/* The nearest number of rows that was measured, from `first` on in steps of `step`; 0: none. */
+static int32_t find_fresh(const lmd_speculation *self, int32_t first, int32_t step) {
+    for (int32_t n = first; n > 0 && n <= LMD_MAX_DRAFT_ROWS; n += step)
+        if (is_fresh(self, n)) return n;
+    return 0;
+}
+
+/* A step of n_rows, on the line through what was measured around it, or else before it. Seconds;
+ * of no unit while nothing was measured. */
 static double estimate(const lmd_speculation *self, int32_t n_rows) {
-    int32_t near = n_rows;
-    while (near > 0 && !is_fresh(self, near)) near--;
-    if (near == 0)
-        for (near = n_rows; near <= LMD_MAX_DRAFT_ROWS && !is_fresh(self, near);) near++;
-    const double wanted = 1.0 + ROW_COST * (n_rows - 1);
-    if (near > LMD_MAX_DRAFT_ROWS) return wanted;
-    return self->costs[near].seconds * wanted / (1.0 + ROW_COST * (near - 1));
+    const lmd_step_cost *costs = self->costs;
+    const double guessed = 1.0 + ROW_COST * (n_rows - 1);
+    int32_t below = find_fresh(self, n_rows, -1), above = find_fresh(self, n_rows, 1);
+    if (below == n_rows) return costs[below].seconds;
+    if (below == 0 && above == 0) return guessed;
+    if (below == 0) return costs[above].seconds * guessed / (1.0 + ROW_COST * (above - 1));
+    const int32_t other = above > 0 ? above : find_fresh(self, 1, 1);
+    if (other == below)
+        return costs[below].seconds * guessed / (1.0 + ROW_COST * (below - 1));
+    double slope = (costs[other].seconds - costs[below].seconds) / (other - below);
+    return costs[below].seconds + (slope > 0.0 ? slope : 0.0) * (n_rows - below);
 }
 
 void lmd_speculation_note(lmd_speculation *self, int32_t n_rows, double seconds) {
@@ -52,17 +63,19 @@ void lmd_speculation_note(lmd_speculation *self, int32_t n_rows, double seconds)
     if (n_rows < 1 || n_rows > LMD_MAX_DRAFT_ROWS) return;
     lmd_step_cost *cost = &self->costs[n_rows];
     const bool fresh = is_fresh(self, n_rows);
-    const double most = 2.0 * estimate(self, n_rows); /* a step that was interrupted says little */
+    const double most = 4.0 * estimate(self, n_rows); /* a step that was interrupted says little */
     if (self->step_id > 1 && seconds > most) seconds = most;
-    cost->seconds = fresh ? cost->seconds + (seconds - cost->seconds) / 4.0 : seconds;
+    /* Others on the machine make steps longer, never shorter: shorter ones are believed more. */
+    const double weight = seconds < cost->seconds ? 0.5 : 0.25;
+    cost->seconds = fresh ? cost->seconds + (seconds - cost->seconds) * weight : seconds;
     cost->step_id = self->step_id;
 }
 
 /* ---- a step's drafts ---- */
 
-void lmd_speculation_begin(lmd_speculation *self, int32_t n_rows) {
-    self->n_rows = n_rows;
-    self->n_expected = n_rows;
+void lmd_speculation_begin(lmd_speculation *self, int32_t n_seqs) {
+    self->n_seqs = self->n_rows = n_seqs;
+    self->n_expected = n_seqs;
 }
 
 /* Tokens a second, with n_draft more rows that are expected to give n_more tokens. */
@@ -75,7 +88,8 @@ int32_t lmd_speculation_choose(lmd_speculation *self, const lmd_acceptance *acce
     n_max = lmd_min_i32(n_max, self->n_max);
     if (!self->adaptive) return n_max;
     n_max = lmd_min_i32(n_max, LMD_MAX_DRAFT_ROWS - self->n_rows);
-    if (n_max <= 0) return 0;
+    /* What a step costs without drafts is measured first. */
+    if (n_max <= 0 || !is_fresh(self, self->n_seqs)) return 0;
     double best_rate = rate(self, 0, 0.0) * LEAST_GAIN, best_more = 0.0;
     double n_more = 0.0, all_right = 1.0; /* that the guesses so far are */
     int32_t best = 0;

@@ -25,7 +25,7 @@ void lmd_acceptance_init(lmd_acceptance *self);
 void lmd_acceptance_note(lmd_acceptance *self, int32_t match_len, bool right);
 
 typedef struct lmd_step_cost {
-    double seconds;  /* mean that fades */
+    double seconds;  /* as of late, rather the shorter ones */
     int64_t step_id; /* when it was last measured; 0: never */
 } lmd_step_cost;
 
@@ -34,14 +34,15 @@ typedef struct lmd_speculation {
     bool adaptive; /* false: always n_max, to measure what adapting is worth */
     lmd_step_cost costs[LMD_MAX_DRAFT_ROWS + 1]; /* by rows */
     int64_t step_id;
-    int32_t n_rows;    /* of the step in planning, drafts included */
+    int32_t n_seqs;    /* that decode in the step in planning */
+    int32_t n_rows;    /* of them and their drafts so far */
     double n_expected; /* tokens that it will give */
 } lmd_speculation;
 
 void lmd_speculation_init(lmd_speculation *self, int32_t n_max, bool adaptive);
 
-/* Starts a step of n_rows sequences that decode. */
-void lmd_speculation_begin(lmd_speculation *self, int32_t n_rows);
+/* Starts a step of n_seqs sequences that decode. */
+void lmd_speculation_begin(lmd_speculation *self, int32_t n_seqs);
 /* Chooses how many tokens, at most n_max, to draft for one of them with such a match. */
 int32_t lmd_speculation_choose(lmd_speculation *self, const lmd_acceptance *acceptance,
                                int32_t match_len, int32_t n_max);
