@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, Answer, load_model, make_engine, read_all
 
-from lmdeploy_c import (
-    _C,
-)
+from lmdeploy_c import _C
 
 CSRC = Path(__file__).parent.parent / "csrc"
 MODELS = {"bf16": GOLDEN / "models" / "llama-long", "q4_1": GOLDEN / "gguf" / "llama-q4_1.gguf"}
@@ -167,7 +165,7 @@ def random_requests(vocab_size: int, n: int, seed: int) -> list[Asked]:
         if random.random() < 0.2:
             params["bad_words"] = [phrase[:1], phrase[1:3]][: random.integers(1, 3)]
         if random.random() < 0.2:
-            params["repetition_penalty"] = 1.1
+            params["repetition_penalty"] = float(random.choice([1.1, 3.0]))
         if random.random() < 0.2:
             params["return_ppl"] = True
         result.append((prompt, params))
@@ -211,7 +209,7 @@ def test_same_answers(model: _C.Model, asked: list[tuple[Asked, Answer]], name: 
     options = {"n_blocks": 400, "adaptive_speculation": False, **ENGINES[name]}
     engine = make_engine(model, block_len=16, **options)
     requests = [engine.submit(ids, **params) for (ids, params), _ in asked]
-    cancelled = [engine.submit(ids, max_new_tokens=300) for (ids, _), _ in asked[:8]]
+    cancelled = [engine.submit(ids, max_new_tokens=150) for (ids, _), _ in asked[:8]]
     for request in cancelled:
         time.sleep(0.002)
         request.cancel()
@@ -248,6 +246,27 @@ def test_what_was_rejected_is_not_in_the_prefix_cache(model: _C.Model) -> None:
             assert_same(read_all(engine.submit(wrong, **asks)), read_all(plain.submit(wrong, **asks)))
     stats = engine.stats()
     assert stats["n_draft_tokens"] > stats["n_accepted_tokens"]
+    for each in (plain, engine):
+        each.close()
+
+
+def test_nothing_is_taken_behind_a_stop_word(model: _C.Model) -> None:
+    """What the engine knows of an answer ends with it, though the guesses behind would be right."""
+    plain = make_engine(model)
+    engine = make_engine(model, num_speculative_tokens=32, adaptive_speculation=False)
+    random = np.random.default_rng(4)
+    for _ in range(8):
+        start = random.integers(3, model.config["vocab_size"], 4).tolist() * 8
+        bias = dict.fromkeys(start[:3], 20.0)  # its answer repeats itself soon
+        looped = read_all(plain.submit(start, max_new_tokens=160, logit_bias=bias)).token_ids
+        prompt, word = start + looped[:100], looped[103 : 103 + int(random.integers(1, 4))]
+        counts = []
+        for each in (plain, engine):
+            before = each.stats()["n_tokens_generated"]
+            asks = {"max_new_tokens": 60, "logit_bias": bias, "stop_words": [word]}
+            assert read_all(each.submit(prompt, **asks)).finish_reason == "stop"
+            counts.append(each.stats()["n_tokens_generated"] - before)
+        assert counts[0] == counts[1]
     for each in (plain, engine):
         each.close()
 
