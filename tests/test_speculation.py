@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, Answer, load_model, make_engine, read_all
 
-from lmdeploy_c import _C
+from lmdeploy_c import _C, UnsupportedError, pipeline
+from lmdeploy_c.messages import (
+    GenerationConfig,
+    Response,
+    SpeculativeConfig,
+    TurbomindEngineConfig,
+)
 
 CSRC = Path(__file__).parent.parent / "csrc"
 MODELS = {"bf16": GOLDEN / "models" / "llama-long", "q4_1": GOLDEN / "gguf" / "llama-q4_1.gguf"}
@@ -243,7 +249,9 @@ def test_what_was_rejected_is_not_in_the_prefix_cache(model: _C.Model) -> None:
         for n in range(len(prompt) + 1, len(text), 7):
             wrong = [*text[:n], *naive_draft(text[:n], 32), 7, 8]
             asks = {"max_new_tokens": 4, "output_logits": "generation"}
-            assert_same(read_all(engine.submit(wrong, **asks)), read_all(plain.submit(wrong, **asks)))
+            assert_same(
+                read_all(engine.submit(wrong, **asks)), read_all(plain.submit(wrong, **asks))
+            )
     stats = engine.stats()
     assert stats["n_draft_tokens"] > stats["n_accepted_tokens"]
     for each in (plain, engine):
@@ -312,3 +320,45 @@ def test_what_depends_on_the_tokens_before_drafts_nothing(
 def test_wrong_numbers(tiny_model: _C.Model, n: int) -> None:
     with pytest.raises(ValueError, match="num_speculative_tokens must be 0 to 32"):
         make_engine(tiny_model, num_speculative_tokens=n)
+
+
+# ---- the pipeline ----
+
+
+def test_pipeline_gives_the_same_answers(smollm2_path: Path) -> None:
+    """Text stop words, sampling and streams included; the counters say that guesses were right."""
+    code = "def area(width, height):\n    return width * height\n"
+    prompts = [f"Repeat this code twice:\n```python\n{code}```", "Count from 1 to 20."]
+    configs = [
+        GenerationConfig(max_new_tokens=60, stop_words=["height\n"]),
+        GenerationConfig(max_new_tokens=60, do_sample=True, temperature=0.3, random_seed=5),
+    ]
+    engine = TurbomindEngineConfig(session_len=512, max_batch_size=4)
+    answers: list[list[Response]] = []
+    for drafts in (None, SpeculativeConfig("ngram", num_speculative_tokens=4, adaptive=False)):
+        with pipeline(smollm2_path, engine, speculative_config=drafts) as pipe:
+            answers.append(pipe(prompts, configs))
+            streamed = list(pipe.stream_infer(prompts, gen_config=configs))
+            for i, answer in enumerate(answers[-1]):
+                assert "".join(r.text for r in streamed if r.index == i) == answer.text
+            stats = pipe.stats()
+            assert (stats["n_accepted_tokens"] > 0) == (drafts is not None)
+    for plain, drafted in zip(*answers, strict=True):
+        assert (plain.text, plain.token_ids) == (drafted.text, drafted.token_ids)
+        assert plain.finish_reason == drafted.finish_reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "why"),
+    [
+        ({"method": "eagle3"}, UnsupportedError, "method='eagle3' is not served"),
+        ({"method": "ngram", "model": "a/draft"}, UnsupportedError, "n-grams need none"),
+        ({"method": "ngram", "num_speculative_tokens": 0}, ValueError, "at least 1"),
+        ({"method": "ngram", "num_speculative_tokens": 33}, ValueError, "at most 32"),
+        ({"method": "ngram", "num_speculative_tokens": True}, ValueError, "an integer"),
+        ({"method": "ngram", "adaptive": 1}, ValueError, "True or False"),
+    ],
+)
+def test_what_a_config_refuses(arguments: dict[str, Any], error: type[Exception], why: str) -> None:
+    with pytest.raises(error, match=why):
+        SpeculativeConfig(**arguments)
