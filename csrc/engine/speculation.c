@@ -9,7 +9,7 @@ enum { MAX_AGE = 512 }; /* steps after which a measurement is made anew: the con
  * that it is tried. */
 static const double ROW_COST = 0.1;
 /* A draft must promise so much: estimates are noisy, and a wrong one costs. */
-static const double LEAST_GAIN = 1.04;
+static const double LEAST_GAIN = 1.12;
 static const float FADE = 0.95f;
 
 void lmd_acceptance_init(lmd_acceptance *self) {
@@ -66,7 +66,7 @@ void lmd_speculation_note(lmd_speculation *self, int32_t n_rows, double seconds)
     const double most = 4.0 * estimate(self, n_rows); /* a step that was interrupted says little */
     if (self->step_id > 1 && seconds > most) seconds = most;
     /* Others on the machine make steps longer, never shorter: shorter ones are believed more. */
-    const double weight = seconds < cost->seconds ? 0.5 : 0.25;
+    const double weight = seconds < cost->seconds ? 0.5 : 0.125;
     cost->seconds = fresh ? cost->seconds + (seconds - cost->seconds) * weight : seconds;
     cost->step_id = self->step_id;
 }
