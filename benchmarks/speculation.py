@@ -1,6 +1,6 @@
 """Measures drafts from n-grams: what they gain where answers copy, and lose where they do not.
 
-    python benchmarks/speculation.py [--rounds N] [--csv FILE]
+    python benchmarks/speculation.py [--rounds N] [--users N ...] [--csv FILE]
 
 SmolLM2 through `_C.Engine`, 1, 4 and 16 requests at once, without drafts and with them in turn; the
 ratio of a round's two speeds is what counts. Prints a table in Markdown and appends a CSV row.
@@ -41,12 +41,12 @@ TEXTS = (
     "found that young bees make short flights around the hive before they forage, and that bees "
     "which skip these flights get lost more often. Pesticides disturb the learning of landmarks "
     "even in doses that do not kill a single bee.",
-    "The museum opens a new wing this spring with two hundred paintings that have never been shown. "
-    "Most of them were bought by a merchant, Anna Velt, between 1890 and 1925, and were kept in a "
-    "warehouse near the river for a century. The director says that the warehouse was dry and "
-    "dark, so the colours have hardly faded. Restorers worked for six years on the frames. Visitors "
-    "will be able to watch the restorers through a glass wall on the second floor. Entry is free "
-    "on the first Sunday of the month, and schools may book a guided tour at no cost.",
+    "The museum opens a new wing this spring with two hundred paintings that have never been "
+    "shown. Most of them were bought by a merchant, Anna Velt, between 1890 and 1925, and were "
+    "kept in a warehouse near the river for a century. The director says that the warehouse was "
+    "dry and dark, so the colours have hardly faded. Restorers worked for six years on the frames. "
+    "Visitors will be able to watch the restorers through a glass wall on the second floor. Entry "
+    "is free on the first Sunday of the month, and schools may book a guided tour at no cost.",
     "A storm on Tuesday night left the valley without electricity for eleven hours. Trees fell on "
     "the lines in four places, and the road to the dam was blocked by a landslide. The power "
     "company sent sixty workers, who repaired the lines to the hospital first. The school stayed "
@@ -210,6 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "speculation.csv")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--users", type=int, nargs="+", default=[1, 4, 16], help="at once")
     options = parser.parse_args()
     neighbours = Neighbours()
     row: dict[str, object] = {**machine(), "rounds": options.rounds}
@@ -217,7 +218,7 @@ def main() -> None:
     titles = [f"at most {name}" for name in list(VARIANTS)[1:-1]]
     print("| answers | at once | tok/s without | " + " | ".join(titles) + " | always 7 |")
     print("|---" * (len(VARIANTS) + 2) + "|")
-    for n_users in (1, 4, 16):
+    for n_users in options.users:
         for case in CASES:
             row.update(measure(runner, case, n_users, options.rounds))
     row["busy_neighbours"] = neighbours.share()

@@ -165,7 +165,8 @@ static bool may_stop(const lmd_live_request *self, int32_t token_id) {
 
 int32_t lmd_live_request_draft(const lmd_live_request *self, lmd_speculation *speculation,
                                int32_t *out) {
-    int32_t n_max = lmd_min_i32(speculation->n_max, self->max_new_tokens - self->n_generated - 1);
+    const int32_t n_left = self->max_new_tokens - self->n_generated;
+    const int32_t n_max = lmd_min_i32(speculation->n_max, n_left - 1);
     if (!self->ngram || self->n_generated == 0 || n_max < 1 || bans_stops(self)) return 0;
     int32_t n = 0, n_guesses = lmd_ngram_propose(self->ngram, n_max, out);
     while (n < n_guesses && !may_stop(self, out[n])) n++;

@@ -11,9 +11,9 @@ enum { N_LENS = LMD_NGRAM_MAX_LEN - LMD_NGRAM_MIN_LEN + 1, NOWHERE = 0 };
 struct lmd_ngram {
     int32_t *tokens; /* [max_tokens] */
     int32_t n_tokens, max_tokens;
-    uint32_t n_slots;         /* of each table, a power of two above 2 * max_tokens */
-    int32_t *tables[N_LENS];  /* [n_slots] where the n-gram ends: tokens up to it and with it */
-    int32_t earlier[N_LENS];  /* where the n-gram that ends the sequence ended before */
+    uint32_t n_slots;        /* of each table: a power of two, at least 2 * max_tokens */
+    int32_t *tables[N_LENS]; /* [n_slots] tokens up to the end of an n-gram */
+    int32_t earlier[N_LENS]; /* up to where the last n tokens stood before */
 };
 
 lmd_status lmd_ngram_new(int32_t max_tokens, lmd_ngram **out, lmd_err *err) {

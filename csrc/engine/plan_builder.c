@@ -97,7 +97,8 @@ static void write_entry(lmd_plan_builder *self, int32_t i, int32_t block_len) {
     self->block_offsets[i] = self->n_block_ids;
     write_logits_rows(self, entry);
     for (int32_t p = entry->history_len; p < end; p++, self->n_tokens++) {
-        self->token_ids[self->n_tokens] = p < seq->n_tokens + entry->n_draft ? seq->tokens[p] : PLACEHOLDER;
+        const bool has_id = p < seq->n_tokens + entry->n_draft;
+        self->token_ids[self->n_tokens] = has_id ? seq->tokens[p] : PLACEHOLDER;
         self->positions[self->n_tokens] = p;
     }
     for (int32_t b = 0; (int64_t)b * block_len < end; b++)

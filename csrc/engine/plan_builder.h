@@ -34,8 +34,8 @@ void lmd_plan_builder_clear(lmd_plan_builder *self);
 void lmd_plan_builder_begin(lmd_plan_builder *self);
 /* Adds a sequence with n tokens of this step; its blocks must cover them. */
 void lmd_plan_builder_add(lmd_plan_builder *self, lmd_sequence *seq, int32_t n);
-/* Adds n guesses that stand behind the tokens of a sequence to its entry, which must be a decode
- * and all that is in flight of it; its blocks must cover them. */
+/* Adds n guesses, which stand behind the tokens of a sequence, to its entry: a decode, and all
+ * that is in flight of it. Its blocks must cover them. */
 void lmd_plan_builder_draft(lmd_plan_entry *entry, int32_t n);
 /* Orders the sequences (decodes, then prefills), writes the arrays, and moves the sequences on:
  * history_len, n_pending, n_in_flight. */

@@ -418,7 +418,7 @@ static void take_token(lmd_sequence *seq, int32_t token_id) {
         seq->history_len = seq->n_tokens + seq->n_pending; /* computed behind what never came */
 }
 
-/* Takes what came for the newest token and the guesses behind it. KV holds the guesses that were
+/* Takes what came behind the newest token and its guesses. KV holds the guesses that were
  * right; what was written behind them is written again. */
 static void take_guessed(lmd_sequence *seq, const int32_t *token_ids, int32_t n_draft) {
     int32_t n = 0;

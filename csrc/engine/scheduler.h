@@ -69,8 +69,8 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
 /* Sets the token budget of the steps to come (1..max_prefill_token_num). */
 void lmd_scheduler_set_budget(lmd_scheduler *self, int32_t n_tokens);
 
-/* Whether the next plan can only hold decodes, one token for each running sequence; *n_seqs says
- * of how many. */
+/* Whether the next plan can hold decodes alone, one token for each running sequence; *n_seqs
+ * says of how many. */
 bool lmd_scheduler_only_decodes(const lmd_scheduler *self, int32_t *n_seqs);
 
 /* Offers n guesses at what follows the tokens of a sequence, for the next plan alone. It
@@ -85,8 +85,9 @@ void lmd_scheduler_offer(lmd_scheduler *self, int64_t seq_id, const int32_t *gue
 bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_report *report);
 
 /* Ends the oldest plan in flight: token_ids[i] belongs to logits row i (-1: the row gave none).
- * Appends tokens. Of a sequence with guesses the tokens up to the first -1 count: the caller has
- * put -1 behind a token that its guess differs from. A sequence at max_len is not scheduled again: the caller finishes it. */
+ * Appends tokens. Of a sequence with guesses the tokens up to the first -1 count: the caller
+ * has put -1 behind a token that its guess differs from. A sequence at max_len is not scheduled
+ * again: the caller finishes it. */
 lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int32_t *token_ids,
                                 lmd_err *err);
 

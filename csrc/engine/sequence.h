@@ -43,7 +43,7 @@ lmd_sequence *lmd_sequence_new(int64_t seq_id, const int32_t *token_ids, int32_t
 void lmd_sequence_free(lmd_sequence *self);
 
 /* Tokens that could be computed now: known ones and placeholders not yet in KV. The last token
- * of an answer at max_len is never computed: nothing follows it. 0 while guesses are in flight. */
+ * of an answer at max_len is never computed: nothing follows it. 0 with guesses in flight. */
 int32_t lmd_sequence_n_todo(const lmd_sequence *self);
 
 /* Makes the blocks cover n_positions. False, and nothing is evicted, when the pool has too few.

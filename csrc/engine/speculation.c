@@ -3,7 +3,7 @@
 
 #include "base/ints.h"
 
-enum { MAX_AGE = 512 }; /* steps after which a measurement is made anew: the context has grown */
+enum { MAX_AGE = 512 }; /* steps after which a measurement is void: the context has grown */
 
 /* What is expected of a row more, relative to a step of one, before it is measured: little, so
  * that it is tried. */
@@ -42,8 +42,8 @@ static int32_t find_fresh(const lmd_speculation *self, int32_t first, int32_t st
     return 0;
 }
 
-/* A step of n_rows, on the line through what was measured around it, or else before it. Seconds;
- * of no unit while nothing was measured. */
+/* A step of n_rows, on the line through what was measured around it, or else before it.
+ * Seconds; of no unit while nothing was measured. */
 static double estimate(const lmd_speculation *self, int32_t n_rows) {
     const lmd_step_cost *costs = self->costs;
     const double guessed = 1.0 + ROW_COST * (n_rows - 1);
@@ -63,9 +63,9 @@ void lmd_speculation_note(lmd_speculation *self, int32_t n_rows, double seconds)
     if (n_rows < 1 || n_rows > LMD_MAX_DRAFT_ROWS) return;
     lmd_step_cost *cost = &self->costs[n_rows];
     const bool fresh = is_fresh(self, n_rows);
-    const double most = 4.0 * estimate(self, n_rows); /* a step that was interrupted says little */
+    const double most = 4.0 * estimate(self, n_rows); /* more: it was interrupted */
     if (self->step_id > 1 && seconds > most) seconds = most;
-    /* Others on the machine make steps longer, never shorter: shorter ones are believed more. */
+    /* Others on the machine make steps longer, never shorter: shorter ones weigh more. */
     const double weight = seconds < cost->seconds ? 0.5 : 0.125;
     cost->seconds = fresh ? cost->seconds + (seconds - cost->seconds) * weight : seconds;
     cost->step_id = self->step_id;
