@@ -451,7 +451,8 @@ class SpeculativeConfig(_Checked):
     method: "ngram": guesses are copied from where the last 2 to 4 tokens stood before, in the
     prompt or the answer; no second model. Others (eagle, ...) are not served, nor are model and
     dflash_block_size, which belong to them. num_speculative_tokens: most guesses of a step, 1 to
-    32. adaptive: guess fewer, or nothing, where measured steps say that it would not pay.
+    32. adaptive: guess fewer, or nothing, where measured steps say that it would not pay, and
+    nothing while more than 8 sequences run.
 
     Requests with penalties, or with bad_words of several tokens, run without guesses.
     Raises ValueError for a wrong value, UnsupportedError for one this release does not serve.

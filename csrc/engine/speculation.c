@@ -5,6 +5,10 @@
 
 enum { MAX_AGE = 512 }; /* steps after which a measurement is void: the context has grown */
 
+/* With more sequences at once rows fill the machine by themselves: what drafts gain there is less
+ * than what wrong estimates cost. */
+enum { MAX_SEQS = 8 };
+
 /* What is expected of a row more, relative to a step of one, before it is measured: little, so
  * that it is tried. */
 static const double ROW_COST = 0.1;
@@ -87,6 +91,7 @@ int32_t lmd_speculation_choose(lmd_speculation *self, const lmd_acceptance *acce
                                int32_t match_len, int32_t n_max) {
     n_max = lmd_min_i32(n_max, self->n_max);
     if (!self->adaptive) return n_max;
+    if (self->n_seqs > MAX_SEQS) return 0;
     n_max = lmd_min_i32(n_max, LMD_MAX_DRAFT_ROWS - self->n_rows);
     /* What a step costs without drafts is measured first. */
     if (n_max <= 0 || !is_fresh(self, self->n_seqs)) return 0;
