@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .messages import GenerationConfig, TurbomindEngineConfig
+from .messages import GenerationConfig, SpeculativeConfig, TurbomindEngineConfig
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -31,10 +31,8 @@ _LATER_FLAGS = (
     "--eager-mode",
     "--prefix-cache-decode-state-interval",
     "--prefix-cache-state-budget",
-    "--speculative-algorithm",
     "--speculative-dflash-block-size",
     "--speculative-draft-model",
-    "--speculative-num-draft-tokens",
 )
 
 #: Commands of a conversation, and whether each takes a file.
@@ -212,6 +210,16 @@ def make_parser() -> argparse.ArgumentParser:
     engine.add_argument(
         "--language-model-only", action="store_true", help="Accepted; models are text only."
     )
+    engine.add_argument(
+        "--speculative-algorithm",
+        help="ngram: guess tokens from earlier text; answers stay the same. None: do not guess.",
+    )
+    engine.add_argument(
+        "--speculative-num-draft-tokens",
+        type=int,
+        default=SpeculativeConfig.num_speculative_tokens,
+        help="Most tokens guessed in a step.",
+    )
     generation = chat.add_argument_group("generation")
     _add_options(generation, _GENERATION_OPTIONS, GenerationConfig)
     _add_options(generation, _SAMPLING_OPTIONS, GenerationConfig, _Sample)
@@ -267,10 +275,17 @@ def _template_config(name: str | None) -> ChatTemplateConfig | None:
     )
 
 
+def _speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
+    if args.speculative_algorithm is None:
+        return None
+    return SpeculativeConfig(args.speculative_algorithm, "", args.speculative_num_draft_tokens)
+
+
 def _chat(args: argparse.Namespace) -> int:
     engine_config = TurbomindEngineConfig(**_values(args, _ENGINE_OPTIONS))
     generation_config = _generation_config(args)
     template_config = _template_config(args.chat_template)
+    drafts = _speculative_config(args)
     if args.backend == "pytorch":
         _note("--backend pytorch: this release has no PyTorch engine; the C engine runs")
     prompt = args.prompt
@@ -280,7 +295,13 @@ def _chat(args: argparse.Namespace) -> int:
             raise ValueError("no prompt: standard input is empty")
     from .pipeline import pipeline
 
-    with pipeline(args.model_path, engine_config, template_config, args.log_level) as pipe:
+    with pipeline(
+        args.model_path,
+        engine_config,
+        template_config,
+        args.log_level,
+        speculative_config=drafts,
+    ) as pipe:
         session = pipe.session(generation_config)
         if prompt is not None:
             return _answer(session, prompt)

@@ -26,6 +26,9 @@ T = TypeVar("T")
 #: Tokens that a KV block may hold: divisors of the 256 positions that attention takes at once.
 BLOCK_LENS = (16, 32, 64, 128, 256)
 
+#: Tokens that a sequence may guess in a step.
+MAX_DRAFT_TOKENS = 32
+
 __all__ = [
     "GenerationConfig",
     "PytorchEngineConfig",
@@ -441,13 +444,32 @@ class VisionConfig(_Checked):
 
 
 @dataclass
-class SpeculativeConfig:
-    """Speculative decoding. Known for its fields; a pipeline of this release refuses it."""
+class SpeculativeConfig(_Checked):
+    """Speculative decoding: tokens are guessed, computed together in one step, and kept as far as
+    they are what would have come one by one. No answer changes, greedy or sampled, by a bit.
 
-    method: str
-    model: str = ""
-    num_speculative_tokens: int = 1
-    dflash_block_size: int | None = None
+    method: "ngram": guesses are copied from where the last 2 to 4 tokens stood before, in the
+    prompt or the answer; no second model. Others (eagle, ...) are not served, nor are model and
+    dflash_block_size, which belong to them. num_speculative_tokens: most guesses of a step, 1 to
+    32. adaptive: guess fewer, or nothing, where measured steps say that it would not pay, and
+    nothing while more than 8 sequences run.
+
+    Requests with penalties, or with bad_words of several tokens, run without guesses.
+    Raises ValueError for a wrong value, UnsupportedError for one this release does not serve.
+    """
+
+    method: str = _only("ngram")
+    model: str = _only("", hint="n-grams need none")
+    num_speculative_tokens: int = 7
+    dflash_block_size: int | None = _only(None)
+    adaptive: bool = True
+
+    def check(self) -> None:
+        super().check()
+        self._check_int("num_speculative_tokens", 1)
+        if self.num_speculative_tokens > MAX_DRAFT_TOKENS:
+            raise self._wrong("num_speculative_tokens", f"at most {MAX_DRAFT_TOKENS}")
+        self._check_bool("adaptive")
 
 
 @dataclass

@@ -88,7 +88,13 @@ class Pipeline:
     ) -> None:
         set_log_level(log_level)
         if speculative_config is not None:
-            raise unsupported("speculative_config: this release has no speculative decoding")
+            if not isinstance(speculative_config, SpeculativeConfig):
+                raise TypeError(
+                    f"speculative_config: a SpeculativeConfig, "
+                    f"not {type(speculative_config).__name__}"
+                )
+            speculative_config.check()
+        self.speculative_config = speculative_config
         if allowed_media_domains is not None:
             raise unsupported("allowed_media_domains: this release serves text only")
         if vision_config is not None:
@@ -136,6 +142,7 @@ class Pipeline:
             max_batch_size=batch_size,
             max_prefill_token_num=prefill_tokens,
             block_len=size.block_len,
+            **_draft_options(self.speculative_config),
         )
         self._core: Engine | None = engine
         self._kv_tags = {
@@ -663,6 +670,16 @@ class Pipeline:
         }
 
 
+def _draft_options(config: SpeculativeConfig | None) -> dict[str, Any]:
+    """The keywords of Engine that draft; none: nothing is drafted."""
+    if config is None:
+        return {}
+    return {
+        "num_speculative_tokens": config.num_speculative_tokens,
+        "adaptive_speculation": config.adaptive,
+    }
+
+
 def _read_ppl(request: Request) -> float:
     while True:
         output = request.read()
@@ -703,8 +720,9 @@ def pipeline(
     backend_config: the engine's configuration. chat_template_config: None takes the model's own.
     log_level: of the logger "lmdeploy_c"; INFO reports the KV cache's size before loading.
     max_log_len: most characters of a prompt in the log. trust_remote_code: accepted, and without
-    effect: code that comes with a model is never run. speculative_config, allowed_media_domains:
-    refused unless None. kwargs: model_name (a name to show), vision_config (its defaults).
+    effect: code that comes with a model is never run. speculative_config: None: every token is
+    computed by itself. allowed_media_domains: refused unless None. kwargs: model_name (a name to
+    show), vision_config (its defaults).
 
     Raises FileNotFoundError, CheckpointError, UnsupportedError or ValueError with what is wrong.
     """

@@ -529,7 +529,7 @@ def test_a_model_without_a_template_completes(
         ({"model_path": __file__}, ValueError, "test_pipeline.py"),
         ({"backend_config": 5}, TypeError, "backend_config"),
         ({"log_level": "LOUD"}, ValueError, "LOUD"),
-        ({"speculative_config": object()}, UnsupportedError, "speculative_config"),
+        ({"speculative_config": object()}, TypeError, "speculative_config"),
         ({"vision_config": lmdeploy_c.VisionConfig()}, None, ""),
         ({"backend_config": TurbomindEngineConfig(model_format="hf")}, ValueError, "model_format"),
         ({"chat_template_config": ChatTemplateConfig("nobody's")}, ValueError, "nobody's"),

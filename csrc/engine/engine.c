@@ -1,336 +1,11 @@
 /* The engine: see engine.h. */
-#include "engine/engine.h"
+#include "engine/engine_state.h"
 
-#include <pthread.h>
-#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/memory.h"
-#include "engine/live_request.h"
-
-enum { N_BUCKETS = 1024 };
-
-/* What a client has the thread do between two steps, and waits for. */
-typedef struct engine_job {
-    lmd_between_steps_fn fn;
-    void *arg;
-    struct engine_job *next;
-    bool ended, ran; /* ended without having run: the engine closed first */
-} engine_job;
-
-struct lmd_engine {
-    lmd_engine_config config;
-    pid_t pid; /* the process that has the thread */
-    pthread_t thread;
-
-    pthread_mutex_t lock; /* clients and the thread: what follows */
-    pthread_cond_t wake, job_ended;
-    engine_job *jobs;
-    lmd_live_request *inbox, **inbox_end;
-    int32_t n_inbox;
-    int64_t next_request_id;
-    bool closing, joined;
-    bool broken; /* the executor failed: why stands in broken_err */
-    lmd_err broken_err;
-    lmd_engine_stats stats;
-    lmd_metrics shown; /* the thread's metrics, as they were when they were last copied */
-    int64_t n_submitted, n_rejected;
-
-    lmd_trace trace; /* has its own lock */
-
-    /* The thread's own. */
-    lmd_metrics metrics;
-    int64_t step_start, tokens_at; /* of this step: its start, when its tokens came; ns */
-    lmd_executor *executor;
-    lmd_scheduler *scheduler;
-    lmd_live_request *living; /* list */
-    lmd_live_request *buckets[N_BUCKETS];
-    lmd_sample_params *samples;   /* [max_prefill_token_num] of the plan's logits rows */
-    lmd_live_request **row_lives; /* [max_prefill_token_num]; NULL once it has ended */
-    int32_t *row_tokens;          /* [max_prefill_token_num] for the scheduler */
-};
-
-/* ---- the living: a list, and an index by seq_id ---- */
-
-static lmd_live_request **bucket_of(lmd_engine *self, int64_t seq_id) {
-    return &self->buckets[(uint64_t)seq_id % N_BUCKETS];
-}
-
-static lmd_live_request *find_live(lmd_engine *self, int64_t seq_id) {
-    lmd_live_request *live = *bucket_of(self, seq_id);
-    while (live && live->seq_id != seq_id) live = live->next_in_bucket;
-    return live;
-}
-
-static void add_live(lmd_engine *self, lmd_live_request *live) {
-    lmd_live_request **bucket = bucket_of(self, live->seq_id);
-    live->next_in_bucket = *bucket;
-    *bucket = live;
-    live->prev = NULL;
-    live->next = self->living;
-    if (self->living) self->living->prev = live;
-    self->living = live;
-}
-
-static void remove_live(lmd_engine *self, lmd_live_request *live) {
-    lmd_live_request **link = bucket_of(self, live->seq_id);
-    while (*link != live) link = &(*link)->next_in_bucket;
-    *link = live->next_in_bucket;
-    if (live->prev)
-        live->prev->next = live->next;
-    else
-        self->living = live->next;
-    if (live->next) live->next->prev = live->prev;
-}
-
-/* Lets clients see the state of now; the lock is held. */
-static void show(lmd_engine *self) {
-    lmd_scheduler_get_stats(self->scheduler, &self->stats.scheduler);
-    self->shown = self->metrics;
-}
-
-static void note(lmd_engine *self, const lmd_live_request *live, lmd_trace_kind kind,
-                 int64_t at, int32_t n_tokens, lmd_finish_reason reason) {
-    const lmd_trace_event event = {at, kind, live->seq_id, n_tokens, reason};
-    lmd_trace_add_event(&self->trace, &event);
-}
-
-/* Ends a living request everywhere. */
-static void end_live(lmd_engine *self, lmd_live_request *live, lmd_finish_reason reason,
-                     const char *message) {
-    if (live->keep_session && reason != LMD_FINISH_ERROR)
-        lmd_request_set_session(live->request,
-                                lmd_scheduler_snapshot(self->scheduler, live->seq_id));
-    lmd_scheduler_finish(self->scheduler, live->seq_id,
-                         NULL); /* unknown when it never was added */
-    remove_live(self, live);
-    const int64_t now = lmd_now_ns();
-    lmd_metrics_ended(&self->metrics, &live->times, now, reason, live->n_prompt,
-                      live->n_generated);
-    note(self, live, LMD_TRACE_ENDED, now, live->n_generated, reason);
-    pthread_mutex_lock(&self->lock);
-    show(self); /* before the client knows of the end */
-    pthread_mutex_unlock(&self->lock);
-    lmd_live_request_finish(live, reason, message);
-    lmd_live_request_free(live);
-}
-
-static void end_all(lmd_engine *self, lmd_finish_reason reason, const char *message) {
-    while (self->living) end_live(self, self->living, reason, message);
-}
-
-/* ---- a step ---- */
-
-/* Hands a new request to the scheduler; the prompt lives on there. */
-static void admit(lmd_engine *self, lmd_live_request *live) {
-    lmd_sequence_params params = {
-        .seq_id = live->seq_id,
-        .token_ids = live->prompt,
-        .n_tokens = live->n_prompt,
-        .max_len = live->n_prompt + live->max_new_tokens,
-        .all_logits = live->return_ppl || live->output_logits == LMD_LOGITS_ALL,
-        .session = live->session,
-    };
-    lmd_err err;
-    add_live(self, live);
-    note(self, live, LMD_TRACE_SUBMITTED, live->times.submitted, live->n_prompt,
-         LMD_FINISH_NONE);
-    if (lmd_scheduler_add(self->scheduler, &params, &err) != LMD_OK) {
-        end_live(self, live, LMD_FINISH_ERROR, err.message);
-        return;
-    }
-    lmd_free(live->prompt);
-    live->prompt = NULL;
-}
-
-static void end_cancelled(lmd_engine *self) {
-    for (lmd_live_request *live = self->living, *next; live; live = next) {
-        next = live->next;
-        if (lmd_request_cancelled(live->request)) end_live(self, live, LMD_FINISH_ABORT, NULL);
-    }
-}
-
-static void end_stuck(lmd_engine *self, int64_t seq_id) {
-    char message[LMD_ERR_LEN];
-    lmd_live_request *live = find_live(self, seq_id);
-    int32_t n_tokens = 0;
-    lmd_scheduler_tokens(self->scheduler, seq_id, &n_tokens);
-    snprintf(message, sizeof message,
-             "out of KV memory: %d tokens do not fit in %d blocks of %d; raise "
-             "cache_max_entry_count or "
-             "ask for fewer tokens",
-             n_tokens + 1, self->config.n_blocks, self->config.block_len);
-    if (live) end_live(self, live, LMD_FINISH_ERROR, message);
-}
-
-static bool wants_logits(const lmd_live_request *live, const lmd_sample_params *params) {
-    return live->output_logits == LMD_LOGITS_ALL ||
-           (live->output_logits == LMD_LOGITS_GENERATION && params->wants_token);
-}
-
-/* Room for the logits of a request's rows of this step; false when there is no memory. */
-static bool reserve_logits(const lmd_engine *self, lmd_live_request *live, int32_t n_rows) {
-    if (live->output_logits == LMD_LOGITS_NONE || n_rows == 0) return true;
-    size_t row_bytes = (size_t)self->config.vocab_size * sizeof(float);
-    live->chunk = lmd_calloc(1, sizeof *live->chunk + (size_t)n_rows * row_bytes);
-    live->n_chunk_rows = 0;
-    return live->chunk != NULL;
-}
-
-/* Ends a request whose rows stand in the plan: they must not point to what it owned. */
-static void end_in_plan(lmd_engine *self, lmd_live_request *live, int32_t first, int32_t n_rows,
-                        const char *message) {
-    for (int32_t i = first; i < first + n_rows; i++) {
-        self->samples[i] = (lmd_sample_params){.target_id = -1};
-        self->row_lives[i] = NULL;
-    }
-    end_live(self, live, LMD_FINISH_ERROR, message);
-}
-
-/* At the request's first step: tells the client how much of its prompt was found in KV. */
-static void note_start(lmd_engine *self, lmd_live_request *live) {
-    if (live->times.started) return;
-    const int32_t cached_len = lmd_scheduler_cached_len(self->scheduler, live->seq_id);
-    lmd_request_set_cached_len(live->request, cached_len);
-    lmd_metrics_started(&self->metrics, &live->times, self->step_start, live->n_prompt,
-                        cached_len);
-    note(self, live, LMD_TRACE_STARTED, self->step_start, cached_len, LMD_FINISH_NONE);
-}
-
-/* Fills the rows of one sequence of the plan, from logits row `first` on; returns how many. */
-static int32_t fill_rows(lmd_engine *self, const lmd_plan *plan, int32_t seq_idx,
-                         int32_t first) {
-    lmd_live_request *live = find_live(self, plan->seq_ids[seq_idx]);
-    int32_t n_tokens, n = 0, end = plan->token_offsets[seq_idx + 1];
-    const int32_t *tokens =
-        lmd_scheduler_tokens(self->scheduler, plan->seq_ids[seq_idx], &n_tokens);
-    note_start(self, live);
-    while (first + n < plan->n_logits_rows && plan->logits_rows[first + n] < end) n++;
-    const bool has_room = reserve_logits(self, live, n);
-    for (int32_t i = first; i < first + n; i++) {
-        lmd_sample_params *params = &self->samples[i];
-        int32_t position = plan->positions[plan->logits_rows[i]];
-        lmd_live_request_fill(live, position,
-                              position + 1 < n_tokens ? tokens[position + 1] : -1, params);
-        if (has_room && wants_logits(live, params))
-            params->logits_out =
-                live->chunk->data + (int64_t)live->n_chunk_rows++ * self->config.vocab_size;
-        self->row_lives[i] = live;
-    }
-    if (live->chunk) live->chunk->n_rows = live->n_chunk_rows;
-    if (!has_room) end_in_plan(self, live, first, n, "out of host memory for logits");
-    return n;
-}
-
-static void forget_rows(lmd_engine *self, const lmd_live_request *live, int32_t n_rows) {
-    for (int32_t i = 0; i < n_rows; i++)
-        if (self->row_lives[i] == live) self->row_lives[i] = NULL;
-}
-
-/* A request that is only scored ends with the last token of its prompt. */
-static bool is_scored(const lmd_live_request *live, const lmd_plan *plan, int32_t row) {
-    return live->max_new_tokens == 0 &&
-           plan->positions[plan->logits_rows[row]] + 1 == live->n_prompt;
-}
-
-static void take_rows(lmd_engine *self, const lmd_plan *plan, const lmd_plan_result *result) {
-    for (int32_t i = 0; i < result->n_rows; i++) {
-        lmd_live_request *live = self->row_lives[i];
-        if (!live) continue;
-        const char *message = NULL;
-        lmd_finish_reason reason =
-            lmd_live_request_take(live, &self->samples[i], &result->rows[i], &message);
-        const bool last_of_live = i + 1 == result->n_rows || self->row_lives[i + 1] != live;
-        if (last_of_live) lmd_live_request_hand_over(live); /* rows that gave no token */
-        if (reason == LMD_FINISH_NONE && is_scored(live, plan, i)) reason = LMD_FINISH_LENGTH;
-        if (reason == LMD_FINISH_NONE) continue;
-        forget_rows(self, live, result->n_rows);
-        end_live(self, live, reason, message);
-    }
-}
-
-/* Counts a step's new tokens, before they are handed out, so that no client knows more than the
- * metrics; returns how many. */
-static int32_t count_tokens(lmd_engine *self, const lmd_plan *plan) {
-    int32_t n = 0;
-    for (int32_t i = 0; i < plan->n_logits_rows; i++) {
-        lmd_live_request *live = self->row_lives[i];
-        if (self->row_tokens[i] < 0) continue;
-        n++;
-        if (lmd_metrics_token(&self->metrics, &live->times, self->tokens_at))
-            note(self, live, LMD_TRACE_FIRST_TOKEN, self->tokens_at, live->n_prompt,
-                 LMD_FINISH_NONE);
-    }
-    return n;
-}
-
-/* Counts a step whose tokens have come. */
-static void count_step(lmd_engine *self, const lmd_plan *plan, int32_t n_preempted) {
-    const int32_t n_generated = count_tokens(self, plan);
-    int64_t n_prefilled = 0;
-    for (int32_t i = 0; i < plan->n_seqs; i++)
-        if (plan->input_lens[i] > 1 || plan->history_lens[i] == 0)
-            n_prefilled += plan->input_lens[i];
-    lmd_metrics_step(&self->metrics, self->tokens_at - self->step_start, plan->n_tokens);
-    pthread_mutex_lock(&self->lock);
-    self->stats.n_steps++;
-    self->stats.n_tokens_prefilled += n_prefilled;
-    self->stats.n_tokens_generated += n_generated;
-    show(self);
-    const lmd_scheduler_stats stats = self->stats.scheduler;
-    pthread_mutex_unlock(&self->lock);
-    const lmd_trace_step record = {
-        .start = self->step_start,
-        .end = self->tokens_at,
-        .n_seqs = plan->n_seqs,
-        .n_prefilled = n_prefilled,
-        .n_decoded = plan->n_tokens - n_prefilled,
-        .budget = stats.budget,
-        .n_free_blocks = stats.n_free_blocks,
-        .n_active_blocks = stats.n_active_blocks,
-        .n_cached_blocks = stats.n_cached_blocks,
-        .n_running = stats.n_running,
-        .n_waiting = stats.n_waiting,
-        .n_preempted = n_preempted,
-    };
-    lmd_trace_add_step(&self->trace, &record);
-}
-
-/* Runs a plan from its rows' parameters to its requests' outputs. */
-static lmd_status run_plan(lmd_engine *self, lmd_plan *plan, int32_t n_preempted,
-                           lmd_err *err) {
-    lmd_plan_result result;
-    int32_t n_rows = 0;
-    for (int32_t s = 0; s < plan->n_seqs; s++) n_rows += fill_rows(self, plan, s, n_rows);
-    plan->samples = self->samples;
-    LMD_TRY(self->executor->ops->submit(self->executor, plan, err));
-    LMD_TRY(self->executor->ops->collect(self->executor, plan->plan_id, &result, err));
-    for (int32_t i = 0; i < result.n_rows; i++) {
-        bool wanted = self->row_lives[i] && self->samples[i].wants_token;
-        self->row_tokens[i] =
-            wanted && !result.rows[i].not_finite ? result.rows[i].token_id : -1;
-    }
-    LMD_TRY(lmd_scheduler_update(self->scheduler, plan->plan_id, self->row_tokens, err));
-    self->tokens_at = lmd_now_ns();
-    count_step(self, plan, n_preempted);
-    take_rows(self, plan, &result);
-#ifdef LMD_DEBUG
-    LMD_TRY(lmd_scheduler_check(self->scheduler, err));
-#endif
-    return LMD_OK;
-}
-
-static lmd_status step(lmd_engine *self, lmd_err *err) {
-    lmd_plan plan;
-    lmd_schedule_report report;
-    end_cancelled(self);
-    self->step_start = lmd_now_ns();
-    bool has_plan = lmd_scheduler_schedule(self->scheduler, &plan, &report);
-    if (!has_plan && report.failed >= 0) end_stuck(self, report.failed);
-    return has_plan ? run_plan(self, &plan, report.n_preempted, err) : LMD_OK;
-}
 
 /* ---- the thread ---- */
 
@@ -338,7 +13,7 @@ static lmd_status step(lmd_engine *self, lmd_err *err) {
 static void run_jobs(lmd_engine *self, bool drop) {
     if (!self->jobs) return;
     while (self->jobs) {
-        engine_job *job = self->jobs;
+        lmd_engine_job *job = self->jobs;
         self->jobs = job->next;
         if (!drop) {
             pthread_mutex_unlock(&self->lock);
@@ -348,14 +23,14 @@ static void run_jobs(lmd_engine *self, bool drop) {
         }
         job->ended = true;
     }
-    show(self);
+    lmd_engine_show(self);
     pthread_cond_broadcast(&self->job_ended);
 }
 
 /* Waits for work, does the jobs and takes the inbox; false when the engine is closing. */
 static bool take_inbox(lmd_engine *self, lmd_live_request **inbox) {
     pthread_mutex_lock(&self->lock);
-    show(self);
+    lmd_engine_show(self);
     run_jobs(self, self->closing);
     while (!self->closing && !self->inbox && !self->living) {
         pthread_cond_wait(&self->wake, &self->lock);
@@ -373,7 +48,7 @@ static bool take_inbox(lmd_engine *self, lmd_live_request **inbox) {
 static void admit_all(lmd_engine *self, lmd_live_request *inbox) {
     while (inbox) {
         lmd_live_request *next = inbox->next;
-        admit(self, inbox);
+        lmd_engine_admit(self, inbox);
         inbox = next;
     }
 }
@@ -384,7 +59,7 @@ static void break_engine(lmd_engine *self, const lmd_err *err) {
     self->broken = true;
     self->broken_err = *err;
     pthread_mutex_unlock(&self->lock);
-    end_all(self, LMD_FINISH_ERROR, err->message);
+    lmd_engine_end_all(self, LMD_FINISH_ERROR, err->message);
 }
 
 static void *engine_main(void *arg) {
@@ -394,14 +69,14 @@ static void *engine_main(void *arg) {
     bool broken = false;
     while (take_inbox(self, &inbox)) {
         admit_all(self, inbox);
-        if (!broken && step(self, &err) != LMD_OK) {
+        if (!broken && lmd_engine_step(self, &err) != LMD_OK) {
             broken = true;
             break_engine(self, &err);
         }
-        if (broken) end_all(self, LMD_FINISH_ERROR, err.message);
+        if (broken) lmd_engine_end_all(self, LMD_FINISH_ERROR, err.message);
     }
     admit_all(self, inbox);
-    end_all(self, LMD_FINISH_ABORT, NULL);
+    lmd_engine_end_all(self, LMD_FINISH_ABORT, NULL);
     return NULL;
 }
 
@@ -418,6 +93,8 @@ static lmd_status setup(lmd_engine *self, lmd_err *err) {
         .prefix_caching = config->prefix_caching,
     };
     LMD_TRY(lmd_scheduler_new(&scheduler, &self->scheduler, err));
+    lmd_speculation_init(&self->speculation, config->num_speculative_tokens,
+                         config->adaptive_speculation);
     size_t n_rows = (size_t)config->max_prefill_token_num;
     self->samples = lmd_calloc(n_rows, sizeof *self->samples);
     self->row_lives = lmd_calloc(n_rows, sizeof(lmd_live_request *));
@@ -593,7 +270,7 @@ void lmd_engine_get_stats(lmd_engine *self, lmd_engine_stats *out) {
 
 lmd_status lmd_engine_run_between_steps(lmd_engine *self, lmd_between_steps_fn fn, void *arg,
                                         lmd_err *err) {
-    engine_job job = {.fn = fn, .arg = arg};
+    lmd_engine_job job = {.fn = fn, .arg = arg};
     pthread_mutex_lock(&self->lock);
     lmd_status status = check_open(self, err);
     if (status == LMD_OK) {

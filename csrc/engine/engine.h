@@ -27,6 +27,8 @@ typedef struct lmd_engine_config {
     int32_t vocab_size;
     bool prefix_caching; /* texts that begin alike share their full KV blocks */
     bool metrics_off;    /* no histograms */
+    int32_t num_speculative_tokens; /* most tokens drafted for a sequence in a step; 0: none */
+    bool adaptive_speculation;      /* fewer where they are not worth their rows */
 } lmd_engine_config;
 
 typedef enum lmd_output_logits {
@@ -53,6 +55,7 @@ typedef struct lmd_request_params {
 typedef struct lmd_engine_stats {
     lmd_scheduler_stats scheduler; /* after the last step; n_waiting counts the inbox too */
     int64_t n_steps, n_tokens_prefilled, n_tokens_generated;
+    int64_t n_draft_tokens, n_accepted_tokens; /* computed as guesses; of them right */
 } lmd_engine_stats;
 
 /* Everything that is counted, at one moment between two steps. */

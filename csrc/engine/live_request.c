@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/ints.h"
 #include "base/memory.h"
 
 /* ---- checks ---- */
@@ -64,6 +65,15 @@ lmd_status lmd_live_request_check(const lmd_request_params *params,
 
 /* ---- lifetime ---- */
 
+/* Requests whose rows depend on the tokens before them never draft. */
+static lmd_status setup_drafts(lmd_live_request *self, lmd_err *err) {
+    if (self->max_new_tokens < 3 || !lmd_sampler_is_steady(self->sampler)) return LMD_OK;
+    LMD_TRY(lmd_ngram_new(self->n_prompt + self->max_new_tokens, &self->ngram, err));
+    for (int32_t i = 0; i < self->n_prompt; i++) lmd_ngram_push(self->ngram, self->prompt[i]);
+    lmd_acceptance_init(&self->acceptance);
+    return LMD_OK;
+}
+
 static lmd_status setup(lmd_live_request *self, const lmd_request_params *params,
                         const lmd_engine_config *config, lmd_err *err) {
     size_t n = (size_t)params->n_tokens;
@@ -76,7 +86,8 @@ static lmd_status setup(lmd_live_request *self, const lmd_request_params *params
                              .n_new = self->max_new_tokens,
                              .n_bans = params->stop_words.n,
                              .vocab_size = config->vocab_size};
-    return lmd_sampler_new(&params->sampler, &room, &self->sampler, err);
+    LMD_TRY(lmd_sampler_new(&params->sampler, &room, &self->sampler, err));
+    return config->num_speculative_tokens > 0 ? setup_drafts(self, err) : LMD_OK;
 }
 
 lmd_status lmd_live_request_new(const lmd_request_params *params,
@@ -113,6 +124,7 @@ void lmd_live_request_free(lmd_live_request *self) {
     lmd_token_match_clear(&self->stops);
     lmd_logits_free(self->chunk);
     lmd_session_unref(self->session);
+    lmd_ngram_free(self->ngram);
     lmd_free(self->prompt);
     lmd_free(self);
 }
@@ -138,6 +150,32 @@ void lmd_live_request_fill(lmd_live_request *self, int32_t position, int32_t nex
         return;
     }
     *out = (lmd_sample_params){.target_id = self->return_ppl ? next_token : -1};
+}
+
+/* Whether a row may ban a stop word, now or later. */
+static bool bans_stops(const lmd_live_request *self) {
+    for (int32_t i = 0; i < self->stops.n_words; i++)
+        if (self->n_generated - (lmd_token_match_len(&self->stops, i) - 1) <
+            self->min_new_tokens)
+            return true;
+    return false;
+}
+
+static bool may_stop(const lmd_live_request *self, int32_t token_id) {
+    for (int32_t i = 0; i < self->stops.n_words; i++)
+        if (lmd_token_match_last(&self->stops, i) == token_id) return true;
+    return false;
+}
+
+int32_t lmd_live_request_draft(const lmd_live_request *self, lmd_speculation *speculation,
+                               int32_t *out) {
+    const int32_t n_left = self->max_new_tokens - self->n_generated;
+    const int32_t n_max = lmd_min_i32(speculation->n_max, n_left - 1);
+    if (!self->ngram || self->n_generated == 0 || n_max < 1 || bans_stops(self)) return 0;
+    int32_t n = 0, n_guesses = lmd_ngram_propose(self->ngram, n_max, out);
+    while (n < n_guesses && !may_stop(self, out[n])) n++;
+    return lmd_speculation_choose(speculation, &self->acceptance,
+                                  lmd_ngram_match_len(self->ngram), n);
 }
 
 /* The token itself first, then the most likely others. */
@@ -174,14 +212,25 @@ static int32_t held_back_len(const lmd_live_request *self) {
 static lmd_logits_chunk *take_chunk(lmd_live_request *self) {
     lmd_logits_chunk *chunk = self->chunk;
     const bool of_prompt = self->output_logits == LMD_LOGITS_ALL && self->n_generated <= 1;
-    if (chunk) chunk->n_tokens = of_prompt ? 0 : self->n_generated;
-    self->chunk = NULL;
-    self->n_chunk_rows = 0;
+    if (!chunk) return NULL;
+    self->chunk = chunk->next;
+    chunk->next = NULL;
+    chunk->n_tokens = of_prompt ? 0 : self->n_generated;
     return chunk;
+}
+
+/* Notes a token, and whether it would have been guessed. */
+static void push_ngram(lmd_live_request *self, int32_t token_id) {
+    int32_t guess;
+    if (lmd_ngram_propose(self->ngram, 1, &guess))
+        lmd_acceptance_note(&self->acceptance, lmd_ngram_match_len(self->ngram),
+                            guess == token_id);
+    lmd_ngram_push(self->ngram, token_id);
 }
 
 static lmd_finish_reason take_token(lmd_live_request *self, const lmd_sample_result *result) {
     append_token(self, result);
+    if (self->ngram) push_ngram(self, result->token_id);
     lmd_sampler_push(self->sampler, result->token_id);
     lmd_token_match_push(&self->stops, result->token_id);
     self->n_generated++;
@@ -213,6 +262,11 @@ lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample
         return LMD_FINISH_ERROR;
     }
     return take_token(self, result);
+}
+
+void lmd_live_request_drop_rows(lmd_live_request *self) {
+    lmd_logits_free(self->chunk);
+    self->chunk = NULL;
 }
 
 void lmd_live_request_hand_over(lmd_live_request *self) {

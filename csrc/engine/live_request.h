@@ -7,6 +7,7 @@
 
 #include "engine/engine.h"
 #include "engine/metrics.h"
+#include "engine/speculation.h"
 
 typedef struct lmd_live_request {
     struct lmd_live_request *next, *prev; /* in the engine's list of the living, or its inbox */
@@ -23,8 +24,10 @@ typedef struct lmd_live_request {
     bool keep_session;    /* its end makes a session */
     double loss_sum; /* of prompt tokens scored so far, natural log */
     int32_t n_losses;
-    lmd_logits_chunk *chunk; /* of the step under way */
-    int32_t n_chunk_rows;    /* filled so far */
+    lmd_logits_chunk *chunk; /* of the step under way; a list, one for each row, when several
+                                rows give tokens */
+    lmd_ngram *ngram;        /* of prompt and answer; NULL: never drafts */
+    lmd_acceptance acceptance;
     lmd_request_times times;
 } lmd_live_request;
 
@@ -46,6 +49,14 @@ void lmd_live_request_fill(lmd_live_request *self, int32_t position, int32_t nex
  * set for an error. */
 lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample_params *params,
                                         const lmd_sample_result *result, const char **message);
+
+/* Guesses what follows the newest token: at most LMD_MAX_DRAFT_TOKENS that are worth their rows
+ * and leave the parameters of those rows as they are. None completes a stop word. */
+int32_t lmd_live_request_draft(const lmd_live_request *self, lmd_speculation *speculation,
+                               int32_t *out);
+
+/* Forgets the rows of logits that stood behind a wrong guess. */
+void lmd_live_request_drop_rows(lmd_live_request *self);
 
 /* Hands this step's rows of logits to the client, when they gave no token. */
 void lmd_live_request_hand_over(lmd_live_request *self);

@@ -48,7 +48,12 @@ void lmd_plan_builder_copy(lmd_plan_builder *self, lmd_block_copy copy) {
 }
 
 void lmd_plan_builder_add(lmd_plan_builder *self, lmd_sequence *seq, int32_t n) {
-    self->entries[self->n_entries++] = (lmd_plan_entry){seq, seq->history_len, n, -1};
+    self->entries[self->n_entries++] = (lmd_plan_entry){seq, seq->history_len, n, 0, -1};
+}
+
+void lmd_plan_builder_draft(lmd_plan_entry *entry, int32_t n) {
+    entry->n_draft = n;
+    entry->input_len += n;
 }
 
 static bool is_decode(const lmd_plan_entry *entry) {
@@ -67,16 +72,18 @@ static void put_decodes_first(lmd_plan_builder *self) {
 }
 
 /* The rows of an entry whose logits are wanted: those of prompt positions not yet given, when
- * the sequence asks for them, and the row behind which the next token stands. */
+ * the sequence asks for them, and the row behind which the next token stands, with those of the
+ * guesses. */
 static void write_logits_rows(lmd_plan_builder *self, lmd_plan_entry *entry) {
     lmd_sequence *seq = entry->seq;
     const int32_t end = entry->history_len + entry->input_len;
-    const bool covers_all = end == seq->n_tokens + seq->n_pending;
+    const int32_t known = end - entry->n_draft;
+    const bool covers_all = known == seq->n_tokens + seq->n_pending;
     for (int32_t p = entry->history_len; p < end; p++) {
         bool scored = seq->all_logits && p < seq->n_prompt && p >= seq->n_logits_done;
-        bool gives_token = covers_all && p == end - 1;
+        bool gives_token = covers_all && p >= known - 1;
         if (!scored && !gives_token) continue;
-        if (gives_token) entry->logits_row_idx = self->n_logits_rows;
+        if (gives_token && p == known - 1) entry->logits_row_idx = self->n_logits_rows;
         self->logits_rows[self->n_logits_rows++] = self->n_tokens + p - entry->history_len;
     }
     if (seq->all_logits && end > seq->n_logits_done)
@@ -95,7 +102,8 @@ static void write_entry(lmd_plan_builder *self, int32_t i, int32_t block_len) {
     self->block_offsets[i] = self->n_block_ids;
     write_logits_rows(self, entry);
     for (int32_t p = entry->history_len; p < end; p++, self->n_tokens++) {
-        self->token_ids[self->n_tokens] = p < seq->n_tokens ? seq->tokens[p] : PLACEHOLDER;
+        const bool has_id = p < seq->n_tokens + entry->n_draft;
+        self->token_ids[self->n_tokens] = has_id ? seq->tokens[p] : PLACEHOLDER;
         self->positions[self->n_tokens] = p;
     }
     for (int32_t b = 0; (int64_t)b * block_len < end; b++)
@@ -103,7 +111,7 @@ static void write_entry(lmd_plan_builder *self, int32_t i, int32_t block_len) {
     seq->history_len = end;
     seq->n_in_flight++;
     if (entry->logits_row_idx >= 0 && seq->n_tokens + seq->n_pending < seq->max_len)
-        seq->n_pending++;
+        seq->n_pending += 1 + entry->n_draft;
     else if (entry->logits_row_idx >= 0)
         entry->logits_row_idx = -1; /* scored only: nothing may follow */
 }

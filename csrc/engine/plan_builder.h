@@ -10,7 +10,9 @@
 typedef struct lmd_plan_entry {
     lmd_sequence *seq;
     int32_t history_len, input_len;
-    int32_t logits_row_idx; /* of the row that gives its next token; -1: none does */
+    int32_t n_draft;        /* of input_len: guesses behind the known tokens */
+    int32_t logits_row_idx; /* of the row that gives its next token, each guess having one more
+                               behind it; -1: none does */
 } lmd_plan_entry;
 
 typedef struct lmd_plan_builder {
@@ -36,6 +38,9 @@ void lmd_plan_builder_add(lmd_plan_builder *self, lmd_sequence *seq, int32_t n);
 /* Adds a copy to be made before the plan's own writes, in the order of these calls; at most one
  * for each sequence. */
 void lmd_plan_builder_copy(lmd_plan_builder *self, lmd_block_copy copy);
+/* Adds n guesses, which stand behind the tokens of a sequence, to its entry: a decode, and all
+ * that is in flight of it. Its blocks must cover them. */
+void lmd_plan_builder_draft(lmd_plan_entry *entry, int32_t n);
 /* Orders the sequences (decodes, then prefills), writes the arrays, and moves the sequences on:
  * history_len, n_pending, n_in_flight. */
 void lmd_plan_builder_finish(lmd_plan_builder *self, int64_t plan_id, int32_t block_len,

@@ -152,6 +152,12 @@ void lmd_sampler_ban(lmd_sampler *self, int32_t token_id) {
     self->biases[self->n_biases++] = (lmd_token_bias){token_id, -INFINITY};
 }
 
+bool lmd_sampler_is_steady(const lmd_sampler *self) {
+    for (int32_t i = 0; i < self->bad_words.n_words; i++)
+        if (lmd_token_match_len(&self->bad_words, i) > 1) return false;
+    return !self->counting;
+}
+
 void lmd_sampler_fill(const lmd_sampler *self, int32_t position, lmd_sample_params *out) {
     const lmd_sampler_params *params = &self->params;
     *out = (lmd_sample_params){

@@ -48,6 +48,9 @@ void lmd_sampler_free(lmd_sampler *self);
 void lmd_sampler_begin(lmd_sampler *self);
 void lmd_sampler_ban(lmd_sampler *self, int32_t token_id);
 
+/* Whether no row depends on the tokens so far: no penalty, no bad word of several tokens. */
+bool lmd_sampler_is_steady(const lmd_sampler *self);
+
 /* Fills a row that wants the token at `position`. Arrays are valid until the next call. */
 void lmd_sampler_fill(const lmd_sampler *self, int32_t position, lmd_sample_params *out);
 

@@ -1,6 +1,8 @@
 /* The scheduler: see scheduler.h. */
 #include "engine/scheduler.h"
 
+#include <string.h>
+
 #include "base/ints.h"
 #include "base/memory.h"
 #include "engine/plan_builder.h"
@@ -287,6 +289,23 @@ const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id,
     return seq->tokens;
 }
 
+bool lmd_scheduler_only_decodes(const lmd_scheduler *self, int32_t *n_seqs) {
+    *n_seqs = self->n_running;
+    for (int32_t i = 0; i < self->n_running; i++)
+        if (lmd_sequence_n_todo(self->running[i]) > 1) return false;
+    return self->waiting.n == 0;
+}
+
+void lmd_scheduler_offer(lmd_scheduler *self, int64_t seq_id, const int32_t *guesses,
+                         int32_t n) {
+    lmd_sequence *seq = *find_link(self, seq_id);
+    if (!seq || seq->state != LMD_SEQ_RUNNING || seq->n_in_flight > 0) return;
+    n = lmd_min_i32(n, seq->max_len - seq->n_tokens - 1); /* one more token follows the last */
+    if (n <= 0) return;
+    memcpy(seq->tokens + seq->n_tokens, guesses, (size_t)n * sizeof *guesses);
+    seq->n_offered = n;
+}
+
 int32_t lmd_scheduler_cached_len(const lmd_scheduler *self, int64_t seq_id) {
     const lmd_sequence *seq = *find_link(self, seq_id);
     return seq ? seq->cached_len : -1;
@@ -297,6 +316,7 @@ int32_t lmd_scheduler_cached_len(const lmd_scheduler *self, int64_t seq_id) {
 /* Running -> waiting: the seat goes, tokens stay, written blocks stay cached until they are
  * evicted. */
 static void preempt(lmd_scheduler *self, lmd_sequence *seq) {
+    seq->n_offered = 0;
     lmd_sequence_release_blocks(seq, self->pool);
     remove_running(self, seq);
     leave_slot(self, seq);
@@ -395,6 +415,25 @@ static lmd_wait_reason plan_waiting(lmd_scheduler *self, lmd_plan_builder *plan,
     return LMD_WAIT_TURN;
 }
 
+/* Adds the guesses that were offered, as far as nobody has to give way for them. */
+static void plan_guesses(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *budget) {
+    for (int32_t i = 0; i < plan->n_entries && self->n_now_preempted == 0; i++) {
+        lmd_plan_entry *entry = &plan->entries[i];
+        lmd_sequence *seq = entry->seq;
+        int32_t n = lmd_min_i32(seq->n_offered, *budget);
+        if (n == 0 || entry->history_len + 1 != seq->n_tokens) continue;
+        if (!grow(self, seq, 1 + n, 0)) {
+            int64_t covered = (int64_t)seq->n_blocks * self->config.block_len;
+            n = lmd_min_i32(n, (int32_t)(covered - seq->history_len - 1));
+        }
+        const int32_t begin = entry->history_len + entry->input_len;
+        lmd_sequence_note_written(seq, self->pool, begin, begin + n, self->config.block_len);
+        lmd_plan_builder_draft(entry, n);
+        *budget -= n;
+    }
+    for (int32_t i = 0; i < self->n_running; i++) self->running[i]->n_offered = 0;
+}
+
 /* Who can never proceed, when nothing runs and nothing is in flight: -1 for nobody. */
 static int64_t find_stuck(const lmd_scheduler *self) {
     for (int32_t i = 0; i < self->n_running; i++)
@@ -431,6 +470,7 @@ bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_re
         reason = plan_waiting(self, builder, &budget);
     else
         reason = LMD_WAIT_BLOCKS;
+    plan_guesses(self, builder, &budget);
     write_report(self, reason, report);
     if (builder->n_entries == 0) {
         if (n_in_flight == 0) report->failed = find_stuck(self);
@@ -448,6 +488,15 @@ static void take_token(lmd_sequence *seq, int32_t token_id) {
         seq->history_len = seq->n_tokens + seq->n_pending; /* computed behind what never came */
 }
 
+/* Takes what came behind the newest token and its guesses. KV holds the guesses that were
+ * right; what was written behind them is written again. */
+static void take_guessed(lmd_sequence *seq, const int32_t *token_ids, int32_t n_draft) {
+    int32_t n = 0;
+    while (n <= n_draft && token_ids[n] >= 0) seq->tokens[seq->n_tokens++] = token_ids[n++];
+    seq->n_pending -= 1 + n_draft;
+    seq->history_len = n > 0 ? seq->n_tokens - 1 : seq->n_tokens;
+}
+
 static void end_entry(lmd_scheduler *self, const lmd_plan_entry *entry,
                       const int32_t *token_ids) {
     lmd_sequence *seq = entry->seq;
@@ -458,7 +507,10 @@ static void end_entry(lmd_scheduler *self, const lmd_plan_entry *entry,
         destroy(self, seq);
         return;
     }
-    if (entry->logits_row_idx >= 0) take_token(seq, token_ids[entry->logits_row_idx]);
+    if (entry->n_draft > 0)
+        take_guessed(seq, token_ids + entry->logits_row_idx, entry->n_draft);
+    else if (entry->logits_row_idx >= 0)
+        take_token(seq, token_ids[entry->logits_row_idx]);
     seq->n_computed = lmd_min_i32(entry->history_len + entry->input_len,
                                   lmd_min_i32(seq->history_len, seq->n_tokens));
     if (self->cache)

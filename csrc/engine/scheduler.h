@@ -72,13 +72,25 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
 /* Sets the token budget of the steps to come (1..max_prefill_token_num). */
 void lmd_scheduler_set_budget(lmd_scheduler *self, int32_t n_tokens);
 
+/* Whether the next plan can hold decodes alone, one token for each running sequence; *n_seqs
+ * says of how many. */
+bool lmd_scheduler_only_decodes(const lmd_scheduler *self, int32_t *n_seqs);
+
+/* Offers n guesses at what follows the tokens of a sequence, for the next plan alone. It
+ * computes, with a logits row behind each, those that fit budget and blocks when everyone else
+ * has their share, if the sequence decodes and no other plan names it. */
+void lmd_scheduler_offer(lmd_scheduler *self, int64_t seq_id, const int32_t *guesses,
+                         int32_t n);
+
 /* Fills *plan (samples stay NULL) and *report; returns false when there is nothing to run now.
  * One earlier plan may still be in flight; with one in flight nothing that it names is
  * preempted. */
 bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_report *report);
 
 /* Ends the oldest plan in flight: token_ids[i] belongs to logits row i (-1: the row gave none).
- * Appends tokens. A sequence at max_len is not scheduled again: the caller finishes it. */
+ * Appends tokens. Of a sequence with guesses the tokens up to the first -1 count: the caller
+ * has put -1 behind a token that its guess differs from. A sequence at max_len is not scheduled
+ * again: the caller finishes it. */
 lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int32_t *token_ids,
                                 lmd_err *err);
 

@@ -37,6 +37,7 @@ void lmd_sequence_free(lmd_sequence *self) {
 
 int32_t lmd_sequence_n_todo(const lmd_sequence *self) {
     int32_t total = self->n_tokens + self->n_pending;
+    if (self->n_pending > 1) return 0; /* guesses in flight: how many hold is not known yet */
     if (total == self->max_len && total > self->n_prompt) return 0;
     return total - self->history_len;
 }
@@ -141,8 +142,8 @@ bool lmd_sequence_tail_is_shared(const lmd_sequence *self, const lmd_block_pool 
                                  int32_t block_len) {
     const int32_t n_in_tail = self->history_len % block_len;
     if (n_in_tail == 0) return false;
-    return lmd_block_pool_n_written(pool, self->blocks[self->history_len / block_len].block_id) >
-           n_in_tail;
+    const int32_t tail = self->blocks[self->history_len / block_len].block_id;
+    return lmd_block_pool_n_written(pool, tail) > n_in_tail;
 }
 
 lmd_block_copy lmd_sequence_copy_tail(lmd_sequence *self, lmd_block_pool *pool,

@@ -28,6 +28,7 @@ typedef struct lmd_sequence {
     int32_t history_len; /* tokens in KV once the plans in flight have run */
     int32_t n_computed;  /* tokens in KV by the plans that have ended */
     int32_t n_in_flight; /* plans that name it */
+    int32_t n_offered;   /* guesses behind its tokens that the next plan may compute */
     int32_t slot;        /* -1: none */
     bool all_logits;
     int32_t n_logits_done; /* prompt positions whose logits were planned */
@@ -47,7 +48,7 @@ lmd_sequence *lmd_sequence_new(int64_t seq_id, const int32_t *token_ids, int32_t
 void lmd_sequence_free(lmd_sequence *self);
 
 /* Tokens that could be computed now: known ones and placeholders not yet in KV. The last token
- * of an answer at max_len is never computed: nothing follows it. */
+ * of an answer at max_len is never computed: nothing follows it. 0 with guesses in flight. */
 int32_t lmd_sequence_n_todo(const lmd_sequence *self);
 
 /* Begins with the KV that a session has of the same text; before the sequence first runs. */

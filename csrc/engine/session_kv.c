@@ -57,7 +57,8 @@ static void run_import(lmd_scheduler *scheduler, lmd_executor *executor, void *a
     import_job *job = arg;
     const lmd_session_kv *kv = job->kv;
     lmd_session_info text = *job->text;
-    const bool fits = kv->layout && strcmp(kv->layout, executor->ops->kv_layout(executor)) == 0 &&
+    const char *layout = executor->ops->kv_layout(executor);
+    const bool fits = kv->layout && strcmp(kv->layout, layout) == 0 &&
                       kv->block_bytes == executor->ops->kv_block_bytes(executor);
     const int32_t block_len = lmd_scheduler_block_len(scheduler);
     text.n_computed = fits ? lmd_min_i32(text.n_tokens, kv->n_computed) : 0;

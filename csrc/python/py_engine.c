@@ -8,6 +8,7 @@
 
 #include "base/memory.h"
 #include "engine/session_kv.h"
+#include "engine/speculation.h"
 #include "model/decoder.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
@@ -64,23 +65,32 @@ static int check_limits(const lmd_engine_config *config) {
     return 0;
 }
 
+static int check_drafts(const lmd_engine_config *config) {
+    int32_t n = config->num_speculative_tokens;
+    if (n >= 0 && n <= LMD_MAX_DRAFT_TOKENS) return 0;
+    PyErr_Format(PyExc_ValueError, "num_speculative_tokens must be 0 to %d, not %d",
+                 LMD_MAX_DRAFT_TOKENS, n);
+    return -1;
+}
+
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {
         "model",     "session_len", "n_blocks", "max_batch_size", "max_prefill_token_num",
         "block_len", "kv_bits",     "fast_activations", "enable_prefix_caching",
-        "enable_metrics", NULL};
+        "enable_metrics", "num_speculative_tokens", "adaptive_speculation", NULL};
     PyObject *model_obj;
     lmd_engine_config config = {
         .max_batch_size = 64, .max_prefill_token_num = 512, .block_len = 64};
-    int kv_bits = 16, fast_activations = 0, prefix_caching = 1, metrics = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiippp:Engine", names, &model_obj,
+    int kv_bits = 16, fast_activations = 0, prefix_caching = 1, metrics = 1, adaptive = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiipppip:Engine", names, &model_obj,
                                      &config.session_len, &config.n_blocks,
                                      &config.max_batch_size, &config.max_prefill_token_num,
                                      &config.block_len, &kv_bits, &fast_activations,
-                                     &prefix_caching, &metrics))
+                                     &prefix_caching, &metrics, &config.num_speculative_tokens,
+                                     &adaptive))
         return NULL;
     const lmd_model *model = lmd_py_model_get(model_obj);
-    if (!model || check_limits(&config) < 0) return NULL;
+    if (!model || check_limits(&config) < 0 || check_drafts(&config) < 0) return NULL;
     engine_object *self = (engine_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->model = Py_NewRef(model_obj);
@@ -89,6 +99,7 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     config.prefix_caching = prefix_caching;
     config.metrics_off = !metrics;
     self->has_metrics = metrics;
+    config.adaptive_speculation = adaptive;
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
@@ -422,7 +433,7 @@ static PyObject *engine_stats(PyObject *obj, PyObject *unused) {
     lmd_engine_get_stats(self->engine, &stats);
     const lmd_scheduler_stats *scheduler = &stats.scheduler;
     return Py_BuildValue(
-        "{s:i, s:i, s:i, s:i, s:i, s:L, s:L, s:L, s:L, s:L, s:L, s:K}", "n_running",
+        "{s:i, s:i, s:i, s:i, s:i, s:L, s:L, s:L, s:L, s:L, s:L, s:L, s:L, s:K}", "n_running",
         scheduler->n_running,
         "n_waiting", scheduler->n_waiting, "n_free_blocks", scheduler->n_free_blocks,
         "n_active_blocks", scheduler->n_active_blocks, "n_cached_blocks",
@@ -430,7 +441,9 @@ static PyObject *engine_stats(PyObject *obj, PyObject *unused) {
         "n_prompt_tokens", (long long)scheduler->n_prompt_tokens, "n_cached_tokens",
         (long long)scheduler->n_cached_tokens, "n_steps",
         (long long)stats.n_steps, "n_tokens_prefilled", (long long)stats.n_tokens_prefilled,
-        "n_tokens_generated", (long long)stats.n_tokens_generated, "n_allocs",
+        "n_tokens_generated", (long long)stats.n_tokens_generated, "n_draft_tokens",
+        (long long)stats.n_draft_tokens, "n_accepted_tokens",
+        (long long)stats.n_accepted_tokens, "n_allocs",
         (unsigned long long)lmd_alloc_count());
 }
 
@@ -481,8 +494,8 @@ static PyMethodDef engine_methods[] = {
      "A wrong value gives a Request whose only Output has finish_reason \"error\"."},
     {"import_session", engine_import_session, METH_VARARGS,
      "import_session(token_ids, layout, n_computed, kv) -> Session\n\nA session of a text and "
-     "of what Session.export_kv gave, in this process or an earlier one. KV of another layout is "
-     "not taken."},
+     "of what Session.export_kv gave, in this process or an earlier one. KV of another layout "
+     "is not taken."},
     {"stats", engine_stats, METH_NOARGS, "stats() -> dict\n\nCounters of the engine."},
     {"metrics", engine_metrics, METH_NOARGS,
      "metrics() -> dict\n\nCounters and histograms of the engine, of one moment."},
@@ -504,7 +517,7 @@ static PyType_Slot engine_slots[] = {
     {Py_tp_doc,
      "Engine(model, *, session_len, n_blocks, max_batch_size=64, max_prefill_token_num=512, "
      "block_len=64, kv_bits=16, fast_activations=False, enable_prefix_caching=True, "
-     "enable_metrics=True)\n\n"
+     "enable_metrics=True, num_speculative_tokens=0, adaptive_speculation=True)\n\n"
      "Continuous batching over one model, in a thread of its own."},
     {0, NULL},
 };

@@ -328,8 +328,8 @@ static PyObject *scheduler_stats(PyObject *obj, PyObject *unused) {
 static PyMethodDef scheduler_methods[] = {
     {"add", (PyCFunction)(void (*)(void))scheduler_add, METH_VARARGS | METH_KEYWORDS,
      "add(token_ids, *, max_new_tokens=512, session=None) -> int\n\nQueues a sequence and "
-     "returns its seq_id; a session's blocks serve as far as the texts agree. ValueError when it "
-     "cannot ever fit."},
+     "returns its seq_id; a session's blocks serve as far as the texts agree. ValueError when "
+     "it cannot ever fit."},
     {"session", scheduler_session, METH_O,
      "session(seq_id) -> Session\n\nWhat a living sequence has so far, for a later add; its "
      "blocks stay cached when it ends. KeyError."},
@@ -382,7 +382,7 @@ static PyStructSequence_Field plan_fields[] = {
     {"logits_rows", "int32: rows of the step that give a token"},
     {"preempted", "int64: seq_ids that lost their seat"},
     {"waiting", "list of (seq_id, why it waits)"},
-    {"copies", "[n_copies, 2] int32: blocks copied (from, to), in order, before the step writes"},
+    {"copies", "[n_copies, 2] int32: blocks copied (from, to) before the step writes"},
     {NULL, NULL},
 };
 

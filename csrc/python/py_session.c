@@ -41,7 +41,8 @@ int lmd_py_session_read(lmd_py_state *state, PyObject *arg, const PyObject *owne
     }
     if (((session_object *)arg)->owner != owner) {
         PyErr_SetString(PyExc_ValueError,
-                        "the session belongs to another engine: export its KV and import it here");
+                        "the session belongs to another engine: export its KV and import "
+                        "it here");
         return -1;
     }
     *out = ((session_object *)arg)->session;
@@ -102,8 +103,8 @@ static PyGetSetDef session_getset[] = {
 
 static PyMethodDef session_methods[] = {
     {"export_kv", session_export_kv, METH_NOARGS,
-     "export_kv() -> (layout, n_computed, kv)\n\nWhat is left of its KV: the layout's name, the "
-     "positions covered, [n_blocks, block_bytes] uint8."},
+     "export_kv() -> (layout, n_computed, kv)\n\nWhat is left of its KV: the layout's name, "
+     "the positions covered, [n_blocks, block_bytes] uint8."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -112,8 +113,8 @@ static PyType_Slot session_slots[] = {
     {Py_tp_methods, session_methods},
     {Py_tp_getset, session_getset},
     {Py_tp_doc,
-     "A text and what of it stands in the engine's KV: an unchanging value. Request.session and "
-     "Engine.import_session give one."},
+     "A text and what of it stands in the engine's KV: an unchanging value. Request.session "
+     "and Engine.import_session give one."},
     {0, NULL},
 };
 

@@ -9,7 +9,8 @@
 /* Creates the type and adds it to the module. */
 int lmd_py_session_init(PyObject *module, lmd_py_state *state);
 
-/* Wraps a session of that Engine or Scheduler object and takes its reference over, on failure too. */
+/* Wraps a session of that Engine or Scheduler object and takes its reference over, on failure
+ * too. */
 PyObject *lmd_py_session_wrap(lmd_py_state *state, lmd_session *session, PyObject *owner);
 /* Reads an argument: None (NULL) or a Session of that object. -1 with TypeError or
  * ValueError. */
