@@ -13,8 +13,10 @@ benchmarks/serving.csv and the picture to docs/serving.svg.
 from __future__ import annotations
 
 import argparse
+import signal
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,6 +37,7 @@ LLAMA = "llama.cpp"
 ENGINES = [W4A16, FAST, LLAMA]
 SHARES = (0.5, 0.8, 0.95)  # of a capacity, in the open loop
 OPEN_S = 30.0  # that its arrivals take
+QUIET, TRIES, RETRY_S = 0.1, 3, 30.0  # a turn beside busier neighbours is repeated, if it is short
 SEEDS = 1_000_000  # of the prompts of a round
 
 
@@ -126,9 +129,18 @@ class Engine:
     pids: list[int]
 
     def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], float]:
-        """The answer, and what other processes took meanwhile."""
-        neighbours = Neighbours(self.pids)
-        return self.process.ask(request), neighbours.share()
+        """The answer, and the share of the machine that other processes took meanwhile. Beside busy
+        ones a short turn is repeated, and the quietest counts: chosen by the others, never by the
+        speed."""
+        tries: list[tuple[float, dict[str, Any]]] = []
+        for _ in range(TRIES):
+            begin, neighbours = time.perf_counter(), Neighbours(self.pids)
+            answer = self.process.ask(dict(request))
+            tries.append((neighbours.share(), answer))
+            if tries[-1][0] < QUIET or time.perf_counter() - begin > RETRY_S:
+                break
+        others, answer = min(tries, key=lambda one: one[0])
+        return answer, others
 
 
 def start(name: str, settings: Settings, slots: int, context: int, flash: str) -> Engine:
@@ -274,6 +286,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--users", help="default: 1,4,16,64")
     parser.add_argument("--rounds", type=int, help="default: 2")
     parser.add_argument("--requests", type=int, help="of a closed loop; default: 2 x users + 16")
+    parser.add_argument("--seconds", type=float, help="that arrivals of an open loop take")
     parser.add_argument("--shared", type=int, default=0, help="tokens that prompts begin with")
     parser.add_argument("--long", type=int, default=4096, help="tokens of the long prompt")
     parser.add_argument("--decodes", type=int, default=8, help="that it disturbs")
@@ -304,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
         path=path, threads=int(base["threads"]), rounds=options.rounds or 2 - options.quick,
         n_requests=options.requests or (8 if options.quick else None), n_shared=options.shared,
         n_long=options.long, n_decodes=options.decodes,
-        open_s=OPEN_S / 4 if options.quick else OPEN_S, engines=options.engines,
+        open_s=options.seconds or (OPEN_S / 4 if options.quick else OPEN_S), engines=options.engines,
     )  # fmt: skip
     every = not (options.closed or options.open or options.smooth)
     base["model"] = path.stem
@@ -332,4 +345,5 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # and no engine is left behind
     main()

@@ -124,6 +124,31 @@ def test_a_delivery_of_several_tokens_counts_as_so_many_gaps() -> None:
     assert record.pauses() == [(1.0, 2.0), (2.0, 5.0)]
 
 
+def test_a_turn_beside_busy_neighbours_is_repeated_and_the_quietest_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shares = iter([0.5, 0.2, 0.3, 0.05, 0.9])
+
+    class Some:
+        def __init__(self, pids: list[int]) -> None:
+            pass
+
+        def share(self) -> float:
+            return next(shares)
+
+    class Process:
+        n = 0
+
+        def ask(self, request: dict[str, int]) -> dict[str, int]:
+            Process.n += 1
+            return {"turn": Process.n, **request}
+
+    monkeypatch.setattr(serving, "Neighbours", Some)
+    engine = serving.Engine("e", Process(), "", "", [])  # type: ignore[arg-type]
+    assert engine.ask({"a": 1}) == ({"turn": 2, "a": 1}, 0.2)
+    assert engine.ask({"a": 2}) == ({"turn": 4, "a": 2}, 0.05)
+
+
 def test_prompts_have_nothing_in_common_but_what_they_share() -> None:
     class Ids(drive.Target):
         vocab_size = 1000
@@ -198,7 +223,7 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, lis
     folder = tmp_path_factory.mktemp("serving")
     table, picture = folder / "serving.csv", folder / "serving.svg"
     results = serving.main([
-        "--quick", "--users", "1,3", "--requests", "6", "--engines", serving.W4A16,
+        "--quick", "--users", "1,3", "--requests", "6", "--seconds", "0.2", "--engines", serving.W4A16,
         "--long", "200", "--decodes", "2", "--csv", str(table), "--plot", str(picture),
         "--model", str(shapes.model_file("tiny-q4_0", folder)),
     ])  # fmt: skip
@@ -217,7 +242,8 @@ def test_a_small_run_answers_every_request(
         (turn,) = result.turns
         assert turn["n_requests"] == len(turn["ttft"]) == 6
         assert (turn["n_prompt"], turn["n_output"]) == tuple(np.sum(pairs, 0))
-        assert len(turn["gaps"]) == turn["n_output"] - 6
+        # A model this small is faster than its reader: a first delivery has several tokens.
+        assert 0 < len(turn["gaps"]) <= turn["n_output"] - 6
     smooth = results[-1].turns[0]
     assert smooth["quiet"] and len(smooth["disturbed"]) >= 2 and len(smooth["ttft"]) == 1
 
