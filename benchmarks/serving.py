@@ -317,7 +317,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
         path=path, threads=int(base["threads"]), rounds=options.rounds or 2 - options.quick,
         n_requests=options.requests or (8 if options.quick else None), n_shared=options.shared,
         n_long=options.long, n_decodes=options.decodes,
-        open_s=options.seconds or (OPEN_S / 4 if options.quick else OPEN_S), engines=options.engines,
+        open_s=options.seconds or (OPEN_S / 4 if options.quick else OPEN_S),
+        engines=options.engines,
     )  # fmt: skip
     every = not (options.closed or options.open or options.smooth)
     base["model"] = path.stem

@@ -223,7 +223,8 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, lis
     folder = tmp_path_factory.mktemp("serving")
     table, picture = folder / "serving.csv", folder / "serving.svg"
     results = serving.main([
-        "--quick", "--users", "1,3", "--requests", "6", "--seconds", "0.2", "--engines", serving.W4A16,
+        "--quick", "--users", "1,3", "--requests", "6", "--seconds", "0.2",
+        "--engines", serving.W4A16,
         "--long", "200", "--decodes", "2", "--csv", str(table), "--plot", str(picture),
         "--model", str(shapes.model_file("tiny-q4_0", folder)),
     ])  # fmt: skip
