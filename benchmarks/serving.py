@@ -25,7 +25,7 @@ from typing import Any
 
 import serving_plot
 import serving_report
-from common import BUILD, ROOT, Neighbours, append_csv, machine
+from common import BUILD, ROOT, Neighbours, append_csv, cpu_seconds, machine
 from llama_server import llama_server
 from peer_process import PeerError, PeerProcess
 from peer_report import FAST, W4A16
@@ -55,6 +55,7 @@ class Settings:
     n_decodes: int
     open_s: float
     engines: list[str]
+    tries: int
 
     def requests_of(self, users: int) -> int:
         return self.n_requests or 2 * users + 16
@@ -94,6 +95,12 @@ class Result:
         seconds = sum(turn["seconds"] for turn in self.turns)
         return sum(turn["client_s"] for turn in self.turns) / seconds if seconds else 0.0
 
+    @property
+    def cpu_ms(self) -> float:
+        """CPU time for each token of output, prompts included, and what waits by spinning, too."""
+        n = sum(turn["n_output"] for turn in self.turns)
+        return 1e3 * sum(turn["cpu_s"] for turn in self.turns) / n if n else 0.0
+
     def latencies(self) -> dict[str, float]:
         names = {"ttft": "ttft", "gaps": "itl", "quiet": "quiet", "disturbed": "disturbed"}
         return {
@@ -115,7 +122,7 @@ class Result:
                 "n_requests": self.turns[0]["n_requests"], "output_tok_s": self.rate("n_output"),
                 "output_tok_s_min": min(rates), "output_tok_s_max": max(rates),
                 "total_tok_s": self.rate("n_total"), "requests_s": self.rate("n_requests"),
-                "client_cores": self.client,
+                "client_cores": self.client, "cpu_ms_per_token": self.cpu_ms,
             }  # fmt: skip
         return row
 
@@ -127,15 +134,21 @@ class Engine:
     version: str
     note: str
     pids: list[int]
+    tries: int = TRIES
+
+    def cpu_seconds(self) -> float:
+        return sum(cpu_seconds(pid) for pid in self.pids)
 
     def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], float]:
         """The answer, and the share of the machine that other processes took meanwhile. Beside busy
         ones a short turn is repeated, and the quietest counts: chosen by the others, never by the
         speed."""
         tries: list[tuple[float, dict[str, Any]]] = []
-        for _ in range(TRIES):
+        for _ in range(self.tries):
             begin, neighbours = time.perf_counter(), Neighbours(self.pids)
+            cpu = self.cpu_seconds()
             answer = self.process.ask(dict(request))
+            answer["cpu_s"] = self.cpu_seconds() - cpu
             tries.append((neighbours.share(), answer))
             if tries[-1][0] < QUIET or time.perf_counter() - begin > RETRY_S:
                 break
@@ -285,6 +298,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="1 and 4 users, one short round")
     parser.add_argument("--users", help="default: 1,4,16,64")
     parser.add_argument("--rounds", type=int, help="default: 2")
+    parser.add_argument("--tries", type=int, default=TRIES, help="of a turn beside busy processes")
     parser.add_argument("--requests", type=int, help="of a closed loop; default: 2 x users + 16")
     parser.add_argument("--seconds", type=float, help="that arrivals of an open loop take")
     parser.add_argument("--shared", type=int, default=0, help="tokens that prompts begin with")
@@ -318,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Result]:
         n_requests=options.requests or (8 if options.quick else None), n_shared=options.shared,
         n_long=options.long, n_decodes=options.decodes,
         open_s=options.seconds or (OPEN_S / 4 if options.quick else OPEN_S),
-        engines=options.engines,
+        engines=options.engines, tries=options.tries,
     )  # fmt: skip
     every = not (options.closed or options.open or options.smooth)
     base["model"] = path.stem

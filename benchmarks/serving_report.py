@@ -40,16 +40,16 @@ def table(title: str, load: str, results: Sequence[Result], order: Sequence[str]
     print(f"\n### {title}\n")
     print(
         f"| {load} | engine | output tok/s | W4A16 / it | fast / it | total tok/s | requests/s "
-        "| TTFT p50 / p90 / p99, ms | between tokens p50 / p90 / p99, ms | client, cores "
-        "| others | |"
+        "| TTFT p50 / p90 / p99, ms | between tokens p50 / p90 / p99, ms "
+        "| CPU ms / output token | client, cores | others | |"
     )
-    print("|---" * 12 + "|")
+    print("|---" * 13 + "|")
     for case in dict.fromkeys(r.case for r in results):
         rows = sorted((r for r in results if r.case == case), key=lambda r: order.index(r.engine))
         ours = {r.engine: r for r in rows}
         for r in rows:
             if not r.turns:
-                print(f"| {case} | {r.engine} | not run |{' |' * 8} {r.reason} |")
+                print(f"| {case} | {r.engine} | not run |{' |' * 9} {r.reason} |")
                 continue
             rates = r.rates("n_output")
             cells = [
@@ -57,7 +57,7 @@ def table(title: str, load: str, results: Sequence[Result], order: Sequence[str]
                 f"{number(r.rate('n_output'))} [{number(min(rates))}-{number(max(rates))}]",
                 ratio(ours.get(W4A16), r), ratio(ours.get(FAST), r), number(r.rate("n_total")),
                 number(r.rate("n_requests")), milliseconds(r, "ttft"), milliseconds(r, "gaps"),
-                f"{r.client:.3f}", f"{r.others:.0%}", r.note,
+                number(r.cpu_ms), f"{r.client:.3f}", f"{r.others:.0%}", r.note,
             ]  # fmt: skip
             print(f"| {' | '.join(cells)} |")
     print(flush=True)

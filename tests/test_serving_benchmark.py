@@ -145,8 +145,8 @@ def test_a_turn_beside_busy_neighbours_is_repeated_and_the_quietest_counts(
 
     monkeypatch.setattr(serving, "Neighbours", Some)
     engine = serving.Engine("e", Process(), "", "", [])  # type: ignore[arg-type]
-    assert engine.ask({"a": 1}) == ({"turn": 2, "a": 1}, 0.2)
-    assert engine.ask({"a": 2}) == ({"turn": 4, "a": 2}, 0.05)
+    assert engine.ask({"a": 1}) == ({"turn": 2, "a": 1, "cpu_s": 0}, 0.2)
+    assert engine.ask({"a": 2}) == ({"turn": 4, "a": 2, "cpu_s": 0}, 0.05)
 
 
 def test_prompts_have_nothing_in_common_but_what_they_share() -> None:
@@ -204,7 +204,7 @@ def test_events_of_llama_server(size: int) -> None:
 def test_report(capsys: pytest.CaptureFixture[str]) -> None:
     def turn(seconds: float) -> dict[str, object]:
         return {"seconds": seconds, "n_requests": 2, "n_prompt": 100, "n_output": 300,
-                "ttft": [0.1, 0.3], "gaps": [0.01] * 99 + [0.5], "client_s": 0.1}  # fmt: skip
+                "ttft": [0.1, 0.3], "gaps": [0.01] * 99 + [0.5], "client_s": 0.1, "cpu_s": 0.6}  # fmt: skip
 
     ours = serving.Result("4 users", serving.W4A16, turns=[turn(1.0), turn(3.0), turn(2.0)])
     theirs = serving.Result("4 users", serving.LLAMA, turns=[turn(6.0)])
@@ -214,7 +214,7 @@ def test_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows[0].startswith("| 4 users | lmdeploy_c W4A16 | 150 [100-300] |  |  | 200 | 1.00 |")
     assert "| 100 / 300 / 300 | 10.0 / 10.0 / 10.0 |" in rows[0]
     assert rows[1].endswith("| no room |") and "| 3.00 x |  |" in rows[2]
-    assert {row.count("|") for row in rows} == {13}
+    assert {row.count("|") for row in rows} == {14}
     assert ours.row({})["itl_p99_ms"] == pytest.approx(10) and "requests_s" not in absent.row({})
 
 
