@@ -204,7 +204,8 @@ def test_events_of_llama_server(size: int) -> None:
 def test_report(capsys: pytest.CaptureFixture[str]) -> None:
     def turn(seconds: float) -> dict[str, object]:
         return {"seconds": seconds, "n_requests": 2, "n_prompt": 100, "n_output": 300,
-                "ttft": [0.1, 0.3], "gaps": [0.01] * 99 + [0.5], "client_s": 0.1, "cpu_s": 0.6}  # fmt: skip
+                "ttft": [0.1, 0.3], "gaps": [0.01] * 99 + [0.5],
+                "client_s": 0.1, "cpu_s": 0.6}  # fmt: skip
 
     ours = serving.Result("4 users", serving.W4A16, turns=[turn(1.0), turn(3.0), turn(2.0)])
     theirs = serving.Result("4 users", serving.LLAMA, turns=[turn(6.0)])
