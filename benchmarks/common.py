@@ -58,6 +58,15 @@ def without_paths(words: str) -> str:
     return words.replace(f"{ROOT}/", "")
 
 
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, all threads; 0 of one that has ended."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Neighbours:
     """What other processes took of all processors since this was made: a run beside them is void.
 
@@ -74,12 +83,9 @@ class Neighbours:
         words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
         ticks = [int(word) for word in words[1:9]]  # user nice system idle iowait irq softirq steal
         busy = sum(ticks) - ticks[3] - ticks[4]
-        for stat in (Path(f"/proc/{pid}/stat") for pid in self.pids):
-            if stat.exists():
-                words = stat.read_text().rpartition(")")[2].split()
-                busy -= int(words[11]) + int(words[12])  # user and system time, all threads
         tick = 1 / os.sysconf("SC_CLK_TCK")
-        return sum(ticks) * tick, busy * tick - sum(os.times()[:4])
+        own = sum(os.times()[:4]) + sum(cpu_seconds(pid) for pid in self.pids)
+        return sum(ticks) * tick, busy * tick - own
 
     def share(self) -> float:
         (total, others), (total_0, others_0) = self.now(), self.start

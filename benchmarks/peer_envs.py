@@ -71,28 +71,43 @@ class Environment:
     reason: str = ""
 
 
-def _pip(folder: Path, arguments: list[str], environ: dict[str, str], log: Path) -> str | None:
-    """Returns None, or why it failed."""
-    quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *arguments]
+def run_logged(command: list[str], environ: dict[str, str], log: Path) -> str | None:
+    """Runs a program, its words appended to the log; returns None, or why it failed."""
     try:
         done = subprocess.run(
             command,
-            env={**os.environ, **quiet, **environ},
+            env={**os.environ, **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             timeout=TIMEOUT_S,
         )
+    except OSError as error:
+        return without_paths(f"{command[0]}: {error.strerror}")
     except subprocess.TimeoutExpired:
-        return f"pip took more than {TIMEOUT_S} s"
+        return f"{Path(command[0]).name} took more than {TIMEOUT_S} s"
     with log.open("a") as file:
-        file.write(f"$ pip install {' '.join(arguments)}\n{done.stdout}\n")
+        file.write(f"$ {' '.join(command)}\n{done.stdout}\n")
     if done.returncode == 0:
         return None
-    errors = [line.strip() for line in done.stdout.splitlines() if line.startswith("ERROR")]
-    last = (errors or done.stdout.strip().splitlines() or ["pip failed"])[-1]
+    lines = done.stdout.strip().splitlines()
+    errors = [line.strip() for line in lines if line.startswith("ERROR")]
+    last = (errors or lines or [f"{Path(command[0]).name} failed without a word"])[-1]
     return without_paths(last)[:200]
+
+
+def pip(folder: Path, words: list[str], environ: dict[str, str], log: Path) -> str | None:
+    """A call of the pip of the environment in folder; returns None, or why it failed."""
+    command = [str(folder / "bin" / "python"), "-m", "pip", *words]
+    return run_logged(command, {"PIP_DISABLE_PIP_VERSION_CHECK": "1", **environ}, log)
+
+
+def new_environment(folder: Path) -> None:
+    """An empty environment; one that was left unfinished is removed."""
+    print(f"installing {folder.name} into {folder.relative_to(BUILD.parent)} ...", flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    base = getattr(sys, "_base_executable", sys.executable)
+    subprocess.run([base, "-m", "venv", "--clear", str(folder)], check=True)
 
 
 def environment(peer: Peer) -> Environment:
@@ -101,16 +116,14 @@ def environment(peer: Peer) -> Environment:
     python, ready = folder / "bin" / "python", folder / ".ready"
     if ready.exists():
         return Environment(python, ready.read_text().strip())
-    print(f"installing {peer.package} into {folder.relative_to(BUILD.parent)} ...", flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    new_environment(folder)
     log = folder.with_suffix(".log")
-    base = getattr(sys, "_base_executable", sys.executable)
-    subprocess.run([base, "-m", "venv", "--clear", str(folder)], check=True)
     how = peer.how
     for arguments in peer.installs:
-        reason = _pip(folder, arguments, peer.environ, log)
+        reason = pip(folder, ["install", "-q", *arguments], peer.environ, log)
         if reason and peer.fallback:
-            reason, how = _pip(folder, peer.fallback, {}, log), "a wheel, not native"
+            reason = pip(folder, ["install", "-q", *peer.fallback], {}, log)
+            how = "a wheel, not native"
         if reason:
             return Environment(None, reason=f"not installed: {reason}")
     ready.write_text(how + "\n")

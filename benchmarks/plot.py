@@ -91,27 +91,35 @@ def panel(model: str, cells: Cells, y: float) -> Iterator[str]:
                 yield from bar(x, top + n * ROW, column - NUMBER, row, scale)
 
 
-def svg(rows: list[Row]) -> str:
-    rates = [row for row in rows if row["unit"] == "tok/s" and row["median"]]
-    models: dict[str, Cells] = {}
-    for row in rates:
-        models.setdefault(row["model"], {})[row["case"], row["engine"]] = row
-    about = rows[-1]
+def document(title: str, note: str, about: Row, panels: dict[str, Cells]) -> str:
+    """A whole picture; about: any row of the run. note: what the subtitle ends with."""
     parts = [
-        text(0, 18, "Tokens a second, medians and ranges", "title"),
+        text(0, 18, title, "title"),
         text(0, 36, f"{about['machine']}, {about['threads']} threads, kernels {about['isa']}, "
-             f"{about['date']}, commit {about['commit']}; longer is faster, each column has its "
-             "own scale", "soft"),
+             f"{about['date']}, commit {about['commit']}; {note}", "soft"),
     ]  # fmt: skip
     y = 52.0
-    for model, cells in models.items():
-        parts += panel(model, cells, y)
+    for name, cells in panels.items():
+        parts += panel(name, cells, y)
         y += 20 + ROW * len({engine for _, engine in cells}) + 18
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-8 0 {WIDTH + 16} {y:.0f}" '
         f'width="{WIDTH + 16}" height="{y:.0f}">\n<style>{STYLE}</style>\n'
         + "\n".join(parts)
         + "\n</svg>\n"
+    )
+
+
+def svg(rows: list[Row]) -> str:
+    models: dict[str, Cells] = {}
+    for row in rows:
+        if row["unit"] == "tok/s" and row["median"]:
+            models.setdefault(row["model"], {})[row["case"], row["engine"]] = row
+    return document(
+        "Tokens a second, medians and ranges",
+        "longer is faster, each column has its own scale",
+        rows[-1],
+        models,
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 Case = dict[str, Any]
@@ -43,7 +44,7 @@ class Worker:
         raise NotImplementedError("its API gives no logits of a prompt")
 
 
-def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
+def peers_answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
     op = request.pop("op")
     if op == "load":
         return worker.load(**request)
@@ -54,7 +55,9 @@ def answer(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
     raise ValueError(f"unknown op {op!r}")
 
 
-def serve(worker: Worker) -> None:
+def serve(
+    worker: Any, answer: Callable[[Any, dict[str, Any]], dict[str, Any]] = peers_answer
+) -> None:
     """Answers on the real stdout; whatever a library prints goes to stderr."""
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
