@@ -134,6 +134,9 @@ class Engine:
     changes by a bit. Requests with penalties or bad_words of several tokens draft nothing, others
     nothing before min_new_tokens. adaptive_speculation: guesses fewer, or none, where that gives
     more tokens a second, by measured step times and by how often guesses were right.
+    target_step_ms: while sequences decode, prompts come in chunks small enough for steps of so many
+    milliseconds, by measured times; 0: no bound but max_prefill_token_num. max_waiting_requests: a
+    request that finds so many waiting is refused; 0: no bound.
     Raises ValueError for a wrong value, MemoryError when the pool cannot be allocated.
     """
 
@@ -152,6 +155,8 @@ class Engine:
         enable_metrics: bool = True,
         num_speculative_tokens: int = 0,
         adaptive_speculation: bool = True,
+        target_step_ms: float = 100.0,
+        max_waiting_requests: int = 0,
     ) -> None: ...
     def submit(
         self,
@@ -177,12 +182,16 @@ class Engine:
         random_seed: int | None = None,
         session: Session | None = None,
         keep_session: bool = False,
+        priority: int = 0,
+        timeout: float = 0.0,
     ) -> Request:
         """Queues a request and returns at once. Any thread.
 
         session: of this engine; its KV serves as far as its text and the prompt agree. A session
         is never used up: two requests may begin with the same. keep_session: `Request.session`
-        gives what this request leaves.
+        gives what this request leaves. priority: -1000 to 1000; each step of it passes up to 64
+        requests that came before, so that nobody waits for ever. timeout: seconds from now on,
+        after which the request ends as "abort" with what it has; 0: none.
 
         stop_token_ids end the answer and are not part of it; so do stop_words, token sequences.
         A wrong argument gives a Request whose only Output has finish_reason "error". Raises
@@ -266,12 +275,20 @@ class Scheduler:
         enable_prefix_caching: bool = True,
     ) -> None: ...
     def add(
-        self, token_ids: ArrayLike, *, max_new_tokens: int = 512, session: Session | None = None
+        self,
+        token_ids: ArrayLike,
+        *,
+        max_new_tokens: int = 512,
+        session: Session | None = None,
+        priority: int = 0,
     ) -> int:
         """Queues a sequence and returns its seq_id. ValueError when it cannot ever fit.
 
-        session: of this scheduler; its blocks serve as far as the texts agree.
+        session: of this scheduler; its blocks serve as far as the texts agree. priority: each step
+        of it passes up to 64 sequences that were added before.
         """
+    def set_budget(self, n_tokens: int) -> None:
+        """Tokens that each of the next steps may have: 1 to max_prefill_token_num. ValueError."""
     def session(self, seq_id: int) -> Session:
         """What a living sequence has so far; its blocks stay cached when it ends. KeyError."""
     def schedule(self) -> Plan | None:

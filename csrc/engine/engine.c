@@ -95,6 +95,7 @@ static lmd_status setup(lmd_engine *self, lmd_err *err) {
     LMD_TRY(lmd_scheduler_new(&scheduler, &self->scheduler, err));
     lmd_speculation_init(&self->speculation, config->num_speculative_tokens,
                          config->adaptive_speculation);
+    lmd_pace_init(&self->pace, config->step_seconds, config->max_prefill_token_num);
     size_t n_rows = (size_t)config->max_prefill_token_num;
     self->samples = lmd_calloc(n_rows, sizeof *self->samples);
     self->row_lives = lmd_calloc(n_rows, sizeof(lmd_live_request *));
@@ -231,6 +232,7 @@ static lmd_status post(lmd_engine *self, lmd_live_request *live, lmd_err *err) {
         *self->inbox_end = live;
         self->inbox_end = &live->next;
         self->n_inbox++;
+        self->n_open++;
         self->n_submitted++;
         pthread_cond_signal(&self->wake);
     }
@@ -238,12 +240,26 @@ static lmd_status post(lmd_engine *self, lmd_live_request *live, lmd_err *err) {
     return status;
 }
 
+/* LMD_NO_MEMORY where too many requests wait already. */
+static lmd_status check_queue(lmd_engine *self, lmd_err *err) {
+    pthread_mutex_lock(&self->lock);
+    const int32_t n = self->n_open - self->stats.scheduler.n_running;
+    const int32_t max = self->config.max_waiting;
+    pthread_mutex_unlock(&self->lock);
+    if (max == 0 || n < max) return LMD_OK;
+    return lmd_fail(err, LMD_NO_MEMORY,
+                    "the queue is full: %d requests wait, and max_waiting_requests is %d; ask "
+                    "again later",
+                    n, max);
+}
+
 lmd_status lmd_engine_submit(lmd_engine *self, const lmd_request_params *params,
                              lmd_request **out, lmd_err *err) {
     lmd_err why;
     lmd_live_request *live;
     lmd_request *request;
-    if (lmd_live_request_check(params, &self->config, &why) != LMD_OK)
+    if (lmd_live_request_check(params, &self->config, &why) != LMD_OK ||
+        check_queue(self, &why) != LMD_OK)
         return lmd_engine_reject(self, why.message, out, err);
     LMD_TRY(new_request(self, params, &request, err));
     lmd_status status = lmd_live_request_new(params, &self->config, request, &live, err);

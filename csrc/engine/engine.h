@@ -27,6 +27,8 @@ typedef struct lmd_engine_config {
     int32_t vocab_size;
     bool prefix_caching; /* texts that begin alike share their full KV blocks */
     bool metrics_off;    /* no histograms */
+    double step_seconds; /* a step's time to aim at while sequences decode; 0: no bound */
+    int32_t max_waiting; /* requests that may wait for a seat; 0: no bound */
     int32_t num_speculative_tokens; /* most tokens drafted for a sequence in a step; 0: none */
     bool adaptive_speculation;      /* fewer where they are not worth their rows */
 } lmd_engine_config;
@@ -48,6 +50,8 @@ typedef struct lmd_request_params {
     lmd_sampler_params sampler;
     lmd_output_logits output_logits;
     bool return_ppl;
+    int32_t priority; /* as lmd_sequence_params' */
+    double timeout;   /* seconds from submit on, after which it is aborted; 0: none */
     lmd_session *session; /* of this engine: its KV serves as far as the texts agree; or NULL */
     bool keep_session;    /* lmd_request_session gives what the request leaves */
 } lmd_request_params;

@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include "engine/live_request.h"
+#include "engine/pace.h"
 
 enum { LMD_ENGINE_BUCKETS = 1024 };
 
@@ -29,6 +30,7 @@ struct lmd_engine {
     lmd_engine_job *jobs;
     lmd_live_request *inbox, **inbox_end;
     int32_t n_inbox;
+    int32_t n_open; /* requests that were submitted and have not ended */
     int64_t next_request_id;
     bool closing, joined;
     bool broken; /* the executor failed: why stands in broken_err */
@@ -50,6 +52,7 @@ struct lmd_engine {
     lmd_live_request **row_lives; /* [max_prefill_token_num]; NULL once it has ended */
     int32_t *row_tokens;          /* [max_prefill_token_num] for the scheduler */
     lmd_speculation speculation;
+    lmd_pace pace;
 };
 
 /* Takes a new request in and hands it to the scheduler; the prompt lives on there. */

@@ -64,6 +64,7 @@ static void end_live(lmd_engine *self, lmd_live_request *live, lmd_finish_reason
                       live->n_generated);
     note(self, live, LMD_TRACE_ENDED, now, live->n_generated, reason);
     pthread_mutex_lock(&self->lock);
+    self->n_open--;
     lmd_engine_show(self); /* before the client knows of the end */
     pthread_mutex_unlock(&self->lock);
     lmd_live_request_finish(live, reason, message);
@@ -84,6 +85,7 @@ void lmd_engine_admit(lmd_engine *self, lmd_live_request *live) {
         .max_len = live->n_prompt + live->max_new_tokens,
         .all_logits = live->return_ppl || live->output_logits == LMD_LOGITS_ALL,
         .session = live->session,
+        .priority = live->priority,
     };
     lmd_err err;
     add_live(self, live);
@@ -97,10 +99,12 @@ void lmd_engine_admit(lmd_engine *self, lmd_live_request *live) {
     live->prompt = NULL;
 }
 
-static void end_cancelled(lmd_engine *self) {
+/* Ends who was cancelled, or has no time left. */
+static void end_cancelled(lmd_engine *self, int64_t now) {
     for (lmd_live_request *live = self->living, *next; live; live = next) {
         next = live->next;
-        if (lmd_request_cancelled(live->request)) end_live(self, live, LMD_FINISH_ABORT, NULL);
+        if (lmd_request_cancelled(live->request) || live->deadline < now)
+            end_live(self, live, LMD_FINISH_ABORT, NULL);
     }
 }
 
@@ -268,7 +272,10 @@ static void count_step(lmd_engine *self, const lmd_plan *plan, const draft_count
         if (plan->input_lens[i] > 1 || plan->history_lens[i] == 0)
             n_prefilled += plan->input_lens[i];
     n_prefilled -= drafts->n_seqs + drafts->n_drafted; /* they decode */
-    lmd_metrics_step(&self->metrics, self->tokens_at - self->step_start, plan->n_tokens);
+    const int64_t duration = self->tokens_at - self->step_start;
+    lmd_metrics_step(&self->metrics, duration, plan->n_tokens);
+    lmd_pace_note(&self->pace, plan->n_tokens - (int32_t)n_prefilled, (int32_t)n_prefilled,
+                  (double)duration * 1e-9);
     pthread_mutex_lock(&self->lock);
     self->stats.n_steps++;
     self->stats.n_tokens_prefilled += n_prefilled;
@@ -340,9 +347,11 @@ static lmd_status run_plan(lmd_engine *self, lmd_plan *plan, int32_t n_preempted
 lmd_status lmd_engine_step(lmd_engine *self, lmd_err *err) {
     lmd_plan plan;
     lmd_schedule_report report;
-    end_cancelled(self);
-    offer_drafts(self);
     self->step_start = lmd_now_ns();
+    end_cancelled(self, self->step_start);
+    offer_drafts(self);
+    const int32_t n_decodes = lmd_scheduler_n_decoding(self->scheduler);
+    lmd_scheduler_set_budget(self->scheduler, lmd_pace_budget(&self->pace, n_decodes));
     bool has_plan = lmd_scheduler_schedule(self->scheduler, &plan, &report);
     if (!has_plan && report.failed >= 0) end_stuck(self, report.failed);
     return has_plan ? run_plan(self, &plan, report.n_preempted, err) : LMD_OK;

@@ -4,7 +4,10 @@
 #include <string.h>
 
 #include "base/ints.h"
+#include "base/clock.h"
 #include "base/memory.h"
+
+static const double MAX_TIMEOUT = 1e8; /* seconds */
 
 /* ---- checks ---- */
 
@@ -42,6 +45,12 @@ static lmd_status check_lengths(const lmd_request_params *params,
             (long long)params->n_tokens, (long long)n_kv);
     if (params->return_ppl && params->n_tokens < 2)
         return lmd_fail(err, LMD_INVALID, "return_ppl needs a prompt of at least two tokens");
+    if (params->priority < -LMD_MAX_PRIORITY || params->priority > LMD_MAX_PRIORITY)
+        return lmd_fail(err, LMD_INVALID, "priority must be %d to %d, not %d",
+                        -LMD_MAX_PRIORITY, LMD_MAX_PRIORITY, params->priority);
+    if (!(params->timeout >= 0.0 && params->timeout <= MAX_TIMEOUT))
+        return lmd_fail(err, LMD_INVALID, "timeout must be 0 (none) to %g seconds, not %g",
+                        MAX_TIMEOUT, params->timeout);
     if (params->min_new_tokens < 0)
         return lmd_fail(err, LMD_INVALID, "min_new_tokens must not be negative, but is %lld",
                         (long long)params->min_new_tokens);
@@ -104,6 +113,9 @@ lmd_status lmd_live_request_new(const lmd_request_params *params,
     self->output_logits = params->output_logits;
     self->return_ppl = params->return_ppl;
     self->keep_session = params->keep_session;
+    self->priority = params->priority;
+    self->deadline = params->timeout > 0.0 ? lmd_now_ns() + (int64_t)(params->timeout * 1e9)
+                                           : INT64_MAX;
     self->session = params->session;
     lmd_session_ref(self->session);
     lmd_status status = setup(self, params, config, err);

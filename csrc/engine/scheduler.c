@@ -12,7 +12,7 @@ enum {
     N_BUCKETS = 1024
 };
 
-/* Waiting sequences, the oldest first. */
+/* Waiting sequences, by rank. */
 typedef struct waiting_queue {
     lmd_sequence *head, *tail;
     int32_t n;
@@ -23,7 +23,7 @@ struct lmd_scheduler {
     int32_t budget;
     lmd_block_pool *pool;
     lmd_prefix_cache *cache; /* NULL: no prefix caching */
-    lmd_sequence **running; /* [max_batch_size] the oldest first */
+    lmd_sequence **running; /* [max_batch_size] by rank */
     int32_t n_running;
     waiting_queue waiting;
     lmd_sequence *buckets[N_BUCKETS]; /* every living sequence, by seq_id */
@@ -119,19 +119,19 @@ static lmd_sequence **find_link(const lmd_scheduler *self, int64_t seq_id) {
     return (lmd_sequence **)(uintptr_t)link;
 }
 
-/* Puts a sequence where its age belongs: new ones go last, preempted ones before the younger.
- */
+/* Puts a sequence where its rank belongs: new ones mostly last, preempted ones before the
+ * younger. */
 static void enqueue(lmd_scheduler *self, lmd_sequence *seq) {
     waiting_queue *queue = &self->waiting;
     seq->state = LMD_SEQ_WAITING;
     queue->n++;
-    if (queue->tail && queue->tail->arrival < seq->arrival) {
+    if (queue->tail && lmd_sequence_is_before(queue->tail, seq)) {
         queue->tail = queue->tail->next = seq;
         seq->next = NULL;
         return;
     }
     lmd_sequence **link = &queue->head;
-    while (*link && (*link)->arrival < seq->arrival) link = &(*link)->next;
+    while (*link && lmd_sequence_is_before(*link, seq)) link = &(*link)->next;
     seq->next = *link;
     *link = seq;
     if (!seq->next) queue->tail = seq;
@@ -156,10 +156,10 @@ static void remove_running(lmd_scheduler *self, const lmd_sequence *seq) {
     self->n_running = kept;
 }
 
-/* Running sequences stay ordered by age, though a preempted old one may come back late. */
+/* Running sequences stay ordered by rank, though a preempted old one may come back late. */
 static void insert_running(lmd_scheduler *self, lmd_sequence *seq) {
     int32_t at = self->n_running++;
-    for (; at > 0 && self->running[at - 1]->arrival > seq->arrival; at--)
+    for (; at > 0 && lmd_sequence_is_before(seq, self->running[at - 1]); at--)
         self->running[at] = self->running[at - 1];
     self->running[at] = seq;
     seq->state = LMD_SEQ_RUNNING;
@@ -199,6 +199,9 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
             err, LMD_INVALID,
             "a sequence of %d tokens that may grow to %d does not fit session_len %d",
             params->n_tokens, params->max_len, self->config.session_len);
+    if (params->priority < -LMD_MAX_PRIORITY || params->priority > LMD_MAX_PRIORITY)
+        return lmd_fail(err, LMD_INVALID, "priority must be %d to %d, not %d",
+                        -LMD_MAX_PRIORITY, LMD_MAX_PRIORITY, params->priority);
     if (*find_link(self, params->seq_id))
         return lmd_fail(err, LMD_INVALID, "seq_id %lld lives already",
                         (long long)params->seq_id);
@@ -216,6 +219,7 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
     if (params->session)
         lmd_sequence_begin_with(seq, params->session, self->config.block_len);
     seq->arrival = self->next_arrival++;
+    seq->rank = seq->arrival - (int64_t)params->priority * LMD_PRIORITY_STEP;
     *find_link(self, seq->seq_id) = seq;
     enqueue(self, seq);
     return LMD_OK;
@@ -287,6 +291,13 @@ const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id,
     if (!seq || seq->state == LMD_SEQ_ENDED) return NULL;
     *n_tokens = seq->n_tokens;
     return seq->tokens;
+}
+
+int32_t lmd_scheduler_n_decoding(const lmd_scheduler *self) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < self->n_running; i++)
+        n += self->running[i]->history_len > 0 && lmd_sequence_n_todo(self->running[i]) == 1;
+    return n;
 }
 
 bool lmd_scheduler_only_decodes(const lmd_scheduler *self, int32_t *n_seqs) {
@@ -545,7 +556,7 @@ lmd_status lmd_scheduler_check(const lmd_scheduler *self, lmd_err *err) {
     for (int32_t i = 0; i < self->config.max_batch_size; i++) n_slots += self->slot_taken[i];
     for (const lmd_sequence *seq = self->waiting.head; seq; seq = seq->next, n_waiting++)
         if (seq->state != LMD_SEQ_WAITING || seq->slot != -1 || seq->n_in_flight != 0 ||
-            (seq->next && seq->next->arrival <= seq->arrival))
+            (seq->next && !lmd_sequence_is_before(seq, seq->next)))
             return lmd_fail(err, LMD_INTERNAL, "seq_id %lld is wrong in the queue",
                             (long long)seq->seq_id);
     if (n_waiting != self->waiting.n)
@@ -556,7 +567,7 @@ lmd_status lmd_scheduler_check(const lmd_scheduler *self, lmd_err *err) {
         int64_t covered = (int64_t)seq->n_blocks * self->config.block_len;
         if (seq->state != LMD_SEQ_RUNNING || seq->slot < 0 || covered < seq->history_len ||
             seq->history_len > seq->n_tokens + seq->n_pending || seq->n_tokens > seq->max_len ||
-            (i > 0 && self->running[i - 1]->arrival >= seq->arrival))
+            (i > 0 && !lmd_sequence_is_before(self->running[i - 1], seq)))
             return lmd_fail(err, LMD_INTERNAL, "seq_id %lld is wrong among the running",
                             (long long)seq->seq_id);
         for (int32_t b = seq->history_len / self->config.block_len; b < seq->n_blocks; b++)

@@ -23,6 +23,11 @@ typedef struct lmd_scheduler_config {
     bool prefix_caching;           /* full blocks are shared by texts that begin alike */
 } lmd_scheduler_config;
 
+enum {
+    LMD_PRIORITY_STEP = 64,
+    LMD_MAX_PRIORITY = 1000 /* and as much below 0 */
+};
+
 typedef struct lmd_sequence_params {
     int64_t seq_id;           /* unique among the living */
     const int32_t *token_ids; /* [n_tokens] the prompt; copied */
@@ -30,6 +35,8 @@ typedef struct lmd_sequence_params {
     int32_t max_len;          /* prompt and answer together, at most session_len */
     bool all_logits;          /* a logits row for every prompt token, not for the last alone;
                                  each is given once, preempted or not */
+    int32_t priority; /* each step of it lets the sequence pass those that came up to
+                         LMD_PRIORITY_STEP before it: nobody is passed for ever */
     const lmd_session *session; /* whose KV the prompt begins with; NULL: none */
 } lmd_sequence_params;
 
@@ -68,6 +75,9 @@ void lmd_scheduler_free(lmd_scheduler *self);
 /* Queues a sequence behind those that wait. */
 lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *params,
                              lmd_err *err);
+
+/* How many running sequences decode: who are in KV but for their last token. */
+int32_t lmd_scheduler_n_decoding(const lmd_scheduler *self);
 
 /* Sets the token budget of the steps to come (1..max_prefill_token_num). */
 void lmd_scheduler_set_budget(lmd_scheduler *self, int32_t n_tokens);

@@ -35,6 +35,11 @@ void lmd_sequence_free(lmd_sequence *self) {
     lmd_free(self);
 }
 
+bool lmd_sequence_is_before(const lmd_sequence *self, const lmd_sequence *other) {
+    return self->rank != other->rank ? self->rank < other->rank
+                                     : self->arrival < other->arrival;
+}
+
 int32_t lmd_sequence_n_todo(const lmd_sequence *self) {
     int32_t total = self->n_tokens + self->n_pending;
     if (self->n_pending > 1) return 0; /* guesses in flight: how many hold is not known yet */

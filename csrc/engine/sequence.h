@@ -21,6 +21,7 @@ typedef enum lmd_sequence_state {
 typedef struct lmd_sequence {
     int64_t seq_id;
     int64_t arrival; /* age: smaller is older */
+    int64_t rank;    /* who goes first: the smaller, and the older of equals */
     lmd_sequence_state state;
     int32_t *tokens; /* [max_len] */
     int32_t n_prompt, n_tokens, max_len;
@@ -46,6 +47,9 @@ typedef struct lmd_sequence {
 lmd_sequence *lmd_sequence_new(int64_t seq_id, const int32_t *token_ids, int32_t n_tokens,
                                int32_t max_len, int32_t block_len);
 void lmd_sequence_free(lmd_sequence *self);
+
+/* Whether it goes before another: a seat, tokens and blocks are its first. */
+bool lmd_sequence_is_before(const lmd_sequence *self, const lmd_sequence *other);
 
 /* Tokens that could be computed now: known ones and placeholders not yet in KV. The last token
  * of an answer at max_len is never computed: nothing follows it. 0 with guesses in flight. */

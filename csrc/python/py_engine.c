@@ -77,26 +77,35 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     static char *names[] = {
         "model",     "session_len", "n_blocks", "max_batch_size", "max_prefill_token_num",
         "block_len", "kv_bits",     "fast_activations", "enable_prefix_caching",
-        "enable_metrics", "num_speculative_tokens", "adaptive_speculation", NULL};
+        "enable_metrics", "num_speculative_tokens", "adaptive_speculation", "target_step_ms",
+        "max_waiting_requests", NULL};
     PyObject *model_obj;
     lmd_engine_config config = {
         .max_batch_size = 64, .max_prefill_token_num = 512, .block_len = 64};
     int kv_bits = 16, fast_activations = 0, prefix_caching = 1, metrics = 1, adaptive = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiipppip:Engine", names, &model_obj,
+    double target_step_ms = 100.0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiipppipdi:Engine", names, &model_obj,
                                      &config.session_len, &config.n_blocks,
                                      &config.max_batch_size, &config.max_prefill_token_num,
                                      &config.block_len, &kv_bits, &fast_activations,
                                      &prefix_caching, &metrics, &config.num_speculative_tokens,
-                                     &adaptive))
+                                     &adaptive, &target_step_ms, &config.max_waiting))
         return NULL;
     const lmd_model *model = lmd_py_model_get(model_obj);
     if (!model || check_limits(&config) < 0 || check_drafts(&config) < 0) return NULL;
+    if (!(target_step_ms >= 0.0) || config.max_waiting < 0) {
+        PyErr_SetString(PyExc_ValueError,
+                        "target_step_ms and max_waiting_requests must not be negative; 0: no "
+                        "bound");
+        return NULL;
+    }
     engine_object *self = (engine_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->model = Py_NewRef(model_obj);
     self->pid = getpid();
     self->vocab_size = config.vocab_size = lmd_model_vocab_size(model);
     config.prefix_caching = prefix_caching;
+    config.step_seconds = target_step_ms * 1e-3;
     config.metrics_off = !metrics;
     self->has_metrics = metrics;
     config.adaptive_speculation = adaptive;
@@ -340,6 +349,8 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
                             "random_seed",
                             "session",
                             "keep_session",
+                            "priority",
+                            "timeout",
                             NULL};
     engine_object *self = (engine_object *)obj;
     PyObject *prompt, *bias = Py_None, *bad = Py_None, *stop = Py_None, *stop_ids = Py_None;
@@ -351,11 +362,11 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
     lmd_sampler_params *sampler = &params.sampler;
     lmd_sampler_params_init(sampler);
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O|$LLpdLdddddOOOOLzpOOp:submit", names, &prompt, &max_new, &min_new,
+            args, kwargs, "O|$LLpdLdddddOOOOLzpOOpid:submit", names, &prompt, &max_new, &min_new,
             &do_sample, &sampler->temperature, &top_k, &sampler->top_p, &sampler->min_p,
             &sampler->repetition_penalty, &sampler->presence_penalty,
             &sampler->frequency_penalty, &bias, &bad, &stop, &stop_ids, &n_logprobs, &logits,
-            &return_ppl, &seed, &session, &keep_session))
+            &return_ppl, &seed, &session, &keep_session, &params.priority, &params.timeout))
         return lmd_py_check_fork(self->pid) < 0 ? NULL : reject_pending(self);
     if (lmd_py_check_fork(self->pid) < 0) return NULL;
     if (read_output_logits(logits, &params.output_logits) < 0)
@@ -517,7 +528,8 @@ static PyType_Slot engine_slots[] = {
     {Py_tp_doc,
      "Engine(model, *, session_len, n_blocks, max_batch_size=64, max_prefill_token_num=512, "
      "block_len=64, kv_bits=16, fast_activations=False, enable_prefix_caching=True, "
-     "enable_metrics=True, num_speculative_tokens=0, adaptive_speculation=True)\n\n"
+     "enable_metrics=True, num_speculative_tokens=0, adaptive_speculation=True, "
+     "target_step_ms=100.0, max_waiting_requests=0)\n\n"
      "Continuous batching over one model, in a thread of its own."},
     {0, NULL},
 };

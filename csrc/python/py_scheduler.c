@@ -94,14 +94,14 @@ static void scheduler_dealloc(PyObject *obj) {
 /* ---- add, finish, cancel ---- */
 
 static PyObject *scheduler_add(PyObject *obj, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"token_ids", "max_new_tokens", "session", NULL};
+    static char *names[] = {"token_ids", "max_new_tokens", "session", "priority", NULL};
     scheduler_object *self = (scheduler_object *)obj;
     PyObject *ids, *session_obj = Py_None;
     PyArrayObject *array;
     lmd_session *session;
-    int max_new_tokens = 512;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iO:add", names, &ids, &max_new_tokens,
-                                     &session_obj))
+    int max_new_tokens = 512, priority = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iOi:add", names, &ids, &max_new_tokens,
+                                     &session_obj, &priority))
         return NULL;
     if (lmd_py_session_read(lmd_py_state_of_type(Py_TYPE(obj)), session_obj, obj, &session) < 0)
         return NULL;
@@ -131,7 +131,8 @@ static PyObject *scheduler_add(PyObject *obj, PyObject *args, PyObject *kwargs) 
                                   .token_ids = PyArray_DATA(array),
                                   .n_tokens = (int32_t)n,
                                   .max_len = (int32_t)max_len,
-                                  .session = session};
+                                  .session = session,
+                                  .priority = priority};
     lmd_err err;
     lmd_status status = lmd_scheduler_add(self->scheduler, &params, &err);
     PyObject *seq_id = status == LMD_OK ? PyLong_FromLongLong(self->next_seq_id++) : NULL;
@@ -155,6 +156,18 @@ static PyObject *scheduler_finish(PyObject *obj, PyObject *arg) {
         PyErr_Format(PyExc_KeyError, "seq_id %lld does not live", seq_id);
     }
     return leave(self, status, &err, status == LMD_OK ? Py_NewRef(Py_None) : NULL);
+}
+
+static PyObject *scheduler_set_budget(PyObject *obj, PyObject *arg) {
+    scheduler_object *self = (scheduler_object *)obj;
+    long n = PyLong_AsLong(arg);
+    if (n == -1 && PyErr_Occurred()) return NULL;
+    if (n < 1 || n > self->config.max_prefill_token_num)
+        return PyErr_Format(PyExc_ValueError, "the budget must be 1 to %d tokens, not %ld",
+                            self->config.max_prefill_token_num, n);
+    if (enter(self) < 0) return NULL;
+    lmd_scheduler_set_budget(self->scheduler, (int32_t)n);
+    return leave(self, LMD_OK, NULL, Py_NewRef(Py_None));
 }
 
 static PyObject *scheduler_session(PyObject *obj, PyObject *arg) {
@@ -327,12 +340,14 @@ static PyObject *scheduler_stats(PyObject *obj, PyObject *unused) {
 
 static PyMethodDef scheduler_methods[] = {
     {"add", (PyCFunction)(void (*)(void))scheduler_add, METH_VARARGS | METH_KEYWORDS,
-     "add(token_ids, *, max_new_tokens=512, session=None) -> int\n\nQueues a sequence and "
+     "add(token_ids, *, max_new_tokens=512, session=None, priority=0) -> int\n\nQueues a sequence and "
      "returns its seq_id; a session's blocks serve as far as the texts agree. ValueError when "
      "it cannot ever fit."},
     {"session", scheduler_session, METH_O,
      "session(seq_id) -> Session\n\nWhat a living sequence has so far, for a later add; its "
      "blocks stay cached when it ends. KeyError."},
+    {"set_budget", scheduler_set_budget, METH_O,
+     "set_budget(n_tokens) -> None\n\nTokens that each of the next steps may have. ValueError."},
     {"schedule", scheduler_schedule, METH_NOARGS,
      "schedule() -> Plan | None\n\nThe next step's plan; None when nothing can run now. "
      "MemoryError "

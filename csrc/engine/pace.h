@@ -1,0 +1,23 @@
+/* The pace: how many tokens a step may have, so that those who decode get theirs in time.
+ * Owns: how long a step of decodes takes, and a token of a prompt beside them, both as of late.
+ * A step in which nobody decodes has no bound but the engine's. What it decides changes when
+ * tokens come, never which. Must not know: sequences, clocks. The engine's thread alone. */
+#ifndef LMD_ENGINE_PACE_H
+#define LMD_ENGINE_PACE_H
+
+#include <stdint.h>
+
+typedef struct lmd_pace {
+    double target;    /* seconds that a step may take while someone decodes; 0: no bound */
+    int32_t n_max;    /* tokens of a step at most */
+    double decode;    /* seconds of a step of decodes alone */
+    double per_token; /* seconds more for each token of a prompt; 0: not measured yet */
+} lmd_pace;
+
+void lmd_pace_init(lmd_pace *self, double target_seconds, int32_t n_max);
+/* The token budget of a step in which n_decodes sequences decode. */
+int32_t lmd_pace_budget(const lmd_pace *self, int32_t n_decodes);
+/* Notes how long a step of n_decodes decodes and n_prompt tokens of prompts took. */
+void lmd_pace_note(lmd_pace *self, int32_t n_decodes, int32_t n_prompt, double seconds);
+
+#endif
