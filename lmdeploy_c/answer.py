@@ -209,11 +209,13 @@ class Answer:
             delta.logits, delta.ppl = output.logits, output.ppl
             delta.error_message = output.error_message
         if reason == "error":
-            delta.error_code = self._error_code()
+            delta.error_code = self._error_code(delta.error_message or "")
         so_far.extend(delta)
         return delta
 
-    def _error_code(self) -> ResponseType:
+    def _error_code(self, message: str) -> ResponseType:
+        if message.startswith("the queue is full"):
+            return ResponseType.QUEUE_FULL
         if self._too_long:
             return ResponseType.INPUT_LENGTH_ERROR
         if self.response.generate_token_len:

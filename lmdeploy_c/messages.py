@@ -134,6 +134,7 @@ class ResponseType(enum.Enum):
     INTERNAL_ENGINE_ERROR = enum.auto()
     CANCEL = enum.auto()
     BAD_REQUEST = enum.auto()  # ours: a parameter, message or template is wrong
+    QUEUE_FULL = enum.auto()  # ours: max_waiting_requests wait already
 
 
 @dataclass
@@ -157,6 +158,8 @@ class GenerationConfig(_Checked):
     return_ppl: gives `Response.ppl`, the mean cross-entropy of the prompt.
     presence_penalty, frequency_penalty: subtracted from logits of tokens of the answer.
     logit_bias: token id -> value added to its logit.
+    priority: -1000 to 1000; each step of it passes up to 64 requests that came before, so that none
+    waits for ever. timeout: seconds after which the answer ends as "abort" with what it has.
 
     Raises ValueError for a value out of range, UnsupportedError for one this release lacks.
     """
@@ -195,9 +198,15 @@ class GenerationConfig(_Checked):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] | None = None
+    priority: int = 0
+    timeout: float | None = None
 
     def check(self) -> None:
         super().check()
+        self._check_number("priority", -1000, 1000)
+        self._check_int("priority", -1000)
+        if self.timeout is not None:
+            self._check_number("timeout", 1e-9, 1e8)
         self._check_int("max_new_tokens", 0)
         self._check_int("min_new_tokens", 0, optional=True)
         self._check_int("top_k", 0)
@@ -290,6 +299,10 @@ class TurbomindEngineConfig(_EngineConfig):
     download_dir, revision: for model ids that are no path. hf_overrides: replaces keys of
     config.json. enable_metrics: False keeps none for `Pipeline.metrics`.
     device: "auto" or "cpu". num_threads: None: what affinity mask and cgroup quota allow.
+    target_step_ms: while answers are written, prompts are read in chunks small enough for steps of
+    so many milliseconds, by measured times; 0: no bound but max_prefill_token_num.
+    max_waiting_requests: a request that finds so many waiting for a seat is refused (QUEUE_FULL);
+    None: no bound.
     fast_activations: weights of 4 bits meet activations of 8 bits instead of 16: faster prefill and
     batches, at about llama.cpp's precision. Never on by itself.
 
@@ -342,6 +355,8 @@ class TurbomindEngineConfig(_EngineConfig):
     device: str = "auto"
     num_threads: int | None = None
     fast_activations: bool = False
+    target_step_ms: float = 100.0
+    max_waiting_requests: int | None = None
     batch_invariant: bool = _only(False, True, hint="the CPU engine always is")
     kv_bits: int | tuple[int, int] | None = _only(None, hint="the KV cache is fp16")
 
@@ -350,6 +365,8 @@ class TurbomindEngineConfig(_EngineConfig):
         if self.cache_block_seq_len not in BLOCK_LENS:
             raise self._wrong("cache_block_seq_len", f"one of {BLOCK_LENS}")
         self._check_int("num_threads", 1, optional=True)
+        self._check_int("max_waiting_requests", 1, optional=True)
+        self._check_number("target_step_ms", 0, 1e6)
 
 
 @dataclass

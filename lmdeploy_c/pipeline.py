@@ -137,6 +137,8 @@ class Pipeline:
             session_len=size.session_len,
             n_blocks=size.n_blocks,
             fast_activations=config.fast_activations,
+            target_step_ms=config.target_step_ms,
+            max_waiting_requests=config.max_waiting_requests or 0,
             enable_prefix_caching=config.enable_prefix_caching,
             enable_metrics=config.enable_metrics,
             max_batch_size=batch_size,
@@ -667,6 +669,8 @@ class Pipeline:
             "output_logits": config.output_logits,
             "return_ppl": config.return_ppl,
             "random_seed": config.random_seed,
+            "priority": config.priority,
+            "timeout": config.timeout or 0.0,
         }
 
 

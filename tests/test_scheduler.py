@@ -454,3 +454,51 @@ def test_a_scheduler_of_no_blocks_for_anyone_says_so() -> None:
     assert plan is not None
     assert plan.seq_ids.tolist() == [stuck]
     assert plan.waiting == [(other, "no block is free")]
+
+
+def test_priorities_pass_a_bounded_number() -> None:
+    """Who waits longest goes first, but that a step of priority passes 64 earlier ones: in every
+    schedule the first steps come in order of rank, and none is passed by all that come."""
+    random.seed(1)
+    scheduler = _C.Scheduler(n_blocks=30, block_len=16, max_batch_size=3, session_len=64)
+    waiting: dict[int, int] = {}  # seq_id -> rank
+    passed: dict[int, int] = {}
+    n_passes = 0
+    for turn in range(3000):
+        for _ in range(2 if turn < 1000 else 0):
+            priority = random.choice([0, 0, 0, 1, 2, -1])
+            seq_id = scheduler.add([3] * random.randint(1, 20), max_new_tokens=2, priority=priority)
+            waiting[seq_id] = len(passed) - 64 * priority
+            passed[seq_id] = 0
+        plan = scheduler.schedule()
+        if plan is None:
+            continue
+        scheduler.check()
+        begun = [s for s in plan.seq_ids.tolist() if s in waiting]
+        ranks = [(waiting.pop(s), s) for s in begun]
+        if ranks and waiting:
+            assert max(ranks) < min((rank, s) for s, rank in waiting.items())
+        for _, seq_id in ranks:
+            for other in waiting:
+                passed[other] += other < seq_id
+                n_passes += other < seq_id
+        scheduler.update(plan.plan_id, [5] * len(plan.logits_rows))
+    assert not waiting
+    assert n_passes > 100, "nobody was passed: the test shows nothing"
+    assert max(passed.values()) <= 3 * 64
+    with pytest.raises(ValueError, match="priority"):
+        scheduler.add([1], max_new_tokens=1, priority=1001)
+
+
+def test_the_budget_can_be_set() -> None:
+    checked = Checked(n_blocks=64, max_prefill_token_num=32)
+    checked.add(100, 5)
+    checked.scheduler.set_budget(7)
+    plan = checked.schedule()
+    assert plan is not None
+    assert plan.input_lens.tolist() == [7]
+    for wrong in (0, 33, -1):
+        with pytest.raises(ValueError, match="1 to 32"):
+            checked.scheduler.set_budget(wrong)
+    checked.update()
+    checked.drain()

@@ -29,17 +29,22 @@ MODELS = {"bf16": GOLDEN / "models" / "llama-long", "q4_1": GOLDEN / "gguf" / "l
 # ---- the index, and the choice of how many, compiled by themselves ----
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def compiled(folder: Path, name: str, sources: list[str]) -> ctypes.CDLL:
+    """Some of the engine's files as a library of their own."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    library = tmp_path_factory.mktemp("ngram") / "ngram.so"
-    sources = ("engine/ngram.c", "engine/speculation.c", "base/memory.c", "base/status.c")
-    files = [str(CSRC / name) for name in sources]
+    library = folder / f"{name}.so"
+    files = [str(CSRC / source) for source in sources]
     command = [compiler, "-std=c11", "-O1", "-shared", "-fPIC", f"-I{CSRC}", *files]
     subprocess.run([*command, "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    sources = ["engine/ngram.c", "engine/speculation.c", "base/memory.c", "base/status.c"]
+    return compiled(tmp_path_factory.mktemp("ngram"), "ngram", sources)
 
 
 def naive_match(tokens: list[int]) -> tuple[int, int]:
