@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .answer import Answer, Failed
 from .messages import GenerationConfig, Response
 from .prompts import Message, Prompt
 
 if TYPE_CHECKING:
     from . import _C
-    from .answer import Answer, Failed
     from .pipeline import Pipeline
 
 _ids = itertools.count(1)
@@ -235,8 +235,6 @@ class Session:
 
     def end(self, answer: Answer | Failed | None) -> None:
         """Ends a turn and keeps it, unless it failed."""
-        from .answer import Answer
-
         try:
             if answer is None:
                 return
