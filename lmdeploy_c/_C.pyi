@@ -232,6 +232,7 @@ def alloc_count() -> int:
 
 def alloc_fail_after(n: int) -> None:
     """Makes the core's n-th allocation from now fail, once (0: off). For fault injection."""
+
 def kv_block_bytes(
     n_layer: int,
     n_kv_head: int,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from ._memory import KvSize, available_memory, format_size, kv_size
 from .chat_template import ChatTemplate, ChatTemplateConfig
@@ -57,27 +59,59 @@ def make_chat_template(config: ChatTemplateConfig | None, tokenizer: Tokenizer) 
     return (config or ChatTemplateConfig()).template(tokenizer)
 
 
+def kv_block_bytes(shape: Mapping[str, Any], block_len: int, bits: tuple[int, int]) -> int:
+    """Bytes of one KV block of a model with this (normalised) config, as the backend stores it."""
+    from . import _C
+
+    sizes = (shape["n_layer"], shape["n_kv_head"], shape["head_dim"])
+    return _C.kv_block_bytes(*sizes, block_len=block_len, kv_bits=bits)
+
+
+def describe_kv_bits(bits: tuple[int, int]) -> str:
+    """ "fp16", "int8", "int8 keys and int4 values"."""
+    keys, values = ("fp16" if b == 16 else f"int{b}" for b in bits)
+    return keys if keys == values else f"{keys} keys and {values} values"
+
+
+#: Families whose keys have columns far larger than the others, which leave no codes for these:
+#: reported to lose their abilities with keys of 4 bits (LMDeploy's issues 2822, 3752, 4743).
+_LARGE_KEY_COLUMNS = ("qwen2", "qwen3")
+
+
+def warn_of_few_bits(bits: tuple[int, int], arch: str) -> None:
+    """Says once per load that keys of 4 bits break models of this family."""
+    if bits[0] == 4 and arch in _LARGE_KEY_COLUMNS:
+        logger.warning(
+            "a KV cache of 4 bits is known to break models of the Qwen family, by its keys: "
+            "use kv_bits=(8, 4), which keeps keys at 8 bits, or quant_policy=8"
+        )
+
+
 def plan_kv_cache(config: TurbomindEngineConfig, checkpoint: Checkpoint, batch_size: int) -> KvSize:
     """Sizes the KV cache, and says so before anything large is allocated."""
     shape = checkpoint.config
-    token_bytes = shape["n_layer"] * 2 * shape["n_kv_head"] * shape["head_dim"] * 2  # K, V; fp16
+    bits = config.stored_kv_bits()
+    block_bytes = kv_block_bytes(shape, config.cache_block_seq_len, bits)
+    warn_of_few_bits(bits, shape["arch"])
     available = available_memory() - checkpoint.file_bytes
     size = kv_size(
         cache=config.cache_max_entry_count,
         block_len=config.cache_block_seq_len,
-        block_bytes=token_bytes * config.cache_block_seq_len,
+        block_bytes=block_bytes,
         session_len=config.session_len,
         model_len=shape["max_position"],
         max_batch_size=batch_size,
         available=max(0, available),
     )
     logger.info(
-        "%s: weights %s, KV cache %s (%d blocks of %d tokens), session_len %d, max_batch_size %d",
+        "%s: weights %s, KV cache %s (%d blocks of %d tokens, %s), session_len %d, "
+        "max_batch_size %d",
         checkpoint.path.name,
         format_size(checkpoint.file_bytes),
         format_size(size.n_bytes),
         size.n_blocks,
         size.block_len,
+        describe_kv_bits(bits),
         size.session_len,
         batch_size,
     )

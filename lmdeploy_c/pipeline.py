@@ -135,6 +135,7 @@ class Pipeline:
             max_batch_size=batch_size,
             max_prefill_token_num=prefill_tokens,
             block_len=size.block_len,
+            kv_bits=config.stored_kv_bits(),
         )
         self._core: Engine | None = engine
         self._finalizer = weakref.finalize(self, engine.close)
@@ -156,6 +157,8 @@ class Pipeline:
             "kv_bytes": size.n_bytes,
             "kv_blocks": size.n_blocks,
             "kv_block_len": size.block_len,
+            "kv_bits": config.stored_kv_bits(),
+            "kv_bytes_per_token": size.block_bytes / size.block_len,
             "session_len": size.session_len,
             "max_batch_size": batch_size,
             "max_prefill_token_num": prefill_tokens,

@@ -77,16 +77,19 @@ static void kv_write(uint8_t *block, const float *key, const float *value,
 /* ---- integers of queries and weights ---- */
 
 /* n values, a multiple of 16, as integers times a scale; returns the integers' sum. */
-static int32_t to_integers(int16_t *out, const float *x, int32_t n, float *scale) {
+INLINE int32_t to_integers(int16_t *out, const float *x, int32_t n, float *scale) {
     float inverse;
     i32v total[HALVES];
     *scale = group_scale(x, n, (float)LMD_ACT16_MAX, &inverse);
+    if (inverse == 0.0f) { /* 0 * NaN is no integer */
+        memset(out, 0, (size_t)n * sizeof *out);
+        return 0;
+    }
     for (int32_t h = 0; h < HALVES; h++) total[h] = (i32v){0};
     for (int32_t i = 0; i < n; i += 16)
         for (int32_t h = 0; h < HALVES; h++) {
             f32v rounded = load_v(x + i + h * LANES) * inverse + ROUND_MAGIC - ROUND_MAGIC;
             i32v q = __builtin_convertvector(rounded, i32v);
-            if (inverse == 0.0f) q = (i32v){0}; /* 0 * NaN is no integer */
             s16n narrow = __builtin_convertvector(q, s16n);
             memcpy(out + i + h * LANES, &narrow, sizeof narrow);
             total[h] += q;
