@@ -172,6 +172,7 @@ INLINE void score_code_panels(lmd_attend_state *state, const lmd_kv_format *form
             }
     }
     const uint16_t *scales = pairs_of(keys.data, format, bits);
+#pragma GCC unroll 4
     for (int32_t w = 0; w < width; w++)
         for (int32_t h = 0; h < HALVES; h++) {
             const int32_t at = t + w * 16 + h * LANES;
@@ -233,7 +234,9 @@ INLINE void add_code_columns(lmd_attend_state *state, const lmd_kv_format *forma
                 }
             }
     }
+#pragma GCC unroll 12
     for (int32_t r = 0; r < n_rows; r++)
+#pragma GCC unroll 4
         for (int32_t w = 0; w < width; w++)
             for (int32_t h = 0; h < HALVES; h++) {
                 float *o = state->o[r0 + r] + (part + w) % parts * half_width(format) +
