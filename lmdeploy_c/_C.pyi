@@ -76,8 +76,6 @@ class Model:
     def num_threads(self) -> int: ...
     @property
     def weight_bytes(self) -> int: ...
-    def kv_block_bytes(self, block_len: int = 64, kv_bits: int = 16) -> int:
-        """Bytes of one KV block of all layers."""
 
 FinishReason = Literal["stop", "length", "error", "abort"]
 
@@ -123,7 +121,8 @@ class Engine:
 
     session_len: most tokens of one sequence, prompt and answer. max_batch_size: slots.
     max_prefill_token_num: the token budget of a step. n_blocks: KV blocks of block_len tokens.
-    kv_bits: 16 (fp16), or 32 (fp32, for exactness tests).
+    kv_bits: 16 (fp16), 8 or 4 (codes of kv_encode), a pair of 8 and 4 for keys and values, such as
+    (8, 4), or 32 (fp32, for exactness tests).
     fast_activations: weights of 4 bits meet activations of 8 bits per group instead of 16: faster
     prefill and batches, about 1 % more error. Weights of other forms are not touched.
     enable_prefix_caching: texts that begin alike share the KV of their full blocks, of prompts and
@@ -149,7 +148,7 @@ class Engine:
         max_batch_size: int = 64,
         max_prefill_token_num: int = 512,
         block_len: int = 64,
-        kv_bits: int = 16,
+        kv_bits: int | Sequence[int] = 16,
         fast_activations: bool = False,
         enable_prefix_caching: bool = True,
         enable_metrics: bool = True,
@@ -333,3 +332,26 @@ def read_bandwidth(n_bytes: int, num_threads: int = 0, seconds: float = 0.2) -> 
 
 def alloc_fail_after(n: int) -> None:
     """Makes the core's n-th allocation from now fail, once (0: off). For fault injection."""
+
+def kv_block_bytes(
+    n_layer: int,
+    n_kv_head: int,
+    head_dim: int,
+    block_len: int = 64,
+    kv_bits: int | Sequence[int] = 16,
+    device: str = "cpu",
+) -> int:
+    """Bytes of one KV block of all layers, as the device's backend stores it; kv_bits as Engine's.
+
+    Raises ValueError, UnsupportedError for a device that this build lacks.
+    """
+
+def kv_encode(
+    x: ArrayLike, bits: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]:
+    """The reference encoding of keys or values: x [n, head_dim] fp32 -> codes [n, head_dim], one a
+    byte, scales [n], mins [n]. bits: 8 or 4. A row that is not finite gets NaN. Raises ValueError.
+    """
+
+def kv_decode(codes: ArrayLike, scales: ArrayLike, mins: ArrayLike) -> NDArray[np.float32]:
+    """scale * code + min in fp32, rounded once: [n, head_dim]. Raises ValueError."""

@@ -97,6 +97,23 @@ def _cache_size(text: str) -> float | int | str:
     return text
 
 
+def _quant_policy(text: str) -> int:
+    """0, 4, 8, int4 or int8."""
+    number = text.lower().removeprefix("int")
+    if number not in ("0", "4", "8"):
+        raise argparse.ArgumentTypeError(f"0, 4, 8, int4 or int8, not {text!r}")
+    return int(number)
+
+
+def _kv_bits(text: str) -> int | tuple[int, ...]:
+    """16, 8, 4, or bits of keys and of values, as 8,4."""
+    try:
+        bits = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"16, 8, 4 or a pair such as 8,4, not {text!r}") from None
+    return bits if len(bits) > 1 else bits[0]
+
+
 # Options of `chat`: flag, type, help. Each sets the field of its name; defaults are the fields'.
 _Option = tuple[str, Callable[[str], Any], str]
 
@@ -116,7 +133,8 @@ _ENGINE_OPTIONS: tuple[_Option, ...] = (
     ("--model-format", str, "hf or gguf; None: as found."),
     ("--revision", str, "Version of a model id."),
     ("--download-dir", str, "Where model ids are downloaded to."),
-    ("--quant-policy", int, "0: the KV cache is fp16."),
+    ("--quant-policy", _quant_policy, "KV cache: 0 (fp16), 8 or int8, 4 or int4."),
+    ("--kv-bits", _kv_bits, "KV cache: 16, 8, 4, or keys and values as 8,4."),
     ("--rope-scaling-factor", float, "0: as the model says."),
     ("--tp", int, "Devices: 1."),
     ("--cp", int, "Devices: 1."),

@@ -59,22 +59,44 @@ def make_chat_template(config: ChatTemplateConfig | None, tokenizer: Tokenizer) 
     return (config or ChatTemplateConfig()).template(tokenizer)
 
 
-def kv_token_bytes(shape: Mapping[str, Any], kv_bits: int) -> int:
-    """Bytes of KV of one token in all layers. 8 and 4 bits carry a scale and a minimum, in half
-    precision, for each head's key and for its value."""
-    parameters = 4 if kv_bits < 16 else 0
-    head_bytes: int = shape["head_dim"] * kv_bits // 8 + parameters
-    return int(shape["n_layer"] * shape["n_kv_head"] * 2 * head_bytes)
+def kv_block_bytes(shape: Mapping[str, Any], block_len: int, bits: tuple[int, int]) -> int:
+    """Bytes of one KV block of a model with this (normalised) config, as the backend stores it."""
+    from . import _C
+
+    sizes = (shape["n_layer"], shape["n_kv_head"], shape["head_dim"])
+    return _C.kv_block_bytes(*sizes, block_len=block_len, kv_bits=bits)
+
+
+def describe_kv_bits(bits: tuple[int, int]) -> str:
+    """ "fp16", "int8", "int8 keys and int4 values"."""
+    keys, values = ("fp16" if b == 16 else f"int{b}" for b in bits)
+    return keys if keys == values else f"{keys} keys and {values} values"
+
+
+#: Families whose keys have columns far larger than the others, which leave no codes for these:
+#: reported to lose their abilities with keys of 4 bits (LMDeploy's issues 2822, 3752, 4743).
+_LARGE_KEY_COLUMNS = ("qwen2", "qwen3")
+
+
+def warn_of_few_bits(bits: tuple[int, int], arch: str) -> None:
+    """Says once per load that keys of 4 bits break models of this family."""
+    if bits[0] == 4 and arch in _LARGE_KEY_COLUMNS:
+        logger.warning(
+            "a KV cache of 4 bits is known to break models of the Qwen family, by its keys: "
+            "use kv_bits=(8, 4), which keeps keys at 8 bits, or quant_policy=8"
+        )
 
 
 def plan_kv_cache(
     config: TurbomindEngineConfig, shape: Mapping[str, Any], batch_size: int, available: int
 ) -> KvSize:
     """Sizes the KV cache of a model of that shape. available: bytes. MemoryError, ValueError."""
+    bits = config.stored_kv_bits()
+    warn_of_few_bits(bits, shape["arch"])
     size = kv_size(
         cache=config.cache_max_entry_count,
         block_len=config.cache_block_seq_len,
-        block_bytes=kv_token_bytes(shape, 16) * config.cache_block_seq_len,
+        block_bytes=kv_block_bytes(shape, config.cache_block_seq_len, bits),
         session_len=config.session_len,
         model_len=shape["max_position"],
         max_batch_size=batch_size,

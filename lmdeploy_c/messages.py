@@ -111,7 +111,7 @@ class _Checked:
 
 
 class QuantPolicy(enum.IntEnum):
-    """Storage of the KV cache. This release serves NONE (fp16)."""
+    """Storage of the KV cache. This release serves NONE (fp16), INT8 and INT4."""
 
     NONE = 0
     INT4 = 4
@@ -241,6 +241,18 @@ _ONE_DEVICE = "one device"
 _CUDA_REFUSED = "no CUDA backend in this build"
 
 
+#: Bits of the KV cache's codes by quant_policy, and what kv_bits may say.
+_POLICY_BITS = {QuantPolicy.NONE: 16, QuantPolicy.INT8: 8, QuantPolicy.INT4: 4}
+_KV_BITS = (16, 8, 4)
+
+
+def _kv_quant_policy() -> int:
+    """The field quant_policy, a number as LMDeploy's."""
+    return _only(
+        0, *(int(p) for p in (QuantPolicy.INT4, QuantPolicy.INT8)), hint="fp16, int4 or int8"
+    )
+
+
 class _EngineConfig(_Checked):
     """The checks that both engine configurations share."""
 
@@ -303,6 +315,10 @@ class TurbomindEngineConfig(_EngineConfig):
     so many milliseconds, by measured times; 0: no bound but max_prefill_token_num.
     max_waiting_requests: a request that finds so many waiting for a seat is refused (QUEUE_FULL);
     None: no bound.
+    quant_policy, kv_bits: storage of the KV cache. quant_policy 0 is fp16, 8 int8, 4 int4 (also
+    QuantPolicy's names); kv_bits says the same as 16, 8 or 4, or as a pair for keys and values:
+    (8, 4) keeps keys at 8 bits where 4 hurt. Codes have a scale and a minimum in fp16 for each
+    token and KV head. kv_bits=None: what quant_policy says.
     fast_activations: weights of 4 bits meet activations of 8 bits instead of 16: faster prefill and
     batches, at about llama.cpp's precision. Never on by itself.
 
@@ -337,7 +353,7 @@ class TurbomindEngineConfig(_EngineConfig):
     cache_prompt: str = _only("auto")
     cache_prompt_boundary_skip: int = _only(1)
     cache_generation: str = _only("auto")
-    quant_policy: int = _only(0, hint="the KV cache is fp16")
+    quant_policy: int = _kv_quant_policy()
     rope_scaling_factor: float = _only(0.0, hint="use hf_overrides={'rope_scaling': ...}")
     use_logn_attn: bool = _only(False)
     download_dir: str | None = None
@@ -358,7 +374,7 @@ class TurbomindEngineConfig(_EngineConfig):
     target_step_ms: float = 100.0
     max_waiting_requests: int | None = None
     batch_invariant: bool = _only(False, True, hint="the CPU engine always is")
-    kv_bits: int | tuple[int, int] | None = _only(None, hint="the KV cache is fp16")
+    kv_bits: int | tuple[int, int] | None = None
 
     def check(self) -> None:
         super().check()
@@ -367,6 +383,29 @@ class TurbomindEngineConfig(_EngineConfig):
         self._check_int("num_threads", 1, optional=True)
         self._check_int("max_waiting_requests", 1, optional=True)
         self._check_number("target_step_ms", 0, 1e6)
+        self.stored_kv_bits()
+
+    def stored_kv_bits(self) -> tuple[int, int]:
+        """Bits of keys and of values in the KV cache: what kv_bits or else quant_policy says.
+
+        Raises ValueError where they contradict each other.
+        """
+        by_policy = _POLICY_BITS[QuantPolicy(self.quant_policy)]
+        if self.kv_bits is None:
+            return by_policy, by_policy
+        bits = self.kv_bits
+        pair = tuple(bits) if isinstance(bits, (tuple, list)) else (bits, bits)
+        whole = all(isinstance(b, Integral) and b in _KV_BITS for b in pair)
+        if not whole or len(pair) != 2 or (16 in pair and pair[0] != pair[1]):
+            raise self._wrong(
+                "kv_bits", "None, 16, 8, 4, or 8 or 4 for keys and values each, such as (8, 4)"
+            )
+        if self.quant_policy and pair != (by_policy, by_policy):
+            raise ValueError(
+                f"TurbomindEngineConfig: kv_bits={bits!r} and quant_policy={self.quant_policy!r} "
+                f"({by_policy} bits) contradict each other: leave one of them out"
+            )
+        return int(pair[0]), int(pair[1])
 
 
 @dataclass
@@ -408,7 +447,7 @@ class PytorchEngineConfig(_EngineConfig):
     custom_module_map: Mapping[str, str] | None = _only(None)
     download_dir: str | None = None
     revision: str | None = None
-    quant_policy: int = _only(0, hint="the KV cache is fp16")
+    quant_policy: int = _kv_quant_policy()
     distributed_executor_backend: str | None = _only(None, hint=_ONE_DEVICE)
     empty_init: bool = _only(False)
     enable_microbatch: bool = _only(False)

@@ -144,6 +144,7 @@ class Pipeline:
             max_batch_size=batch_size,
             max_prefill_token_num=prefill_tokens,
             block_len=size.block_len,
+            kv_bits=config.stored_kv_bits(),
             **_draft_options(self.speculative_config),
         )
         self._core: Engine | None = engine
@@ -152,7 +153,7 @@ class Pipeline:
             "device": f"{model.device} {model.isa}",
             "rope_len": size.session_len if checkpoint.config["rope_type"] == "dynamic" else None,
             "block_len": size.block_len,
-            "kv_bits": 16,
+            "kv_bits": list(config.stored_kv_bits()),
             "fast_activations": config.fast_activations,
         }
         self._finalizer = weakref.finalize(self, engine.close)
@@ -175,6 +176,8 @@ class Pipeline:
             "kv_bytes": size.n_bytes,
             "kv_blocks": size.n_blocks,
             "kv_block_len": size.block_len,
+            "kv_bits": config.stored_kv_bits(),
+            "kv_bytes_per_token": size.block_bytes / size.block_len,
             "session_len": size.session_len,
             "max_batch_size": batch_size,
             "max_prefill_token_num": prefill_tokens,

@@ -10,7 +10,14 @@ from typing import Any
 
 from ._memory import KvSize, available_memory, cgroup_memory, format_size, system_memory
 from .checkpoint import Checkpoint, open_checkpoint, resolve_model
-from .loading import EngineConfig, check_model_format, engine_config, kv_token_bytes, plan_kv_cache
+from .loading import (
+    EngineConfig,
+    check_model_format,
+    describe_kv_bits,
+    engine_config,
+    kv_block_bytes,
+    plan_kv_cache,
+)
 from .messages import TurbomindEngineConfig
 
 logger = logging.getLogger("lmdeploy_c")
@@ -122,13 +129,14 @@ def plan_memory(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Memory
         kv=kv,
     )
     logger.info(
-        "%s: weights %s, KV cache %s (%d blocks of %d tokens), scratch %s, session_len %d, "
+        "%s: weights %s, KV cache %s (%d blocks of %d tokens, %s), scratch %s, session_len %d, "
         "max_batch_size %d",
         checkpoint.path.name,
         format_size(plan.weight_bytes),
         format_size(kv.n_bytes),
         kv.n_blocks,
         kv.block_len,
+        describe_kv_bits(config.stored_kv_bits()),
         format_size(plan.scratch_bytes),
         kv.session_len,
         batch_size,
@@ -145,7 +153,8 @@ class Plan:
 
     Names are those of `Pipeline.plan`, which says the same of what was loaded. Bytes are bytes.
     total_memory_bytes: of the machine, or of the cgroup's limit. available_memory_bytes: of it, for
-    this process. scratch_bytes: activations, logits and tables. kv_bytes_per_token: by bits.
+    this process. scratch_bytes: activations, logits and tables. kv_bits: of keys and of values.
+    kv_bytes_per_token: in that form; kv_bytes_per_token_at: with 16, 8 or 4 bits for both.
     kv_tokens: that the KV cache holds. read_bytes_per_second: measured, with all threads.
     tokens_per_second_limit: by context length, what this bandwidth allows one sequence to decode.
     """
@@ -162,7 +171,9 @@ class Plan:
     kv_bytes: int
     kv_blocks: int
     kv_block_len: int
-    kv_bytes_per_token: Mapping[int, int]
+    kv_bits: tuple[int, int]
+    kv_bytes_per_token: float
+    kv_bytes_per_token_at: Mapping[int, float]
     session_len: int
     max_batch_size: int
     max_prefill_token_num: int
@@ -189,7 +200,8 @@ class Plan:
             (
                 "KV cache",
                 format_size(self.kv_bytes),
-                f"{self.kv_tokens} tokens: {self.kv_blocks} blocks of {self.kv_block_len}, "
+                f"{self.kv_tokens} tokens in {describe_kv_bits(self.kv_bits)}: {self.kv_blocks} "
+                f"blocks of {self.kv_block_len}, "
                 f"{self.full_sequences} sequences of {self.session_len}",
             ),
             ("scratch", format_size(self.scratch_bytes), f"batch of {self.max_batch_size}, steps "
@@ -204,8 +216,8 @@ class Plan:
             *(f"  {name:<10}{size:>10}  {text}".rstrip() for name, size, text in rows),
             "KV cache, by bits",
             *(
-                f"  {bits:>2} bits {n:>9} bytes/token {self.kv_bytes // n:>10} tokens"
-                for bits, n in self.kv_bytes_per_token.items()
+                f"  {bits:>2} bits {n:>9.0f} bytes/token {int(self.kv_bytes / n):>10} tokens"
+                for bits, n in self.kv_bytes_per_token_at.items()
             ),
             f"decoding one sequence, at most (reads {self.read_bytes_per_second / 1e9:.1f} GB/s)",
             *(
@@ -249,7 +261,9 @@ def plan(
         read_bytes_per_second = _C.read_bandwidth(max(n_bytes, 1), n_threads)
     shape, kv, cgroup = checkpoint.config, memory.kv, cgroup_memory()
     total = system_memory()[0]
-    token_bytes = {bits: kv_token_bytes(shape, bits) for bits in KV_BITS}
+    token_bytes = {
+        bits: kv_block_bytes(shape, kv.block_len, (bits, bits)) / kv.block_len for bits in KV_BITS
+    }
     return Plan(
         model=str(checkpoint.path),
         arch=shape["arch"],
@@ -263,7 +277,9 @@ def plan(
         kv_bytes=kv.n_bytes,
         kv_blocks=kv.n_blocks,
         kv_block_len=kv.block_len,
-        kv_bytes_per_token=token_bytes,
+        kv_bits=config.stored_kv_bits(),
+        kv_bytes_per_token=kv.block_bytes / kv.block_len,
+        kv_bytes_per_token_at=token_bytes,
         session_len=kv.session_len,
         max_batch_size=memory.max_batch_size,
         max_prefill_token_num=memory.max_prefill_token_num,

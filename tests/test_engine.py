@@ -136,7 +136,13 @@ def test_a_wrong_type_is_an_exception(tiny_engine: _C.Engine, tiny_model: _C.Mod
         tiny_engine.submit([1], unknown=3)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="must be a Model"):
         _C.Engine(3, session_len=8, n_blocks=1)  # type: ignore[arg-type]
-    for wrong in ({"kv_bits": 8}, {"block_len": 48}, {"n_blocks": 0}, {"session_len": -1}):
+    for wrong in (
+        {"kv_bits": 2},
+        {"kv_bits": (16, 8)},
+        {"block_len": 48},
+        {"n_blocks": 0},
+        {"session_len": -1},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong)).replace("block_len", "block")):
             make_engine(tiny_model, **wrong)
 

@@ -17,7 +17,7 @@ import lmdeploy_c
 from lmdeploy_c import _C, PytorchEngineConfig, TurbomindEngineConfig, planning
 from lmdeploy_c._memory import GIB, parse_size
 from lmdeploy_c.checkpoint import open_checkpoint
-from lmdeploy_c.loading import kv_token_bytes
+from lmdeploy_c.loading import kv_block_bytes
 
 TINY = GOLDEN / "models" / "llama-gqa-tied"
 MODELS = [
@@ -39,7 +39,7 @@ def test_weights_are_those_of_the_model(path: Path) -> None:
     model, plan = load_model(path), planned(path, cache_max_entry_count=8)
     assert plan.weight_bytes == model.weight_bytes
     assert plan.kv_bytes == 8 * model.kv_block_bytes(64, 16)
-    assert plan.kv_bytes_per_token[16] == model.kv_block_bytes(64, 16) // 64
+    assert plan.kv_bytes_per_token_at[16] == model.kv_block_bytes(64, 16) // 64
 
 
 @pytest.mark.parametrize("arch", ["llama", "internlm2", "qwen2"])
@@ -107,9 +107,9 @@ def test_an_absolute_cap_is_honoured(size: str, block_len: int) -> None:
 
 def test_kv_of_fewer_bits() -> None:
     shape = {"n_layer": 3, "n_kv_head": 2, "head_dim": 64}
-    assert kv_token_bytes(shape, 16) == 3 * 2 * 2 * 128
-    assert kv_token_bytes(shape, 8) == 3 * 2 * 2 * (64 + 4)
-    assert kv_token_bytes(shape, 4) == 3 * 2 * 2 * (32 + 4)
+    assert kv_block_bytes(shape, 64, (16, 16)) == 64 * 3 * 2 * 2 * 128
+    assert kv_block_bytes(shape, 64, (8, 8)) == 64 * 3 * 2 * 2 * (64 + 4)
+    assert kv_block_bytes(shape, 64, (4, 4)) == 64 * 3 * 2 * 2 * (32 + 4)
 
 
 # ---- nothing is loaded ----
@@ -204,7 +204,7 @@ def test_the_limit_is_the_time_to_read_everything_once() -> None:
     plan = planned(None)
     assert plan.tokens_per_second_limit == {
         0: pytest.approx(RATE / plan.weight_bytes),
-        4096: pytest.approx(RATE / (plan.weight_bytes + 4096 * plan.kv_bytes_per_token[16])),
+        4096: pytest.approx(RATE / (plan.weight_bytes + 4096 * plan.kv_bytes_per_token_at[16])),
     }
     assert list(planned(None, session_len=4000).tokens_per_second_limit) == [0]
 
@@ -259,7 +259,12 @@ def test_the_table_has_the_numbers() -> None:
     plan = lmdeploy_c.plan(TINY, PytorchEngineConfig(cache_max_entry_count="2MB", session_len=64))
     text = str(plan)
     assert "llama-gqa-tied: llama on cpu" in text
-    for number in (plan.kv_tokens, plan.kv_blocks, plan.full_sequences, plan.kv_bytes_per_token[4]):
+    for number in (
+        plan.kv_tokens,
+        plan.kv_blocks,
+        plan.full_sequences,
+        plan.kv_bytes_per_token_at[4],
+    ):
         assert f"{number} " in text
     assert "2.0 MiB" in text and "tok/s" in text
     assert max(map(len, text.splitlines())) < 100

@@ -48,7 +48,7 @@ typedef struct lmd_stream_config {
     int32_t max_logits_rows;      /* rows of the logits buffer */
     int32_t n_layer, n_head, n_kv_head, head_dim, hidden_dim, vocab_size;
     int32_t n_blocks, block_len; /* the KV pool */
-    int32_t kv_bits;             /* 16: fp16; 32: fp32 */
+    int32_t k_bits, v_bits;      /* 16: fp16; 32: fp32; 8, 4: codes (quant/kv_quant.h) */
     bool fast_activations;       /* 4-bit weights may meet 8-bit activations */
     int32_t n_positions;         /* most of one sequence: rows of the RoPE table */
     const float *rope_table;     /* [n_positions, head_dim / 2, {cos, sin}] copied */

@@ -168,7 +168,7 @@ static void write_kv(const attention_job *job, int32_t row, int32_t kv_head) {
         kv_head_base(stream, job->args->layer, kv_head) +
             block_ids[position / config->block_len] * stream->block_stride,
         key, key + (int64_t)config->n_kv_head * head_dim, position % config->block_len,
-        config->block_len, head_dim, config->kv_bits);
+        &stream->kv_format);
 }
 
 /* A row of a sequence with several tokens in this step: its units read one another's K and V,
@@ -232,12 +232,10 @@ static void run_unit(const attention_job *job, const lmd_attend_unit *unit,
         .n_rows = n_rows,
         .row_ends = scratch->row_ends,
         .context_len = unit->end,
-        .block_len = config->block_len,
-        .head_dim = head_dim,
+        .format = stream->kv_format,
         .kv = kv_head_base(stream, job->args->layer, unit->kv_head),
         .block_stride = stream->block_stride,
         .block_ids = stream->plan->block_ids + stream->plan->block_offsets[unit->seq_idx],
-        .kv_bits = config->kv_bits,
     };
     memset(scratch->sum, 0, sizeof scratch->sum);
     for (args.begin = unit->begin; args.begin < unit->end; args.begin += LMD_CHUNK_LEN) {

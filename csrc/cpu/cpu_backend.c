@@ -63,7 +63,7 @@ static lmd_status backend_step_wait(lmd_stream *stream, lmd_err *err) {
     return LMD_OK;
 }
 
-static const lmd_backend_ops cpu_ops = {
+const lmd_backend_ops lmd_cpu_backend_ops = {
     .name = "cpu",
     .kv_layout = "cpu-panels-1",
     .isa = backend_isa,
@@ -94,7 +94,7 @@ lmd_status lmd_cpu_backend_open(const lmd_backend_config *config, lmd_backend **
                                 lmd_err *err) {
     cpu_backend *self = lmd_calloc(1, sizeof *self);
     if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for the CPU backend");
-    self->base.ops = &cpu_ops;
+    self->base.ops = &lmd_cpu_backend_ops;
     self->sizes_only = config->sizes_only;
     lmd_status status = lmd_cpu_kernels_select(&self->kernels, err);
     if (status == LMD_OK) status = lmd_threads_new(config->n_threads, &self->threads, err);

@@ -4,6 +4,8 @@
 
 #include "backend/backend.h"
 
+extern const lmd_backend_ops lmd_cpu_backend_ops;
+
 lmd_status lmd_cpu_backend_open(const lmd_backend_config *config, lmd_backend **out,
                                 lmd_err *err);
 

@@ -59,6 +59,38 @@ static inline int32_t lmd_tile_of(const lmd_acts *acts, int32_t row) {
     return (int32_t)((((int64_t)row + 1) * acts->n_tiles - 1) / acts->n_rows);
 }
 
+/* How one KV head's part of a block is stored: its keys, then its values, each as elements (16
+ * bits: halves; 32: floats) or as codes of kv_quant.h with their pairs behind them. Keys lie in
+ * panels of 16 positions, so that one vector holds the same column of 16 (or 8, or 4) keys:
+ *   16, 32   keys [block_len / 16][head_dim][16], values [block_len][head_dim]
+ *   8        keys [block_len / 16][head_dim / 4][16][4 columns],
+ *            values [block_len / 4][head_dim][4 positions]
+ *   4        keys [block_len / 16][head_dim / 8][16][8 columns],
+ *            values [block_len / 4][head_dim / 2][4 positions][columns d, d + head_dim / 2]
+ *   pairs    scales [block_len], mins [block_len], halves
+ * Inside a 32-bit word the codes of elements 2i and 2i + 1 stand 16 bits apart, so that a shift
+ * and a mask make a pair of int16 of every two. Of values of 4 bits a byte holds two columns of
+ * one position: a position's codes own whole bytes, and writing it touches no other's. */
+typedef struct lmd_kv_format {
+    int32_t block_len, head_dim;
+    int32_t k_bits, v_bits; /* both 16, both 32, or each 8 or 4 */
+} lmd_kv_format;
+
+static inline bool lmd_kv_format_is_served(const lmd_kv_format *format) {
+    const int32_t k = format->k_bits, v = format->v_bits;
+    return (k == v && (k == 16 || k == 32)) || ((k == 8 || k == 4) && (v == 8 || v == 4));
+}
+
+/* Bytes of a block's keys, or of its values, of one head: a multiple of 64. */
+static inline int64_t lmd_kv_half_bytes(const lmd_kv_format *format, int32_t bits) {
+    const int64_t pairs = bits < 16 ? format->block_len * 4 : 0;
+    return (int64_t)format->block_len * format->head_dim * bits / 8 + pairs;
+}
+
+static inline int64_t lmd_kv_head_bytes(const lmd_kv_format *format) {
+    return lmd_kv_half_bytes(format, format->k_bits) + lmd_kv_half_bytes(format, format->v_bits);
+}
+
 /* One tile of attention: n_rows query rows against the positions [begin, end) of one KV chunk.
  */
 typedef struct lmd_attend_args {
@@ -67,11 +99,10 @@ typedef struct lmd_attend_args {
     const int32_t *row_ends; /* [n_rows] positions visible to each row: 1 .. */
     int32_t begin, end;      /* positions; begin is a multiple of 256 */
     int32_t context_len;     /* block_ids reach so far: what is read next is prefetched */
-    int32_t block_len, head_dim;
+    lmd_kv_format format;
     const uint8_t *kv;        /* the pool, at this layer and KV head of block 0 */
     int64_t block_stride;     /* bytes from one block of the pool to the next */
     const int32_t *block_ids; /* block_ids[p / block_len] holds position p */
-    int32_t kv_bits;          /* 16 or 32 */
 } lmd_attend_args;
 
 enum {
@@ -88,6 +119,11 @@ typedef struct lmd_attend_state {
     _Alignas(64) float p[LMD_ATTEND_ROWS][LMD_CHUNK_LEN];
     _Alignas(64) float keys[LMD_CHUNK_LEN * LMD_MAX_HEAD_DIM]; /* a block in fp32 */
     _Alignas(64) float values[LMD_CHUNK_LEN * LMD_MAX_HEAD_DIM + LMD_KV_PADDING];
+    /* Against codes: rows as integers, q once for the chunk, and weights block by block. */
+    _Alignas(64) int16_t q[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
+    _Alignas(64) int16_t weights[LMD_ATTEND_ROWS][LMD_CHUNK_LEN];
+    float q_scale[LMD_ATTEND_ROWS], q_sum[LMD_ATTEND_ROWS]; /* q_sum: of scale * integer */
+    float weight_scale[LMD_ATTEND_ROWS], offset[LMD_ATTEND_ROWS];
 } lmd_attend_state;
 
 typedef struct lmd_cpu_kernels {
@@ -116,11 +152,9 @@ typedef struct lmd_cpu_kernels {
     /* out = silu(gate) * up; n is a multiple of 16; out may be gate. */
     void (*silu_mul)(float *out, const float *gate, const float *up, int32_t n);
 
-    /* Writes one position's key and value into its block. Keys lie in panels of 16 positions,
-     * [block_len / 16][head_dim][16], values as [block_len][head_dim] behind them. */
-    void (*kv_write)(void *block, const float *key, const float *value,
-                     int32_t position_in_block, int32_t block_len, int32_t head_dim,
-                     int32_t kv_bits);
+    /* Writes one position's key and value, [head_dim] each, into its head's part of a block. */
+    void (*kv_write)(uint8_t *block, const float *key, const float *value,
+                     int32_t position_in_block, const lmd_kv_format *format);
 
     /* Attends to one chunk: overwrites max, sum and o of the state's first n_rows rows. A row
      * that sees nothing of the chunk gets sum 0. */

@@ -6,18 +6,22 @@
 
 #include "base/memory.h"
 
-static int64_t kv_head_bytes(const lmd_stream_config *config) {
-    return (int64_t)2 * config->block_len * config->head_dim * (config->kv_bits / 8);
+static lmd_kv_format kv_format(const lmd_stream_config *config) {
+    return (lmd_kv_format){config->block_len, config->head_dim, config->k_bits, config->v_bits};
 }
 
 size_t lmd_cpu_kv_block_bytes(const lmd_stream_config *config) {
-    return (size_t)(kv_head_bytes(config) * config->n_kv_head * config->n_layer);
+    const lmd_kv_format format = kv_format(config);
+    return (size_t)(lmd_kv_head_bytes(&format) * config->n_kv_head * config->n_layer);
 }
 
 static lmd_status check_config(const lmd_stream_config *config, lmd_err *err) {
-    if (config->kv_bits != 16 && config->kv_bits != 32)
-        return lmd_fail(err, LMD_UNSUPPORTED, "kv_bits must be 16 or 32, not %d",
-                        config->kv_bits);
+    const lmd_kv_format format = kv_format(config);
+    if (!lmd_kv_format_is_served(&format))
+        return lmd_fail(err, LMD_UNSUPPORTED,
+                        "kv_bits must be 16, or 8 or 4 for keys and values each, or 32; keys of "
+                        "%d with values of %d bits are not served",
+                        format.k_bits, format.v_bits);
     if (config->block_len < 16 || LMD_CHUNK_LEN % config->block_len != 0)
         return lmd_fail(err, LMD_INVALID,
                         "cache_block_seq_len must be 16, 32, 64, 128 or 256, not %d",
@@ -116,7 +120,8 @@ static size_t partial_bytes(const lmd_stream *stream) {
 static lmd_status allocate(lmd_stream *stream, lmd_err *err) {
     const lmd_stream_config *config = &stream->config;
     int32_t n_threads = lmd_threads_count(stream->threads);
-    stream->head_bytes = kv_head_bytes(config);
+    stream->kv_format = kv_format(config);
+    stream->head_bytes = lmd_kv_head_bytes(&stream->kv_format);
     stream->block_stride = (int64_t)lmd_cpu_kv_block_bytes(config);
     if (__builtin_mul_overflow((size_t)stream->block_stride, (size_t)config->n_blocks,
                                &stream->kv_bytes) ||

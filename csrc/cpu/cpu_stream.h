@@ -88,7 +88,8 @@ struct lmd_stream {
     lmd_stream_config config; /* rope_table points to the stream's copy */
     lmd_buffer *buffers;      /* list */
 
-    uint8_t *kv; /* [n_blocks][n_layer][n_kv_head] of head_bytes: keys, then values */
+    uint8_t *kv; /* [n_blocks][n_layer][n_kv_head] of head_bytes */
+    lmd_kv_format kv_format; /* of head_bytes: one head's part of a block */
     int64_t head_bytes, block_stride;
     size_t kv_bytes; /* with LMD_KV_PADDING */
     float *rope_table;

@@ -1,5 +1,6 @@
-/* Attention kernels: one KV chunk against query rows, for decode and prefill alike. Written
- * once, for every ISA; see kernels_vector.h. Each row's arithmetic is fixed: QK over d
+/* Attention kernels over keys and values that are halves or floats: one KV chunk against query
+ * rows, for decode and prefill alike. Written once, for every ISA; see kernels_vector.h, and
+ * kernels_kv.h for codes. Each row's arithmetic is fixed: QK over d
  * ascending, exp against the running maximum block by block, PV over t ascending; rows come
  * together only to share loads. A lane is a position in QK and a value's column in PV, so the
  * width changes no bit. */
@@ -13,17 +14,17 @@ enum {
     WIDEN_ROWS = 8 /* from here on a block is brought to fp32 once for all rows */
 };
 
-static void kv_write(void *block, const float *key, const float *value,
-                     int32_t position_in_block, int32_t block_len, int32_t head_dim,
-                     int32_t kv_bits) {
+static void kv_write_floats(uint8_t *block, const float *key, const float *value,
+                            int32_t position_in_block, const lmd_kv_format *format) {
+    const int32_t head_dim = format->head_dim;
     int64_t key_at = (int64_t)(position_in_block / 16) * 16 * head_dim + position_in_block % 16;
-    int64_t value_at = (int64_t)(block_len + position_in_block) * head_dim;
-    if (kv_bits == 32) {
-        float *out = block;
+    int64_t value_at = (int64_t)(format->block_len + position_in_block) * head_dim;
+    if (format->k_bits == 32) {
+        float *out = (float *)(void *)block;
         for (int32_t d = 0; d < head_dim; d++) out[key_at + (int64_t)d * 16] = key[d];
         memcpy(out + value_at, value, (size_t)head_dim * sizeof *value);
     } else {
-        uint16_t *out = block;
+        uint16_t *out = (uint16_t *)(void *)block;
         for (int32_t d = 0; d < head_dim; d++)
             out[key_at + (int64_t)d * 16] = lmd_float_to_half(key[d]);
         for (int32_t d = 0; d < head_dim; d++) out[value_at + d] = lmd_float_to_half(value[d]);
@@ -132,7 +133,7 @@ INLINE void weighted_values(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_C
 /* Softmax of one row over one block: p becomes exp(p - max) for its first n_seen positions and
  * 0 up to n (a multiple of 16). The running sum and o are rescaled when the maximum rises. */
 static void softmax_block(float *p, int32_t n_seen, int32_t n, float *max, float *sum, float *o,
-                          int32_t head_dim) {
+                          int32_t n_o) {
     for (int32_t t = n_seen; t < n; t++) p[t] = -INFINITY;
     f32v largest = load_v(p);
     for (int32_t t = LANES; t < n; t += LANES) {
@@ -146,7 +147,7 @@ static void softmax_block(float *p, int32_t n_seen, int32_t n, float *max, float
         if (*sum > 0.0f) {
             float rescale = exp1(*max - block_max);
             *sum *= rescale;
-            for (int32_t d = 0; d < head_dim; d++) o[d] *= rescale;
+            for (int32_t d = 0; d < n_o; d++) o[d] *= rescale;
         }
         *max = block_max;
     }
@@ -162,20 +163,25 @@ static void softmax_block(float *p, int32_t n_seen, int32_t n, float *max, float
     *sum += sum_chains(total);
 }
 
+/* The same for row i of a tile against n positions from `first` on, of which it may see none; o
+ * is n_o wide. */
+static void softmax_row(lmd_attend_state *state, const lmd_attend_args *args, int32_t i,
+                        int32_t first, int32_t n, int32_t n_o) {
+    const int32_t n_seen = args->row_ends[i] - first, n16 = (n + 15) / 16 * 16;
+    if (n_seen <= 0)
+        memset(state->p[i], 0, (size_t)n16 * sizeof(float));
+    else
+        softmax_block(state->p[i], n_seen < n ? n_seen : n, n16, &state->max[i],
+                      &state->sum[i], state->o[i], n_o);
+}
+
 /* n_rows (a constant) rows from r on against one block. */
 INLINE void attend_rows(lmd_attend_state *state, const lmd_attend_args *args, int32_t r,
                         const int32_t n_rows, int32_t first, int32_t n, kv_view keys,
                         kv_view values, const bool is_half) {
-    const int32_t head_dim = args->head_dim, n16 = (n + 15) / 16 * 16;
+    const int32_t head_dim = args->format.head_dim, n16 = (n + 15) / 16 * 16;
     scores(state->p + r, args->q + r * LMD_MAX_HEAD_DIM, n_rows, keys, n16, head_dim, is_half);
-    for (int32_t i = r; i < r + n_rows; i++) {
-        int32_t n_seen = args->row_ends[i] - first;
-        if (n_seen <= 0)
-            memset(state->p[i], 0, (size_t)n16 * sizeof(float));
-        else
-            softmax_block(state->p[i], n_seen < n ? n_seen : n, n16, &state->max[i],
-                          &state->sum[i], state->o[i], head_dim);
-    }
+    for (int32_t i = r; i < r + n_rows; i++) softmax_row(state, args, i, first, n, head_dim);
     weighted_values(state->o + r, (const float(*)[LMD_CHUNK_LEN])state->p + r, n_rows, values,
                     n, head_dim, is_half);
 }
@@ -221,29 +227,39 @@ static void widen(float *out, const uint16_t *in, int64_t n) {
     for (int64_t i = 0; i < n; i += LANES) store_v(out + i, half_v(in + i));
 }
 
-static void attend_chunk(lmd_attend_state *state, const lmd_attend_args *args) {
-    const int32_t block_len = args->block_len, head_dim = args->head_dim;
-    for (int32_t r = 0; r < args->n_rows; r++) {
-        state->max[r] = -INFINITY;
-        state->sum[r] = 0.0f;
-        memset(state->o[r], 0, (size_t)(head_dim + 15) / 16 * 16 * sizeof(float));
-    }
+/* The part of a block that holds n positions from `first` on. */
+typedef struct block_view {
+    const uint8_t *data;
+    int32_t first, n;
+    int64_t ahead; /* bytes to what is read after this block, for prefetching; 0: nothing */
+} block_view;
+
+INLINE block_view block_at(const lmd_attend_args *args, int32_t first) {
+    const int32_t block_len = args->format.block_len;
+    const int32_t *block_id = &args->block_ids[first / block_len];
+    const bool has_next = first + block_len < args->context_len;
+    return (block_view){
+        args->kv + *block_id * args->block_stride, first,
+        args->end - first < block_len ? args->end - first : block_len,
+        has_next ? (block_id[1] - block_id[0]) * args->block_stride : 0};
+}
+
+static void attend_floats(lmd_attend_state *state, const lmd_attend_args *args) {
+    const int32_t block_len = args->format.block_len, head_dim = args->format.head_dim;
     for (int32_t first = args->begin; first < args->end; first += block_len) {
-        int32_t n = args->end - first < block_len ? args->end - first : block_len;
-        const int32_t *block_id = &args->block_ids[first / block_len];
-        const uint8_t *block = args->kv + *block_id * args->block_stride;
-        bool is_half = args->kv_bits == 16, has_next = first + block_len < args->context_len;
-        int64_t ahead = has_next ? (block_id[1] - block_id[0]) * args->block_stride : 0;
-        kv_view keys = {block, ahead};
-        kv_view values = {block + (int64_t)block_len * head_dim * (args->kv_bits / 8), ahead};
+        const block_view block = block_at(args, first);
+        bool is_half = args->format.k_bits == 16;
+        kv_view keys = {block.data, block.ahead};
+        kv_view values = {block.data + lmd_kv_half_bytes(&args->format, args->format.k_bits),
+                          block.ahead};
         if (is_half && args->n_rows >= WIDEN_ROWS) {
-            widen(state->keys, keys.data, (int64_t)((n + 15) / 16 * 16) * head_dim);
-            widen(state->values, values.data, (int64_t)n * head_dim);
+            widen(state->keys, keys.data, (int64_t)((block.n + 15) / 16 * 16) * head_dim);
+            widen(state->values, values.data, (int64_t)block.n * head_dim);
             keys.data = state->keys;
             values.data = state->values;
             is_half = false;
         }
-        attend_block(state, args, first, n, keys, values, is_half);
+        attend_block(state, args, first, block.n, keys, values, is_half);
     }
 }
 

@@ -3,7 +3,7 @@
  * of W4A16 and of fast activations whose sums fit the registers: 1, 2, 4, 6 or 12), and
  * KERNELS_NAME and KERNELS_ISA; without a name there is no table, for another template builds
  * on these kernels. */
-#include "cpu/kernels_attention.h"
+#include "cpu/kernels_kv.h"
 #include "cpu/kernels_linear.h"
 
 /* An ISA may have a tile of W4A16 of its own, on the same layout. */

@@ -1,7 +1,7 @@
 /* A table of kernels for 16 vector registers: W4A16 on pairs of int16, fast activations on
  * digits. Included by an ISA's file, which has defined the wrappers of kernels_vector.h, and
  * KERNELS_NAME and KERNELS_ISA. */
-#include "cpu/kernels_attention.h"
+#include "cpu/kernels_kv.h"
 #include "cpu/kernels_linear.h"
 
 enum {

@@ -5,7 +5,7 @@ enum { LANES = 8, BYTE_FLIP = 0 };
 
 #include "cpu/kernels_portable.h"
 
-#include "cpu/kernels_attention.h"
+#include "cpu/kernels_kv.h"
 #include "cpu/kernels_linear.h"
 
 static int32_t tile_rows(int32_t bits, int32_t n_rows) {

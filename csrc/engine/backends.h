@@ -9,4 +9,7 @@
 lmd_status lmd_backend_open(const char *device, const lmd_backend_config *config,
                             lmd_backend **out, lmd_err *err);
 
+/* A device's operations, for what needs no open backend: kv_block_bytes. Likewise. */
+lmd_status lmd_backend_ops_of(const char *device, const lmd_backend_ops **out, lmd_err *err);
+
 #endif

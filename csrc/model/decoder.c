@@ -144,7 +144,8 @@ static lmd_stream_config stream_config(const lmd_model *model,
         .vocab_size = shape->vocab_size,
         .n_blocks = config->n_blocks,
         .block_len = config->block_len,
-        .kv_bits = config->kv_bits,
+        .k_bits = config->k_bits,
+        .v_bits = config->v_bits,
         .fast_activations = config->fast_activations,
         .n_positions = config->session_len,
     };
@@ -191,10 +192,4 @@ lmd_status lmd_decoder_new(const lmd_model *model, const lmd_decoder_config *con
     }
     *out = &self->base;
     return LMD_OK;
-}
-
-size_t lmd_decoder_kv_block_bytes(const lmd_model *model, int32_t block_len, int32_t kv_bits) {
-    lmd_decoder_config config = {.block_len = block_len, .kv_bits = kv_bits};
-    lmd_stream_config stream = stream_config(model, &config);
-    return model->backend->ops->kv_block_bytes(&stream);
 }

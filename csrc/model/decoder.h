@@ -11,15 +11,12 @@ typedef struct lmd_decoder_config {
     int32_t session_len; /* most tokens of a sequence; also what dynamic NTK is frozen for */
     int32_t max_tokens, max_seqs; /* of one step */
     int32_t n_blocks, block_len;
-    int32_t kv_bits;
+    int32_t k_bits, v_bits; /* of the KV cache: see lmd_stream_config */
     bool fast_activations; /* 4-bit weights may meet 8-bit activations */
 } lmd_decoder_config;
 
 /* Allocates KV and buffers for one engine. The model must outlive the executor. */
 lmd_status lmd_decoder_new(const lmd_model *model, const lmd_decoder_config *config,
                            lmd_executor **out, lmd_err *err);
-
-/* Bytes of one KV block of all layers. */
-size_t lmd_decoder_kv_block_bytes(const lmd_model *model, int32_t block_len, int32_t kv_bits);
 
 #endif

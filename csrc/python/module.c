@@ -10,6 +10,7 @@
 #include "python/py_engine.h"
 #include "python/py_error.h"
 #include "python/py_gguf.h"
+#include "python/py_kv.h"
 #include "python/py_model.h"
 #include "python/py_module.h"
 #include "python/py_request.h"
@@ -195,6 +196,10 @@ static PyMethodDef module_methods[] = {
      "alloc_fail_after(n: int) -> None\n\nMakes the core's n-th allocation from now fail, once "
      "(0: "
      "off). For fault injection."},
+    {"kv_block_bytes", (PyCFunction)(void (*)(void))lmd_py_kv_block_bytes,
+     METH_VARARGS | METH_KEYWORDS, lmd_py_kv_block_bytes_doc},
+    {"kv_encode", lmd_py_kv_encode, METH_VARARGS, lmd_py_kv_encode_doc},
+    {"kv_decode", lmd_py_kv_decode, METH_VARARGS, lmd_py_kv_decode_doc},
     {NULL, NULL, 0, NULL},
 };
 

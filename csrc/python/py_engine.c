@@ -12,6 +12,7 @@
 #include "model/decoder.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
+#include "python/py_kv.h"
 #include "python/py_metrics.h"
 #include "python/py_model.h"
 #include "python/py_request.h"
@@ -31,7 +32,7 @@ lmd_engine *lmd_py_engine_get(PyObject *engine) { return ((engine_object *)engin
 /* ---- lifetime ---- */
 
 static lmd_status open_engine(const lmd_model *model, const lmd_engine_config *config,
-                              int32_t kv_bits, bool fast_activations, lmd_engine **out,
+                              lmd_py_kv_pair kv, bool fast_activations, lmd_engine **out,
                               lmd_err *err) {
     lmd_decoder_config decoder = {
         .session_len = config->session_len,
@@ -39,7 +40,8 @@ static lmd_status open_engine(const lmd_model *model, const lmd_engine_config *c
         .max_seqs = config->max_batch_size,
         .n_blocks = config->n_blocks,
         .block_len = config->block_len,
-        .kv_bits = kv_bits,
+        .k_bits = kv.bits[0],
+        .v_bits = kv.bits[1],
         .fast_activations = fast_activations,
     };
     lmd_executor *executor;
@@ -82,12 +84,13 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     PyObject *model_obj;
     lmd_engine_config config = {
         .max_batch_size = 64, .max_prefill_token_num = 512, .block_len = 64};
-    int kv_bits = 16, fast_activations = 0, prefix_caching = 1, metrics = 1, adaptive = 1;
+    int fast_activations = 0, prefix_caching = 1, metrics = 1, adaptive = 1;
+    lmd_py_kv_pair kv = {{16, 16}};
     double target_step_ms = 100.0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiipppipdi:Engine", names, &model_obj,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiO&pppipdi:Engine", names, &model_obj,
                                      &config.session_len, &config.n_blocks,
                                      &config.max_batch_size, &config.max_prefill_token_num,
-                                     &config.block_len, &kv_bits, &fast_activations,
+                                     &config.block_len, lmd_py_kv_bits, &kv, &fast_activations,
                                      &prefix_caching, &metrics, &config.num_speculative_tokens,
                                      &adaptive, &target_step_ms, &config.max_waiting))
         return NULL;
@@ -112,7 +115,7 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = open_engine(model, &config, kv_bits, fast_activations, &self->engine, &err);
+    status = open_engine(model, &config, kv, fast_activations, &self->engine, &err);
     Py_END_ALLOW_THREADS
     if (status == LMD_OK) return (PyObject *)self;
     Py_DECREF(self);

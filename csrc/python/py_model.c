@@ -428,22 +428,6 @@ static PyObject *get_weight_bytes(PyObject *obj, void *unused) {
     return PyLong_FromSize_t(((model_object *)obj)->model->weight_bytes);
 }
 
-static PyObject *kv_block_bytes(PyObject *obj, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"block_len", "kv_bits", NULL};
-    int block_len = 64, kv_bits = 16;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|ii:kv_block_bytes", names, &block_len,
-                                     &kv_bits))
-        return NULL;
-    if (block_len < 1 || block_len > 1 << 16 || (kv_bits != 16 && kv_bits != 32)) {
-        PyErr_Format(PyExc_ValueError,
-                     "block_len must be 1 to 65536 and kv_bits 16 or 32, not %d and %d",
-                     block_len, kv_bits);
-        return NULL;
-    }
-    return PyLong_FromSize_t(
-        lmd_decoder_kv_block_bytes(((model_object *)obj)->model, block_len, kv_bits));
-}
-
 static PyGetSetDef model_getset[] = {
     {"config", get_config, NULL, "The normalised config: a copy.", NULL},
     {"device", get_device, NULL, "\"cpu\".", NULL},
@@ -454,18 +438,10 @@ static PyGetSetDef model_getset[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-static PyMethodDef model_methods[] = {
-    {"kv_block_bytes", (PyCFunction)(void (*)(void))kv_block_bytes,
-     METH_VARARGS | METH_KEYWORDS,
-     "kv_block_bytes(block_len=64, kv_bits=16) -> int\n\nBytes of one KV block of all layers."},
-    {NULL, NULL, 0, NULL},
-};
-
 static PyType_Slot model_slots[] = {
     {Py_tp_new, model_new},
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_getset, model_getset},
-    {Py_tp_methods, model_methods},
     {Py_tp_doc, "Model(config, source, *, device='cpu', num_threads=None, progress=None)\n\n"
                 "A model's weights in a backend's layout, with the backend's thread pool."},
     {0, NULL},
