@@ -38,8 +38,8 @@ def planned(path: Path | None, **config: Any) -> lmdeploy_c.Plan:
 def test_weights_are_those_of_the_model(path: Path) -> None:
     model, plan = load_model(path), planned(path, cache_max_entry_count=8)
     assert plan.weight_bytes == model.weight_bytes
-    assert plan.kv_bytes == 8 * model.kv_block_bytes(64, 16)
-    assert plan.kv_bytes_per_token_at[16] == model.kv_block_bytes(64, 16) // 64
+    assert plan.kv_bytes == 8 * kv_block_bytes(model.config, 64, (16, 16))
+    assert plan.kv_bytes_per_token_at[16] == kv_block_bytes(model.config, 64, (16, 16)) // 64
 
 
 @pytest.mark.parametrize("arch", ["llama", "internlm2", "qwen2"])
@@ -263,7 +263,7 @@ def test_the_table_has_the_numbers() -> None:
         plan.kv_tokens,
         plan.kv_blocks,
         plan.full_sequences,
-        plan.kv_bytes_per_token_at[4],
+        int(plan.kv_bytes_per_token_at[4]),
     ):
         assert f"{number} " in text
     assert "2.0 MiB" in text and "tok/s" in text

@@ -36,7 +36,8 @@ class Workload:
         n_blocks = self.random.choice([least, least + 2, least * 3, least * 12])
         if options["num_speculative_tokens"]:
             options["adaptive_speculation"] = self.random.random() < 0.5
-        shape = {"block_len": block_len, "session_len": SESSION_LEN}
+        kv_bits = self.random.choice([16, 16, 32, 8, 4, (8, 4)])
+        shape = {"block_len": block_len, "session_len": SESSION_LEN, "kv_bits": kv_bits}
         self.options = {**options, **shape, "n_blocks": n_blocks}
         self.engine = make_engine(model, **self.options)
         self.oracle = make_engine(
@@ -147,7 +148,7 @@ def read(request: _C.Request, cancel: bool = False) -> Answer:
 @pytest.mark.parametrize("path", [LONG, CODES], ids=["bf16", "q4_1"])
 def test_random_workloads(path: Any) -> None:
     """4,000 requests in 40 engines: any mix of batch, chunking, shared beginnings, forks, guesses,
-    preemption and cancels, down to the smallest pool that can run."""
+    preemption, cancels and KV of any bits, down to the smallest pool that can run."""
     model = load_model(path, num_threads=2)
     seen = dict.fromkeys(("n_preempted", "n_cached_tokens", "n_accepted_tokens"), 0.0)
     for seed in range(20):

@@ -28,6 +28,7 @@ from lmdeploy_c import (
     TurbomindEngineConfig,
     pipeline,
 )
+from lmdeploy_c.loading import kv_block_bytes
 from lmdeploy_c.messages import ResponseType
 
 ENGINE = TurbomindEngineConfig(session_len=1024, max_batch_size=8, cache_max_entry_count="64MB")
@@ -101,16 +102,17 @@ def test_turns_are_exact(model: _C.Model, n_blocks: int, prefix_caching: bool) -
     oracle.close()
 
 
-def test_kv_goes_out_and_in(model: _C.Model) -> None:
+@pytest.mark.parametrize("bits", [(16, 16), (8, 4)], ids=["fp16", "int8-int4"])
+def test_kv_goes_out_and_in(model: _C.Model, bits: tuple[int, int]) -> None:
     text = prompts(model.config["vocab_size"], 4)[3]
-    first, second = (make_engine(model, block_len=16) for _ in range(2))
+    first, second = (make_engine(model, block_len=16, kv_bits=bits) for _ in range(2))
     request = ask(first, text)
     answer = read_all(request)
     session = request.session
     assert session is not None
     layout, n_computed, kv = session.export_kv()
     assert n_computed == session.n_computed == len(text) + 5
-    assert kv.shape == (-(-n_computed // 16), model.kv_block_bytes(16))
+    assert kv.shape == (-(-n_computed // 16), kv_block_bytes(model.config, 16, bits))
     longer = [*session.token_ids.tolist(), 7, 8]
     moved = second.import_session(session.token_ids, layout, n_computed, kv)
     went_on, again = ask(second, longer, moved), ask(first, longer, session)
