@@ -125,6 +125,7 @@ def test_kv_goes_out_and_in(model: _C.Model, bits: tuple[int, int]) -> None:
         second.import_session(session.token_ids, layout, 0, kv[:0]),
     ):
         assert other.n_computed == 0
+    assert str(bits[1]) in layout
     assert second.import_session(text, layout, 10**6, kv).n_computed == len(text)
     assert second.import_session(longer * 9, layout, 10**6, kv).n_computed == 16 * len(kv)
     with pytest.raises(ValueError, match="n_blocks, block_bytes"):

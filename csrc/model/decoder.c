@@ -1,6 +1,8 @@
 /* The decoder: see decoder.h. */
 #include "model/decoder.h"
 
+#include <stdio.h>
+
 #include "base/memory.h"
 #include "model/rope.h"
 
@@ -19,6 +21,7 @@ typedef struct decoder {
     lmd_buffer *ffn;            /* [max_tokens, ffn_dim] */
     lmd_sample_result *results; /* [max_tokens] */
     size_t kv_block_bytes;
+    char kv_layout[64]; /* the backend's name for it, with what a block's form depends on */
     int64_t plan_id;            /* in flight */
     int32_t n_rows;
 } decoder;
@@ -101,7 +104,7 @@ static void decoder_free(lmd_executor *executor) {
 }
 
 static const char *decoder_kv_layout(const lmd_executor *executor) {
-    return ((const decoder *)executor)->model->backend->ops->kv_layout;
+    return ((const decoder *)executor)->kv_layout;
 }
 
 static size_t decoder_kv_block_bytes(const lmd_executor *executor) {
@@ -167,6 +170,8 @@ static lmd_status allocate(decoder *self, const lmd_decoder_config *config, lmd_
     lmd_rope_table(shape, self->model->rope_factors, config->session_len, table);
     stream.rope_table = table;
     self->kv_block_bytes = ops->kv_block_bytes(&stream);
+    snprintf(self->kv_layout, sizeof self->kv_layout, "%s k%d v%d block %d", ops->kv_layout,
+             (int)stream.k_bits, (int)stream.v_bits, (int)stream.block_len);
     lmd_status status = ops->stream_new(self->model->backend, &stream, &self->stream, err);
     lmd_free_large(table, table_bytes);
     LMD_TRY(status);
