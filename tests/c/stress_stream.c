@@ -121,8 +121,8 @@ static machine make_machine(int n_threads, bool fast, bool wide_groups) {
                                 .vocab_size = VOCAB,
                                 .n_blocks = N_SEQS * BLOCKS_PER_SEQ,
                                 .block_len = BLOCK_LEN,
-                                .k_bits = 16,
-                                .v_bits = 16,
+                                .k_bits = fast ? 8 : 16,
+                                .v_bits = fast ? 4 : 16,
                                 .fast_activations = fast,
                                 .n_positions = BLOCKS_PER_SEQ * BLOCK_LEN,
                                 .rope_table = rope};
