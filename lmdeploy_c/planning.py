@@ -239,7 +239,7 @@ def plan(
     Sizes come from the files' headers and are those that the pipeline will have: one arithmetic for
     both. The speed is a limit, not a promise: every decoded token reads all weights and the
     sequence's KV once, at the bandwidth measured here in 0.2 s. On idle machines 50 to 100 % of it
-    were reached (docs/benchmarks.md), beside busy neighbours less.
+    were reached at short contexts (docs/benchmarks.md), half of that and less at 4k.
 
     model_path, backend_config: as for `pipeline`. read_bytes_per_second: None measures it.
     Raises what `pipeline` raises: FileNotFoundError, CheckpointError, UnsupportedError, ValueError,

@@ -5,6 +5,8 @@
 enum { LEAST_CHUNK = 16 };
 /* Tokens of a prompt in the first step beside decodes, before anything is measured. */
 enum { FIRST_CHUNK = 64 };
+/* Steps vary, and the longest are what is felt: less than the target is aimed at. */
+static const double AIM = 0.85;
 /* What a new measurement counts. A longer step counts for more: decodes wait for it. */
 static const double WEIGHT = 0.25, WEIGHT_IF_LONGER = 0.5;
 
@@ -15,7 +17,7 @@ void lmd_pace_init(lmd_pace *self, double target_seconds, int32_t n_max) {
 int32_t lmd_pace_budget(const lmd_pace *self, int32_t n_decodes) {
     if (self->target <= 0.0 || n_decodes == 0) return self->n_max;
     double chunk = FIRST_CHUNK;
-    if (self->per_token > 0.0) chunk = (self->target - self->decode) / self->per_token;
+    if (self->per_token > 0.0) chunk = (AIM * self->target - self->decode) / self->per_token;
     if (chunk < LEAST_CHUNK) chunk = LEAST_CHUNK;
     const double budget = n_decodes + chunk;
     return budget < self->n_max ? (int32_t)budget : self->n_max;
