@@ -326,23 +326,25 @@ class Pipeline:
         session = numbered.session if numbered else session
         loop, ready = asyncio.get_running_loop(), asyncio.Event()
         ask = self._asker(items, gen_config, do_preprocess, adapter_name, kwargs, session)
-        with self._turn(items[0], ask, session) as answer:
-            if isinstance(answer, Failed):
-                yield answer.response
-                return
-            fd = answer.request.fileno()
-            loop.add_reader(fd, ready.set)
-            try:
-                while not answer.done:
-                    await ready.wait()
-                    ready.clear()
-                    delta = answer.read(timeout=0)
-                    if delta is not None and stream_response:
-                        yield delta
-            finally:
-                loop.remove_reader(fd)
-        if numbered:
-            self._numbered.leave(numbered)
+        try:
+            with self._turn(items[0], ask, session) as answer:
+                if isinstance(answer, Failed):
+                    yield answer.response
+                    return
+                fd = answer.request.fileno()
+                loop.add_reader(fd, ready.set)
+                try:
+                    while not answer.done:
+                        await ready.wait()
+                        ready.clear()
+                        delta = answer.read(timeout=0)
+                        if delta is not None and stream_response:
+                            yield delta
+                finally:
+                    loop.remove_reader(fd)
+        finally:
+            if numbered:
+                self._numbered.leave(numbered)
         if not stream_response:
             yield answer.response
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import resource
@@ -412,6 +413,18 @@ def test_numbered_sessions_in_a_loop(pipe: Pipeline) -> None:
 
     session = pipe.session()
     assert asyncio.run(both()) == [say(session, q).text for q in (STORY, "Cats?")]
+
+
+def test_a_numbered_session_that_is_left_early_ends(pipe: Pipeline) -> None:
+    async def leave() -> None:
+        pieces = pipe.generate(STORY, SHORT, session_id=9)
+        async with contextlib.aclosing(pieces) as left:  # type: ignore[type-var]
+            async for _ in left:
+                break
+
+    asyncio.run(leave())
+    gone = pipe("More?", SHORT, session_id=9, sequence_start=False)
+    assert gone.error_code is ResponseType.SESSION_NOT_EXIST
 
 
 # Files
