@@ -246,7 +246,7 @@ def test_a_trace_says_what_the_metrics_say(tiny_model: _C.Model) -> None:
     assert int((steps["n_prefilled"] + steps["n_decoded"]).sum()) == n_computed
     assert int(steps["n_prefilled"].sum()) == 12 + 300
     assert (steps["n_prefilled"] + steps["n_decoded"] <= steps["budget"]).all()
-    assert set(steps["budget"].tolist()) == {128}
+    assert steps["budget"].max() == 128, "less where someone decodes"
     blocks = steps["n_free_blocks"] + steps["n_active_blocks"] + steps["n_cached_blocks"]
     assert set(blocks.tolist()) == {64}
     spent = (steps["end_ns"] - steps["start_ns"]).sum() / 1e9
