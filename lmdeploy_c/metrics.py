@@ -20,8 +20,9 @@ PREFIX = "lmdeploy:"
 #: What `prometheus_text` is, for an HTTP header.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-#: Histogram of Engine.metrics -> Prometheus names and help. A step gives an answer one token, so
-#: that LMDeploy's time per output token and its inter-token latency are the same here.
+#: Histogram of Engine.metrics -> Prometheus names and help. Tokens are timed one by one (several of
+#: a step, by right guesses, stand 0 s apart), so that LMDeploy's time per output token and its
+#: inter-token latency are the same here.
 _HISTOGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
     "time_to_first_token_seconds": (
         ("time_to_first_token_seconds",),

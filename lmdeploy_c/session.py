@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ids = itertools.count(1)
 
 
-def as_turn(prompt: Prompt) -> list[Message]:
+def _as_turn(prompt: Prompt) -> list[Message]:
     """The messages of a turn's prompt."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
@@ -91,8 +91,8 @@ class Session:
         """The history and the next prompt as one conversation."""
         said: list[Message] = []
         for asked, text in self.history:
-            said += [*as_turn(asked), {"role": "assistant", "content": text}]
-        return said + as_turn(prompt)
+            said += [*_as_turn(asked), {"role": "assistant", "content": text}]
+        return said + _as_turn(prompt)
 
     # A value: forked, rewound, saved
 

@@ -85,42 +85,39 @@ def read(pipeline: Pipeline, path: Path) -> Session:
     with path.open("rb") as file:
         try:
             return _read(pipeline, file)
+        except _FileError as error:
+            raise ValueError(f"{path}: {error}") from error
         except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
-            raise ValueError(f"{path}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, _FileError):
-        return str(error)
-    return f"its header is not that of a session file ({type(error).__name__}: {error})"
+            raise ValueError(
+                f"{path}: its header is not that of a session file "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
 
 class _FileError(ValueError):
     """What is wrong with a file, in words for its user."""
 
 
-def _wrong(message: str) -> _FileError:
-    return _FileError(message)
-
-
 def _read(pipeline: Pipeline, file: BinaryIO) -> Session:
     size = os.fstat(file.fileno()).st_size
     start = file.read(len(MAGIC) + _LENGTH.size)
     if not start.startswith(MAGIC) or len(start) != len(MAGIC) + _LENGTH.size:
-        raise _wrong("this is not a session file of this release")
+        raise _FileError("this is not a session file of this release")
     n_header = _LENGTH.unpack(start[len(MAGIC) :])[0]
     if n_header > min(_MAX_HEADER, size):
-        raise _wrong("the file is truncated or damaged: its header does not fit in it")
+        raise _FileError("the file is truncated or damaged: its header does not fit in it")
     text = file.read(n_header)
     header = json.loads(text.decode("utf-8", "surrogatepass"))
     n_tokens, shape = _size(header["n_tokens"]), [0, 0]
     if header["kv"] is not None:
         shape = [_size(n) for n in header["kv"]["shape"]]
     if len(shape) != 2:
-        raise _wrong("the file is damaged: its KV has no shape")
+        raise _FileError("the file is damaged: its KV has no shape")
     n_bytes = len(start) + n_header + n_tokens * 4 + shape[0] * shape[1] + 32
     if n_bytes != size:
-        raise _wrong(f"the file is truncated or damaged: {size} bytes, but {n_bytes} are wanted")
+        raise _FileError(
+            f"the file is truncated or damaged: {size} bytes, but {n_bytes} are wanted"
+        )
     _check_sum(file, size - 32)
     file.seek(len(start) + n_header)
     token_ids = np.fromfile(file, "<i4", n_tokens).tolist()
@@ -130,7 +127,7 @@ def _read(pipeline: Pipeline, file: BinaryIO) -> Session:
 
 def _size(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 48:
-        raise _wrong(f"the file is damaged: a length is {value!r}")
+        raise _FileError(f"the file is damaged: a length is {value!r}")
     return value
 
 
@@ -140,11 +137,11 @@ def _check_sum(file: BinaryIO, n_bytes: int) -> None:
     while n_bytes:
         part = file.read(min(_CHUNK, n_bytes))
         if not part:
-            raise _wrong("the file is truncated")
+            raise _FileError("the file is truncated")
         digest.update(part)
         n_bytes -= len(part)
     if file.read(32) != digest.digest():
-        raise _wrong("the file is damaged: its checksum is wrong")
+        raise _FileError("the file is damaged: its checksum is wrong")
 
 
 def _restore(
@@ -152,20 +149,20 @@ def _restore(
 ) -> Session:
     here, there = pipeline.session_tags(), header["tags"]
     if there["tokenizer"] != here["tokenizer"]:
-        raise _wrong(
+        raise _FileError(
             "the session was saved with another model's tokenizer; load it with the model it was "
             "saved with"
         )
     if not all(0 <= t < pipeline.tokenizer.vocab_size for t in token_ids):
-        raise _wrong("the file is damaged: a token is none of the model's")
+        raise _FileError("the file is damaged: a token is none of the model's")
     history = [(_prompt(p), str(text)) for p, text in header["history"]]
     turns, end = [], 0
     for (prompt, text), place in zip(history, header["turns"], strict=False):
         prompt_end, next_end, rendered = _size(place[0]), _size(place[1]), place[2]
         if not end <= prompt_end <= next_end <= len(token_ids):
-            raise _wrong("the file is damaged: its turns do not lie in its tokens")
+            raise _FileError("the file is damaged: its turns do not lie in its tokens")
         if rendered is not None and not isinstance(rendered, str):
-            raise _wrong("the file is damaged: a turn's text is none")
+            raise _FileError("the file is damaged: a turn's text is none")
         turns.append(Turn(prompt, text, prompt_end, next_end, rendered))
         end = next_end
     session = pipeline.session()
@@ -186,4 +183,4 @@ def _prompt(value: object) -> Any:
         return value
     if isinstance(value, list) and all(isinstance(m, dict) for m in value):
         return value
-    raise _wrong("the file is damaged: a prompt is neither a text nor messages")
+    raise _FileError("the file is damaged: a prompt is neither a text nor messages")

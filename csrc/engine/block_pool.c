@@ -141,6 +141,10 @@ int32_t lmd_block_pool_n_active(const lmd_block_pool *self) {
     return self->lists[BLOCK_ACTIVE].n;
 }
 
+int32_t lmd_block_pool_n_available(const lmd_block_pool *self) {
+    return self->lists[BLOCK_FREE].n + self->lists[BLOCK_CACHED].n;
+}
+
 int32_t lmd_block_pool_use_count(const lmd_block_pool *self, int32_t block_id) {
     return self->blocks[block_id].use_count;
 }

@@ -43,6 +43,8 @@ int32_t lmd_block_pool_n_blocks(const lmd_block_pool *self);
 int32_t lmd_block_pool_n_free(const lmd_block_pool *self);
 int32_t lmd_block_pool_n_cached(const lmd_block_pool *self);
 int32_t lmd_block_pool_n_active(const lmd_block_pool *self);
+/* Those that alloc can give: free or cached. */
+int32_t lmd_block_pool_n_available(const lmd_block_pool *self);
 int32_t lmd_block_pool_use_count(const lmd_block_pool *self, int32_t block_id);
 int64_t lmd_block_pool_n_uses(const lmd_block_pool *self); /* of all blocks together */
 

@@ -325,7 +325,7 @@ static lmd_status run_plan(lmd_engine *self, lmd_plan *plan, int32_t n_preempted
     const int64_t started = lmd_now_ns();
     LMD_TRY(self->executor->ops->submit(self->executor, plan, err));
     LMD_TRY(self->executor->ops->collect(self->executor, plan->plan_id, &result, err));
-    if (plan->n_logits_rows == plan->n_tokens)
+    if (self->speculation.n_max > 0 && plan->n_logits_rows == plan->n_tokens)
         lmd_speculation_note(&self->speculation, plan->n_tokens,
                              (double)(lmd_now_ns() - started) * 1e-9);
     for (int32_t i = 0; i < result.n_rows; i++) {

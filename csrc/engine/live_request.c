@@ -3,8 +3,8 @@
 
 #include <string.h>
 
-#include "base/ints.h"
 #include "base/clock.h"
+#include "base/ints.h"
 #include "base/memory.h"
 
 static const double MAX_TIMEOUT = 1e8; /* seconds */
@@ -45,9 +45,6 @@ static lmd_status check_lengths(const lmd_request_params *params,
             (long long)params->n_tokens, (long long)n_kv);
     if (params->return_ppl && params->n_tokens < 2)
         return lmd_fail(err, LMD_INVALID, "return_ppl needs a prompt of at least two tokens");
-    if (params->priority < -LMD_MAX_PRIORITY || params->priority > LMD_MAX_PRIORITY)
-        return lmd_fail(err, LMD_INVALID, "priority must be %d to %d, not %d",
-                        -LMD_MAX_PRIORITY, LMD_MAX_PRIORITY, params->priority);
     if (!(params->timeout >= 0.0 && params->timeout <= MAX_TIMEOUT))
         return lmd_fail(err, LMD_INVALID, "timeout must be 0 (none) to %g seconds, not %g",
                         MAX_TIMEOUT, params->timeout);

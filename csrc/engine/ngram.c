@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "base/hash.h"
 #include "base/memory.h"
 
 enum { N_LENS = LMD_NGRAM_MAX_LEN - LMD_NGRAM_MIN_LEN + 1, NOWHERE = 0 };
@@ -46,19 +47,11 @@ void lmd_ngram_free(lmd_ngram *self) {
     lmd_free(self);
 }
 
-/* Steele, Lea, Flood: Fast splittable pseudorandom number generators (its mixing function). */
-static uint64_t mix(uint64_t x) {
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-    return x ^ x >> 31;
-}
-
 /* Notes that the n-gram which ends the sequence ends there, and returns where it did before. */
 static int32_t note(lmd_ngram *self, int32_t *table, int32_t n) {
     const int32_t *end = self->tokens + self->n_tokens;
     const size_t n_bytes = (size_t)n * sizeof *end;
-    uint64_t hash = 0;
-    for (int32_t i = n; i > 0; i--) hash = mix(hash + 0x9e3779b97f4a7c15u + (uint32_t)end[-i]);
+    const uint64_t hash = lmd_hash_tokens(0, end - n, n);
     uint32_t slot = (uint32_t)hash & (self->n_slots - 1);
     while (table[slot] != NOWHERE &&
            memcmp(self->tokens + table[slot] - n, end - n, n_bytes) != 0)

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/hash.h"
 #include "base/memory.h"
 
 enum { NO_ENTRY = -1 };
@@ -59,18 +60,8 @@ void lmd_prefix_cache_free(lmd_prefix_cache *self) {
     lmd_free(self);
 }
 
-/* Steele, Lea, Flood: Fast splittable pseudorandom number generators (its mixing function). */
-static uint64_t mix(uint64_t x) {
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-    return x ^ x >> 31;
-}
-
 static uint64_t hash_of(const lmd_prefix_cache *self, int64_t before, const int32_t *tokens) {
-    uint64_t hash = mix((uint64_t)before);
-    for (int32_t i = 0; i < self->block_len; i++)
-        hash = mix(hash + 0x9e3779b97f4a7c15u + (uint32_t)tokens[i]);
-    return hash;
+    return lmd_hash_tokens(lmd_hash_mix((uint64_t)before), tokens, self->block_len);
 }
 
 static int32_t *tokens_of(const lmd_prefix_cache *self, int32_t block_id) {

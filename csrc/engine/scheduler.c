@@ -252,10 +252,9 @@ lmd_session *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id) {
 lmd_session *lmd_scheduler_import(lmd_scheduler *self, const lmd_session_info *text,
                                   lmd_block_fill fill, void *arg) {
     const int32_t block_len = self->config.block_len;
-    const int32_t n_available =
-        lmd_block_pool_n_free(self->pool) + lmd_block_pool_n_cached(self->pool);
     lmd_session_info info = *text;
-    info.n_blocks = lmd_min_i32(lmd_ceil_div(text->n_computed, block_len), n_available);
+    info.n_blocks = lmd_min_i32(lmd_ceil_div(text->n_computed, block_len),
+                                lmd_block_pool_n_available(self->pool));
     info.n_computed = lmd_min_i32(text->n_computed, info.n_blocks * block_len);
     info.is_private = true;
     lmd_block_ref *blocks = lmd_calloc((size_t)info.n_blocks, sizeof *blocks);

@@ -78,8 +78,8 @@ lmd_session *lmd_sequence_snapshot(lmd_sequence *self, int32_t block_len) {
 bool lmd_sequence_grow(lmd_sequence *self, lmd_block_pool *pool, int32_t n_positions,
                        int32_t block_len, int32_t n_spare) {
     int32_t wanted = lmd_ceil_div(n_positions, block_len);
-    int32_t available = lmd_block_pool_n_free(pool) + lmd_block_pool_n_cached(pool);
-    if (lmd_max_i32(wanted - self->n_blocks, 0) + n_spare > available) return false;
+    if (lmd_max_i32(wanted - self->n_blocks, 0) + n_spare > lmd_block_pool_n_available(pool))
+        return false;
     while (self->n_blocks < wanted && lmd_block_pool_alloc(pool, &self->blocks[self->n_blocks]))
         self->n_blocks++;
     return true;

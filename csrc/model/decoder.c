@@ -22,7 +22,7 @@ typedef struct decoder {
     lmd_sample_result *results; /* [max_tokens] */
     size_t kv_block_bytes;
     char kv_layout[64]; /* the backend's name for it, with what a block's form depends on */
-    int64_t plan_id;            /* in flight */
+    int64_t plan_id;    /* in flight */
     int32_t n_rows;
 } decoder;
 
