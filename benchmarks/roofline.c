@@ -43,7 +43,8 @@ static void read_part(part *p) {
 }
 
 /* Chains of multiply-adds between registers: enough of them to hide the latency. The empty asm
- * makes operands and sums unknown to the compiler in each turn, so that nothing is moved out. */
+ * makes operands and sums unknown to the compiler after each link, so that no product is moved
+ * out or shared. */
 #define PEAK(isa, type, mac)                                              \
     static void peak_##isa(part *p) {                                     \
         type a, b, s[N_CHAINS];                                           \
@@ -54,7 +55,7 @@ static void read_part(part *p) {
             __asm__ volatile("" : REGISTER(a), REGISTER(b));              \
             _Pragma("GCC unroll 12") for (int j = 0; j < N_CHAINS; j++) { \
                 s[j] = mac;                                               \
-                __asm__ volatile("" : REGISTER(s[j]));                    \
+                __asm__ volatile("" : REGISTER(s[j]), REGISTER(b));       \
             }                                                             \
         }                                                                 \
         _Pragma("GCC unroll 12") for (int j = 1; j < N_CHAINS; j++) s[0] ^= s[j]; \
