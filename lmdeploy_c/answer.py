@@ -314,3 +314,14 @@ def whole(deltas: Iterator[Response]) -> Iterator[Response]:
         parts[delta.index] = part
         if part.finish_reason is not None:
             yield parts.pop(delta.index)
+
+
+def read_ppl(request: Request) -> float:
+    """Waits for a request's perplexity. ValueError says why there is none."""
+    while True:
+        output = request.read()
+        if output is None or output.finish_reason is None:
+            continue
+        if output.ppl is None:
+            raise ValueError(output.error_message or "the request was aborted")
+        return output.ppl

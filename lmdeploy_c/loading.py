@@ -1,17 +1,22 @@
-"""What a pipeline needs before it loads: checked configuration, template, size of the KV cache."""
+"""From a configuration to a running engine: checks, the template, the model, the engine."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._memory import KvSize, kv_size
 from .chat_template import ChatTemplate, ChatTemplateConfig
 from .checkpoint import Checkpoint
-from .messages import PytorchEngineConfig, TurbomindEngineConfig
+from .messages import PytorchEngineConfig, SpeculativeConfig, TurbomindEngineConfig
+from .progress import loading_progress
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from ._C import Engine, Model
+    from .planning import MemoryPlan
 
 logger = logging.getLogger("lmdeploy_c")
 
@@ -43,6 +48,22 @@ def check_model_format(config: TurbomindEngineConfig, checkpoint: Checkpoint) ->
         )
 
 
+def load_model(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Model:
+    """Packs the weights, with a progress bar."""
+    from . import _C
+
+    with loading_progress() as progress:
+        model = _C.Model(
+            checkpoint.config,
+            checkpoint.source,
+            device="cpu",
+            num_threads=config.num_threads,
+            progress=progress,
+        )
+    warn_of_slow_kernels(model.isa)
+    return model
+
+
 def warn_of_slow_kernels(isa: str) -> None:
     """Says once per load that the CPU has no instruction set with fast kernels."""
     if isa == "ref" and not os.environ.get("LMDEPLOY_C_ISA"):
@@ -50,6 +71,35 @@ def warn_of_slow_kernels(isa: str) -> None:
             "this CPU has none of the instruction sets with fast kernels (AVX2 or better, NEON): "
             "the portable reference kernels run, exact and slow"
         )
+
+
+def start_engine(
+    model: Model,
+    config: TurbomindEngineConfig,
+    memory: MemoryPlan,
+    speculative_config: SpeculativeConfig | None,
+) -> Engine:
+    from . import _C
+
+    drafts: dict[str, Any] = {}
+    if speculative_config is not None:
+        drafts["num_speculative_tokens"] = speculative_config.num_speculative_tokens
+        drafts["adaptive_speculation"] = speculative_config.adaptive
+    return _C.Engine(
+        model,
+        session_len=memory.kv.session_len,
+        n_blocks=memory.kv.n_blocks,
+        fast_activations=config.fast_activations,
+        target_step_ms=config.target_step_ms,
+        max_waiting_requests=config.max_waiting_requests or 0,
+        enable_prefix_caching=config.enable_prefix_caching,
+        enable_metrics=config.enable_metrics,
+        max_batch_size=memory.max_batch_size,
+        max_prefill_token_num=memory.max_prefill_token_num,
+        block_len=memory.kv.block_len,
+        kv_bits=config.stored_kv_bits(),
+        **drafts,
+    )
 
 
 def make_chat_template(config: ChatTemplateConfig | None, tokenizer: Tokenizer) -> ChatTemplate:

@@ -11,20 +11,22 @@ import dataclasses
 import logging
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from .answer import Answer, Failed, interleave, stop_rules, whole
+from .answer import Answer, Failed, interleave, read_ppl, whole
+from .asking import Asker, ModelText, template_kwargs
 from .chat_template import ChatTemplateConfig
 from .checkpoint import Checkpoint, fingerprint, open_checkpoint, resolve_model
 from .loading import (
     EngineConfig,
     check_model_format,
     engine_config,
+    load_model,
     make_chat_template,
     set_log_level,
-    warn_of_slow_kernels,
+    start_engine,
 )
 from .messages import (
     GenerationConfig,
@@ -36,16 +38,15 @@ from .messages import (
     unsupported,
 )
 from .planning import plan_memory
-from .progress import loading_progress, prompt_bar
-from .prompts import Prompt, as_messages, parse_prompts, per_prompt
+from .progress import prompt_bar
+from .prompts import Prompt, parse_prompts, per_prompt
 from .session import Session
-from .stateful import KEYWORDS as STATEFUL_KEYWORDS
 from .stateful import NumberedSessions
 from .tokenizer import Tokenizer
 from .trace import recording
 
 if TYPE_CHECKING:
-    from ._C import Engine, Request
+    from ._C import Engine
 
 logger = logging.getLogger("lmdeploy_c")
 
@@ -53,11 +54,6 @@ logger = logging.getLogger("lmdeploy_c")
 OnePrompt = str | Sequence[Mapping[str, Any]]
 #: One configuration for all prompts, or a list with one for each.
 GenConfigs = GenerationConfig | list[GenerationConfig] | None
-#: Asks the i-th prompt of a call.
-Asker = Callable[[int], Answer | Failed]
-
-#: Keywords that go to the chat template.
-_TEMPLATE_KEYWORDS = ("tools", "enable_thinking", "reasoning_effort", "add_generation_prompt")
 
 
 class Pipeline:
@@ -112,41 +108,16 @@ class Pipeline:
         self.chat_template = make_chat_template(chat_template_config, self.tokenizer)
         self._max_log_len = max_log_len
         self._end_ids = list(checkpoint.eos_token_ids)
-        self._special_ids = {text: i for i, text in self.tokenizer.special_tokens.items()}
         self._numbered = NumberedSessions()
         self._load(config, checkpoint)
 
     def _load(self, config: TurbomindEngineConfig, checkpoint: Checkpoint) -> None:
         """Sizes everything, says so, then loads the weights and starts the engine."""
-        from . import _C
-
         memory = plan_memory(config, checkpoint)
         size, batch_size = memory.kv, memory.max_batch_size
         prefill_tokens = memory.max_prefill_token_num
-        with loading_progress() as progress:
-            model = _C.Model(
-                checkpoint.config,
-                checkpoint.source,
-                device="cpu",
-                num_threads=config.num_threads,
-                progress=progress,
-            )
-        warn_of_slow_kernels(model.isa)
-        engine = _C.Engine(
-            model,
-            session_len=size.session_len,
-            n_blocks=size.n_blocks,
-            fast_activations=config.fast_activations,
-            target_step_ms=config.target_step_ms,
-            max_waiting_requests=config.max_waiting_requests or 0,
-            enable_prefix_caching=config.enable_prefix_caching,
-            enable_metrics=config.enable_metrics,
-            max_batch_size=batch_size,
-            max_prefill_token_num=prefill_tokens,
-            block_len=size.block_len,
-            kv_bits=config.stored_kv_bits(),
-            **_draft_options(self.speculative_config),
-        )
+        model = load_model(config, checkpoint)
+        engine = start_engine(model, config, memory, self.speculative_config)
         self._core: Engine | None = engine
         self._kv_tags = {
             "model": fingerprint(checkpoint),
@@ -493,7 +464,7 @@ class Pipeline:
                 raise ValueError(f"get_ppl needs at least 2 tokens, not {len(ids)}")
         engine = self._engine()
         requests = [engine.submit(ids, max_new_tokens=0, return_ppl=True) for ids in batch]
-        return [_read_ppl(request) for request in requests]
+        return [read_ppl(request) for request in requests]
 
     def get_reward_score(self, input_ids: list[int] | list[list[int]]) -> list[float]:
         """Refused: this release serves no reward model."""
@@ -571,145 +542,22 @@ class Pipeline:
         session: Session | None = None,
     ) -> Asker:
         """Checks a call's arguments; the result asks the i-th prompt."""
-        self._engine()
+        engine = self._engine()
         configs = per_prompt(gen_config or GenerationConfig(), len(prompts), "gen_config")
         for config in configs:
             if not isinstance(config, GenerationConfig):
                 raise TypeError(f"gen_config: a GenerationConfig, not {type(config).__name__}")
         if adapter_name is not None:
             raise unsupported(f"adapter_name={adapter_name!r}: this release has no LoRA adapters")
-        template_kwargs = _template_kwargs(kwargs)
-
-        def ask(i: int) -> Answer | Failed:
-            return self._ask(i, prompts[i], configs[i], do_preprocess, template_kwargs, session)
-
-        return ask
-
-    def _ask(
-        self,
-        index: int,
-        prompt: Prompt,
-        config: GenerationConfig,
-        do_preprocess: bool,
-        template_kwargs: Mapping[str, Any],
-        session: Session | None,
-    ) -> Answer | Failed:
-        """Submits one prompt. Whatever is wrong with it becomes its answer."""
-        engine = self._engine()
-        try:
-            config.check()
-            ids = self._encode(index, prompt, do_preprocess, template_kwargs, session)
-            template_words = self.chat_template.stop_words if do_preprocess else []
-            matcher, stop_ids = stop_rules(config, template_words, self._special_ids, self._end_ids)
-            parameters = self._parameters(config)
-            detokenizer = self.tokenizer.detokenizer(
-                config.skip_special_tokens, config.spaces_between_special_tokens
-            )
-        except Exception as e:  # a template may raise anything
-            return Failed(str(e) or type(e).__name__, index)
-        try:
-            request = engine.submit(
-                ids,
-                stop_token_ids=stop_ids,
-                session=session.kept() if session else None,
-                keep_session=session is not None,
-                **parameters,
-            )
-        except (OverflowError, TypeError, ValueError) as e:
-            return Failed(str(e), index)
-        too_long = len(ids) >= (self.backend_config.session_len or 0)
-        return Answer(
-            request,
-            detokenizer,
-            matcher,
-            index=index,
-            input_ids=ids,
-            too_long=too_long,
-            skip_special_tokens=config.skip_special_tokens,
+        text = ModelText(
+            self.tokenizer,
+            self.chat_template,
+            self._end_ids,
+            self.backend_config.session_len or 0,
+            self._max_log_len,
         )
-
-    def _encode(
-        self,
-        index: int,
-        prompt: Prompt,
-        do_preprocess: bool,
-        template_kwargs: Mapping[str, Any],
-        session: Session | None,
-    ) -> list[int]:
-        if do_preprocess:
-            template = self.chat_template
-            messages = session.messages(prompt) if session else prompt
-            text = template.messages2prompt(as_messages(messages), **template_kwargs)
-            add_bos = not template.adds_bos
-        elif isinstance(prompt, str):
-            text, add_bos = session.text_so_far() + prompt if session else prompt, True
-        else:
-            raise ValueError("do_preprocess=False takes a text; a conversation needs the template")
-        logger.debug("prompt %d: %r", index, text[: self._max_log_len])
-        if session:
-            return session.encode(text, add_bos)
-        return self.tokenizer.encode(text, add_bos=add_bos)
-
-    def _parameters(self, config: GenerationConfig) -> dict[str, Any]:
-        """The keywords of Engine.submit, but for what stops it."""
-        bad: set[tuple[int, ...]] = {(int(i),) for i in config.bad_token_ids or ()}
-        for word in config.bad_words or ():
-            for variant in (word, " " + word):
-                bad.add(tuple(self.tokenizer.token_ids_of(variant)))
-        bias = config.logit_bias or {}
-        return {
-            "max_new_tokens": config.max_new_tokens,
-            "min_new_tokens": config.min_new_tokens or 0,
-            "do_sample": config.do_sample and config.temperature > 0,
-            "temperature": config.temperature or 1.0,
-            "top_k": config.top_k,
-            "top_p": config.top_p,
-            "min_p": config.min_p,
-            "repetition_penalty": config.repetition_penalty,
-            "presence_penalty": config.presence_penalty,
-            "frequency_penalty": config.frequency_penalty,
-            "logit_bias": {int(k): float(v) for k, v in bias.items()} or None,
-            "bad_words": sorted(w for w in bad if w) or None,
-            "logprobs": config.logprobs or 0,
-            "output_logits": config.output_logits,
-            "return_ppl": config.return_ppl,
-            "random_seed": config.random_seed,
-            "priority": config.priority,
-            "timeout": config.timeout or 0.0,
-        }
-
-
-def _draft_options(config: SpeculativeConfig | None) -> dict[str, Any]:
-    """The keywords of Engine that draft; none: nothing is drafted."""
-    if config is None:
-        return {}
-    return {
-        "num_speculative_tokens": config.num_speculative_tokens,
-        "adaptive_speculation": config.adaptive,
-    }
-
-
-def _read_ppl(request: Request) -> float:
-    while True:
-        output = request.read()
-        if output is None or output.finish_reason is None:
-            continue
-        if output.ppl is None:
-            raise ValueError(output.error_message or "the request was aborted")
-        return output.ppl
-
-
-def _template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a call that are the chat template's."""
-    found: dict[str, Any] = {}
-    for name, value in kwargs.items():
-        if name == "chat_template_kwargs":
-            found.update(value or {})
-        elif name in _TEMPLATE_KEYWORDS:
-            found[name] = value
-        elif name not in STATEFUL_KEYWORDS:
-            raise TypeError(f"unknown keyword {name!r}")
-    return found
+        options = template_kwargs(kwargs)
+        return Asker(engine, text, prompts, configs, do_preprocess, options, session)
 
 
 def pipeline(

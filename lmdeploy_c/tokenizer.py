@@ -43,7 +43,8 @@ class Tokenizer:
     Tokenizer(model_path) reads a Hugging Face directory or a GGUF file;
     `from_gguf(metadata)` takes metadata that is already there.
     Attributes: vocab_size, bos_token_id, eos_token_id, bos_token, eos_token (None for none),
-    chat_templates (name -> jinja source; the usual one is "default"), special_tokens (id -> text).
+    chat_templates (name -> jinja source; the usual one is "default"), special_tokens (id -> text),
+    special_ids (text -> id).
 
     Raises FileNotFoundError, CheckpointError, and UnsupportedError for a vocabulary that is not
     served, by name.
@@ -56,6 +57,7 @@ class Tokenizer:
     eos_token: str | None
     chat_templates: dict[str, str]
     special_tokens: dict[int, str]
+    special_ids: dict[str, int]
 
     def __init__(self, model_path: str | Path) -> None:
         path = Path(model_path)
@@ -208,6 +210,7 @@ class Tokenizer:
         self._add_bos, self._space_prefix = bool(add_bos), space_prefix
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.special_tokens = special
+        self.special_ids = {text: token_id for token_id, text in special.items()}
         self.bos_token_id, self.eos_token_id = bos_id, eos_id
         self.bos_token = None if bos_id is None else self._tokenizer.id_to_token(bos_id)
         self.eos_token = None if eos_id is None else self._tokenizer.id_to_token(eos_id)
