@@ -100,7 +100,7 @@ kernels: $(ISA_OBJECTS) $(PORTABLE_OBJECTS) ## every kernel of every usable ISA 
 	$(C11) -O1 -Dmmap=test_mmap -Dmunmap=test_munmap -c csrc/base/memory.c -o build/memory_counted.o
 	$(C11) -O1 build/memory_counted.o csrc/base/status.c tests/c/check_memory.c -o build/check_memory
 	build/check_memory
-	$(C11) -O3 $(CORE) tests/c/check_kernels.c $^ -lm -o build/check_kernels
+	$(C11) -O3 $(CORE) tests/c/check_kernels.c tests/c/check_attention.c $^ -lm -o build/check_kernels
 	build/check_kernels
 
 # On another kind of machine: cross-compiled, and run by an emulator as two processors, one with
@@ -119,7 +119,7 @@ arm-tools:
 	echo "this needs: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }
 
 kernels-arm: $(ARM_OBJECTS) ## the aarch64 kernels, cross-compiled and under an emulator
-	$(ARM_CC) $(C11_FLAGS) -O3 -static -DCHECK_NO_PORTABLE $(CORE) tests/c/check_kernels.c $^ -lm -o build/arm/check_kernels
+	$(ARM_CC) $(C11_FLAGS) -O3 -static -DCHECK_NO_PORTABLE $(CORE) tests/c/check_kernels.c tests/c/check_attention.c $^ -lm -o build/arm/check_kernels
 	$(ARM_EMULATOR) -cpu max build/arm/check_kernels
 	$(ARM_EMULATOR) -cpu cortex-a72 build/arm/check_kernels
 
