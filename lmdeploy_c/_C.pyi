@@ -87,6 +87,7 @@ class Output(NamedTuple):
     logits: NDArray[np.float32] | None  # [n_rows, vocab_size]
     finish_reason: FinishReason | None
     error_message: str | None
+    error_code: str | None  # of an error: "LMD_INVALID", "LMD_BUSY", "LMD_NO_MEMORY", ...
     ppl: float | None  # mean cross-entropy of the prompt, natural log; with return_ppl
     cached_tokens: int  # prompt tokens that were found in the KV cache
 

@@ -209,18 +209,19 @@ class Answer:
             delta.logits, delta.ppl = output.logits, output.ppl
             delta.error_message = output.error_message
         if reason == "error":
-            delta.error_code = self._error_code(delta.error_message or "")
+            delta.error_code = self._error_code(output)
         so_far.extend(delta)
         return delta
 
-    def _error_code(self, message: str) -> ResponseType:
-        if message.startswith("the queue is full"):
+    def _error_code(self, output: Output | None) -> ResponseType:
+        code = output.error_code if output else None
+        if code == "LMD_BUSY":
             return ResponseType.QUEUE_FULL
         if self._too_long:
             return ResponseType.INPUT_LENGTH_ERROR
-        if self.response.generate_token_len:
-            return ResponseType.INTERNAL_ENGINE_ERROR
-        return ResponseType.BAD_REQUEST
+        if code == "LMD_INVALID":
+            return ResponseType.BAD_REQUEST
+        return ResponseType.INTERNAL_ENGINE_ERROR
 
 
 class Failed:

@@ -12,6 +12,7 @@ import pytest
 from lmdeploy_c import GenerationConfig, UnsupportedError
 from lmdeploy_c._C import Output
 from lmdeploy_c.answer import Answer, StopMatcher, stop_rules
+from lmdeploy_c.messages import ResponseType
 from lmdeploy_c.prompts import as_messages, parse_prompts, per_prompt
 
 
@@ -188,11 +189,20 @@ def test_answer_shows_an_unfinished_character_at_the_end() -> None:
     assert it.read_all().text == "a?"
 
 
-def test_answer_of_an_error() -> None:
-    it, _ = answer(output(reason="error", error_message="too long"))
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("LMD_INVALID", ResponseType.BAD_REQUEST),
+        ("LMD_BUSY", ResponseType.QUEUE_FULL),
+        ("LMD_NO_MEMORY", ResponseType.INTERNAL_ENGINE_ERROR),
+        ("LMD_INTERNAL", ResponseType.INTERNAL_ENGINE_ERROR),
+    ],
+)
+def test_answer_of_an_error(code: str, shown: ResponseType) -> None:
+    it, _ = answer(output(reason="error", error_message="no", error_code=code))
     whole = it.read_all()
-    assert (whole.finish_reason, whole.error_message) == ("error", "too long")
-    assert whole.error_code is not None and whole.error_code.name == "BAD_REQUEST"
+    assert (whole.finish_reason, whole.error_message) == ("error", "no")
+    assert whole.error_code is shown
 
 
 def test_answer_survives_an_interrupt_that_lost_the_last_output() -> None:

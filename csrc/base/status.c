@@ -38,6 +38,7 @@ const char *lmd_status_name(lmd_status code) {
     case LMD_BAD_FILE: return "LMD_BAD_FILE";
     case LMD_UNSUPPORTED: return "LMD_UNSUPPORTED";
     case LMD_NO_MEMORY: return "LMD_NO_MEMORY";
+    case LMD_BUSY: return "LMD_BUSY";
     case LMD_IO: return "LMD_IO";
     case LMD_CLOSED: return "LMD_CLOSED";
     case LMD_INTERNAL: return "LMD_INTERNAL";

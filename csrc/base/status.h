@@ -15,6 +15,7 @@ typedef enum lmd_status {
     LMD_UNSUPPORTED, /* known, and not served                             -> UnsupportedError
                         (ValueError) */
     LMD_NO_MEMORY,   /* host memory or KV blocks ran out                  -> MemoryError */
+    LMD_BUSY,        /* as much as is allowed is going on already; later  -> RuntimeError */
     LMD_IO,          /* the operating system refused                      -> OSError */
     LMD_CLOSED,      /* the object was closed                             -> RuntimeError */
     LMD_INTERNAL     /* our own bug                                       -> RuntimeError */

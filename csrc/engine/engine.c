@@ -59,7 +59,7 @@ static void break_engine(lmd_engine *self, const lmd_err *err) {
     self->broken = true;
     self->broken_err = *err;
     pthread_mutex_unlock(&self->lock);
-    lmd_engine_end_all(self, LMD_FINISH_ERROR, err->message);
+    lmd_engine_end_all(self, LMD_FINISH_ERROR, err);
 }
 
 static void *engine_main(void *arg) {
@@ -73,7 +73,7 @@ static void *engine_main(void *arg) {
             broken = true;
             break_engine(self, &err);
         }
-        if (broken) lmd_engine_end_all(self, LMD_FINISH_ERROR, err.message);
+        if (broken) lmd_engine_end_all(self, LMD_FINISH_ERROR, &err);
     }
     admit_all(self, inbox);
     lmd_engine_end_all(self, LMD_FINISH_ABORT, NULL);
@@ -209,7 +209,7 @@ static lmd_status check_open(const lmd_engine *self, lmd_err *err) {
     return LMD_OK;
 }
 
-lmd_status lmd_engine_reject(lmd_engine *self, const char *why, lmd_request **out,
+lmd_status lmd_engine_reject(lmd_engine *self, const lmd_err *why, lmd_request **out,
                              lmd_err *err) {
     pthread_mutex_lock(&self->lock);
     lmd_status status = check_open(self, err);
@@ -240,14 +240,14 @@ static lmd_status post(lmd_engine *self, lmd_live_request *live, lmd_err *err) {
     return status;
 }
 
-/* LMD_NO_MEMORY where too many requests wait already. */
+/* LMD_BUSY where too many requests wait already. */
 static lmd_status check_queue(lmd_engine *self, lmd_err *err) {
     pthread_mutex_lock(&self->lock);
     const int32_t n = self->n_open - self->stats.scheduler.n_running;
     const int32_t max = self->config.max_waiting;
     pthread_mutex_unlock(&self->lock);
     if (max == 0 || n < max) return LMD_OK;
-    return lmd_fail(err, LMD_NO_MEMORY,
+    return lmd_fail(err, LMD_BUSY,
                     "the queue is full: %d requests wait, and max_waiting_requests is %d; ask "
                     "again later",
                     n, max);
@@ -260,7 +260,7 @@ lmd_status lmd_engine_submit(lmd_engine *self, const lmd_request_params *params,
     lmd_request *request;
     if (lmd_live_request_check(params, &self->config, &why) != LMD_OK ||
         check_queue(self, &why) != LMD_OK)
-        return lmd_engine_reject(self, why.message, out, err);
+        return lmd_engine_reject(self, &why, out, err);
     LMD_TRY(new_request(self, params, &request, err));
     lmd_status status = lmd_live_request_new(params, &self->config, request, &live, err);
     if (status == LMD_OK) {

@@ -78,8 +78,8 @@ lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executo
 lmd_status lmd_engine_submit(lmd_engine *self, const lmd_request_params *params,
                              lmd_request **out, lmd_err *err);
 
-/* Gives a request that has failed before it could be asked: `why` is its error message. */
-lmd_status lmd_engine_reject(lmd_engine *self, const char *why, lmd_request **out,
+/* Gives a request that has failed before it could be asked: `why` is its error. */
+lmd_status lmd_engine_reject(lmd_engine *self, const lmd_err *why, lmd_request **out,
                              lmd_err *err);
 
 void lmd_engine_get_stats(lmd_engine *self, lmd_engine_stats *out);

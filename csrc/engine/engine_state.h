@@ -58,7 +58,7 @@ struct lmd_engine {
 /* Takes a new request in and hands it to the scheduler; the prompt lives on there. */
 void lmd_engine_admit(lmd_engine *self, lmd_live_request *live);
 /* Ends every living request. */
-void lmd_engine_end_all(lmd_engine *self, lmd_finish_reason reason, const char *message);
+void lmd_engine_end_all(lmd_engine *self, lmd_finish_reason reason, const lmd_err *why);
 /* One step of the engine: who was cancelled ends, a plan is made and run, and its tokens are
  * handed out. An error means that the executor is broken. */
 lmd_status lmd_engine_step(lmd_engine *self, lmd_err *err);

@@ -52,7 +52,7 @@ static void note(lmd_engine *self, const lmd_live_request *live, lmd_trace_kind 
 
 /* Ends a living request everywhere. */
 static void end_live(lmd_engine *self, lmd_live_request *live, lmd_finish_reason reason,
-                     const char *message) {
+                     const lmd_err *why) {
     if (live->keep_session && reason != LMD_FINISH_ERROR)
         lmd_request_set_session(live->request,
                                 lmd_scheduler_snapshot(self->scheduler, live->seq_id));
@@ -67,12 +67,12 @@ static void end_live(lmd_engine *self, lmd_live_request *live, lmd_finish_reason
     self->n_open--;
     lmd_engine_show(self); /* before the client knows of the end */
     pthread_mutex_unlock(&self->lock);
-    lmd_live_request_finish(live, reason, message);
+    lmd_live_request_finish(live, reason, why);
     lmd_live_request_free(live);
 }
 
-void lmd_engine_end_all(lmd_engine *self, lmd_finish_reason reason, const char *message) {
-    while (self->living) end_live(self, self->living, reason, message);
+void lmd_engine_end_all(lmd_engine *self, lmd_finish_reason reason, const lmd_err *why) {
+    while (self->living) end_live(self, self->living, reason, why);
 }
 
 /* ---- a step ---- */
@@ -92,7 +92,7 @@ void lmd_engine_admit(lmd_engine *self, lmd_live_request *live) {
     note(self, live, LMD_TRACE_SUBMITTED, live->times.submitted, live->n_prompt,
          LMD_FINISH_NONE);
     if (lmd_scheduler_add(self->scheduler, &params, &err) != LMD_OK) {
-        end_live(self, live, LMD_FINISH_ERROR, err.message);
+        end_live(self, live, LMD_FINISH_ERROR, &err);
         return;
     }
     lmd_free(live->prompt);
@@ -109,16 +109,15 @@ static void end_cancelled(lmd_engine *self, int64_t now) {
 }
 
 static void end_stuck(lmd_engine *self, int64_t seq_id) {
-    char message[LMD_ERR_LEN];
+    lmd_err err;
     lmd_live_request *live = find_live(self, seq_id);
     int32_t n_tokens = 0;
     lmd_scheduler_tokens(self->scheduler, seq_id, &n_tokens);
-    snprintf(message, sizeof message,
+    lmd_fail(&err, LMD_NO_MEMORY,
              "out of KV memory: %d tokens do not fit in %d blocks of %d; raise "
-             "cache_max_entry_count or "
-             "ask for fewer tokens",
+             "cache_max_entry_count or ask for fewer tokens",
              n_tokens + 1, self->config.n_blocks, self->config.block_len);
-    if (live) end_live(self, live, LMD_FINISH_ERROR, message);
+    if (live) end_live(self, live, LMD_FINISH_ERROR, &err);
 }
 
 static bool wants_logits(const lmd_live_request *live, const lmd_sample_params *params) {
@@ -144,12 +143,12 @@ static bool reserve_logits(const lmd_engine *self, lmd_live_request *live, int32
 
 /* Ends a request whose rows stand in the plan: they must not point to what it owned. */
 static void end_in_plan(lmd_engine *self, lmd_live_request *live, int32_t first, int32_t n_rows,
-                        const char *message) {
+                        const lmd_err *why) {
     for (int32_t i = first; i < first + n_rows; i++) {
         self->samples[i] = (lmd_sample_params){.target_id = -1};
         self->row_lives[i] = NULL;
     }
-    end_live(self, live, LMD_FINISH_ERROR, message);
+    end_live(self, live, LMD_FINISH_ERROR, why);
 }
 
 /* At the request's first step: tells the client how much of its prompt was found in KV. */
@@ -187,7 +186,11 @@ static int32_t fill_rows(lmd_engine *self, const lmd_plan *plan, int32_t seq_idx
         }
         self->row_lives[i] = live;
     }
-    if (!has_room) end_in_plan(self, live, first, n, "out of host memory for logits");
+    if (!has_room) {
+        lmd_err err;
+        lmd_fail(&err, LMD_NO_MEMORY, "out of host memory for logits");
+        end_in_plan(self, live, first, n, &err);
+    }
     return n;
 }
 
@@ -206,9 +209,9 @@ static void take_rows(lmd_engine *self, const lmd_plan *plan, const lmd_plan_res
     for (int32_t i = 0; i < result->n_rows; i++) {
         lmd_live_request *live = self->row_lives[i];
         if (!live) continue;
-        const char *message = NULL;
+        lmd_err why;
         lmd_finish_reason reason =
-            lmd_live_request_take(live, &self->samples[i], &result->rows[i], &message);
+            lmd_live_request_take(live, &self->samples[i], &result->rows[i], &why);
         const bool last_of_live = i + 1 == result->n_rows || self->row_lives[i + 1] != live;
         if (last_of_live && self->samples[i].wants_token)
             lmd_live_request_drop_rows(live);
@@ -217,7 +220,7 @@ static void take_rows(lmd_engine *self, const lmd_plan *plan, const lmd_plan_res
         if (reason == LMD_FINISH_NONE && is_scored(live, plan, i)) reason = LMD_FINISH_LENGTH;
         if (reason == LMD_FINISH_NONE) continue;
         forget_rows(self, live, result->n_rows);
-        end_live(self, live, reason, message);
+        end_live(self, live, reason, &why);
     }
 }
 

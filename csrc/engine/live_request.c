@@ -255,10 +255,11 @@ static lmd_finish_reason take_token(lmd_live_request *self, const lmd_sample_res
 }
 
 lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample_params *params,
-                                        const lmd_sample_result *result, const char **message) {
+                                        const lmd_sample_result *result, lmd_err *why) {
     if (result->not_finite) {
-        *message =
-            "the logits hold a NaN or an infinity: the model's weights or activations overflow";
+        lmd_fail(
+            why, LMD_INTERNAL,
+            "the logits hold a NaN or an infinity: the model's weights or activations overflow");
         return LMD_FINISH_ERROR;
     }
     if (params->target_id >= 0) {
@@ -267,7 +268,7 @@ lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample
     }
     if (!params->wants_token) return LMD_FINISH_NONE;
     if (result->token_id < 0) {
-        *message = "bad_words, logit_bias and min_new_tokens ban every token";
+        lmd_fail(why, LMD_INVALID, "bad_words, logit_bias and min_new_tokens ban every token");
         return LMD_FINISH_ERROR;
     }
     return take_token(self, result);
@@ -283,8 +284,8 @@ void lmd_live_request_hand_over(lmd_live_request *self) {
 }
 
 void lmd_live_request_finish(lmd_live_request *self, lmd_finish_reason reason,
-                             const char *message) {
+                             const lmd_err *why) {
     const bool scored = self->return_ppl && self->n_losses > 0 && reason != LMD_FINISH_ERROR;
     double ppl = scored ? self->loss_sum / self->n_losses : 0.0;
-    lmd_request_finish(self->request, reason, message, scored ? &ppl : NULL);
+    lmd_request_finish(self->request, reason, why, scored ? &ppl : NULL);
 }

@@ -47,10 +47,10 @@ void lmd_live_request_free(lmd_live_request *self);
 void lmd_live_request_fill(lmd_live_request *self, int32_t position, int32_t next_token,
                            lmd_sample_params *out);
 
-/* Takes a row's result: a score, a token, or both. Says how the request goes on; *message is
+/* Takes a row's result: a score, a token, or both. Says how the request goes on; *why is
  * set for an error. */
 lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample_params *params,
-                                        const lmd_sample_result *result, const char **message);
+                                        const lmd_sample_result *result, lmd_err *why);
 
 /* Guesses what follows the newest token: at most LMD_MAX_DRAFT_TOKENS that are worth their rows
  * and leave the parameters of those rows as they are. None completes a stop word. */
@@ -65,6 +65,6 @@ void lmd_live_request_hand_over(lmd_live_request *self);
 
 /* Ends it for its client. */
 void lmd_live_request_finish(lmd_live_request *self, lmd_finish_reason reason,
-                             const char *message);
+                             const lmd_err *why);
 
 #endif

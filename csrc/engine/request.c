@@ -29,7 +29,7 @@ struct lmd_request {
     lmd_finish_reason finish_reason;
     bool has_ppl, done; /* done: the end was taken */
     double ppl;
-    char error_message[LMD_ERR_LEN];
+    lmd_err why; /* of LMD_FINISH_ERROR */
     int event_fd; /* -1: not asked for yet */
 };
 
@@ -156,8 +156,7 @@ bool lmd_request_take(lmd_request *self, lmd_output *out) {
                 self->logprobs ? self->logprobs + (int64_t)self->n_taken * n_logprobs : NULL,
             .finish_reason = self->finish_reason,
             .cached_len = self->cached_len,
-            .error_message =
-                self->finish_reason == LMD_FINISH_ERROR ? self->error_message : NULL,
+            .why = self->finish_reason == LMD_FINISH_ERROR ? &self->why : NULL,
             .has_ppl = self->has_ppl,
             .ppl = self->ppl,
         };
@@ -239,12 +238,12 @@ void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *
     pthread_mutex_unlock(&self->lock);
 }
 
-void lmd_request_finish(lmd_request *self, lmd_finish_reason reason, const char *message,
+void lmd_request_finish(lmd_request *self, lmd_finish_reason reason, const lmd_err *why,
                         const double *ppl) {
     pthread_mutex_lock(&self->lock);
     if (self->finish_reason == LMD_FINISH_NONE) {
         self->finish_reason = reason;
-        snprintf(self->error_message, sizeof self->error_message, "%s", message ? message : "");
+        if (reason == LMD_FINISH_ERROR) self->why = *why;
         if (ppl) {
             self->has_ppl = true;
             self->ppl = *ppl;

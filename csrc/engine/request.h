@@ -43,8 +43,8 @@ typedef struct lmd_output {
     int32_t n_logits_rows;        /* of all chunks */
     lmd_logits_chunk *logits;     /* owned by the taker: lmd_logits_free */
     lmd_finish_reason finish_reason;
-    int32_t cached_len;        /* prompt tokens that were found in KV */
-    const char *error_message; /* NULL unless finish_reason is LMD_FINISH_ERROR */
+    int32_t cached_len; /* prompt tokens that were found in KV */
+    const lmd_err *why; /* NULL unless finish_reason is LMD_FINISH_ERROR */
     bool has_ppl;
     double ppl; /* mean cross-entropy of the prompt; in the last output */
 } lmd_output;
@@ -93,8 +93,8 @@ void lmd_request_append(lmd_request *self, int32_t token_id, const lmd_logprob *
 /* Shows the first n_tokens appended ones, and takes a chunk over (NULL: none), which is shown
  * once its n_tokens are. */
 void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *chunk);
-/* Ends it, once; later calls are ignored. The tokens not published are dropped. */
-void lmd_request_finish(lmd_request *self, lmd_finish_reason reason, const char *message,
+/* Ends it, once, for LMD_FINISH_ERROR with *why; later calls are ignored. The tokens not published are dropped. */
+void lmd_request_finish(lmd_request *self, lmd_finish_reason reason, const lmd_err *why,
                         const double *ppl);
 
 #endif

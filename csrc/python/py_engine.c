@@ -292,8 +292,9 @@ static int read_seed(PyObject *value, uint64_t *out) {
  * exception. */
 static PyObject *reject(engine_object *self, const char *why) {
     lmd_request *request;
-    lmd_err err;
-    if (lmd_engine_reject(self->engine, why, &request, &err) != LMD_OK)
+    lmd_err wrong, err;
+    lmd_fail(&wrong, LMD_INVALID, "%s", why);
+    if (lmd_engine_reject(self->engine, &wrong, &request, &err) != LMD_OK)
         return lmd_py_raise(&err);
     return lmd_py_request_wrap(lmd_py_state_of_type(Py_TYPE(self)), request, (PyObject *)self,
                                self->vocab_size);

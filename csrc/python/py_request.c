@@ -117,17 +117,15 @@ static PyObject *reason_object(lmd_finish_reason reason) {
 
 static PyObject *output_object(PyTypeObject *type, const lmd_output *output,
                                int32_t vocab_size) {
-    PyObject *message =
-        output->error_message
-            ? PyUnicode_DecodeUTF8(output->error_message,
-                                   (Py_ssize_t)strlen(output->error_message), "replace")
-            : Py_NewRef(Py_None);
+    const lmd_err *why = output->why;
     PyObject *const fields[] = {
         token_list(output),
         logprob_list(output),
         logits_array(output, vocab_size),
         reason_object(output->finish_reason),
-        message,
+        why ? PyUnicode_DecodeUTF8(why->message, (Py_ssize_t)strlen(why->message), "replace")
+            : Py_NewRef(Py_None),
+        why ? PyUnicode_FromString(lmd_status_name(why->code)) : Py_NewRef(Py_None),
         output->has_ppl ? PyFloat_FromDouble(output->ppl) : Py_NewRef(Py_None),
         PyLong_FromLong(output->cached_len),
     };
@@ -276,6 +274,7 @@ static PyStructSequence_Field output_fields[] = {
     {"logits", "[n_rows, vocab_size] float32, or None"},
     {"finish_reason", "\"stop\", \"length\", \"error\", \"abort\"; None: it goes on"},
     {"error_message", "str or None"},
+    {"error_code", "of an error: \"LMD_INVALID\", \"LMD_NO_MEMORY\", ...; or None"},
     {"ppl", "mean cross-entropy of the prompt, or None"},
     {"cached_tokens", "prompt tokens that were found in the KV cache"},
     {NULL, NULL},
@@ -285,7 +284,7 @@ static PyStructSequence_Desc output_desc = {
     .name = "lmdeploy_c._C.Output",
     .doc = "What a request has produced since the last read.",
     .fields = output_fields,
-    .n_in_sequence = 7,
+    .n_in_sequence = 8,
 };
 
 int lmd_py_request_init(PyObject *module, lmd_py_state *state) {
