@@ -5,8 +5,9 @@
 
 enum { LANES = 16, BYTE_FLIP = 0 };
 
-/* Two digits a row, or one: 12 vectors of sums either way. */
-#define WIDE_ROWS 6
+/* Sums of two digits and a running one a row, or of one digit and a running one: 24 of the 32
+ * registers either way. */
+#define WIDE_ROWS 8
 #define FAST_ROWS 12
 
 #if defined(__AVX512VNNI__)

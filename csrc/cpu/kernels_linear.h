@@ -400,10 +400,10 @@ static inline void run_tiles(float *out, const uint8_t *weights,
     DEFINE_TILES_2(name, body) DEFINE_TILE(name, 3, body) DEFINE_TILE(name, 4, body)
 #define DEFINE_TILES_6(name, body)                                                             \
     DEFINE_TILES_4(name, body) DEFINE_TILE(name, 5, body) DEFINE_TILE(name, 6, body)
+#define DEFINE_TILES_8(name, body)                                                             \
+    DEFINE_TILES_6(name, body) DEFINE_TILE(name, 7, body) DEFINE_TILE(name, 8, body)
 #define DEFINE_TILES_12(name, body)                                                            \
-    DEFINE_TILES_6(name, body)                                                                 \
-    DEFINE_TILE(name, 7, body)                                                                 \
-    DEFINE_TILE(name, 8, body)                                                                 \
+    DEFINE_TILES_8(name, body)                                                                 \
     DEFINE_TILE(name, 9, body)                                                                 \
     DEFINE_TILE(name, 10, body) DEFINE_TILE(name, 11, body) DEFINE_TILE(name, 12, body)
 
@@ -411,6 +411,8 @@ static inline void run_tiles(float *out, const uint8_t *weights,
 #define TILE_TABLE_2(name) {name##_1, name##_2}
 #define TILE_TABLE_4(name) {name##_1, name##_2, name##_3, name##_4}
 #define TILE_TABLE_6(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6}
+#define TILE_TABLE_8(name)                                                                     \
+    {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
 #define TILE_TABLE_12(name)                                                                    \
     {name##_1, name##_2, name##_3, name##_4,  name##_5,  name##_6,                             \
      name##_7, name##_8, name##_9, name##_10, name##_11, name##_12}

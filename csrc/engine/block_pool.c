@@ -16,7 +16,8 @@ typedef struct block {
     int32_t prev, next; /* in the list of its state; active blocks are in none */
 } block;
 
-/* Oldest at the head. */
+/* Whose blocks are taken from the head. Cached ones end at the tail: the longest unused goes
+ * first. Free ones end at the head: memory once touched serves again before more is touched. */
 typedef struct block_list {
     int32_t head, tail, n;
 } block_list;
@@ -27,19 +28,22 @@ struct lmd_block_pool {
     block_list lists[N_STATES]; /* of BLOCK_ACTIVE only n counts */
 };
 
-static void list_append(lmd_block_pool *self, block_state state, int32_t id) {
+static void list_add(lmd_block_pool *self, block_state state, int32_t id) {
     block_list *list = &self->lists[state];
     block *at = &self->blocks[id];
     at->state = state;
     list->n++;
     if (state == BLOCK_ACTIVE) return;
-    at->prev = list->tail;
-    at->next = NO_BLOCK;
-    if (list->tail == NO_BLOCK)
+    at->prev = state == BLOCK_FREE ? NO_BLOCK : list->tail;
+    at->next = state == BLOCK_FREE ? list->head : NO_BLOCK;
+    if (at->prev == NO_BLOCK)
         list->head = id;
     else
-        self->blocks[list->tail].next = id;
-    list->tail = id;
+        self->blocks[at->prev].next = id;
+    if (at->next == NO_BLOCK)
+        list->tail = id;
+    else
+        self->blocks[at->next].prev = id;
 }
 
 static void list_remove(lmd_block_pool *self, int32_t id) {
@@ -70,7 +74,7 @@ lmd_status lmd_block_pool_new(int32_t n_blocks, lmd_block_pool **out, lmd_err *e
     self->n_blocks = n_blocks;
     self->blocks = blocks;
     for (int32_t s = 0; s < N_STATES; s++) self->lists[s] = (block_list){NO_BLOCK, NO_BLOCK, 0};
-    for (int32_t i = 0; i < n_blocks; i++) list_append(self, BLOCK_FREE, i);
+    for (int32_t i = n_blocks - 1; i >= 0; i--) list_add(self, BLOCK_FREE, i);
     *out = self;
     return LMD_OK;
 }
@@ -86,7 +90,7 @@ bool lmd_block_pool_alloc(lmd_block_pool *self, lmd_block_ref *out) {
     if (id == NO_BLOCK) id = self->lists[BLOCK_CACHED].head; /* evict the longest unused */
     if (id == NO_BLOCK) return false;
     list_remove(self, id);
-    list_append(self, BLOCK_ACTIVE, id); /* free or cached -> active, use = 1, new content */
+    list_add(self, BLOCK_ACTIVE, id); /* free or cached -> active, use = 1, new content */
     self->blocks[id].use_count = 1;
     self->blocks[id].n_written = 0;
     self->blocks[id].generation++;
@@ -99,7 +103,7 @@ void lmd_block_pool_release(lmd_block_pool *self, int32_t block_id, bool keep_ca
     assert(at->state == BLOCK_ACTIVE && at->use_count > 0);
     if (--at->use_count > 0) return;
     list_remove(self, block_id);
-    list_append(self, keep_cached ? BLOCK_CACHED : BLOCK_FREE,
+    list_add(self, keep_cached ? BLOCK_CACHED : BLOCK_FREE,
                 block_id); /* active -> cached, free */
     if (!keep_cached) at->generation++;
 }
@@ -114,7 +118,7 @@ bool lmd_block_pool_revive(lmd_block_pool *self, lmd_block_ref ref) {
     if (!lmd_block_pool_has(self, ref)) return false;
     if (at->state == BLOCK_CACHED) { /* cached -> active */
         list_remove(self, ref.block_id);
-        list_append(self, BLOCK_ACTIVE, ref.block_id);
+        list_add(self, BLOCK_ACTIVE, ref.block_id);
     }
     at->use_count++;
     return true;
