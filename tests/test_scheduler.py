@@ -446,6 +446,19 @@ def test_the_last_token_needs_no_block() -> None:
     checked.drain()
 
 
+def test_memory_once_touched_serves_again() -> None:
+    scheduler = _C.Scheduler(n_blocks=100, block_len=16, enable_prefix_caching=False)
+    used = set()
+    for _ in range(10):
+        seq_id = scheduler.add(list(range(40)), max_new_tokens=4)
+        plan = scheduler.schedule()
+        assert plan is not None
+        used.update(plan.block_ids.tolist())
+        scheduler.update(plan.plan_id, [1])
+        scheduler.finish(seq_id)
+    assert len(used) == 3
+
+
 def test_a_scheduler_of_no_blocks_for_anyone_says_so() -> None:
     scheduler = _C.Scheduler(n_blocks=2, block_len=16, max_batch_size=2, session_len=33)
     stuck = scheduler.add(range(20), max_new_tokens=13)
