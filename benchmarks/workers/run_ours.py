@@ -5,7 +5,6 @@ Through `_C.Engine`: scheduling, sampling and the wake-up of the reader are coun
 
 from __future__ import annotations
 
-import inspect
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,6 @@ from lmdeploy_c import _C, __version__
 from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
 
 W4A16, FAST = "W4A16", "fast activations"
-
-
-def has_fast_activations() -> bool:
-    try:
-        return "fast_activations" in inspect.signature(_C.Engine).parameters
-    except (TypeError, ValueError):
-        return "fast_activations" in (_C.Engine.__doc__ or "")
 
 
 def read_to_end(request: _C.Request) -> _C.Output:
@@ -53,33 +45,22 @@ class Ours(Worker):
         self.vocab_size = self.model.config["vocab_size"]
         self.sizes = (max_context, max_seqs)
         self.engines: dict[str, _C.Engine] = {}
-        variants = [W4A16, FAST] if self.takes_fast() else [W4A16]
-        return {"version": __version__, "variants": variants}
-
-    def takes_fast(self) -> bool:
-        """Whether this release has the option: the signature says so, or a try does."""
-        if has_fast_activations():
-            return True
-        try:
-            self.engine(FAST)
-        except TypeError:
-            return False
-        return True
+        return {"version": __version__, "variants": [W4A16, FAST]}
 
     def engine(self, variant: str) -> _C.Engine:
         """Made when first wanted, and kept."""
         if variant not in self.engines:
             max_context, max_seqs = self.sizes
-            # The same prompt comes round after round, and is to be computed each time.
-            options: dict[str, Any] = {"enable_prefix_caching": False}
-            if variant == FAST:
-                options["fast_activations"] = True
+            # The same prompt comes round after round, and is to be computed each time; the prompts
+            # of a batch come in before the first answer has gone far, however slow the machine.
             self.engines[variant] = _C.Engine(
                 self.model,
+                fast_activations=variant == FAST,
+                enable_prefix_caching=False,
+                target_step_ms=0.0,
                 session_len=min(max_context, self.model.config["max_position"]),
                 n_blocks=-(-max(max_context, max_seqs * 192) // 64) + max_seqs + 8,
                 max_batch_size=max_seqs,
-                **options,
             )
             self.warm_up(self.engines[variant])
         return self.engines[variant]
