@@ -55,6 +55,7 @@ class Model:
     device: "cpu". num_threads: None takes the affinity mask and the cgroup quota.
     progress: called as progress(done_bytes, total_bytes) while weights are packed; an exception
     raised by it (KeyboardInterrupt too) stops the load and is passed on.
+    blank: matrices are as large, and of made-up values that come from nowhere: for timing.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Model:
         device: str = "cpu",
         num_threads: int | None = None,
         progress: Callable[[int, int], object] | None = None,
+        blank: bool = False,
     ) -> None: ...
     @property
     def config(self) -> dict[str, Any]: ...

@@ -10,6 +10,7 @@ from typing import Any
 
 from ._memory import KvSize, available_memory, cgroup_memory, format_size, system_memory
 from .checkpoint import Checkpoint, open_checkpoint, resolve_model
+from .decode_time import MOST_TOKENS, decode_time
 from .loading import (
     EngineConfig,
     check_model_format,
@@ -155,8 +156,9 @@ class Plan:
     total_memory_bytes: of the machine, or of the cgroup's limit. available_memory_bytes: of it, for
     this process. scratch_bytes: activations, logits and tables. kv_bits: of keys and of values.
     kv_bytes_per_token: in that form; kv_bytes_per_token_at: with 16, 8 or 4 bits for both.
-    kv_tokens: that the KV cache holds. read_bytes_per_second: measured, with all threads.
-    tokens_per_second_limit: by context length, what this bandwidth allows one sequence to decode.
+    kv_tokens: that the KV cache holds. By context length, for one sequence that decodes:
+    tokens_per_second, as timed, and tokens_per_second_limit, what reading everything once allows at
+    read_bytes_per_second, the bandwidth measured with all threads. Empty and 0 if not measured.
     """
 
     model: str
@@ -178,6 +180,7 @@ class Plan:
     max_batch_size: int
     max_prefill_token_num: int
     read_bytes_per_second: float
+    tokens_per_second: Mapping[int, float]
     tokens_per_second_limit: Mapping[int, float]
 
     @property
@@ -219,12 +222,16 @@ class Plan:
                 f"  {bits:>2} bits {n:>9.0f} bytes/token {int(self.kv_bytes / n):>10} tokens"
                 for bits, n in self.kv_bytes_per_token_at.items()
             ),
-            f"decoding one sequence, at most (reads {self.read_bytes_per_second / 1e9:.1f} GB/s)",
-            *(
-                f"  context {n:>6} {rate:>10.1f} tok/s"
-                for n, rate in self.tokens_per_second_limit.items()
-            ),
         ]
+        if self.tokens_per_second:
+            lines += [
+                f"decoding one sequence (memory gives {self.read_bytes_per_second / 1e9:.1f} GB/s)",
+                *(
+                    f"  context {n:>6} {rate:>10.1f} tok/s, at most "
+                    f"{self.tokens_per_second_limit[n]:.1f}"
+                    for n, rate in self.tokens_per_second.items()
+                ),
+            ]
         return "\n".join(lines)
 
 
@@ -232,16 +239,15 @@ def plan(
     model_path: str | Path | None = None,
     backend_config: EngineConfig | None = None,
     *,
-    read_bytes_per_second: float | None = None,
+    measure: bool = True,
 ) -> Plan:
     """What a pipeline of these arguments would take on this machine; it loads nothing.
 
     Sizes come from the files' headers and are those that the pipeline will have: one arithmetic for
-    both. The speed is a limit, not a promise: every decoded token reads all weights and the
-    sequence's KV once, at the bandwidth measured here in 0.2 s. On idle machines 50 to 100 % of it
-    were reached at short contexts (docs/benchmarks.md), half of that and less at 4k.
+    both. The speed is timed in a second or two: the engine decodes with made-up weights of the
+    model's sizes and formats, of at most 1 GiB, so it counts on a machine as idle as it is now.
 
-    model_path, backend_config: as for `pipeline`. read_bytes_per_second: None measures it.
+    model_path, backend_config: as for `pipeline`. measure: time the speed and the bandwidth.
     Raises what `pipeline` raises: FileNotFoundError, CheckpointError, UnsupportedError, ValueError,
     and MemoryError, whose message has the numbers, for what does not fit.
     """
@@ -256,11 +262,15 @@ def plan(
     if cpu["error"]:
         raise ValueError(cpu["error"])
     n_threads = config.num_threads or cpu["usable_threads"]
-    if read_bytes_per_second is None:
-        n_bytes = min(memory.read_bytes, _MAX_BUFFER, memory.available_bytes // 4)
-        read_bytes_per_second = _C.read_bandwidth(max(n_bytes, 1), n_threads)
     shape, kv, cgroup = checkpoint.config, memory.kv, cgroup_memory()
     total = system_memory()[0]
+    read_rate, rates = 0.0, {}
+    if measure:
+        n_bytes = min(memory.read_bytes, _MAX_BUFFER, memory.available_bytes // 4)
+        read_rate = _C.read_bandwidth(max(n_bytes, 1), n_threads)
+        contexts = [n for n in CONTEXTS if n + MOST_TOKENS <= kv.session_len] or [0]
+        timed = decode_time(config, checkpoint, memory.weight_bytes, contexts[-1])
+        rates = {n: timed.tokens_per_second(n) for n in contexts}
     token_bytes = {
         bits: kv_block_bytes(shape, kv.block_len, (bits, bits)) / kv.block_len for bits in KV_BITS
     }
@@ -283,10 +293,9 @@ def plan(
         session_len=kv.session_len,
         max_batch_size=memory.max_batch_size,
         max_prefill_token_num=memory.max_prefill_token_num,
-        read_bytes_per_second=read_bytes_per_second,
+        read_bytes_per_second=read_rate,
+        tokens_per_second=rates,
         tokens_per_second_limit={
-            n: read_bytes_per_second / (memory.read_bytes + n * kv.block_bytes // kv.block_len)
-            for n in CONTEXTS
-            if n < kv.session_len
+            n: read_rate / (memory.read_bytes + n * kv.block_bytes // kv.block_len) for n in rates
         },
     )

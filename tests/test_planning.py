@@ -14,7 +14,7 @@ from conftest import GOLDEN, SLOWER, load_model
 from packed_models import FORMS, config_of, dense_tensors, packed_tensors, write_model
 
 import lmdeploy_c
-from lmdeploy_c import _C, PytorchEngineConfig, TurbomindEngineConfig, planning
+from lmdeploy_c import _C, PytorchEngineConfig, TurbomindEngineConfig, decode_time, planning
 from lmdeploy_c._memory import GIB, parse_size
 from lmdeploy_c.checkpoint import open_checkpoint
 from lmdeploy_c.loading import kv_block_bytes
@@ -24,11 +24,10 @@ MODELS = [
     *(p for p in sorted((GOLDEN / "models").iterdir()) if p.stem != "llama-rope-longrope"),
     *(p for p in sorted((GOLDEN / "gguf").glob("*.gguf")) if p.stem != "types"),
 ]
-RATE = 10e9  # bytes a second, where the speed of this machine does not matter
 
 
 def planned(path: Path | None, **config: Any) -> lmdeploy_c.Plan:
-    return lmdeploy_c.plan(path, TurbomindEngineConfig(**config), read_bytes_per_second=RATE)
+    return lmdeploy_c.plan(path, TurbomindEngineConfig(**config), measure=False)
 
 
 # ---- what is predicted is what is there ----
@@ -58,7 +57,7 @@ def test_packed_weights_are_those_of_the_model(tmp_path: Path, form: str, arch: 
 
 def test_the_plan_and_the_pipeline_tell_one_story(smollm2_path: Path) -> None:
     config = TurbomindEngineConfig(session_len=1024, cache_max_entry_count="128MB", num_threads=1)
-    plan = lmdeploy_c.plan(None, config, read_bytes_per_second=RATE)
+    plan = lmdeploy_c.plan(None, config, measure=False)
     with lmdeploy_c.pipeline(backend_config=config) as pipe:
         loaded = pipe.plan
         assert {key: getattr(plan, key) for key in loaded} == loaded
@@ -200,13 +199,80 @@ def test_weights_and_scratch_leave_the_rest_to_the_cache(monkeypatch: pytest.Mon
 # ---- speed ----
 
 
-def test_the_limit_is_the_time_to_read_everything_once() -> None:
-    plan = planned(None)
+def test_the_limit_is_the_time_to_read_everything_once(smollm2_path: Path) -> None:
+    plan = lmdeploy_c.plan(smollm2_path)
+    rate = plan.read_bytes_per_second
     assert plan.tokens_per_second_limit == {
-        0: pytest.approx(RATE / plan.weight_bytes),
-        4096: pytest.approx(RATE / (plan.weight_bytes + 4096 * plan.kv_bytes_per_token_at[16])),
+        0: pytest.approx(rate / plan.weight_bytes),
+        4096: pytest.approx(rate / (plan.weight_bytes + 4096 * plan.kv_bytes_per_token_at[16])),
     }
-    assert list(planned(None, session_len=4000).tokens_per_second_limit) == [0]
+    assert list(plan.tokens_per_second) == [0, 4096]
+    assert plan.tokens_per_second[0] >= plan.tokens_per_second[4096] > 0
+    plan = planned(smollm2_path)
+    assert not plan.read_bytes_per_second and not plan.tokens_per_second
+    assert "tok/s" not in str(plan)
+
+
+def median_token_s(engine: _C.Engine, context: int) -> float:
+    request = engine.submit([7] * (context + 1), max_new_tokens=28, do_sample=False)
+    times = []
+    while (output := request.read()) is None or output.finish_reason is None:
+        times.append(time.perf_counter())
+    return float(np.median(np.diff(times[4:])))
+
+
+def test_the_speed_is_that_of_the_engine(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the whole model, and where half of its layers are timed. Others may use the machine: the
+    best of three tries counts."""
+    config, checkpoint = TurbomindEngineConfig(), open_checkpoint(smollm2_path)
+    size = _C.model_sizes(checkpoint.config, checkpoint.source)["weight_bytes"]
+    engine = _C.Engine(load_model(smollm2_path), session_len=1200, n_blocks=40)
+    best = []
+    for most in (size, size // 2):
+        monkeypatch.setattr(decode_time, "_MOST_BYTES", most)
+        ratios = []
+        for _ in range(3):
+            timed = decode_time.decode_time(config, checkpoint, size, 1024)
+            ratios += [timed.tokens_per_second(n) * median_token_s(engine, n) for n in (0, 1024)]
+        best += [min(ratios[0::2], key=closeness), min(ratios[1::2], key=closeness)]
+    engine.close()
+    assert all(0.6 < r < 1.7 for r in best), best
+
+
+def closeness(ratio: float) -> float:
+    return abs(float(np.log(ratio)))
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.name)
+def test_every_model_can_be_timed(path: Path) -> None:
+    for bits in (16, 8):
+        config = TurbomindEngineConfig(cache_block_seq_len=16, quant_policy=0 if bits == 16 else 8)
+        timed = decode_time.decode_time(config, open_checkpoint(path), 1 << 20, 32)
+        assert timed.alone > 0 and timed.of_context >= 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_packed_model_can_be_timed(tmp_path: Path, form: str) -> None:
+    config = config_of("llama", form, 32)
+    tensors = packed_tensors(np.random.default_rng(3), form, config)
+    plan = lmdeploy_c.plan(write_model(tmp_path / "packed", config, tensors))
+    assert plan.tokens_per_second[0] > 0
+
+
+def test_a_blank_model_without_memory() -> None:
+    checkpoint = open_checkpoint(TINY)
+    failures = 0
+    for n in range(1, 200):
+        _C.alloc_fail_after(n)
+        try:
+            _C.Model(checkpoint.config, checkpoint.source, num_threads=1, blank=True)
+        except MemoryError:
+            failures += 1
+        finally:
+            _C.alloc_fail_after(0)
+    assert failures > 20
 
 
 def test_an_embedding_apart_is_not_read(tmp_path: Path) -> None:

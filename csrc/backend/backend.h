@@ -20,9 +20,16 @@ typedef struct lmd_weight lmd_weight; /* a matrix or a vector in the backend's l
 typedef struct lmd_buffer lmd_buffer; /* activations of a step in the backend's format */
 typedef struct lmd_stream lmd_stream;
 
+/* What becomes of a model's matrices. */
+typedef enum lmd_matrices {
+    LMD_MATRICES_PACKED,   /* from the checkpoint */
+    LMD_MATRICES_MEASURED, /* their sizes alone */
+    LMD_MATRICES_BLANK     /* as large, of made-up values: they take as long */
+} lmd_matrices;
+
 typedef struct lmd_backend_config {
     int32_t n_threads; /* 0: the affinity mask and the cgroup quota */
-    bool sizes_only;   /* matrices are measured and not made: for plans before a load */
+    lmd_matrices matrices;
 } lmd_backend_config;
 
 /* Rows taken from one matrix of a checkpoint: row i is the matrix's row row_map[i] (NULL: row

@@ -12,7 +12,7 @@ typedef struct cpu_backend {
     lmd_backend base;
     lmd_threads *threads;
     const lmd_cpu_kernels *kernels;
-    bool sizes_only;
+    lmd_matrices matrices;
 } cpu_backend;
 
 static const char *backend_isa(const lmd_backend *self) {
@@ -26,7 +26,11 @@ static int32_t backend_n_threads(const lmd_backend *self) {
 static lmd_status backend_upload(lmd_backend *self, const lmd_weight_source *src,
                                  lmd_weight **out, lmd_err *err) {
     cpu_backend *cpu = (cpu_backend *)self;
-    if (cpu->sizes_only) return lmd_cpu_weight_measure(src, out, err);
+    switch (cpu->matrices) {
+    case LMD_MATRICES_MEASURED: return lmd_cpu_weight_measure(src, out, err);
+    case LMD_MATRICES_BLANK: return lmd_cpu_weight_blank(src, out, err);
+    case LMD_MATRICES_PACKED: break;
+    }
     return lmd_cpu_weight_pack(src, cpu->threads, out, err);
 }
 
@@ -95,7 +99,7 @@ lmd_status lmd_cpu_backend_open(const lmd_backend_config *config, lmd_backend **
     cpu_backend *self = lmd_calloc(1, sizeof *self);
     if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for the CPU backend");
     self->base.ops = &lmd_cpu_backend_ops;
-    self->sizes_only = config->sizes_only;
+    self->matrices = config->matrices;
     lmd_status status = lmd_cpu_kernels_select(&self->kernels, err);
     if (status == LMD_OK) status = lmd_threads_new(config->n_threads, &self->threads, err);
     if (status != LMD_OK) {

@@ -202,6 +202,34 @@ lmd_status lmd_cpu_weight_measure(const lmd_weight_source *src, lmd_weight **out
     return status;
 }
 
+/* Memory for a measured weight's panels, not written yet. */
+static lmd_status allocate_panels(lmd_weight *weight, lmd_err *err) {
+    uint8_t *panels = weight->memory = lmd_alloc_large(weight->n_bytes);
+    if (!panels)
+        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a weight of %zu bytes",
+                        weight->n_bytes);
+    for (int32_t i = 0; i < weight->n_segments; i++) {
+        lmd_weight_segment *segment = &weight->segments[i];
+        segment->panels = panels;
+        panels += segment->panel_bytes * segment->n_panels;
+    }
+    return LMD_OK;
+}
+
+lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_weight **out, lmd_err *err) {
+    enum { BLANK = 0x11 }; /* 0x1111 is 6e-4 as a half */
+    lmd_weight *weight = NULL;
+    LMD_TRY(lmd_cpu_weight_measure(src, &weight, err));
+    lmd_status status = allocate_panels(weight, err);
+    if (status != LMD_OK) {
+        lmd_cpu_weight_free(weight);
+        return status;
+    }
+    memset(weight->memory, BLANK, weight->n_bytes);
+    *out = weight;
+    return LMD_OK;
+}
+
 lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads,
                                lmd_weight **out, lmd_err *err) {
     lmd_status status = LMD_OK;
@@ -215,16 +243,10 @@ lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *thread
         goto out;
     }
     LMD_TRY_OUT(plan_segments(src, weight, err));
-    weight->memory = lmd_alloc_large(weight->n_bytes);
-    if (!weight->memory) {
-        status = lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a weight of %zu bytes",
-                          weight->n_bytes);
-        goto out;
-    }
-    uint8_t *panels = weight->memory;
+    LMD_TRY_OUT(allocate_panels(weight, err));
     for (int32_t i = 0; i < src->n_parts; i++) {
         lmd_weight_segment *segment = &weight->segments[i];
-        segment->panels = panels;
+        uint8_t *panels = weight->memory + (segment->panels - weight->memory);
         pack_job job = {&src->parts[i], segment, panels, src->n_cols, scratch, scratch_bytes};
         lmd_stage stage = {.run = pack_item, .n_items = segment->n_panels};
         if (src->parts[i].packed.packing != LMD_PACKING_NONE) {
@@ -232,7 +254,6 @@ lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *thread
             stage.n_items = src->n_cols / segment->format.group_size * count_strips(segment);
         }
         lmd_threads_run(threads, &stage, sizeof stage, 1, &job);
-        panels += segment->panel_bytes * segment->n_panels;
     }
     *out = weight;
     weight = NULL;

@@ -301,7 +301,7 @@ static int thread_count_of(PyObject *value, int32_t *out) {
 
 static PyObject *sizes_of(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
                           const char *device) {
-    const lmd_backend_config backend = {.n_threads = 1, .sizes_only = true};
+    const lmd_backend_config backend = {.n_threads = 1, .matrices = LMD_MATRICES_MEASURED};
     lmd_model *model;
     lmd_err err;
     if (load(config, checkpoint, device, &backend, Py_None, &model, &err) != LMD_OK)
@@ -335,11 +335,13 @@ PyObject *lmd_py_model_sizes(PyObject *module, PyObject *args, PyObject *kwargs)
 }
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"config", "source", "device", "num_threads", "progress", NULL};
+    static char *names[] = {"config",      "source",   "device",
+                            "num_threads", "progress", "blank", NULL};
     PyObject *mapping, *source, *threads = Py_None, *callback = Py_None;
     const char *device = "cpu";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$sOO:Model", names, &mapping, &source,
-                                     &device, &threads, &callback))
+    int blank = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$sOOp:Model", names, &mapping, &source,
+                                     &device, &threads, &callback, &blank))
         return NULL;
     int32_t n_threads;
     if (thread_count_of(threads, &n_threads) < 0) return NULL;
@@ -359,7 +361,10 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self = (model_object *)type->tp_alloc(type, 0);
     if (!self) goto fail;
     lmd_err err;
-    const lmd_backend_config backend = {.n_threads = n_threads};
+    const lmd_backend_config backend = {
+        .n_threads = n_threads,
+        .matrices = blank ? LMD_MATRICES_BLANK : LMD_MATRICES_PACKED,
+    };
     if (load(&config, checkpoint, device, &backend, callback, &self->model, &err) != LMD_OK) {
         lmd_py_raise(&err);
         goto fail;
@@ -442,8 +447,8 @@ static PyType_Slot model_slots[] = {
     {Py_tp_new, model_new},
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_getset, model_getset},
-    {Py_tp_doc, "Model(config, source, *, device='cpu', num_threads=None, progress=None)\n\n"
-                "A model's weights in a backend's layout, with the backend's thread pool."},
+    {Py_tp_doc, "Model(config, source, *, device='cpu', num_threads=None, progress=None, "
+                "blank=False)\n\nA model's weights in a backend's layout, with the backend's thread pool."},
     {0, NULL},
 };
 

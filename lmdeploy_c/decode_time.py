@@ -1,0 +1,115 @@
+"""How long a decoded token will take, timed before a model is loaded.
+
+The engine itself runs, with matrices of the model's sizes and formats but made-up values: what is
+timed is what will be done. Layers are alike, so some of a large model's stand for all of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .checkpoint import Checkpoint
+from .messages import TurbomindEngineConfig
+
+if TYPE_CHECKING:
+    from ._C import Engine, Session
+
+#: Most bytes of weights that are made up.
+_MOST_BYTES = 1 << 30
+#: Tokens of a sequence that are waited for, then timed; fewer where they take longer than that.
+_WARM, _TIMED, _ENOUGH_S = 4, 24, 0.5
+#: Tokens that a timed sequence may have behind its context.
+MOST_TOKENS = _WARM + _TIMED + 1
+
+
+@dataclass(frozen=True)
+class DecodeTime:
+    """Seconds for a token of one sequence: without a context, and more for each token of it."""
+
+    alone: float
+    of_context: float
+
+    def tokens_per_second(self, context: int) -> float:
+        return 1.0 / (self.alone + context * self.of_context)
+
+
+def decode_time(
+    config: TurbomindEngineConfig, checkpoint: Checkpoint, weight_bytes: int, context: int
+) -> DecodeTime:
+    """Times one sequence without a context, and with one of about `context` tokens.
+
+    config: of the engine to be. weight_bytes: of the whole model, which must fit in memory, with
+    the KV of that context.
+    """
+    from . import _C
+
+    shape = checkpoint.config
+    n_layer = max(1, min(shape["n_layer"], shape["n_layer"] * _MOST_BYTES // weight_bytes))
+    part = {**shape, "n_layer": n_layer}
+    model = _C.Model(part, checkpoint.source, num_threads=config.num_threads, blank=True)
+    block_len = config.cache_block_seq_len
+    n_blocks = context // block_len
+    engine = _C.Engine(
+        model,
+        session_len=min(context + MOST_TOKENS, shape["max_position"]),
+        n_blocks=n_blocks + 2 + MOST_TOKENS // block_len,
+        fast_activations=config.fast_activations,
+        enable_prefix_caching=False,
+        enable_metrics=False,
+        max_batch_size=1,
+        max_prefill_token_num=block_len,
+        block_len=block_len,
+        kv_bits=config.stored_kv_bits(),
+    )
+    try:
+        session, seconds = _token_seconds(engine, [0])
+        layout, _, blocks = session.export_kv()
+        more = 0.0
+        if n_blocks:
+            text = [0] * (n_blocks * block_len)
+            kv = np.zeros((n_blocks, blocks.shape[1]), np.uint8)
+            before = engine.import_session(np.asarray(text, np.int32), layout, len(text), kv)
+            more = max(_token_seconds(engine, [*text, 0], before)[1] - seconds, 0.0) / len(text)
+    finally:
+        engine.close()
+    read, all_read = (_C.model_sizes(s, checkpoint.source)["read_bytes"] for s in (part, shape))
+    return DecodeTime(seconds * all_read / read, more * shape["n_layer"] / n_layer)
+
+
+def _token_seconds(
+    engine: Engine, token_ids: Sequence[int], session: Session | None = None
+) -> tuple[Session, float]:
+    """The session of an answer, and the median time that one of its tokens took."""
+    seconds: list[float] = []  # of each token; those that come together share their time
+    start = last = time.perf_counter()
+    request = engine.submit(
+        token_ids,
+        max_new_tokens=_WARM + _TIMED,
+        do_sample=False,
+        session=session,
+        keep_session=True,
+    )
+    while True:
+        output = request.read()
+        if output is None:
+            continue
+        if n := len(output.token_ids):
+            now = time.perf_counter()
+            seconds += [(now - last) / n] * n
+            last = now
+        if output.finish_reason == "error":
+            raise RuntimeError(f"the speed cannot be timed: {output.error_message}")
+        if output.finish_reason is not None:
+            break
+        if last - start > _ENOUGH_S and len(seconds) > 2 * _WARM:
+            request.cancel()
+    kept = request.session
+    if kept is None or not seconds:
+        raise RuntimeError("the speed cannot be timed: the sequence has ended at once")
+    return kept, statistics.median(seconds[_WARM:] or seconds)
