@@ -43,8 +43,8 @@ static void read_part(part *p) {
 }
 
 /* Chains of multiply-adds between registers: enough of them to hide the latency. The empty asm
- * makes operands and sums unknown to the compiler after each link, so that no product is moved
- * out or shared. */
+ * makes an operand and the sum unknown to the compiler after each link, so that no product is
+ * moved out or shared. */
 #define PEAK(isa, type, mac)                                              \
     static void peak_##isa(part *p) {                                     \
         type a, b, s[N_CHAINS];                                           \

@@ -1,14 +1,14 @@
 """One call's prompts become requests of the engine, each by its index.
 
-Whatever is wrong with a prompt, or with its configuration, becomes its answer: nothing here raises
-once a call's arguments have been checked.
+Whatever is wrong with a prompt, or with its configuration, becomes its answer. What raises is an
+engine that is closed or has no memory left.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .answer import Answer, Failed, stop_rules
@@ -47,11 +47,12 @@ class ModelText:
 class Asker:
     """The prompts of one call, with a configuration for each; calling it asks the i-th one.
 
+    engine: gives the pipeline's, or says that it is closed; keeps the pipeline while it is held.
     do_preprocess: prompts go through the chat template, with template_kwargs. session: the one
     whose next turn the only prompt is.
     """
 
-    engine: Engine
+    engine: Callable[[], Engine]
     text: ModelText
     prompts: list[Prompt]
     configs: list[GenerationConfig]
@@ -60,7 +61,7 @@ class Asker:
     session: Session | None
 
     def __call__(self, i: int) -> Answer | Failed:
-        config, tokenizer = self.configs[i], self.text.tokenizer
+        engine, config, tokenizer = self.engine(), self.configs[i], self.text.tokenizer
         try:
             config.check()
             ids = self._encode(i)
@@ -73,7 +74,7 @@ class Asker:
         except Exception as e:  # a template may raise anything
             return Failed(str(e) or type(e).__name__, i)
         try:
-            request = self.engine.submit(
+            request = engine.submit(
                 ids,
                 stop_token_ids=stop_ids,
                 session=self.session.kept() if self.session else None,

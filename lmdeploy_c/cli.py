@@ -258,6 +258,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="show what a model would take on this machine, without loading it",
     )
     _add_model(planning)
+    planning.add_argument(
+        "--no-measure",
+        action="store_true",
+        help="Leave out the speed, which takes a second to time.",
+    )
     _add_options(planning.add_argument_group("engine"), _ENGINE_OPTIONS, TurbomindEngineConfig)
     planning.set_defaults(run=_plan)
 
@@ -421,7 +426,8 @@ def _read_prompt(read: Callable[[str], str] = input) -> str:
 def _plan(args: argparse.Namespace) -> int:
     from .planning import plan
 
-    print(plan(args.model_path, TurbomindEngineConfig(**_values(args, _ENGINE_OPTIONS))))
+    config = TurbomindEngineConfig(**_values(args, _ENGINE_OPTIONS))
+    print(plan(args.model_path, config, measure=not args.no_measure))
     return 0
 
 

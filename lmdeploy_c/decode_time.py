@@ -20,7 +20,7 @@ from .messages import TurbomindEngineConfig
 if TYPE_CHECKING:
     from ._C import Engine, Session
 
-#: Most bytes of weights that are made up.
+#: Most bytes of layers that are made up.
 _MOST_BYTES = 1 << 30
 #: Tokens of a sequence that are waited for, then timed; fewer where they take longer than that.
 _WARM, _TIMED, _ENOUGH_S = 4, 24, 0.5
@@ -39,25 +39,27 @@ class DecodeTime:
         return 1.0 / (self.alone + context * self.of_context)
 
 
-def decode_time(
-    config: TurbomindEngineConfig, checkpoint: Checkpoint, weight_bytes: int, context: int
-) -> DecodeTime:
+def decode_time(config: TurbomindEngineConfig, checkpoint: Checkpoint, context: int) -> DecodeTime:
     """Times one sequence without a context, and with one of about `context` tokens.
 
-    config: of the engine to be. weight_bytes: of the whole model, which must fit in memory, with
-    the KV of that context.
+    config: of the engine to be. The model must fit in memory, with the KV of that context.
     """
     from . import _C
 
-    shape = checkpoint.config
-    n_layer = max(1, min(shape["n_layer"], shape["n_layer"] * _MOST_BYTES // weight_bytes))
+    def read_bytes(n_layer: int) -> int:
+        return _C.model_sizes({**shape, "n_layer": n_layer}, checkpoint.source)["read_bytes"]
+
+    shape, all_layers = checkpoint.config, checkpoint.config["n_layer"]
+    one, whole = read_bytes(1), read_bytes(all_layers)
+    layer = max((whole - one) // max(all_layers - 1, 1), 1)
+    n_layer = min(max(_MOST_BYTES // layer, 1), all_layers)
     part = {**shape, "n_layer": n_layer}
     model = _C.Model(part, checkpoint.source, num_threads=config.num_threads, blank=True)
     block_len = config.cache_block_seq_len
     n_blocks = context // block_len
     engine = _C.Engine(
         model,
-        session_len=min(context + MOST_TOKENS, shape["max_position"]),
+        session_len=context + MOST_TOKENS,
         n_blocks=n_blocks + 2 + MOST_TOKENS // block_len,
         fast_activations=config.fast_activations,
         enable_prefix_caching=False,
@@ -78,8 +80,7 @@ def decode_time(
             more = max(_token_seconds(engine, [*text, 0], before)[1] - seconds, 0.0) / len(text)
     finally:
         engine.close()
-    read, all_read = (_C.model_sizes(s, checkpoint.source)["read_bytes"] for s in (part, shape))
-    return DecodeTime(seconds * all_read / read, more * shape["n_layer"] / n_layer)
+    return DecodeTime(seconds * whole / read_bytes(n_layer), more * all_layers / n_layer)
 
 
 def _token_seconds(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -47,8 +46,6 @@ from .trace import recording
 
 if TYPE_CHECKING:
     from ._C import Engine
-
-logger = logging.getLogger("lmdeploy_c")
 
 #: One prompt: a text, or a conversation.
 OnePrompt = str | Sequence[Mapping[str, Any]]
@@ -542,7 +539,7 @@ class Pipeline:
         session: Session | None = None,
     ) -> Asker:
         """Checks a call's arguments; the result asks the i-th prompt."""
-        engine = self._engine()
+        self._engine()
         configs = per_prompt(gen_config or GenerationConfig(), len(prompts), "gen_config")
         for config in configs:
             if not isinstance(config, GenerationConfig):
@@ -557,7 +554,7 @@ class Pipeline:
             self._max_log_len,
         )
         options = template_kwargs(kwargs)
-        return Asker(engine, text, prompts, configs, do_preprocess, options, session)
+        return Asker(self._engine, text, prompts, configs, do_preprocess, options, session)
 
 
 def pipeline(

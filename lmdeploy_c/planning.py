@@ -235,6 +235,19 @@ class Plan:
         return "\n".join(lines)
 
 
+def _timed_rates(
+    config: TurbomindEngineConfig, checkpoint: Checkpoint, session_len: int
+) -> dict[int, float]:
+    """Tokens a second by context; empty, and a warning, where they cannot be timed."""
+    contexts = [n for n in CONTEXTS if n + MOST_TOKENS <= session_len] or [0]
+    try:
+        timed = decode_time(config, checkpoint, contexts[-1])
+    except (MemoryError, RuntimeError) as e:
+        logger.warning("%s: no speed is predicted: %s", checkpoint.path.name, e)
+        return {}
+    return {n: timed.tokens_per_second(n) for n in contexts}
+
+
 def plan(
     model_path: str | Path | None = None,
     backend_config: EngineConfig | None = None,
@@ -245,7 +258,8 @@ def plan(
 
     Sizes come from the files' headers and are those that the pipeline will have: one arithmetic for
     both. The speed is timed in a second or two: the engine decodes with made-up weights of the
-    model's sizes and formats, of at most 1 GiB, so it counts on a machine as idle as it is now.
+    model's sizes and formats (all it has besides layers, and at most 1 GiB of them), so it holds
+    for a machine as idle as it is now.
 
     model_path, backend_config: as for `pipeline`. measure: time the speed and the bandwidth.
     Raises what `pipeline` raises: FileNotFoundError, CheckpointError, UnsupportedError, ValueError,
@@ -268,9 +282,7 @@ def plan(
     if measure:
         n_bytes = min(memory.read_bytes, _MAX_BUFFER, memory.available_bytes // 4)
         read_rate = _C.read_bandwidth(max(n_bytes, 1), n_threads)
-        contexts = [n for n in CONTEXTS if n + MOST_TOKENS <= kv.session_len] or [0]
-        timed = decode_time(config, checkpoint, memory.weight_bytes, contexts[-1])
-        rates = {n: timed.tokens_per_second(n) for n in contexts}
+        rates = _timed_rates(config, checkpoint, kv.session_len)
     token_bytes = {
         bits: kv_block_bytes(shape, kv.block_len, (bits, bits)) / kv.block_len for bits in KV_BITS
     }

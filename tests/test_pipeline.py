@@ -457,6 +457,17 @@ def test_ctrl_c_in_a_chat_keeps_what_came(pipe: Pipeline) -> None:
     wait_idle(pipe)
 
 
+def test_a_stream_keeps_its_pipeline() -> None:
+    """Nobody else needs to hold it, and once closed it says so."""
+    stream = pipeline(backend_config=ENGINE).stream_infer(PROMPTS, gen_config=SHORT)
+    gc.collect()
+    assert {delta.index for delta in stream} == {0, 1, 2}
+    with pipeline(backend_config=ENGINE) as closed:
+        stream = closed.stream_infer(PROMPTS, gen_config=SHORT)
+    with pytest.raises(RuntimeError, match="this pipeline is closed"):
+        next(stream)
+
+
 def test_stream_infer_with_sessions_to_abort(pipe: Pipeline) -> None:
     sessions = [pipe.session() for _ in PROMPTS]
     ends = {}

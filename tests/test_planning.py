@@ -227,14 +227,13 @@ def test_the_speed_is_that_of_the_engine(
     """Of the whole model, and where half of its layers are timed. Others may use the machine: the
     best of three tries counts."""
     config, checkpoint = TurbomindEngineConfig(), open_checkpoint(smollm2_path)
-    size = _C.model_sizes(checkpoint.config, checkpoint.source)["weight_bytes"]
     engine = _C.Engine(load_model(smollm2_path), session_len=1200, n_blocks=40)
     best = []
-    for most in (size, size // 2):
+    for most in (1 << 30, 30 << 20):
         monkeypatch.setattr(decode_time, "_MOST_BYTES", most)
         ratios = []
         for _ in range(3):
-            timed = decode_time.decode_time(config, checkpoint, size, 1024)
+            timed = decode_time.decode_time(config, checkpoint, 1024)
             ratios += [timed.tokens_per_second(n) * median_token_s(engine, n) for n in (0, 1024)]
         best += [min(ratios[0::2], key=closeness), min(ratios[1::2], key=closeness)]
     engine.close()
@@ -249,7 +248,7 @@ def closeness(ratio: float) -> float:
 def test_every_model_can_be_timed(path: Path) -> None:
     for bits in (16, 8):
         config = TurbomindEngineConfig(cache_block_seq_len=16, quant_policy=0 if bits == 16 else 8)
-        timed = decode_time.decode_time(config, open_checkpoint(path), 1 << 20, 32)
+        timed = decode_time.decode_time(config, open_checkpoint(path), 32)
         assert timed.alone > 0 and timed.of_context >= 0
 
 
@@ -259,6 +258,28 @@ def test_a_packed_model_can_be_timed(tmp_path: Path, form: str) -> None:
     tensors = packed_tensors(np.random.default_rng(3), form, config)
     plan = lmdeploy_c.plan(write_model(tmp_path / "packed", config, tensors))
     assert plan.tokens_per_second[0] > 0
+
+
+def test_where_no_speed_can_be_timed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(planning, "decode_time", fail)
+    plan = lmdeploy_c.plan(TINY)
+    assert not plan.tokens_per_second and plan.weight_bytes > 0
+    assert "no speed is predicted: no room" in caplog.text
+
+
+def test_contexts_longer_than_the_model_was_trained_on() -> None:
+    plan = lmdeploy_c.plan(
+        TINY, TurbomindEngineConfig(session_len=8192, cache_max_entry_count="1GB")
+    )
+    assert list(plan.tokens_per_second) == [0, 4096]
+    assert list(lmdeploy_c.plan(TINY, TurbomindEngineConfig(session_len=16)).tokens_per_second) == [
+        0
+    ]
 
 
 def test_a_blank_model_without_memory() -> None:
@@ -344,6 +365,8 @@ def test_on_the_command_line() -> None:
     done = run(str(TINY), "--cache_max_entry_count", "2MB", "--session-len", "64")
     assert done.returncode == 0 and not done.stderr
     assert "2.0 MiB" in done.stdout and "sequences of 64" in done.stdout
+    assert "tok/s" in done.stdout
+    assert "tok/s" not in run(str(TINY), "--no-measure").stdout
     done = run(str(TINY), "--cache-max-entry-count", "9000TB")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "asks for" in done.stderr

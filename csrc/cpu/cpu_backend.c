@@ -28,7 +28,7 @@ static lmd_status backend_upload(lmd_backend *self, const lmd_weight_source *src
     cpu_backend *cpu = (cpu_backend *)self;
     switch (cpu->matrices) {
     case LMD_MATRICES_MEASURED: return lmd_cpu_weight_measure(src, out, err);
-    case LMD_MATRICES_BLANK: return lmd_cpu_weight_blank(src, out, err);
+    case LMD_MATRICES_BLANK: return lmd_cpu_weight_blank(src, cpu->threads, out, err);
     case LMD_MATRICES_PACKED: break;
     }
     return lmd_cpu_weight_pack(src, cpu->threads, out, err);

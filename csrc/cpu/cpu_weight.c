@@ -26,7 +26,6 @@ int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols) {
 typedef struct pack_job {
     const lmd_weight_part *part;
     const lmd_weight_segment *segment;
-    uint8_t *panels;
     int32_t n_cols;
     uint8_t *scratch; /* [n_threads] of scratch_bytes: codes, scales, offsets of one row */
     size_t scratch_bytes;
@@ -76,7 +75,7 @@ static void pack_code_row(uint8_t *panel, int32_t lane, const lmd_weight_format 
 static void pack_panel(const pack_job *job, int32_t panel_idx, uint8_t *scratch) {
     const lmd_weight_segment *segment = job->segment;
     const lmd_dtype dtype = job->part->tensor->dtype;
-    uint8_t *panel = job->panels + panel_idx * segment->panel_bytes;
+    uint8_t *panel = job->segment->panels + panel_idx * segment->panel_bytes;
     size_t n_groups = segment->format.group_size ? (size_t)job->n_cols / 32 : 0;
     uint16_t *scales = (uint16_t *)(void *)scratch;
     uint16_t *offsets = scales + n_groups;
@@ -113,7 +112,7 @@ static void pack_packed_rows(const pack_job *job, int32_t group, int32_t row) {
     int32_t from = job->part->row_map ? job->part->row_map[row] : row;
     lmd_packed_decode(&job->part->packed, from, group * group_size, group_size, codes, scales,
                       zeros);
-    uint8_t *panel = job->panels + row / LMD_PANEL_ROWS * segment->panel_bytes +
+    uint8_t *panel = job->segment->panels + row / LMD_PANEL_ROWS * segment->panel_bytes +
                      group * lmd_panel_bytes(format, group_size);
     for (int32_t i = 0; i < LMD_PACKED_ROWS; i++)
         pack_code_row(panel, row % LMD_PANEL_ROWS + i, format, group_size,
@@ -216,8 +215,19 @@ static lmd_status allocate_panels(lmd_weight *weight, lmd_err *err) {
     return LMD_OK;
 }
 
-lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_weight **out, lmd_err *err) {
-    enum { BLANK = 0x11 }; /* 0x1111 is 6e-4 as a half */
+/* Every byte of it makes a small finite number: halves of 6e-4, other floats of 0.01. */
+static void blank_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                       bool is_first) {
+    const lmd_weight_segment *segment = ((const pack_job *)arg)->segment;
+    const lmd_weight_format *format = &segment->format;
+    const bool is_wide = format->kind == LMD_WEIGHT_FLOAT && format->float_dtype != LMD_F16;
+    (void)stage, (void)thread_idx, (void)is_first;
+    memset(segment->panels + item * segment->panel_bytes, is_wide ? 0x3c : 0x11,
+           (size_t)segment->panel_bytes);
+}
+
+lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_threads *threads,
+                                lmd_weight **out, lmd_err *err) {
     lmd_weight *weight = NULL;
     LMD_TRY(lmd_cpu_weight_measure(src, &weight, err));
     lmd_status status = allocate_panels(weight, err);
@@ -225,7 +235,11 @@ lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_weight **out, 
         lmd_cpu_weight_free(weight);
         return status;
     }
-    memset(weight->memory, BLANK, weight->n_bytes);
+    for (int32_t i = 0; i < weight->n_segments; i++) {
+        pack_job job = {.segment = &weight->segments[i]};
+        lmd_stage stage = {.run = blank_item, .n_items = job.segment->n_panels};
+        lmd_threads_run(threads, &stage, sizeof stage, 1, &job);
+    }
     *out = weight;
     return LMD_OK;
 }
@@ -246,8 +260,7 @@ lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *thread
     LMD_TRY_OUT(allocate_panels(weight, err));
     for (int32_t i = 0; i < src->n_parts; i++) {
         lmd_weight_segment *segment = &weight->segments[i];
-        uint8_t *panels = weight->memory + (segment->panels - weight->memory);
-        pack_job job = {&src->parts[i], segment, panels, src->n_cols, scratch, scratch_bytes};
+        pack_job job = {&src->parts[i], segment, src->n_cols, scratch, scratch_bytes};
         lmd_stage stage = {.run = pack_item, .n_items = segment->n_panels};
         if (src->parts[i].packed.packing != LMD_PACKING_NONE) {
             stage.run = pack_packed_item; /* 2^31 items would be 16 TB of words */

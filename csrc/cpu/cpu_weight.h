@@ -12,7 +12,7 @@ typedef struct lmd_weight_segment {
     int32_t n_rows, n_panels;
     int32_t first_row; /* of the whole matrix */
     int64_t panel_bytes;
-    const uint8_t *panels; /* in the weight's memory */
+    uint8_t *panels; /* in the weight's memory */
 } lmd_weight_segment;
 
 struct lmd_weight {
@@ -29,7 +29,8 @@ lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *thread
 /* The same but for the panels: a weight that has its sizes alone. */
 lmd_status lmd_cpu_weight_measure(const lmd_weight_source *src, lmd_weight **out, lmd_err *err);
 /* The same with made-up panels: small finite values, in memory that has been written. */
-lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_weight **out, lmd_err *err);
+lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_threads *threads,
+                                lmd_weight **out, lmd_err *err);
 lmd_status lmd_cpu_weight_vector(const float *values, int32_t n, lmd_weight **out,
                                  lmd_err *err);
 void lmd_cpu_weight_free(lmd_weight *weight);

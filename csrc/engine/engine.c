@@ -53,8 +53,10 @@ static void admit_all(lmd_engine *self, lmd_live_request *inbox) {
     }
 }
 
-/* The executor is of no use any more: everyone is told, and submit refuses. */
-static void break_engine(lmd_engine *self, const lmd_err *err) {
+/* The executor is of no use any more: everyone is told, and submit refuses. No request is to
+ * blame, whatever the error was called where it came up. */
+static void break_engine(lmd_engine *self, lmd_err *err) {
+    if (err->code != LMD_NO_MEMORY) err->code = LMD_INTERNAL;
     pthread_mutex_lock(&self->lock);
     self->broken = true;
     self->broken_err = *err;

@@ -1,6 +1,5 @@
 /* The requests that live in an engine, and the step that they share: see engine_state.h. The
  * engine's thread alone. */
-#include <stdio.h>
 
 #include "base/clock.h"
 #include "base/memory.h"

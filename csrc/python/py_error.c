@@ -14,7 +14,7 @@ static PyObject *own_exception(const char *name) {
 }
 
 static PyObject *exception_of(lmd_status code) {
-    PyObject *type = PyExc_RuntimeError; /* LMD_CLOSED, LMD_INTERNAL */
+    PyObject *type = PyExc_RuntimeError; /* LMD_BUSY, LMD_CLOSED, LMD_INTERNAL */
     switch (code) {
     case LMD_BAD_FILE: return own_exception("CheckpointError");
     case LMD_UNSUPPORTED: return own_exception("UnsupportedError");
