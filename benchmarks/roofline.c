@@ -1,6 +1,6 @@
-/* Measures what this machine can do at most, as one line of JSON: bytes read from memory and int8
- * multiply-adds, a second, with all threads at once. Usage: roofline N_THREADS. Built for the
- * machine it runs on (make build/roofline); knows nothing of the engine. */
+/* Measures what this machine can do at most, as one line of JSON: bytes read from memory and
+ * int8 multiply-adds, a second, with all threads at once. Usage: roofline N_THREADS. Built for
+ * the machine it runs on (make build/roofline); knows nothing of the engine. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
@@ -45,22 +45,22 @@ static void read_part(part *p) {
 /* Chains of multiply-adds between registers: enough of them to hide the latency. The empty asm
  * makes an operand and the sum unknown to the compiler after each link, so that no product is
  * moved out or shared. */
-#define PEAK(isa, type, mac)                                              \
-    static void peak_##isa(part *p) {                                     \
-        type a, b, s[N_CHAINS];                                           \
-        memset(&a, 1, sizeof a);                                          \
-        memset(&b, 1, sizeof b);                                          \
-        _Pragma("GCC unroll 12") for (int j = 0; j < N_CHAINS; j++) s[j] = a ^ a; \
-        for (int i = 0; i < N_ITERATIONS; i++) {                          \
-            __asm__ volatile("" : REGISTER(a), REGISTER(b));              \
-            _Pragma("GCC unroll 12") for (int j = 0; j < N_CHAINS; j++) { \
-                s[j] = mac;                                               \
-                __asm__ volatile("" : REGISTER(s[j]), REGISTER(b));       \
-            }                                                             \
-        }                                                                 \
-        _Pragma("GCC unroll 12") for (int j = 1; j < N_CHAINS; j++) s[0] ^= s[j]; \
-        const type sum = s[0];                                            \
-        memcpy(&p->sum, &sum, sizeof sum);                                \
+#define PEAK(isa, type, mac)                                                                   \
+    static void peak_##isa(part *p) {                                                          \
+        type a, b, s[N_CHAINS];                                                                \
+        memset(&a, 1, sizeof a);                                                               \
+        memset(&b, 1, sizeof b);                                                               \
+        _Pragma("GCC unroll 12") for (int j = 0; j < N_CHAINS; j++) s[j] = a ^ a;              \
+        for (int i = 0; i < N_ITERATIONS; i++) {                                               \
+            __asm__ volatile("" : REGISTER(a), REGISTER(b));                                   \
+            _Pragma("GCC unroll 12") for (int j = 0; j < N_CHAINS; j++) {                      \
+                s[j] = mac;                                                                    \
+                __asm__ volatile("" : REGISTER(s[j]), REGISTER(b));                            \
+            }                                                                                  \
+        }                                                                                      \
+        _Pragma("GCC unroll 12") for (int j = 1; j < N_CHAINS; j++) s[0] ^= s[j];              \
+        const type sum = s[0];                                                                 \
+        memcpy(&p->sum, &sum, sizeof sum);                                                     \
     }
 
 #if defined(__x86_64__)
@@ -88,7 +88,8 @@ PEAK(avxvnni, __m256i, _mm256_dpbusd_avx_epi32(s[j], a, b))
 #if defined(__AVX2__)
 /* The u8 x s8 pairs of maddubs saturate; a kernel for operands up to 15 may use it. */
 PEAK(avx2_maddubs, __m256i,
-     _mm256_add_epi32(s[j], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1))))
+     _mm256_add_epi32(s[j],
+                      _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), _mm256_set1_epi16(1))))
 PEAK(avx2_pmaddwd, __m256i, _mm256_add_epi32(s[j], _mm256_madd_epi16(a, b)))
 #endif
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -116,8 +117,7 @@ static const peak PEAKS[] = {
     {"AVX-VNNI", peak_avxvnni, 32},
 #endif
 #if defined(__AVX2__)
-    {"AVX2 maddubs", peak_avx2_maddubs, 32},
-    {"AVX2 pmaddwd, int16", peak_avx2_pmaddwd, 16},
+    {"AVX2 maddubs", peak_avx2_maddubs, 32}, {"AVX2 pmaddwd, int16", peak_avx2_pmaddwd, 16},
 #endif
 #if defined(__ARM_FEATURE_DOTPROD)
     {"NEON dot", peak_neon_dot, 16},
@@ -150,8 +150,8 @@ static int compare(const void *x, const void *y) {
     return (a > b) - (a < b);
 }
 
-/* Fills sorted[N_PASSES] with the seconds of each pass, from the first thread's begin to the last
- * one's end, by the workers' own clocks: this thread may wake late. */
+/* Fills sorted[N_PASSES] with the seconds of each pass, from the first thread's begin to the
+ * last one's end, by the workers' own clocks: this thread may wake late. */
 static void measure(int n_threads, void (*run)(part *), const part *parts, double *sorted) {
     static worker workers[MAX_THREADS];
     pthread_t threads[MAX_THREADS];
@@ -178,7 +178,8 @@ static void measure(int n_threads, void (*run)(part *), const part *parts, doubl
 
 static void fill_part(part *p) { memset((void *)p->from, 1, p->n * sizeof(lanes)); }
 
-/* 16 times the last-level cache, from 512 MiB to 4 GiB, and no more than half of free memory. */
+/* 16 times the last-level cache, from 512 MiB to 4 GiB, and no more than half of free memory.
+ */
 static size_t buffer_bytes(void) {
     size_t n = 16 * (size_t)sysconf(_SC_LEVEL3_CACHE_SIZE);
     const size_t half = (size_t)sysconf(_SC_AVPHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / 2;
@@ -196,7 +197,8 @@ int main(int argc, char **argv) {
         return 1;
     }
     const size_t n_bytes = buffer_bytes();
-    char *buffer = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *buffer =
+        mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (buffer == MAP_FAILED) {
         fprintf(stderr, "roofline: no memory for %zu bytes\n", n_bytes);
         return 1;

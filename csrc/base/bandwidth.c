@@ -11,7 +11,7 @@ enum { SLICE = 256 << 10 /* bytes that a thread takes at once */, MIN_PASSES = 3
 typedef int64_t lanes __attribute__((vector_size(64)));
 
 typedef struct sweep {
-    uint8_t *bytes; /* [n_bytes] whole slices */
+    uint8_t *bytes;                /* [n_bytes] whole slices */
     int64_t sums[LMD_MAX_THREADS]; /* so that no read is left out */
 } sweep;
 

@@ -66,16 +66,15 @@ static void add_decode_units(lmd_stream *stream, int32_t seq_idx, int32_t row,
     for (int32_t begin = 0; begin < context_len; begin += piece) {
         int32_t end = lmd_min_i32(begin + piece, context_len);
         for (int32_t h = 0; h < config->n_kv_head; h++)
-            add_units(stream,
-                      (lmd_attend_unit){.seq_idx = seq_idx,
-                                        .kv_head = h,
-                                        .token_begin = row,
-                                        .n_tokens = 1,
-                                        .begin = begin,
-                                        .end = end,
-                                        .partial_idx = split ? *n_partials : -1,
-                                        .writes_kv = end == context_len &&
-                                                     units_write_kv(config)});
+            add_units(stream, (lmd_attend_unit){.seq_idx = seq_idx,
+                                                .kv_head = h,
+                                                .token_begin = row,
+                                                .n_tokens = 1,
+                                                .begin = begin,
+                                                .end = end,
+                                                .partial_idx = split ? *n_partials : -1,
+                                                .writes_kv = end == context_len &&
+                                                             units_write_kv(config)});
         if (split) *n_partials += config->n_head;
     }
 }
@@ -99,8 +98,8 @@ static void add_tile_units(lmd_stream *stream, int32_t seq_idx, int32_t first_ro
 
 void lmd_cpu_attention_plan(lmd_stream *stream) {
     const lmd_plan *plan = stream->plan;
-    const bool split = plan->n_tokens <= most_split_tokens(&stream->config,
-                                                           lmd_threads_count(stream->threads));
+    const bool split = plan->n_tokens <=
+                       most_split_tokens(&stream->config, lmd_threads_count(stream->threads));
     int32_t n_partials = 0;
     stream->n_units = 0;
     stream->writes_kv_first = false;
@@ -164,11 +163,11 @@ static void write_kv(const attention_job *job, int32_t row, int32_t kv_head) {
                  (int64_t)(config->n_head + kv_head) * head_dim;
     const int32_t *block_ids = plan->block_ids + plan->block_offsets[stream->row_seqs[row]];
     rotate_head(job, key, position, job->args->k_norm);
-    stream->kernels->kv_write(
-        kv_head_base(stream, job->args->layer, kv_head) +
-            block_ids[position / config->block_len] * stream->block_stride,
-        key, key + (int64_t)config->n_kv_head * head_dim, position % config->block_len,
-        &stream->kv_format);
+    stream->kernels->kv_write(kv_head_base(stream, job->args->layer, kv_head) +
+                                  block_ids[position / config->block_len] *
+                                      stream->block_stride,
+                              key, key + (int64_t)config->n_kv_head * head_dim,
+                              position % config->block_len, &stream->kv_format);
 }
 
 /* A row of a sequence with several tokens in this step: its units read one another's K and V,
@@ -278,8 +277,8 @@ static void fold_sequence(const attention_job *job, int32_t seq_idx,
     }
 }
 
-void lmd_cpu_attention_item(void *arg, const lmd_stage *stage, int32_t item,
-                            int32_t thread_idx, bool is_first) {
+void lmd_cpu_attention_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                            bool is_first) {
     const attention_job job = job_of(arg, stage);
     (void)is_first;
     run_unit(&job, &job.stream->units[item], job.stream->scratch[thread_idx]);

@@ -88,7 +88,8 @@ static inline int64_t lmd_kv_half_bytes(const lmd_kv_format *format, int32_t bit
 }
 
 static inline int64_t lmd_kv_head_bytes(const lmd_kv_format *format) {
-    return lmd_kv_half_bytes(format, format->k_bits) + lmd_kv_half_bytes(format, format->v_bits);
+    return lmd_kv_half_bytes(format, format->k_bits) +
+           lmd_kv_half_bytes(format, format->v_bits);
 }
 
 /* One tile of attention: n_rows query rows against the positions [begin, end) of one KV chunk.

@@ -66,8 +66,8 @@ static void run_panel(const lmd_stream *stream, const lmd_cpu_op *op, int32_t pa
                       const row_block *block, lmd_thread_scratch *scratch) {
     const lmd_weight_segment *segment = op->weight->segments;
     while (panel_idx >= segment->n_panels) panel_idx -= segment++->n_panels;
-    int32_t n_valid = panel_times_rows(stream, op, segment, panel_idx, block, scratch->tile,
-                                       scratch->panel);
+    int32_t n_valid =
+        panel_times_rows(stream, op, segment, panel_idx, block, scratch->tile, scratch->panel);
     float *out = op->to + (int64_t)block->row0 * op->n_to + segment->first_row +
                  panel_idx * LMD_PANEL_ROWS;
     const float *from = scratch->tile;
@@ -97,8 +97,7 @@ static void run_gated_panels(const lmd_stream *stream, const lmd_cpu_op *op, int
     for (int32_t r = 0; r < block->n_rows; r++) {
         int32_t row = block->row0 + r, col = begin * LMD_PANEL_ROWS;
         const float *from = scratch->wide + r * width;
-        if (op->quantizes)
-            stream->kernels->quantize(&op->out_acts, row, col, n_valid, from);
+        if (op->quantizes) stream->kernels->quantize(&op->out_acts, row, col, n_valid, from);
         if (!op->quantizes || op->keeps_x)
             memcpy(op->to + (int64_t)row * op->n_to + col, from,
                    (size_t)n_valid * sizeof *from);

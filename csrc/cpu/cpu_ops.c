@@ -191,8 +191,7 @@ static const lmd_cpu_op *have_quantized(lmd_stream *stream, lmd_buffer *in,
     if (producer && producer->stage.run == norm_item && producer->stage.n_items == 0)
         cut_rows(producer);
     if (producer && producer->quantizes && same_form(&producer->out_acts, acts)) return NULL;
-    if (!producer || producer->quantizes ||
-        !can_quantize(stream, producer, acts->group_size)) {
+    if (!producer || producer->quantizes || !can_quantize(stream, producer, acts->group_size)) {
         for (lmd_cpu_op *op = producer; op; op = op->part) op->keeps_x = true;
         lmd_cpu_op *op = lmd_cpu_op_add(stream, quantize_item, in, acts->n_rows);
         op->out_acts = *acts;

@@ -18,10 +18,11 @@ size_t lmd_cpu_kv_block_bytes(const lmd_stream_config *config) {
 static lmd_status check_config(const lmd_stream_config *config, lmd_err *err) {
     const lmd_kv_format format = kv_format(config);
     if (!lmd_kv_format_is_served(&format))
-        return lmd_fail(err, LMD_UNSUPPORTED,
-                        "kv_bits must be 16, or 8 or 4 for keys and values each, or 32; keys of "
-                        "%d with values of %d bits are not served",
-                        format.k_bits, format.v_bits);
+        return lmd_fail(
+            err, LMD_UNSUPPORTED,
+            "kv_bits must be 16, or 8 or 4 for keys and values each, or 32; keys of "
+            "%d with values of %d bits are not served",
+            format.k_bits, format.v_bits);
     if (config->block_len < 16 || LMD_CHUNK_LEN % config->block_len != 0)
         return lmd_fail(err, LMD_INVALID,
                         "cache_block_seq_len must be 16, 32, 64, 128 or 256, not %d",
@@ -80,8 +81,8 @@ static lmd_status buffer_with_rows(lmd_stream *stream, int32_t n_rows, int32_t n
         memory->scales = lmd_alloc_large(group_bytes(buffer));
         memory->sums = lmd_alloc_large(group_bytes(buffer));
         memory->scaled_sums = lmd_alloc_large(group_bytes(buffer));
-        complete = complete && memory->q && memory->scales && memory->sums &&
-                   memory->scaled_sums;
+        complete =
+            complete && memory->q && memory->scales && memory->sums && memory->scaled_sums;
     }
     if (!complete)
         return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: activations of %d x %d",

@@ -30,18 +30,18 @@ struct lmd_cpu_op {
     const float *bias; /* [n_rows of weight] or NULL */
     float *to;         /* a linear's [n_rows, n_to] */
     int32_t n_to;
-    int32_t first, n_rows;    /* of the step, or of its logits rows */
-    const int32_t *rows;      /* norm: [n_rows] rows of `in`; NULL: as they stand */
+    int32_t first, n_rows; /* of the step, or of its logits rows */
+    const int32_t *rows;   /* norm: [n_rows] rows of `in`; NULL: as they stand */
     lmd_epilogue epilogue;
     float eps;
     lmd_attention_args attention;
     lmd_sample_result *results;
-    lmd_acts acts;            /* a linear's input, quantised or not */
-    lmd_acts out_acts;        /* `out` as its reader wants it */
-    bool quantizes;           /* writes out as out_acts says */
-    bool keeps_x;             /* and fp32 too: another reader wants another form */
-    lmd_cpu_op *part;         /* an earlier one that writes the rest of `out`; or NULL */
-    const lmd_cpu_op *norm;   /* a linear: every thread makes its input for itself, by this */
+    lmd_acts acts;          /* a linear's input, quantised or not */
+    lmd_acts out_acts;      /* `out` as its reader wants it */
+    bool quantizes;         /* writes out as out_acts says */
+    bool keeps_x;           /* and fp32 too: another reader wants another form */
+    lmd_cpu_op *part;       /* an earlier one that writes the rest of `out`; or NULL */
+    const lmd_cpu_op *norm; /* a linear: every thread makes its input for itself, by this */
     int32_t take_panels, n_takes, block_tiles; /* a linear's cut */
 };
 
@@ -58,8 +58,8 @@ typedef struct lmd_attend_unit {
 } lmd_attend_unit;
 
 enum {
-    LMD_ROW_BLOCK = 96, /* rows that meet a panel while it is in the first caches */
-    LMD_TAKE_PANELS = 16, /* most gated panels that a thread takes at once */
+    LMD_ROW_BLOCK = 96,     /* rows that meet a panel while it is in the first caches */
+    LMD_TAKE_PANELS = 16,   /* most gated panels that a thread takes at once */
     LMD_PRIVATE_COLS = 8192 /* rows * columns that each thread may norm for itself */
 };
 
@@ -88,7 +88,7 @@ struct lmd_stream {
     lmd_stream_config config; /* rope_table points to the stream's copy */
     lmd_buffer *buffers;      /* list */
 
-    uint8_t *kv; /* [n_blocks][n_layer][n_kv_head] of head_bytes */
+    uint8_t *kv;             /* [n_blocks][n_layer][n_kv_head] of head_bytes */
     lmd_kv_format kv_format; /* of head_bytes: one head's part of a block */
     int64_t head_bytes, block_stride;
     size_t kv_bytes; /* with LMD_KV_PADDING */
@@ -162,8 +162,8 @@ void lmd_cpu_linear_cut(const lmd_stream *stream, lmd_cpu_op *op);
 /* Makes the step's attention units from its plan. */
 void lmd_cpu_attention_plan(lmd_stream *stream);
 /* One attention unit; the operation that a linear may ask to quantise what it writes. */
-void lmd_cpu_attention_item(void *arg, const lmd_stage *stage, int32_t item,
-                            int32_t thread_idx, bool is_first);
+void lmd_cpu_attention_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                            bool is_first);
 /* All chunks of one split sequence, folded: likewise. */
 void lmd_cpu_fold_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                        bool is_first);

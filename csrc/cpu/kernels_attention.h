@@ -48,7 +48,7 @@ INLINE f32v kv_at(kv_view kv, int64_t at, const bool is_half) {
 /* Vectors of 16 lanes that few rows take at once: enough chains of FMAs to hide their latency
  * in the registers there are. */
 #define FEW_WIDTH(n_rows) (LANES == 16 || (n_rows) == 1 ? 4 : (n_rows) <= 3 ? 2 : 1)
-#define WIDTH(n_rows) ((n_rows) <= 4 ? FEW_WIDTH(n_rows) : 1)
+#define WIDTH(n_rows)     ((n_rows) <= 4 ? FEW_WIDTH(n_rows) : 1)
 
 /* Scores of rows against `width` panels of 16 keys. */
 INLINE void score_panels(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_t n_rows,
@@ -62,8 +62,8 @@ INLINE void score_panels(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_
         f32v key[4][HALVES];
         for (int32_t w = 0; w < width; w++)
             for (int32_t h = 0; h < HALVES; h++)
-                key[w][h] = kv_at(
-                    keys, (int64_t)(t + w * 16) * head_dim + d * 16 + h * LANES, is_half);
+                key[w][h] =
+                    kv_at(keys, (int64_t)(t + w * 16) * head_dim + d * 16 + h * LANES, is_half);
 #pragma GCC unroll 12
         for (int32_t r = 0; r < n_rows; r++) {
             f32v x = all_v(q[r * LMD_MAX_HEAD_DIM + d]);
@@ -120,8 +120,8 @@ INLINE void weighted_columns(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_
 
 /* o += p V; a tail of columns reads past the row, into lanes that nobody reads. */
 INLINE void weighted_values(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_CHUNK_LEN],
-                            const int32_t n_rows, kv_view values, int32_t n,
-                            int32_t head_dim, const bool is_half) {
+                            const int32_t n_rows, kv_view values, int32_t n, int32_t head_dim,
+                            const bool is_half) {
     const int32_t width = WIDTH(n_rows);
     int32_t d = 0;
     for (; d + 16 * width <= head_dim; d += 16 * width)
@@ -171,8 +171,8 @@ static void softmax_row(lmd_attend_state *state, const lmd_attend_args *args, in
     if (n_seen <= 0)
         memset(state->p[i], 0, (size_t)n16 * sizeof(float));
     else
-        softmax_block(state->p[i], n_seen < n ? n_seen : n, n16, &state->max[i],
-                      &state->sum[i], state->o[i], n_o);
+        softmax_block(state->p[i], n_seen < n ? n_seen : n, n16, &state->max[i], &state->sum[i],
+                      state->o[i], n_o);
 }
 
 /* n_rows (a constant) rows from r on against one block. */
@@ -191,7 +191,7 @@ typedef void (*attend_fn)(lmd_attend_state *state, const lmd_attend_args *args, 
 
 #define DEFINE_ATTEND(name, n_rows, is_half)                                                   \
     static void name(lmd_attend_state *state, const lmd_attend_args *args, int32_t r,          \
-                     int32_t first, int32_t n, kv_view keys, kv_view values) {         \
+                     int32_t first, int32_t n, kv_view keys, kv_view values) {                 \
         attend_rows(state, args, r, n_rows, first, n, keys, values, is_half);                  \
     }
 
@@ -238,10 +238,9 @@ INLINE block_view block_at(const lmd_attend_args *args, int32_t first) {
     const int32_t block_len = args->format.block_len;
     const int32_t *block_id = &args->block_ids[first / block_len];
     const bool has_next = first + block_len < args->context_len;
-    return (block_view){
-        args->kv + *block_id * args->block_stride, first,
-        args->end - first < block_len ? args->end - first : block_len,
-        has_next ? (block_id[1] - block_id[0]) * args->block_stride : 0};
+    return (block_view){args->kv + *block_id * args->block_stride, first,
+                        args->end - first < block_len ? args->end - first : block_len,
+                        has_next ? (block_id[1] - block_id[0]) * args->block_stride : 0};
 }
 
 static void attend_floats(lmd_attend_state *state, const lmd_attend_args *args) {

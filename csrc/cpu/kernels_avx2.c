@@ -38,12 +38,12 @@ INLINE i32v chain_end(i32v acc, chain_v chain) {
 }
 
 #define KERNELS_NAME lmd_cpu_kernels_avx2
-#define KERNELS_ISA "avx2"
+#define KERNELS_ISA  "avx2"
 #else
 #include "cpu/kernels_portable.h"
 
 #define KERNELS_NAME lmd_portable_kernels_avx2
-#define KERNELS_ISA "avx2 (portable)"
+#define KERNELS_ISA  "avx2 (portable)"
 #endif
 
 #include "cpu/kernels_pairs.h"

@@ -33,12 +33,12 @@ INLINE i32v chain_end(i32v acc, chain_v chain) {
 }
 
 #define KERNELS_NAME lmd_cpu_kernels_avxvnni
-#define KERNELS_ISA "avxvnni"
+#define KERNELS_ISA  "avxvnni"
 #else
 #include "cpu/kernels_portable.h"
 
 #define KERNELS_NAME lmd_portable_kernels_avxvnni
-#define KERNELS_ISA "avxvnni (portable)"
+#define KERNELS_ISA  "avxvnni (portable)"
 #endif
 
 #include "cpu/kernels_pairs.h"

@@ -29,9 +29,9 @@ static void digits_panel(float *out, const uint8_t *weights, const lmd_weight_fo
                          bytes[] = TILE_TABLE_OF(WIDE_ROWS, wide_u8),
                          fast[] = TILE_TABLE_OF(FAST_ROWS, fast_u4);
     run_tiles(out, weights, format, acts, tile0, n_tiles,
-              acts->bits == 8            ? fast
+              acts->bits == 8                     ? fast
               : lmd_kind_is_nibbles(format->kind) ? nibbles
-                                         : bytes);
+                                                  : bytes);
 }
 
 #ifdef KERNELS_NAME

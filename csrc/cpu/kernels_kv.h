@@ -20,7 +20,8 @@ static_assert((int64_t)255 * LMD_ACT16_MAX * LMD_CHUNK_LEN <= INT32_MAX, "a bloc
 
 /* Scales of a block's keys or values; as many mins stand behind them. */
 INLINE uint16_t *pairs_of(const uint8_t *codes, const lmd_kv_format *format, int32_t bits) {
-    return (uint16_t *)(void *)(codes + (int64_t)format->block_len * format->head_dim * bits / 8);
+    return (uint16_t *)(void *)(codes +
+                                (int64_t)format->block_len * format->head_dim * bits / 8);
 }
 
 /* Byte of a word that holds element e of 4: 0, 2, 1, 3. */
@@ -278,7 +279,8 @@ typedef void (*codes_fn)(lmd_attend_state *state, const lmd_kv_format *format, i
     DEFINE_CODES(name##_3, body, 3, bits)                                                      \
     DEFINE_CODES(name##_4, body, 4, bits)                                                      \
     DEFINE_CODES(name##_tile, body, ATTEND_TILE, bits)
-#define CODES_OF_ROWS(name) {name##_1, name##_2, name##_3, name##_4, name##_tile}
+#define CODES_OF_ROWS(name)                                                                    \
+    { name##_1, name##_2, name##_3, name##_4, name##_tile }
 
 DEFINE_CODES_OF_ROWS(scores_of_8, score_codes, 8)
 DEFINE_CODES_OF_ROWS(scores_of_4, score_codes, 4)

@@ -139,8 +139,8 @@ INLINE void load_codes(u8v *first, u8v *second, const uint8_t *line, const bool 
     for (int32_t h = 0; h < HALVES; h++) {
         u8v bytes = load_bytes(line + h * VECTOR_BYTES);
         first[h] = nibbles ? bytes & 15 : bytes;
-        second[h] = nibbles ? (u8v)((u16v)bytes >> 4) & 15
-                            : load_bytes(line + 64 + h * VECTOR_BYTES);
+        second[h] =
+            nibbles ? (u8v)((u16v)bytes >> 4) & 15 : load_bytes(line + 64 + h * VECTOR_BYTES);
     }
 }
 
@@ -192,8 +192,8 @@ INLINE void tile_digits(float *out, const uint8_t *weights, const lmd_weight_for
         i32v whole[MOST_ROWS][HALVES];
         for (int32_t r = 0; r < n_rows; r++)
             for (int32_t h = 0; h < HALVES; h++) {
-                whole[r][h] = n_digits == 1 ? dots[r][0][h]
-                                            : join_digits(dots[r][0][h], dots[r][1][h]);
+                whole[r][h] =
+                    n_digits == 1 ? dots[r][0][h] : join_digits(dots[r][0][h], dots[r][1][h]);
                 if (BYTE_FLIP != 0 && !nibbles) whole[r][h] += BYTE_FLIP * acts.sums[r];
             }
         finish_group(f, whole, header, false, format, &acts, n_rows);
@@ -407,29 +407,28 @@ static inline void run_tiles(float *out, const uint8_t *weights,
     DEFINE_TILE(name, 9, body)                                                                 \
     DEFINE_TILE(name, 10, body) DEFINE_TILE(name, 11, body) DEFINE_TILE(name, 12, body)
 
-#define TILE_TABLE_1(name) {name##_1}
-#define TILE_TABLE_2(name) {name##_1, name##_2}
-#define TILE_TABLE_4(name) {name##_1, name##_2, name##_3, name##_4}
-#define TILE_TABLE_6(name) {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6}
+#define TILE_TABLE_1(name)                                                                     \
+    { name##_1 }
+#define TILE_TABLE_2(name)                                                                     \
+    { name##_1, name##_2 }
+#define TILE_TABLE_4(name)                                                                     \
+    { name##_1, name##_2, name##_3, name##_4 }
+#define TILE_TABLE_6(name)                                                                     \
+    { name##_1, name##_2, name##_3, name##_4, name##_5, name##_6 }
 #define TILE_TABLE_8(name)                                                                     \
-    {name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
+    { name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8 }
 #define TILE_TABLE_12(name)                                                                    \
-    {name##_1, name##_2, name##_3, name##_4,  name##_5,  name##_6,                             \
-     name##_7, name##_8, name##_9, name##_10, name##_11, name##_12}
+    {                                                                                          \
+        name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8,        \
+            name##_9, name##_10, name##_11, name##_12                                          \
+    }
 
 /* A table, from an including file's functions and those that all share. */
 #define KERNEL_TABLE(isa_name)                                                                 \
     {                                                                                          \
-        .isa = (isa_name),                                                                     \
-        .tile_rows = tile_rows,                                                                \
-        .scratch_bytes = scratch_bytes,                                                        \
-        .panel = panel,                                                                        \
-        .quantize = quantize,                                                                  \
-        .rms_norm = rms_norm,                                                                  \
-        .rope = rope,                                                                          \
-        .silu_mul = silu_mul,                                                                  \
-        .kv_write = kv_write,                                                                  \
-        .attend_chunk = attend_chunk,                                                          \
+        .isa = (isa_name), .tile_rows = tile_rows, .scratch_bytes = scratch_bytes,             \
+        .panel = panel, .quantize = quantize, .rms_norm = rms_norm, .rope = rope,              \
+        .silu_mul = silu_mul, .kv_write = kv_write, .attend_chunk = attend_chunk,              \
         .attend_fold = attend_fold,                                                            \
     }
 

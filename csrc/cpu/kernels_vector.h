@@ -1,9 +1,8 @@
 /* Vectors of LANES lanes for the kernels that are written once and compiled for every
- * instruction set. An ISA's file defines LANES (4, 8 or 16), BYTE_FLIP, and these wrappers, each
- * an intrinsic or the portable body of kernels_portable.h:
- *   f32v half_v(const uint16_t *p)         LANES halves as floats
- *   f32v fma_v(a, b, c)                    a * b + c, rounded once; fma1 for a scalar
- *   i32v dot_pairs(acc, s16v w, s16v x)    acc + two products of int16 in each lane
+ * instruction set. An ISA's file defines LANES (4, 8 or 16), BYTE_FLIP, and these wrappers,
+ * each an intrinsic or the portable body of kernels_portable.h: f32v half_v(const uint16_t *p)
+ * LANES halves as floats f32v fma_v(a, b, c)                    a * b + c, rounded once; fma1
+ * for a scalar i32v dot_pairs(acc, s16v w, s16v x)    acc + two products of int16 in each lane
  *   chain_begin, chain_dot, chain_end      sums of four products of a code by s8 in each lane:
  *     of nibbles, up to 15, at most 8 chain_dots between begin and end (an int16 may carry
  *     them); of bytes, up to 255, exclusive-ored with BYTE_FLIP: 128 where an ISA multiplies

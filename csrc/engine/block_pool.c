@@ -104,7 +104,7 @@ void lmd_block_pool_release(lmd_block_pool *self, int32_t block_id, bool keep_ca
     if (--at->use_count > 0) return;
     list_remove(self, block_id);
     list_add(self, keep_cached ? BLOCK_CACHED : BLOCK_FREE,
-                block_id); /* active -> cached, free */
+             block_id); /* active -> cached, free */
     if (!keep_cached) at->generation++;
 }
 

@@ -25,7 +25,8 @@ typedef struct lmd_block_ref {
 lmd_status lmd_block_pool_new(int32_t n_blocks, lmd_block_pool **out, lmd_err *err);
 void lmd_block_pool_free(lmd_block_pool *self);
 
-/* Takes the block freed last, or evicts the cached one longest unused; false when all are active. */
+/* Takes the block freed last, or evicts the cached one longest unused; false when all are
+ * active. */
 bool lmd_block_pool_alloc(lmd_block_pool *self, lmd_block_ref *out);
 /* Gives a use of an active block back. When it was the last one the block becomes cached, or
  * free. To have the deepest blocks of a sequence evicted first, release them first. */

@@ -307,8 +307,7 @@ static void count_step(lmd_engine *self, const lmd_plan *plan, const draft_count
 /* Offers the scheduler guesses at what comes next, in a step that only decodes. */
 static void offer_drafts(lmd_engine *self) {
     int32_t n_seqs, guesses[LMD_MAX_DRAFT_TOKENS];
-    if (self->speculation.n_max == 0 ||
-        !lmd_scheduler_only_decodes(self->scheduler, &n_seqs))
+    if (self->speculation.n_max == 0 || !lmd_scheduler_only_decodes(self->scheduler, &n_seqs))
         return;
     lmd_speculation_begin(&self->speculation, n_seqs);
     for (const lmd_live_request *live = self->living; live; live = live->next) {

@@ -111,8 +111,8 @@ lmd_status lmd_live_request_new(const lmd_request_params *params,
     self->return_ppl = params->return_ppl;
     self->keep_session = params->keep_session;
     self->priority = params->priority;
-    self->deadline = params->timeout > 0.0 ? lmd_now_ns() + (int64_t)(params->timeout * 1e9)
-                                           : INT64_MAX;
+    self->deadline =
+        params->timeout > 0.0 ? lmd_now_ns() + (int64_t)(params->timeout * 1e9) : INT64_MAX;
     self->session = params->session;
     lmd_session_ref(self->session);
     lmd_status status = setup(self, params, config, err);
@@ -257,9 +257,9 @@ static lmd_finish_reason take_token(lmd_live_request *self, const lmd_sample_res
 lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample_params *params,
                                         const lmd_sample_result *result, lmd_err *why) {
     if (result->not_finite) {
-        lmd_fail(
-            why, LMD_INTERNAL,
-            "the logits hold a NaN or an infinity: the model's weights or activations overflow");
+        lmd_fail(why, LMD_INTERNAL,
+                 "the logits hold a NaN or an infinity: the model's weights or activations "
+                 "overflow");
         return LMD_FINISH_ERROR;
     }
     if (params->target_id >= 0) {

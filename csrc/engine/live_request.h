@@ -24,7 +24,7 @@ typedef struct lmd_live_request {
     bool keep_session;    /* its end makes a session */
     int32_t priority;
     int64_t deadline; /* of lmd_now_ns; INT64_MAX: none */
-    double loss_sum; /* of prompt tokens scored so far, natural log */
+    double loss_sum;  /* of prompt tokens scored so far, natural log */
     int32_t n_losses;
     lmd_logits_chunk *chunk; /* of the step under way; a list, one for each row, when several
                                 rows give tokens */

@@ -47,7 +47,7 @@ typedef struct lmd_histogram {
 } lmd_histogram;
 
 typedef struct lmd_metrics {
-    bool off; /* histograms stay empty */
+    bool off;                          /* histograms stay empty */
     int64_t n_ended[LMD_FINISH_COUNT]; /* requests that were accepted, by lmd_finish_reason */
     lmd_histogram histograms[LMD_HISTOGRAM_COUNT];
 } lmd_metrics;

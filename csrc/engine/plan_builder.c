@@ -33,9 +33,9 @@ lmd_status lmd_plan_builder_init(lmd_plan_builder *self, int32_t max_seqs, int32
 }
 
 void lmd_plan_builder_clear(lmd_plan_builder *self) {
-    void *const arrays[] = {self->entries,      self->seq_ids,    self->slots,
-                            self->history_lens, self->input_lens, self->token_offsets,
-                            self->token_ids,    self->positions,  self->block_offsets,
+    void *const arrays[] = {self->entries,      self->seq_ids,     self->slots,
+                            self->history_lens, self->input_lens,  self->token_offsets,
+                            self->token_ids,    self->positions,   self->block_offsets,
                             self->block_ids,    self->logits_rows, self->copies};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) lmd_free(arrays[i]);
     *self = (lmd_plan_builder){0};

@@ -28,7 +28,7 @@ struct lmd_request {
     lmd_finish_reason finish_reason;
     bool has_ppl, done; /* done: the end was taken */
     double ppl;
-    lmd_err why; /* of LMD_FINISH_ERROR */
+    lmd_err why;  /* of LMD_FINISH_ERROR */
     int event_fd; /* -1: not asked for yet */
 };
 

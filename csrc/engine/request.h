@@ -93,7 +93,8 @@ void lmd_request_append(lmd_request *self, int32_t token_id, const lmd_logprob *
 /* Shows the first n_tokens appended ones, and takes a chunk over (NULL: none), which is shown
  * once its n_tokens are. */
 void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *chunk);
-/* Ends it, once, for LMD_FINISH_ERROR with *why; later calls are ignored. The tokens not published are dropped. */
+/* Ends it, once, for LMD_FINISH_ERROR with *why; later calls are ignored. The tokens not
+ * published are dropped. */
 void lmd_request_finish(lmd_request *self, lmd_finish_reason reason, const lmd_err *why,
                         const double *ppl);
 

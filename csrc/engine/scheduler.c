@@ -23,7 +23,7 @@ struct lmd_scheduler {
     int32_t budget;
     lmd_block_pool *pool;
     lmd_prefix_cache *cache; /* NULL: no prefix caching */
-    lmd_sequence **running; /* [max_batch_size] by rank */
+    lmd_sequence **running;  /* [max_batch_size] by rank */
     int32_t n_running;
     waiting_queue waiting;
     lmd_sequence *buckets[N_BUCKETS]; /* every living sequence, by seq_id */
@@ -216,8 +216,7 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
                         "out of host memory for a sequence of up to %d tokens",
                         params->max_len);
     seq->all_logits = params->all_logits;
-    if (params->session)
-        lmd_sequence_begin_with(seq, params->session, self->config.block_len);
+    if (params->session) lmd_sequence_begin_with(seq, params->session, self->config.block_len);
     seq->arrival = self->next_arrival++;
     seq->rank = seq->arrival - (int64_t)params->priority * LMD_PRIORITY_STEP;
     *find_link(self, seq->seq_id) = seq;
@@ -396,8 +395,7 @@ static int32_t take_blocks(lmd_scheduler *self, lmd_plan_builder *plan, lmd_sequ
         lmd_sequence_release_blocks(seq, self->pool);
         return 0;
     }
-    if (shared)
-        lmd_plan_builder_copy(plan, lmd_sequence_copy_tail(seq, self->pool, block_len));
+    if (shared) lmd_plan_builder_copy(plan, lmd_sequence_copy_tail(seq, self->pool, block_len));
     return n;
 }
 

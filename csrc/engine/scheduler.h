@@ -29,14 +29,14 @@ enum {
 };
 
 typedef struct lmd_sequence_params {
-    int64_t seq_id;           /* unique among the living */
-    const int32_t *token_ids; /* [n_tokens] the prompt; copied */
-    int32_t n_tokens;         /* at least 1 */
-    int32_t max_len;          /* prompt and answer together, at most session_len */
-    bool all_logits;          /* a logits row for every prompt token, not for the last alone;
-                                 each is given once, preempted or not */
-    int32_t priority; /* each step of it lets the sequence pass those that came up to
-                         LMD_PRIORITY_STEP before it: nobody is passed for ever */
+    int64_t seq_id;             /* unique among the living */
+    const int32_t *token_ids;   /* [n_tokens] the prompt; copied */
+    int32_t n_tokens;           /* at least 1 */
+    int32_t max_len;            /* prompt and answer together, at most session_len */
+    bool all_logits;            /* a logits row for every prompt token, not for the last alone;
+                                   each is given once, preempted or not */
+    int32_t priority;           /* each step of it lets the sequence pass those that came up to
+                                   LMD_PRIORITY_STEP before it: nobody is passed for ever */
     const lmd_session *session; /* whose KV the prompt begins with; NULL: none */
 } lmd_sequence_params;
 

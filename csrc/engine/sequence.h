@@ -35,10 +35,10 @@ typedef struct lmd_sequence {
     int32_t n_logits_done; /* prompt positions whose logits were planned */
     lmd_block_ref *blocks; /* [ceil(max_len / block_len)] */
     int32_t n_blocks;
-    int32_t n_indexed; /* of them stand in the prefix cache, or others with their text do */
-    int64_t prefix;    /* their text's number there */
-    bool is_private;   /* some of its KV came from outside: nothing of it is indexed */
-    int32_t n_kept;    /* blocks that a session remembers: cached, not free, in the end */
+    int32_t n_indexed;  /* of them stand in the prefix cache, or others with their text do */
+    int64_t prefix;     /* their text's number there */
+    bool is_private;    /* some of its KV came from outside: nothing of it is indexed */
+    int32_t n_kept;     /* blocks that a session remembers: cached, not free, in the end */
     int32_t cached_len; /* prompt tokens that were found in KV at the first seat; -1 before */
     struct lmd_sequence *next;           /* in the waiting queue */
     struct lmd_sequence *next_in_bucket; /* in the index by seq_id */

@@ -15,7 +15,7 @@ typedef struct lmd_session lmd_session;
 typedef struct lmd_session_info {
     const int32_t *tokens; /* [n_tokens] */
     int32_t n_tokens;
-    int32_t n_computed; /* of them had their KV in the blocks */
+    int32_t n_computed;          /* of them had their KV in the blocks */
     const lmd_block_ref *blocks; /* [n_blocks] cover n_computed positions */
     int32_t n_blocks;
     bool is_private; /* KV from outside: only this session and what comes of it may read it */

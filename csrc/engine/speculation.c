@@ -56,8 +56,7 @@ static double estimate(const lmd_speculation *self, int32_t n_rows) {
     if (below == 0 && above == 0) return guessed;
     if (below == 0) return costs[above].seconds * guessed / (1.0 + ROW_COST * (above - 1));
     const int32_t other = above > 0 ? above : find_fresh(self, 1, 1);
-    if (other == below)
-        return costs[below].seconds * guessed / (1.0 + ROW_COST * (below - 1));
+    if (other == below) return costs[below].seconds * guessed / (1.0 + ROW_COST * (below - 1));
     double slope = (costs[other].seconds - costs[below].seconds) / (other - below);
     return costs[below].seconds + (slope > 0.0 ? slope : 0.0) * (n_rows - below);
 }

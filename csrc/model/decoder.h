@@ -12,7 +12,7 @@ typedef struct lmd_decoder_config {
     int32_t max_tokens, max_seqs; /* of one step */
     int32_t n_blocks, block_len;
     int32_t k_bits, v_bits; /* of the KV cache: see lmd_stream_config */
-    bool fast_activations; /* 4-bit weights may meet 8-bit activations */
+    bool fast_activations;  /* 4-bit weights may meet 8-bit activations */
 } lmd_decoder_config;
 
 /* Allocates KV and buffers for one engine. The model must outlive the executor. */

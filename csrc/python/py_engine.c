@@ -76,19 +76,29 @@ static int check_drafts(const lmd_engine_config *config) {
 }
 
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {
-        "model",     "session_len", "n_blocks", "max_batch_size", "max_prefill_token_num",
-        "block_len", "kv_bits",     "fast_activations", "enable_prefix_caching",
-        "enable_metrics", "num_speculative_tokens", "adaptive_speculation", "target_step_ms",
-        "max_waiting_requests", NULL};
+    static char *names[] = {"model",
+                            "session_len",
+                            "n_blocks",
+                            "max_batch_size",
+                            "max_prefill_token_num",
+                            "block_len",
+                            "kv_bits",
+                            "fast_activations",
+                            "enable_prefix_caching",
+                            "enable_metrics",
+                            "num_speculative_tokens",
+                            "adaptive_speculation",
+                            "target_step_ms",
+                            "max_waiting_requests",
+                            NULL};
     PyObject *model_obj;
     lmd_engine_config config = {
         .max_batch_size = 64, .max_prefill_token_num = 512, .block_len = 64};
     int fast_activations = 0, prefix_caching = 1, metrics = 1, adaptive = 1;
     lmd_py_kv_pair kv = {{16, 16}};
     double target_step_ms = 100.0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiO&pppipdi:Engine", names, &model_obj,
-                                     &config.session_len, &config.n_blocks,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iiiiiO&pppipdi:Engine", names,
+                                     &model_obj, &config.session_len, &config.n_blocks,
                                      &config.max_batch_size, &config.max_prefill_token_num,
                                      &config.block_len, lmd_py_kv_bits, &kv, &fast_activations,
                                      &prefix_caching, &metrics, &config.num_speculative_tokens,
@@ -366,9 +376,9 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
     lmd_sampler_params *sampler = &params.sampler;
     lmd_sampler_params_init(sampler);
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O|$LLpdLdddddOOOOLzpOOpid:submit", names, &prompt, &max_new, &min_new,
-            &do_sample, &sampler->temperature, &top_k, &sampler->top_p, &sampler->min_p,
-            &sampler->repetition_penalty, &sampler->presence_penalty,
+            args, kwargs, "O|$LLpdLdddddOOOOLzpOOpid:submit", names, &prompt, &max_new,
+            &min_new, &do_sample, &sampler->temperature, &top_k, &sampler->top_p,
+            &sampler->min_p, &sampler->repetition_penalty, &sampler->presence_penalty,
             &sampler->frequency_penalty, &bias, &bad, &stop, &stop_ids, &n_logprobs, &logits,
             &return_ppl, &seed, &session, &keep_session, &params.priority, &params.timeout))
         return lmd_py_check_fork(self->pid) < 0 ? NULL : reject_pending(self);
@@ -381,8 +391,8 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
         read_biases(bias, &memory, sampler) < 0 ||
         read_words(bad, stop, stop_ids, &memory, &params) < 0 ||
         read_seed(seed, &sampler->seed) < 0 ||
-        lmd_py_session_read(lmd_py_state_of_type(Py_TYPE(obj)), session, obj,
-                            &params.session) < 0) {
+        lmd_py_session_read(lmd_py_state_of_type(Py_TYPE(obj)), session, obj, &params.session) <
+            0) {
         result = reject_pending(self);
     } else {
         params.token_ids = PyArray_DATA(memory.prompt);
@@ -409,8 +419,8 @@ static PyObject *engine_import_session(PyObject *obj, PyObject *args) {
     if (!PyArg_ParseTuple(args, "OsiO:import_session", &ids, &kv.layout, &n_computed, &kv_obj))
         return NULL;
     if (lmd_py_check_fork(self->pid) < 0) return NULL;
-    PyArrayObject *blocks = (PyArrayObject *)PyArray_FROM_OTF(kv_obj, NPY_UINT8,
-                                                              NPY_ARRAY_IN_ARRAY);
+    PyArrayObject *blocks =
+        (PyArrayObject *)PyArray_FROM_OTF(kv_obj, NPY_UINT8, NPY_ARRAY_IN_ARRAY);
     if (!blocks) return NULL;
     if (PyArray_NDIM(blocks) != 2 || n_computed < 0 || PyArray_DIM(blocks, 0) > INT32_MAX) {
         Py_DECREF(blocks);
@@ -449,16 +459,15 @@ static PyObject *engine_stats(PyObject *obj, PyObject *unused) {
     const lmd_scheduler_stats *scheduler = &stats.scheduler;
     return Py_BuildValue(
         "{s:i, s:i, s:i, s:i, s:i, s:L, s:L, s:L, s:L, s:L, s:L, s:L, s:L, s:K}", "n_running",
-        scheduler->n_running,
-        "n_waiting", scheduler->n_waiting, "n_free_blocks", scheduler->n_free_blocks,
-        "n_active_blocks", scheduler->n_active_blocks, "n_cached_blocks",
-        scheduler->n_cached_blocks, "n_preempted", (long long)scheduler->n_preempted,
-        "n_prompt_tokens", (long long)scheduler->n_prompt_tokens, "n_cached_tokens",
-        (long long)scheduler->n_cached_tokens, "n_steps",
-        (long long)stats.n_steps, "n_tokens_prefilled", (long long)stats.n_tokens_prefilled,
-        "n_tokens_generated", (long long)stats.n_tokens_generated, "n_draft_tokens",
-        (long long)stats.n_draft_tokens, "n_accepted_tokens",
-        (long long)stats.n_accepted_tokens, "n_allocs",
+        scheduler->n_running, "n_waiting", scheduler->n_waiting, "n_free_blocks",
+        scheduler->n_free_blocks, "n_active_blocks", scheduler->n_active_blocks,
+        "n_cached_blocks", scheduler->n_cached_blocks, "n_preempted",
+        (long long)scheduler->n_preempted, "n_prompt_tokens",
+        (long long)scheduler->n_prompt_tokens, "n_cached_tokens",
+        (long long)scheduler->n_cached_tokens, "n_steps", (long long)stats.n_steps,
+        "n_tokens_prefilled", (long long)stats.n_tokens_prefilled, "n_tokens_generated",
+        (long long)stats.n_tokens_generated, "n_draft_tokens", (long long)stats.n_draft_tokens,
+        "n_accepted_tokens", (long long)stats.n_accepted_tokens, "n_allocs",
         (unsigned long long)lmd_alloc_count());
 }
 

@@ -9,7 +9,7 @@
 int lmd_py_kv_bits(PyObject *obj, void *out) {
     int32_t *bits = ((lmd_py_kv_pair *)out)->bits;
     PyObject *pair = PyTuple_Check(obj) || PyList_Check(obj) ? PySequence_Tuple(obj)
-                                                           : PyTuple_Pack(2, obj, obj);
+                                                             : PyTuple_Pack(2, obj, obj);
     if (!pair) return 0;
     int is_pair = PyTuple_GET_SIZE(pair) == 2;
     for (Py_ssize_t i = 0; is_pair && i < 2; i++) {
@@ -34,7 +34,7 @@ const char lmd_py_kv_block_bytes_doc[] =
 
 PyObject *lmd_py_kv_block_bytes(PyObject *module, PyObject *args, PyObject *kwargs) {
     (void)module;
-    static char *names[] = {"n_layer",   "n_kv_head", "head_dim", "block_len",
+    static char *names[] = {"n_layer", "n_kv_head", "head_dim", "block_len",
                             "kv_bits", "device",    NULL};
     lmd_stream_config config = {.block_len = 64};
     lmd_py_kv_pair kv = {{16, 16}};
@@ -67,7 +67,8 @@ static PyArrayObject *to_array(PyObject *obj, int type, int n_dims) {
 
 const char lmd_py_kv_encode_doc[] =
     "kv_encode(x, bits) -> (codes, scales, mins)\n\nThe reference encoding of keys or values: "
-    "x [n, head_dim] fp32 becomes codes [n, head_dim] uint8 (one a byte, for 4 bits too) and one "
+    "x [n, head_dim] fp32 becomes codes [n, head_dim] uint8 (one a byte, for 4 bits too) and "
+    "one "
     "fp16 scale and min [n] a row. bits: 8 or 4. Raises ValueError.";
 
 PyObject *lmd_py_kv_encode(PyObject *module, PyObject *args) {
@@ -128,8 +129,7 @@ PyObject *lmd_py_kv_decode(PyObject *module, PyObject *args) {
         lmd_kv_params params = {((const uint16_t *)PyArray_DATA(scales))[i],
                                 ((const uint16_t *)PyArray_DATA(mins))[i]};
         lmd_kv_decode((const uint8_t *)PyArray_DATA(codes) + i * head_dim, (int32_t)head_dim,
-                      params,
-                      (float *)PyArray_DATA((PyArrayObject *)out) + i * head_dim);
+                      params, (float *)PyArray_DATA((PyArrayObject *)out) + i * head_dim);
     }
 done:
     Py_XDECREF(codes);

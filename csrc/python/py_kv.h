@@ -1,5 +1,5 @@
-/* The KV cache's storage for Python: kv_bits, bytes of a block, the reference encoding. With the
- * GIL. */
+/* The KV cache's storage for Python: kv_bits, bytes of a block, the reference encoding. With
+ * the GIL. */
 #ifndef LMD_PYTHON_PY_KV_H
 #define LMD_PYTHON_PY_KV_H
 

@@ -90,10 +90,10 @@ PyObject *lmd_py_metrics(const lmd_engine_metrics *metrics) {
 
 /* ---- traces ---- */
 
-static const char *const step_fields[] = {
-    "start_ns",      "end_ns",          "n_seqs",          "n_prefilled", "n_decoded", "budget",
-    "n_free_blocks", "n_active_blocks", "n_cached_blocks", "n_running", "n_waiting",
-    "n_preempted"};
+static const char *const step_fields[] = {"start_ns",      "end_ns",          "n_seqs",
+                                          "n_prefilled",   "n_decoded",       "budget",
+                                          "n_free_blocks", "n_active_blocks", "n_cached_blocks",
+                                          "n_running",     "n_waiting",       "n_preempted"};
 static const char *const event_fields[] = {"at_ns", "kind", "request_id", "n_tokens",
                                            "finish_reason"};
 static_assert(sizeof step_fields / sizeof *step_fields * 8 == sizeof(lmd_trace_step),

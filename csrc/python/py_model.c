@@ -307,9 +307,8 @@ static PyObject *sizes_of(const lmd_model_config *config, const lmd_checkpoint *
     if (load(config, checkpoint, device, &backend, Py_None, &model, &err) != LMD_OK)
         return lmd_py_raise(&err);
     /* The rows of an embedding that is no lm_head are read one by one. */
-    size_t apart = model->embed == model->lm_head
-                       ? 0
-                       : model->backend->ops->weight_bytes(model->embed);
+    size_t apart =
+        model->embed == model->lm_head ? 0 : model->backend->ops->weight_bytes(model->embed);
     PyObject *sizes =
         Py_BuildValue("{s:n, s:n}", "weight_bytes", (Py_ssize_t)model->weight_bytes,
                       "read_bytes", (Py_ssize_t)(model->weight_bytes - apart));
@@ -335,8 +334,8 @@ PyObject *lmd_py_model_sizes(PyObject *module, PyObject *args, PyObject *kwargs)
 }
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"config",      "source",   "device",
-                            "num_threads", "progress", "blank", NULL};
+    static char *names[] = {"config",   "source", "device", "num_threads",
+                            "progress", "blank",  NULL};
     PyObject *mapping, *source, *threads = Py_None, *callback = Py_None;
     const char *device = "cpu";
     int blank = 0;
@@ -448,7 +447,8 @@ static PyType_Slot model_slots[] = {
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_getset, model_getset},
     {Py_tp_doc, "Model(config, source, *, device='cpu', num_threads=None, progress=None, "
-                "blank=False)\n\nA model's weights in a backend's layout, with the backend's thread pool."},
+                "blank=False)\n\nA model's weights in a backend's layout, with the backend's "
+                "thread pool."},
     {0, NULL},
 };
 

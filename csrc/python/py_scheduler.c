@@ -50,9 +50,12 @@ static PyObject *leave(scheduler_object *self, lmd_status status, const lmd_err 
 /* ---- lifetime ---- */
 
 static PyObject *scheduler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"n_blocks",       "block_len",
-                            "max_batch_size", "max_prefill_token_num",
-                            "session_len",    "enable_prefix_caching",
+    static char *names[] = {"n_blocks",
+                            "block_len",
+                            "max_batch_size",
+                            "max_prefill_token_num",
+                            "session_len",
+                            "enable_prefix_caching",
                             NULL};
     lmd_scheduler_config config = {0, 64, 64, 512, 8192, true};
     int prefix_caching = 1;
@@ -179,8 +182,7 @@ static PyObject *scheduler_session(PyObject *obj, PyObject *arg) {
     const bool lives = lmd_scheduler_tokens(self->scheduler, seq_id, &n_tokens) != NULL;
     lmd_session *session = lmd_scheduler_snapshot(self->scheduler, seq_id);
     pthread_mutex_unlock(&self->lock);
-    if (session)
-        return lmd_py_session_wrap(lmd_py_state_of_type(Py_TYPE(obj)), session, obj);
+    if (session) return lmd_py_session_wrap(lmd_py_state_of_type(Py_TYPE(obj)), session, obj);
     return lives ? PyErr_NoMemory()
                  : PyErr_Format(PyExc_KeyError, "seq_id %lld does not live", seq_id);
 }
@@ -326,13 +328,12 @@ static PyObject *scheduler_stats(PyObject *obj, PyObject *unused) {
     if (enter(self) < 0) return NULL;
     lmd_scheduler_stats stats;
     lmd_scheduler_get_stats(self->scheduler, &stats);
-    PyObject *dict =
-        Py_BuildValue("{s:i, s:i, s:i, s:i, s:i, s:L, s:L, s:L}", "n_running", stats.n_running,
-                      "n_waiting", stats.n_waiting, "n_free_blocks", stats.n_free_blocks,
-                      "n_active_blocks", stats.n_active_blocks, "n_cached_blocks",
-                      stats.n_cached_blocks, "n_preempted", (long long)stats.n_preempted,
-                      "n_prompt_tokens", (long long)stats.n_prompt_tokens, "n_cached_tokens",
-                      (long long)stats.n_cached_tokens);
+    PyObject *dict = Py_BuildValue(
+        "{s:i, s:i, s:i, s:i, s:i, s:L, s:L, s:L}", "n_running", stats.n_running, "n_waiting",
+        stats.n_waiting, "n_free_blocks", stats.n_free_blocks, "n_active_blocks",
+        stats.n_active_blocks, "n_cached_blocks", stats.n_cached_blocks, "n_preempted",
+        (long long)stats.n_preempted, "n_prompt_tokens", (long long)stats.n_prompt_tokens,
+        "n_cached_tokens", (long long)stats.n_cached_tokens);
     return leave(self, LMD_OK, NULL, dict);
 }
 
@@ -340,14 +341,16 @@ static PyObject *scheduler_stats(PyObject *obj, PyObject *unused) {
 
 static PyMethodDef scheduler_methods[] = {
     {"add", (PyCFunction)(void (*)(void))scheduler_add, METH_VARARGS | METH_KEYWORDS,
-     "add(token_ids, *, max_new_tokens=512, session=None, priority=0) -> int\n\nQueues a sequence and "
+     "add(token_ids, *, max_new_tokens=512, session=None, priority=0) -> int\n\nQueues a "
+     "sequence and "
      "returns its seq_id; a session's blocks serve as far as the texts agree. ValueError when "
      "it cannot ever fit."},
     {"session", scheduler_session, METH_O,
      "session(seq_id) -> Session\n\nWhat a living sequence has so far, for a later add; its "
      "blocks stay cached when it ends. KeyError."},
     {"set_budget", scheduler_set_budget, METH_O,
-     "set_budget(n_tokens) -> None\n\nTokens that each of the next steps may have. ValueError."},
+     "set_budget(n_tokens) -> None\n\nTokens that each of the next steps may have. "
+     "ValueError."},
     {"schedule", scheduler_schedule, METH_NOARGS,
      "schedule() -> Plan | None\n\nThe next step's plan; None when nothing can run now. "
      "MemoryError "

@@ -1,7 +1,7 @@
 /* Quantisation of keys and values: the definition that every backend shares.
  * Owns: how one head's vector becomes codes of 8 or 4 bits with one {scale, min}, and back.
- * Asymmetric, one pair for each token and KV head, of keys after RoPE. Where codes and pairs lie
- * in memory is a backend's secret. Pure functions: no state, no allocation. Any thread. */
+ * Asymmetric, one pair for each token and KV head, of keys after RoPE. Where codes and pairs
+ * lie in memory is a backend's secret. Pure functions: no state, no allocation. Any thread. */
 #ifndef LMD_QUANT_KV_QUANT_H
 #define LMD_QUANT_KV_QUANT_H
 

@@ -1,5 +1,5 @@
-/* The kernel harness' part for attention and the KV cache: every table against the reference, bit
- * for bit, and the reference against softmax in double. */
+/* The kernel harness' part for attention and the KV cache: every table against the reference,
+ * bit for bit, and the reference against softmax in double. */
 #include "check_kernels.h"
 
 #include <math.h>
@@ -20,8 +20,7 @@ static lmd_attend_state state_ref, state_new;
 /* What the cache gives back of x. */
 static void stored_as(const float *vector, int dim, int bits, float *out) {
     uint8_t codes[LMD_MAX_HEAD_DIM];
-    if (bits < 16)
-        lmd_kv_decode(codes, dim, lmd_kv_encode(vector, dim, bits, codes), out);
+    if (bits < 16) lmd_kv_decode(codes, dim, lmd_kv_encode(vector, dim, bits, codes), out);
     for (int d = 0; bits >= 16 && d < dim; d++)
         out[d] = bits == 32 ? vector[d] : lmd_half_to_float(lmd_float_to_half(vector[d]));
 }
@@ -124,8 +123,8 @@ static void check_attention(const lmd_cpu_kernels *kernels, lmd_kv_format format
         check(same(o_ref[r], o_new[r], dim), "attention", kernels->isa, dim, context, r);
         attend_double(r, ends[r], &format, exact);
         for (int d = 0; d < dim; d++)
-            check(fabs(exact[d] - o_ref[r][d]) < tolerance_of(&format),
-                  "attention vs double", "ref", dim, context, r);
+            check(fabs(exact[d] - o_ref[r][d]) < tolerance_of(&format), "attention vs double",
+                  "ref", dim, context, r);
         lmd_attend_args alone = args; /* one row by itself, to its own end */
         alone.q = query[r];
         alone.n_rows = 1;
@@ -176,8 +175,8 @@ void check_attentions(const lmd_cpu_kernels *kernels) {
                 lmd_kv_format format = {64, dims[i], bits[b][0], bits[b][1]};
                 int rows = (i * 5 + j * 3 + b) % LMD_ATTEND_ROWS + 1;
                 if ((i + j) % 2 == b % 2 || b > 1)
-                    check_attention(kernels, format, contexts[j],
-                                    rows < contexts[j] ? rows : 1, PLAIN);
+                    check_attention(kernels, format, contexts[j], rows < contexts[j] ? rows : 1,
+                                    PLAIN);
             }
     for (int b = 1; b < 6; b++) {
         for (int block_len = 16; block_len <= 256; block_len *= 2)

@@ -302,8 +302,7 @@ static void check_panels(const lmd_cpu_kernels *kernels, const matrix *w, int m,
         int middle = new.n_tiles / 2; /* in two calls */
         kernels->panel(out_new + 16 * lmd_tile_begin(&new, middle), panel, &segment->format,
                        &new, middle, new.n_tiles - middle, scratch);
-        if (middle)
-            kernels->panel(out_new, panel, &segment->format, &new, 0, middle, scratch);
+        if (middle) kernels->panel(out_new, panel, &segment->format, &new, 0, middle, scratch);
         check(same(out_ref, out_new, m * 16), "panel", kernels->isa, name * 1000 + group, k, m);
         if (exact && kind == 0) check_against_double(w, m, p, bits);
         for (int r = 0; r < m; r++) { /* one row alone has the same bits */
@@ -335,10 +334,12 @@ static void check_linear(lmd_threads *threads, const lmd_cpu_kernels *kernels, l
 /* Every group size, kind and offset, all codes 0 or the largest against the largest
  * activations of one sign and of both. */
 static void check_formats(const lmd_cpu_kernels *kernels) {
-    static const lmd_weight_format formats[] = {
-        {LMD_WEIGHT_U4, LMD_OFFSET_MIN, 0, LMD_F32},  {LMD_WEIGHT_U4, LMD_OFFSET_ZERO, 0, LMD_F32},
-        {LMD_WEIGHT_I4, LMD_OFFSET_NONE, 0, LMD_F32}, {LMD_WEIGHT_U8, LMD_OFFSET_MIN, 0, LMD_F32},
-        {LMD_WEIGHT_U8, LMD_OFFSET_ZERO, 0, LMD_F32}, {LMD_WEIGHT_I8, LMD_OFFSET_NONE, 0, LMD_F32}};
+    static const lmd_weight_format formats[] = {{LMD_WEIGHT_U4, LMD_OFFSET_MIN, 0, LMD_F32},
+                                                {LMD_WEIGHT_U4, LMD_OFFSET_ZERO, 0, LMD_F32},
+                                                {LMD_WEIGHT_I4, LMD_OFFSET_NONE, 0, LMD_F32},
+                                                {LMD_WEIGHT_U8, LMD_OFFSET_MIN, 0, LMD_F32},
+                                                {LMD_WEIGHT_U8, LMD_OFFSET_ZERO, 0, LMD_F32},
+                                                {LMD_WEIGHT_I8, LMD_OFFSET_NONE, 0, LMD_F32}};
     static const int kinds[] = {0, 3, 6};
     for (int f = 0; f < 6; f++)
         for (int group = 32; group <= 128; group *= 2)
@@ -532,24 +533,24 @@ static void check_table(lmd_threads *threads, const lmd_cpu_kernels *kernels) {
 }
 
 /* The sources of every ISA with portable wrappers: layout and indexing are proven on any
- * machine. Not for a build that links none, and NEON's is never portable where there is NEON. */
+ * machine. Not for a build that links none, and NEON's is never portable where there is NEON.
+ */
 #if defined(CHECK_NO_PORTABLE)
 static const lmd_cpu_kernels *const portable[] = {NULL};
 #else
 extern const lmd_cpu_kernels lmd_portable_kernels_avx2, lmd_portable_kernels_avxvnni,
     lmd_portable_kernels_avx512, lmd_portable_kernels_amx, lmd_portable_kernels_neon,
     lmd_portable_kernels_neon_dotprod, lmd_portable_kernels_neon_i8mm;
-static const lmd_cpu_kernels *const portable[] = {
-    &lmd_portable_kernels_avx2,
-    &lmd_portable_kernels_avxvnni,
-    &lmd_portable_kernels_avx512,
-    &lmd_portable_kernels_amx,
+static const lmd_cpu_kernels *const portable[] = {&lmd_portable_kernels_avx2,
+                                                  &lmd_portable_kernels_avxvnni,
+                                                  &lmd_portable_kernels_avx512,
+                                                  &lmd_portable_kernels_amx,
 #if !defined(__ARM_NEON)
-    &lmd_portable_kernels_neon,
+                                                  &lmd_portable_kernels_neon,
 #endif
-    &lmd_portable_kernels_neon_dotprod,
-    &lmd_portable_kernels_neon_i8mm,
-    NULL};
+                                                  &lmd_portable_kernels_neon_dotprod,
+                                                  &lmd_portable_kernels_neon_i8mm,
+                                                  NULL};
 #endif
 
 /* With a table's name as argument, only that one. */

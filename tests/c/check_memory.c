@@ -13,8 +13,8 @@ enum { PAGE = 4096, HUGE_PAGE = 2 << 20 };
 void *test_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset);
 int test_munmap(void *addr, size_t len);
 
-static unsigned char *arena;  /* aligned to a huge page */
-static size_t next_offset;    /* of the next mapping from it */
+static unsigned char *arena;    /* aligned to a huge page */
+static size_t next_offset;      /* of the next mapping from it */
 static size_t mapped, unmapped; /* bytes, in whole pages */
 static int n_wrong;
 
@@ -35,7 +35,8 @@ int test_munmap(void *addr, size_t len) {
 }
 
 int main(void) {
-    arena = mmap(NULL, 8 * HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    arena =
+        mmap(NULL, 8 * HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (arena == MAP_FAILED) return 1;
     arena += (HUGE_PAGE - (size_t)arena % HUGE_PAGE) % HUGE_PAGE;
     for (size_t n_bytes = HUGE_PAGE; n_bytes < HUGE_PAGE + (200 << 10); n_bytes += 4095)

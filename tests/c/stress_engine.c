@@ -1,7 +1,7 @@
 /* The engine under the thread sanitizer: several client threads submit, read, cancel and drop
- * requests against an executor that computes nothing but a fixed function of its input, and look
- * at metrics and traces. Every answer that ends is compared with that function, every look with
- * itself. Exits 1 on a wrong one. */
+ * requests against an executor that computes nothing but a fixed function of its input, and
+ * look at metrics and traces. Every answer that ends is compared with that function, every look
+ * with itself. Exits 1 on a wrong one. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdatomic.h>
@@ -73,9 +73,9 @@ static void fake_import(lmd_executor *executor, int32_t block_id, const uint8_t 
     (void)data;
 }
 
-static const lmd_executor_ops fake_ops = {fake_submit,      fake_collect, fake_free,
-                                          fake_layout,      fake_block_bytes,
-                                          fake_export,      fake_import};
+static const lmd_executor_ops fake_ops = {fake_submit, fake_collect,     fake_free,
+                                          fake_layout, fake_block_bytes, fake_export,
+                                          fake_import};
 
 /* ---- clients ---- */
 

@@ -96,7 +96,8 @@ static machine make_machine(int n_threads, bool fast, bool wide_groups) {
     lmd_err err;
     lmd_backend_config config = {.n_threads = n_threads};
     static float rope[BLOCKS_PER_SEQ * BLOCK_LEN * HEAD_DIM];
-    for (int i = 0; i < BLOCKS_PER_SEQ * BLOCK_LEN * HEAD_DIM; i++) rope[i] = i % 2 ? 0.6f : 0.8f;
+    for (int i = 0; i < BLOCKS_PER_SEQ * BLOCK_LEN * HEAD_DIM; i++)
+        rope[i] = i % 2 ? 0.6f : 0.8f;
     random_state = 88172645463325252u;
     if (lmd_cpu_backend_open(&config, &self.backend, &err) != LMD_OK)
         die("backend", err.message);
@@ -162,8 +163,8 @@ static int run_step(machine *self, const lmd_plan *plan, uint64_t pattern,
     for (int i = 0; i < N_LAYER; i++) {
         const layer *l = &self->layers[i];
         ops->add_norm(self->stream, self->residual, l->attn_norm, 1e-5f, self->norm);
-        ops->linear(self->stream, &(lmd_linear_args){
-                                      .weight = l->qkv, .in = self->norm, .out = self->qkv});
+        ops->linear(self->stream,
+                    &(lmd_linear_args){.weight = l->qkv, .in = self->norm, .out = self->qkv});
         ops->attention(self->stream,
                        &(lmd_attention_args){.layer = i, .qkv = self->qkv, .out = self->attn});
         ops->linear(self->stream, &(lmd_linear_args){.weight = l->o,
@@ -229,8 +230,10 @@ static void make_step(step_plan *self, int32_t *lens) {
         for (int b = 0; b < BLOCKS_PER_SEQ; b++)
             self->block_ids[n_blocks++] = s + (BLOCKS_PER_SEQ - 1 - b) * N_SEQS;
         self->logits_rows[n_seqs] = n_tokens - 1;
-        self->samples[n_seqs] = (lmd_sample_params){
-            .wants_token = true, .greedy = true, .target_id = -1, .logits_out = self->logits[n_seqs]};
+        self->samples[n_seqs] = (lmd_sample_params){.wants_token = true,
+                                                    .greedy = true,
+                                                    .target_id = -1,
+                                                    .logits_out = self->logits[n_seqs]};
         lens[s] += n;
         n_seqs++;
     }
@@ -254,7 +257,8 @@ static void make_step(step_plan *self, int32_t *lens) {
 
 /* Runs the same steps on both; returns how many rows differ. */
 static int compare(bool fast, bool wide_groups) {
-    machine one = make_machine(1, fast, wide_groups), three = make_machine(3, fast, wide_groups);
+    machine one = make_machine(1, fast, wide_groups),
+            three = make_machine(3, fast, wide_groups);
     static step_plan step;
     static float first[N_SEQS][VOCAB];
     lmd_sample_result results[N_SEQS];
@@ -262,7 +266,8 @@ static int compare(bool fast, bool wide_groups) {
     int n_different = 0;
     random_state = 12345;
     for (int i = 0; i < N_STEPS; i++) {
-        if (i == N_STEPS / 2) lens[0] = 300; /* positions between hold zeros: split all the same */
+        if (i == N_STEPS / 2)
+            lens[0] = 300; /* positions between hold zeros: split all the same */
         make_step(&step, lens);
         if (step.plan.n_seqs == 0) continue;
         uint64_t pattern = (uint64_t)random_u32() << 32 | random_u32();
