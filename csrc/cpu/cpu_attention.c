@@ -1,8 +1,8 @@
 /* Attention on the CPU: cutting a step into units and running them.
  * A unit computes what the numeric contract fixes (chunks of 256 positions, folded left to
  * right); the cut decides only who computes it. A unit folds its chunks itself; a lone decode
- * row is split over chunks, so that all threads share a long context. The engine's thread, and
- * its workers in a run. */
+ * row is split into stretches of chunks, so that all threads share a long context. The engine's
+ * thread, and its workers in a run. */
 #include <math.h>
 #include <string.h>
 
@@ -55,16 +55,29 @@ static bool units_write_kv(const lmd_stream_config *config) {
     return config->n_head / config->n_kv_head <= LMD_ATTEND_ROWS;
 }
 
-/* A decode row: one unit for each KV head, or for each chunk of it when `split`. Partials of
+/* Positions of a split sequence that one unit takes, whole chunks: long stretches, whose blocks
+ * are prefetched one from the other, but enough units to keep the threads evenly busy. */
+static int32_t split_len(const lmd_stream *stream, int32_t context_len) {
+    enum { UNITS_PER_THREAD = 12 };
+    const int32_t n_others = head_tiles(&stream->config) * stream->plan->n_tokens;
+    const int32_t n_units = UNITS_PER_THREAD * lmd_threads_count(stream->threads);
+    const int32_t n_pieces = lmd_ceil_div(n_units, n_others);
+    const int32_t n_chunks = lmd_ceil_div(context_len, LMD_CHUNK_LEN) / n_pieces;
+    return (n_chunks < 1 ? 1 : n_chunks) * LMD_CHUNK_LEN;
+}
+
+/* A decode row: one unit for each KV head, or for each stretch of it when `split`. Partials of
  * chunk c stand at first + c * n_head + head. */
 static void add_decode_units(lmd_stream *stream, int32_t seq_idx, int32_t row,
                              int32_t context_len, bool split, int32_t *n_partials) {
     const lmd_stream_config *config = &stream->config;
     split = split && context_len > LMD_CHUNK_LEN;
-    int32_t piece = split ? LMD_CHUNK_LEN : context_len;
-    stream->seq_partials[seq_idx] = split ? *n_partials : -1;
+    const int32_t piece = split ? split_len(stream, context_len) : context_len;
+    const int32_t first = split ? *n_partials : -1;
+    stream->seq_partials[seq_idx] = first;
     for (int32_t begin = 0; begin < context_len; begin += piece) {
-        int32_t end = lmd_min_i32(begin + piece, context_len);
+        const int32_t end = lmd_min_i32(begin + piece, context_len);
+        const int32_t before = begin / LMD_CHUNK_LEN * config->n_head;
         for (int32_t h = 0; h < config->n_kv_head; h++)
             add_units(stream, (lmd_attend_unit){.seq_idx = seq_idx,
                                                 .kv_head = h,
@@ -72,11 +85,11 @@ static void add_decode_units(lmd_stream *stream, int32_t seq_idx, int32_t row,
                                                 .n_tokens = 1,
                                                 .begin = begin,
                                                 .end = end,
-                                                .partial_idx = split ? *n_partials : -1,
+                                                .partial_idx = split ? first + before : -1,
                                                 .writes_kv = end == context_len &&
                                                              units_write_kv(config)});
-        if (split) *n_partials += config->n_head;
     }
+    if (split) *n_partials += lmd_ceil_div(context_len, LMD_CHUNK_LEN) * config->n_head;
 }
 
 /* Prefill: one unit for each tile of tokens, the last (and longest) first. */
@@ -219,43 +232,60 @@ static void write_output(const attention_job *job, int32_t row, int32_t head, fl
                (size_t)head_dim * sizeof *o);
 }
 
+/* One chunk's results, for the unit that folds them. */
+static void keep_partials(const lmd_stream *stream, const lmd_attend_state *state, int32_t idx,
+                          int32_t n_rows) {
+    const int32_t head_dim = stream->config.head_dim;
+    for (int32_t r = 0; r < n_rows; r++) {
+        float *partial = partial_at(stream, idx + r);
+        memcpy(partial, state->o[r], (size_t)head_dim * sizeof *partial);
+        partial[head_dim] = state->max[r];
+        partial[head_dim + 1] = state->sum[r];
+    }
+}
+
+/* Asks for all of a unit's first block at once; the kernels ask for one block from another. */
+static void prefetch_block(const lmd_stream *stream, const lmd_attend_args *args) {
+    const uint8_t *block =
+        args->kv + args->block_ids[args->begin / args->format.block_len] * args->block_stride;
+    for (int64_t i = 0; i < stream->head_bytes; i += LMD_CACHE_LINE) lmd_prefetch(block + i);
+}
+
 static void run_unit(const attention_job *job, const lmd_attend_unit *unit,
                      lmd_thread_scratch *scratch) {
     const lmd_stream *stream = job->stream;
     const lmd_stream_config *config = &stream->config;
-    const int32_t head_dim = config->head_dim;
-    const int32_t n_rows = gather_queries(job, unit, scratch);
-    if (unit->writes_kv) write_kv(job, unit->token_begin, unit->kv_head);
+    const bool is_split = unit->partial_idx >= 0;
     lmd_attend_args args = {
         .q = scratch->q[0],
-        .n_rows = n_rows,
         .row_ends = scratch->row_ends,
+        .begin = unit->begin,
         .context_len = unit->end,
         .format = stream->kv_format,
         .kv = kv_head_base(stream, job->args->layer, unit->kv_head),
         .block_stride = stream->block_stride,
         .block_ids = stream->plan->block_ids + stream->plan->block_offsets[unit->seq_idx],
     };
+    if (unit->n_tokens == 1) prefetch_block(stream, &args);
+    args.n_rows = gather_queries(job, unit, scratch);
+    if (unit->writes_kv) write_kv(job, unit->token_begin, unit->kv_head);
     memset(scratch->sum, 0, sizeof scratch->sum);
-    for (args.begin = unit->begin; args.begin < unit->end; args.begin += LMD_CHUNK_LEN) {
+    for (; args.begin < unit->end; args.begin += LMD_CHUNK_LEN) {
         args.end = lmd_min_i32(args.begin + LMD_CHUNK_LEN, unit->end);
         stream->kernels->attend_chunk(&scratch->attend, &args);
-        for (int32_t r = 0; r < n_rows; r++)
-            stream->kernels->attend_fold(&scratch->max[r], &scratch->sum[r], scratch->o[r],
-                                         scratch->attend.max[r], scratch->attend.sum[r],
-                                         scratch->attend.o[r], head_dim);
-    }
-    for (int32_t r = 0; r < n_rows; r++) {
-        if (unit->partial_idx < 0) {
-            write_output(job, unit->token_begin + r / unit->n_heads,
-                         unit->head_begin + r % unit->n_heads, scratch->o[r], scratch->sum[r]);
+        if (is_split) {
+            const int32_t before = (args.begin - unit->begin) / LMD_CHUNK_LEN * config->n_head;
+            keep_partials(stream, &scratch->attend, unit->partial_idx + before, args.n_rows);
             continue;
         }
-        float *partial = partial_at(stream, unit->partial_idx + r);
-        memcpy(partial, scratch->o[r], (size_t)head_dim * sizeof *partial);
-        partial[head_dim] = scratch->max[r];
-        partial[head_dim + 1] = scratch->sum[r];
+        for (int32_t r = 0; r < args.n_rows; r++)
+            stream->kernels->attend_fold(&scratch->max[r], &scratch->sum[r], scratch->o[r],
+                                         scratch->attend.max[r], scratch->attend.sum[r],
+                                         scratch->attend.o[r], config->head_dim);
     }
+    for (int32_t r = 0; r < args.n_rows && !is_split; r++)
+        write_output(job, unit->token_begin + r / unit->n_heads,
+                     unit->head_begin + r % unit->n_heads, scratch->o[r], scratch->sum[r]);
 }
 
 /* Folds the chunks of one split sequence, all heads. */

@@ -10,6 +10,10 @@
 
 #include "quant/weight_codec.h"
 
+/* Asks for a line of what is read soon, into the second cache: in the first it would push out
+ * what is being read, and take the few places for misses that the loads themselves want. */
+static inline void lmd_prefetch(const void *at) { __builtin_prefetch(at, 0, 2); }
+
 /* Weights lie in panels of 16 output rows, so that one vector holds the same column of 16 (or
  * 8, or 4) rows.
  *   float  [n_cols][16] elements of float_dtype

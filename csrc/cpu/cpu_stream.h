@@ -46,14 +46,14 @@ struct lmd_cpu_op {
 };
 
 /* One piece of a step's attention: some tokens of a sequence, some query heads of one KV head,
- * and either all chunks (partial_idx -1) or one chunk whose partial results go to
- * partials[partial_idx ...]. */
+ * and all chunks (partial_idx -1), or some, whose partial results go to partials[partial_idx
+ * ...], n_head further on from chunk to chunk. */
 typedef struct lmd_attend_unit {
     int32_t seq_idx, kv_head;
     int32_t head_begin, n_heads;   /* query heads */
     int32_t token_begin, n_tokens; /* rows of the step */
     int32_t begin, end;            /* positions */
-    int32_t partial_idx;           /* of head_begin at this chunk; -1: not split */
+    int32_t partial_idx;           /* of head_begin at the first chunk; -1: not split */
     bool writes_kv;                /* of its one token, before it attends */
 } lmd_attend_unit;
 

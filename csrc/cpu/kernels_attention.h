@@ -41,7 +41,7 @@ typedef struct kv_view {
 INLINE f32v kv_at(kv_view kv, int64_t at, const bool is_half) {
     if (!is_half) return load_v((const float *)kv.data + at);
     const uint16_t *half = (const uint16_t *)kv.data + at;
-    __builtin_prefetch((const char *)half + kv.ahead);
+    lmd_prefetch((const char *)half + kv.ahead);
     return half_v(half);
 }
 

@@ -116,8 +116,8 @@ static void weights_to_integers(lmd_attend_state *state, int32_t r, int32_t n,
     f32v total[HALVES];
     for (int32_t h = 0; h < HALVES; h++) total[h] = all_v(0.0f);
     for (int32_t t = 0; t < n; t += 16) {
-        __builtin_prefetch((const char *)(scales + t) + ahead);
-        __builtin_prefetch((const char *)(mins + t) + ahead);
+        lmd_prefetch((const char *)(scales + t) + ahead);
+        lmd_prefetch((const char *)(mins + t) + ahead);
         for (int32_t h = 0; h < HALVES; h++) {
             const int32_t at = t + h * LANES;
             f32v p = load_v(state->p[r] + at);
@@ -135,7 +135,7 @@ static void weights_to_integers(lmd_attend_state *state, int32_t r, int32_t n,
 INLINE u16v load_words(const uint8_t *p, int64_t ahead) {
     u16v words;
     memcpy(&words, p, sizeof words);
-    __builtin_prefetch((const char *)p + ahead);
+    lmd_prefetch((const char *)p + ahead);
     return words;
 }
 
@@ -178,8 +178,8 @@ INLINE void score_code_panels(lmd_attend_state *state, const lmd_kv_format *form
         for (int32_t h = 0; h < HALVES; h++) {
             const int32_t at = t + w * 16 + h * LANES;
             f32v scale = half_v(scales + at), min = half_v(scales + format->block_len + at);
-            __builtin_prefetch((const char *)(scales + at) + keys.ahead);
-            __builtin_prefetch((const char *)(scales + format->block_len + at) + keys.ahead);
+            lmd_prefetch((const char *)(scales + at) + keys.ahead);
+            lmd_prefetch((const char *)(scales + format->block_len + at) + keys.ahead);
             for (int32_t r = 0; r < n_rows; r++)
                 store_v(state->p[r0 + r] + at,
                         fma_v(__builtin_convertvector(acc[r][w][h], f32v),

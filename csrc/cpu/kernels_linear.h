@@ -167,7 +167,7 @@ INLINE void tile_digits(float *out, const uint8_t *weights, const lmd_weight_for
 #pragma GCC unroll 4
             for (int32_t line = 0; line < 4; line++, weights += line_bytes) {
                 u8v first[HALVES], second[HALVES];
-                __builtin_prefetch(weights + 2048);
+                lmd_prefetch(weights + 1024);
                 load_codes(first, second, weights, nibbles);
                 for (int32_t h = 0; h < HALVES && BYTE_FLIP != 0 && !nibbles; h++) {
                     first[h] ^= BYTE_FLIP;
@@ -253,7 +253,7 @@ INLINE void tile_pairs(float *out, const uint8_t *weights, const lmd_weight_form
         clear_dots(dots, n_rows);
         weights += n_header;
         for (int32_t k = 0; k < acts.group_size; k += 8, weights += line_bytes) {
-            __builtin_prefetch(weights + 2048);
+            lmd_prefetch(weights + 1024);
             for (int32_t h = 0; h < HALVES; h++) {
                 s16v w[4];
                 unpack_pairs(w, weights + h * VECTOR_BYTES, nibbles);

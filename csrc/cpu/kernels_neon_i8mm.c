@@ -75,7 +75,7 @@ INLINE void half_panel(i32v (*whole)[HALVES], const uint8_t *lines, const uint8_
     lines += h * VECTOR_BYTES;
     for (int32_t k = 0; k < group_size; k += 8, lines += line_bytes, q += n_rows * 16) {
         i32v w[4];
-        __builtin_prefetch(lines + 2048);
+        lmd_prefetch(lines + 2048);
         for (int32_t i = 0; i < 2; i++) {
             u8v bytes = load_bytes(lines + i * VECTOR_BYTES);
             i32v first = (i32v)(nibbles ? bytes & 15 : bytes);

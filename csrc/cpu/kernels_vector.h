@@ -1,8 +1,12 @@
 /* Vectors of LANES lanes for the kernels that are written once and compiled for every
  * instruction set. An ISA's file defines LANES (4, 8 or 16), BYTE_FLIP, and these wrappers,
- * each an intrinsic or the portable body of kernels_portable.h: f32v half_v(const uint16_t *p)
- * LANES halves as floats f32v fma_v(a, b, c)                    a * b + c, rounded once; fma1
- * for a scalar i32v dot_pairs(acc, s16v w, s16v x)    acc + two products of int16 in each lane
+ * each an intrinsic or the portable body of kernels_portable.h:
+ *   f32v half_v(const uint16_t *p)         LANES halves as floats
+ *
+ *   f32v fma_v(a, b, c)                    a * b + c, rounded once; fma1 for a scalar
+ *
+ *   i32v dot_pairs(acc, s16v w, s16v x)    acc + two products of int16 in each lane
+ *
  *   chain_begin, chain_dot, chain_end      sums of four products of a code by s8 in each lane:
  *     of nibbles, up to 15, at most 8 chain_dots between begin and end (an int16 may carry
  *     them); of bytes, up to 255, exclusive-ored with BYTE_FLIP: 128 where an ISA multiplies
@@ -48,7 +52,8 @@ INLINE u8v load_bytes(const uint8_t *p) {
     return v;
 }
 
-INLINE f32v all_v(float x) { return (f32v){0} + x; }
+/* x - 0 is x, so this is one broadcast; x + 0 would be an addition, for the sake of -0. */
+INLINE f32v all_v(float x) { return x - (f32v){0}; }
 
 /* Four bytes in every lane. */
 INLINE i32v all_dwords(const uint8_t *p) {
