@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, greedy, make_engine, read_all
+from conftest import GOLDEN, greedy, load_model, make_engine, read_all
+from packed_models import config_of, linears_of, other_tensors, write_model
 
 from lmdeploy_c import _C
 
@@ -34,6 +36,31 @@ def wait_until(condition: Any, seconds: float = 20) -> None:
 
 
 # ---- running together ----
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_many_heads_without_groups(tmp_path: Path, num_threads: int) -> None:
+    """With as many KV heads as this no sequence needs to be split for the threads to be busy: one
+    decoded token attends as a row of a prompt does."""
+    config = config_of(
+        "llama", "awq", 64, num_attention_heads=32, num_key_value_heads=32, head_dim=8
+    )
+    del config["quantization_config"]
+    config["max_position_embeddings"] = 1024
+    rng = np.random.default_rng(5)
+    matrices = {
+        f"{name}.weight": rng.normal(0, 0.1, shape).astype(np.float16)
+        for name, shape in linears_of(config).items()
+    }
+    path = write_model(tmp_path / "model", config, {**other_tensors(rng, config), **matrices})
+    model = load_model(path, num_threads=num_threads)
+    engine = make_engine(model, session_len=1024, enable_prefix_caching=False)
+    text = [i % 60 for i in range(600)]
+    text += greedy(engine, text, 20)
+    ppl = read_all(engine.submit(text, max_new_tokens=0, return_ppl=True)).ppl
+    assert greedy(engine, text[:610], 10) == text[610:]
+    engine.close()
+    assert ppl is not None and np.isfinite(ppl)
 
 
 def test_requests_join_and_leave_between_steps(tiny_engine: _C.Engine) -> None:

@@ -40,9 +40,9 @@ void *lmd_realloc(void *ptr, size_t n, size_t size) {
 void lmd_free(void *ptr) { free(ptr); }
 
 void *lmd_alloc_large(size_t n_bytes) {
-    if (n_bytes == 0 || n_bytes > SIZE_MAX / 2 || !alloc_may_proceed(n_bytes)) return NULL;
+    if (n_bytes > SIZE_MAX / 2 || !alloc_may_proceed(n_bytes)) return NULL;
     if (n_bytes < HUGE_PAGE) {
-        size_t rounded = (n_bytes + LMD_CACHE_LINE - 1) / LMD_CACHE_LINE * LMD_CACHE_LINE;
+        size_t rounded = (n_bytes / LMD_CACHE_LINE + 1) * LMD_CACHE_LINE;
         void *small = aligned_alloc(LMD_CACHE_LINE, rounded);
         if (small) memset(small, 0, rounded);
         return small;

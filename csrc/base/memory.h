@@ -20,7 +20,8 @@ void *lmd_realloc(void *ptr, size_t n, size_t size);
 void lmd_free(void *ptr);
 
 /* Allocates a zeroed, 64-byte aligned buffer of whole pages, huge ones where the system has
- * them: for weights, KV and scratch. lmd_free_large takes the same n_bytes. */
+ * them: for weights, KV and scratch; of 0 bytes too, as a valid pointer. lmd_free_large takes
+ * the same n_bytes. */
 void *lmd_alloc_large(size_t n_bytes);
 void lmd_free_large(void *ptr, size_t n_bytes);
 

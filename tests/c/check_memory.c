@@ -46,6 +46,12 @@ int main(void) {
             lmd_free_large(buffer, n_bytes);
             n_wrong += unmapped != mapped;
         }
+    for (size_t n_bytes = 0; n_bytes < 200; n_bytes++) {
+        unsigned char *buffer = lmd_alloc_large(n_bytes);
+        n_wrong += !buffer || (size_t)buffer % LMD_CACHE_LINE != 0;
+        for (size_t i = 0; buffer && i < n_bytes; i++) n_wrong += buffer[i] != 0;
+        lmd_free_large(buffer, n_bytes);
+    }
     printf("large buffers at every offset: %d wrong\n", n_wrong);
     return n_wrong != 0;
 }
