@@ -224,24 +224,23 @@ def median_token_s(engine: _C.Engine, context: int) -> float:
 def test_the_speed_is_that_of_the_engine(
     smollm2_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the whole model, and where half of its layers are timed. Others may use the machine: the
-    best of three tries counts."""
+    """Of the whole model, and where half of its layers are timed. Others may use the machine: one
+    of six tries counts."""
     config, checkpoint = TurbomindEngineConfig(), open_checkpoint(smollm2_path)
     engine = _C.Engine(load_model(smollm2_path), session_len=1200, n_blocks=40)
-    best = []
     for most in (1 << 30, 30 << 20):
         monkeypatch.setattr(decode_time, "_MOST_BYTES", most)
-        ratios = []
-        for _ in range(3):
+        tries = []
+        while len(tries) < 6:
             timed = decode_time.decode_time(config, checkpoint, 1024)
-            ratios += [timed.tokens_per_second(n) * median_token_s(engine, n) for n in (0, 1024)]
-        best += [min(ratios[0::2], key=closeness), min(ratios[1::2], key=closeness)]
+            tries.append(
+                [timed.tokens_per_second(n) * median_token_s(engine, n) for n in (0, 1024)]
+            )
+            if all(0.6 < ratio < 1.7 for ratio in tries[-1]):
+                break
+        else:
+            pytest.fail(f"predicted over measured, without and with a context: {tries}")
     engine.close()
-    assert all(0.6 < r < 1.7 for r in best), best
-
-
-def closeness(ratio: float) -> float:
-    return abs(float(np.log(ratio)))
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda p: p.name)
