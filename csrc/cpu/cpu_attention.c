@@ -283,7 +283,8 @@ static void run_unit(const attention_job *job, const lmd_attend_unit *unit,
                                          scratch->attend.max[r], scratch->attend.sum[r],
                                          scratch->attend.o[r], config->head_dim);
     }
-    for (int32_t r = 0; r < args.n_rows && !is_split; r++)
+    if (is_split) return;
+    for (int32_t r = 0; r < args.n_rows; r++)
         write_output(job, unit->token_begin + r / unit->n_heads,
                      unit->head_begin + r % unit->n_heads, scratch->o[r], scratch->sum[r]);
 }
