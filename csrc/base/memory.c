@@ -9,7 +9,8 @@
 
 enum {
     HUGE_PAGE = 2 << 20, /* bytes: x86-64, and aarch64 with 4 KiB pages */
-    PAGE = 64 << 10      /* bytes: the largest base page of the supported machines */
+    PAGE = 64 << 10,     /* bytes: the largest base page of the supported machines */
+    CHUNK = 16 << 20     /* bytes of an arena's chunk; what is larger has its own */
 };
 
 static size_t round_to_page(size_t n_bytes) { return (n_bytes + PAGE - 1) / PAGE * PAGE; }
@@ -66,6 +67,48 @@ void lmd_free_large(void *ptr, size_t n_bytes) {
         free(ptr);
     else
         munmap(ptr, round_to_page(n_bytes));
+}
+
+/* Stands at the beginning of its own memory. */
+typedef struct lmd_arena_chunk {
+    _Alignas(LMD_CACHE_LINE) struct lmd_arena_chunk *next;
+    size_t n_bytes, used;
+} lmd_arena_chunk;
+
+static size_t room(const lmd_arena_chunk *chunk) {
+    return chunk ? chunk->n_bytes - chunk->used : 0;
+}
+
+static lmd_arena_chunk *add_chunk(lmd_arena *self, size_t wanted) {
+    const size_t needed = sizeof(lmd_arena_chunk) + wanted;
+    const size_t n_bytes = needed < CHUNK ? CHUNK : needed;
+    lmd_arena_chunk *chunk = lmd_alloc_large(n_bytes);
+    if (!chunk) return NULL;
+    *chunk = (lmd_arena_chunk){.n_bytes = n_bytes, .used = sizeof *chunk};
+    lmd_arena_chunk **at = &self->chunks;
+    if (n_bytes - needed < room(*at)) at = &(*at)->next;
+    chunk->next = *at;
+    *at = chunk;
+    return chunk;
+}
+
+void *lmd_arena_alloc(lmd_arena *self, size_t n_bytes) {
+    if (n_bytes > SIZE_MAX / 2) return NULL;
+    const size_t wanted = (n_bytes + LMD_CACHE_LINE - 1) / LMD_CACHE_LINE * LMD_CACHE_LINE;
+    lmd_arena_chunk *chunk = self->chunks;
+    if (room(chunk) < wanted) chunk = add_chunk(self, wanted);
+    if (!chunk) return NULL;
+    void *out = (char *)chunk + chunk->used;
+    chunk->used += wanted;
+    return out;
+}
+
+void lmd_arena_free(lmd_arena *self) {
+    while (self->chunks) {
+        lmd_arena_chunk *chunk = self->chunks;
+        self->chunks = chunk->next;
+        lmd_free_large(chunk, chunk->n_bytes);
+    }
 }
 
 uint64_t lmd_alloc_count(void) {

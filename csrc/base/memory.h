@@ -1,4 +1,4 @@
-/* Memory: zeroed heap objects, growing arrays, large aligned buffers.
+/* Memory: zeroed heap objects, growing arrays, large aligned buffers, arenas of them.
  * Owns: the allocation counter that proves a steady decode step makes no malloc.
  * Must not know: what is stored. Any thread. */
 #ifndef LMD_BASE_MEMORY_H
@@ -24,6 +24,17 @@ void lmd_free(void *ptr);
  * the same n_bytes. */
 void *lmd_alloc_large(size_t n_bytes);
 void lmd_free_large(void *ptr, size_t n_bytes);
+
+/* Large buffers that are freed together. They stand side by side, so that those too small for a
+ * huge page of their own share one. Starts zeroed. One thread at a time. */
+typedef struct lmd_arena {
+    struct lmd_arena_chunk *chunks; /* list; the first has the most room */
+} lmd_arena;
+
+/* As lmd_alloc_large. */
+void *lmd_arena_alloc(lmd_arena *self, size_t n_bytes);
+/* Frees all of them; the arena is empty again. */
+void lmd_arena_free(lmd_arena *self);
 
 /* How many allocations the calling process has made through this header, and of how many bytes
  * in all. */

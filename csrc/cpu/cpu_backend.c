@@ -1,5 +1,6 @@
 /* The CPU backend: its table, its threads, its weights.
- * Owns: the thread pool and the choice of kernels. Streams and weights end before it does. */
+ * Owns: the thread pool, the weights' memory and the choice of kernels. Streams and weights end
+ * before it does. */
 #include "cpu/cpu_backend.h"
 
 #include "base/memory.h"
@@ -13,6 +14,7 @@ typedef struct cpu_backend {
     lmd_threads *threads;
     const lmd_cpu_kernels *kernels;
     lmd_matrices matrices;
+    lmd_arena arena; /* of the weights */
 } cpu_backend;
 
 static const char *backend_isa(const lmd_backend *self) {
@@ -28,10 +30,11 @@ static lmd_status backend_upload(lmd_backend *self, const lmd_weight_source *src
     cpu_backend *cpu = (cpu_backend *)self;
     switch (cpu->matrices) {
     case LMD_MATRICES_MEASURED: return lmd_cpu_weight_measure(src, out, err);
-    case LMD_MATRICES_BLANK: return lmd_cpu_weight_blank(src, cpu->threads, out, err);
+    case LMD_MATRICES_BLANK:
+        return lmd_cpu_weight_blank(src, cpu->threads, &cpu->arena, out, err);
     case LMD_MATRICES_PACKED: break;
     }
-    return lmd_cpu_weight_pack(src, cpu->threads, out, err);
+    return lmd_cpu_weight_pack(src, cpu->threads, &cpu->arena, out, err);
 }
 
 static lmd_status backend_upload_vector(lmd_backend *self, const float *values, int32_t n,
@@ -52,6 +55,7 @@ static void backend_weight_free(lmd_backend *self, lmd_weight *weight) {
 static void backend_free(lmd_backend *self) {
     if (!self) return;
     lmd_threads_free(((cpu_backend *)self)->threads);
+    lmd_arena_free(&((cpu_backend *)self)->arena);
     lmd_free(self);
 }
 

@@ -202,8 +202,8 @@ lmd_status lmd_cpu_weight_measure(const lmd_weight_source *src, lmd_weight **out
 }
 
 /* Memory for a measured weight's panels, not written yet. */
-static lmd_status allocate_panels(lmd_weight *weight, lmd_err *err) {
-    uint8_t *panels = weight->memory = lmd_alloc_large(weight->n_bytes);
+static lmd_status allocate_panels(lmd_weight *weight, lmd_arena *arena, lmd_err *err) {
+    uint8_t *panels = lmd_arena_alloc(arena, weight->n_bytes);
     if (!panels)
         return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a weight of %zu bytes",
                         weight->n_bytes);
@@ -227,10 +227,10 @@ static void blank_item(void *arg, const lmd_stage *stage, int32_t item, int32_t 
 }
 
 lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_threads *threads,
-                                lmd_weight **out, lmd_err *err) {
+                                lmd_arena *arena, lmd_weight **out, lmd_err *err) {
     lmd_weight *weight = NULL;
     LMD_TRY(lmd_cpu_weight_measure(src, &weight, err));
-    lmd_status status = allocate_panels(weight, err);
+    lmd_status status = allocate_panels(weight, arena, err);
     if (status != LMD_OK) {
         lmd_cpu_weight_free(weight);
         return status;
@@ -245,7 +245,7 @@ lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_threads *threa
 }
 
 lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads,
-                               lmd_weight **out, lmd_err *err) {
+                               lmd_arena *arena, lmd_weight **out, lmd_err *err) {
     lmd_status status = LMD_OK;
     size_t scratch_bytes = (size_t)src->n_cols + (size_t)src->n_cols / 32 * 4 + LMD_CACHE_LINE;
     scratch_bytes = scratch_bytes / LMD_CACHE_LINE * LMD_CACHE_LINE;
@@ -257,7 +257,7 @@ lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *thread
         goto out;
     }
     LMD_TRY_OUT(plan_segments(src, weight, err));
-    LMD_TRY_OUT(allocate_panels(weight, err));
+    LMD_TRY_OUT(allocate_panels(weight, arena, err));
     for (int32_t i = 0; i < src->n_parts; i++) {
         lmd_weight_segment *segment = &weight->segments[i];
         pack_job job = {&src->parts[i], segment, src->n_cols, scratch, scratch_bytes};
@@ -295,7 +295,6 @@ lmd_status lmd_cpu_weight_vector(const float *values, int32_t n, lmd_weight **ou
 
 void lmd_cpu_weight_free(lmd_weight *weight) {
     if (!weight) return;
-    lmd_free_large(weight->memory, weight->n_bytes);
     lmd_free(weight->vector);
     lmd_free(weight);
 }

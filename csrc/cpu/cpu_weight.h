@@ -1,9 +1,11 @@
-/* Weights in the CPU's layout: panels of 16 rows, one segment for each part of the source.
- * Owns: packing and its memory. Must not know: streams, plans. */
+/* Weights in the CPU's layout: panels of 16 rows, one segment for each part of the source, in
+ * an arena, which outlives them.
+ * Owns: packing. Must not know: streams, plans. */
 #ifndef LMD_CPU_CPU_WEIGHT_H
 #define LMD_CPU_CPU_WEIGHT_H
 
 #include "backend/backend.h"
+#include "base/memory.h"
 #include "base/threads.h"
 #include "cpu/cpu_kernels.h"
 
@@ -12,25 +14,24 @@ typedef struct lmd_weight_segment {
     int32_t n_rows, n_panels;
     int32_t first_row; /* of the whole matrix */
     int64_t panel_bytes;
-    uint8_t *panels; /* in the weight's memory */
+    uint8_t *panels; /* in the arena */
 } lmd_weight_segment;
 
 struct lmd_weight {
     int32_t n_rows, n_cols, n_segments;
     lmd_weight_segment segments[LMD_MAX_WEIGHT_PARTS];
     int32_t group_size; /* that activations must be quantised by; 0: no segment has codes */
-    uint8_t *memory;    /* n_bytes, or NULL for a vector */
-    size_t n_bytes;
-    float *vector; /* [n_cols] of a vector; NULL for a matrix */
+    size_t n_bytes;     /* of all panels */
+    float *vector;      /* [n_cols] of a vector; NULL for a matrix */
 };
 
 lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads,
-                               lmd_weight **out, lmd_err *err);
+                               lmd_arena *arena, lmd_weight **out, lmd_err *err);
 /* The same but for the panels: a weight that has its sizes alone. */
 lmd_status lmd_cpu_weight_measure(const lmd_weight_source *src, lmd_weight **out, lmd_err *err);
 /* The same with made-up panels: small finite values, in memory that has been written. */
 lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_threads *threads,
-                                lmd_weight **out, lmd_err *err);
+                                lmd_arena *arena, lmd_weight **out, lmd_err *err);
 lmd_status lmd_cpu_weight_vector(const float *values, int32_t n, lmd_weight **out,
                                  lmd_err *err);
 void lmd_cpu_weight_free(lmd_weight *weight);

@@ -65,6 +65,8 @@ static void random_stored(lmd_dtype dtype, int n_rows, int n_cols, int extreme) 
         }
 }
 
+static lmd_arena arena; /* of all matrices */
+
 typedef struct matrix {
     lmd_weight *weight;
     lmd_dtype dtype;
@@ -76,7 +78,7 @@ static matrix pack_part(lmd_threads *threads, const lmd_weight_part *part, lmd_d
     lmd_weight_source src = {.n_parts = 1, .n_cols = k, .parts = {*part}};
     matrix m = {NULL, dtype, part->n_rows, k};
     lmd_err err;
-    if (lmd_cpu_weight_pack(&src, threads, &m.weight, &err) != LMD_OK) {
+    if (lmd_cpu_weight_pack(&src, threads, &arena, &m.weight, &err) != LMD_OK) {
         printf("pack failed: %s\n", err.message);
         exit(1);
     }
@@ -267,11 +269,10 @@ static matrix make_panels(lmd_weight_format format, int n, int k, int extreme) {
     m.weight->n_cols = k;
     m.weight->n_segments = 1;
     m.weight->n_bytes = (size_t)(segment->panel_bytes * segment->n_panels);
-    m.weight->memory = lmd_alloc_large(m.weight->n_bytes);
-    segment->panels = m.weight->memory;
+    segment->panels = lmd_arena_alloc(&arena, m.weight->n_bytes);
     bool nibbles = format.kind == LMD_WEIGHT_U4 || format.kind == LMD_WEIGHT_I4;
     int max_zero = nibbles ? 15 : 255, n_lines = format.group_size * (nibbles ? 8 : 16);
-    uint8_t *at = m.weight->memory;
+    uint8_t *at = segment->panels;
     for (int g = 0; g < segment->n_panels * (k / format.group_size); g++) {
         for (int i = 0; i < (format.offset == LMD_OFFSET_NONE ? 16 : 32); i++, at += 2) {
             float value = random_float() * 0.1f;
@@ -576,6 +577,7 @@ int main(int argc, char **argv) {
         if (argc == 1 || strcmp(argv[1], portable[i]->isa) == 0)
             check_table(threads, portable[i]);
     lmd_threads_free(threads);
+    lmd_arena_free(&arena);
     printf("%s\n", failures ? "FAILED" : "all kernels agree");
     return failures != 0;
 }

@@ -1,6 +1,7 @@
-/* Large buffers: what one maps, it unmaps, and nothing else. memory.c is compiled with mmap and
- * munmap replaced by the two below, which give out one reserved range at every offset from a
- * huge page that a system may choose, and count the pages. Exits 1 on the first wrong one. */
+/* Large buffers and arenas: what one maps, it unmaps, and nothing else. memory.c is compiled
+ * with mmap and munmap replaced by the two below, which give out one reserved range at every
+ * offset from a huge page that a system may choose, and count the pages. Exits 1 on the first
+ * wrong one. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <string.h>
@@ -8,12 +9,12 @@
 
 #include "base/memory.h"
 
-enum { PAGE = 4096, HUGE_PAGE = 2 << 20 };
+enum { PAGE = 4096, HUGE_PAGE = 2 << 20, RESERVED = 12 * HUGE_PAGE };
 
 void *test_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset);
 int test_munmap(void *addr, size_t len);
 
-static unsigned char *arena;    /* aligned to a huge page */
+static unsigned char *range;    /* aligned to a huge page */
 static size_t next_offset;      /* of the next mapping from it */
 static size_t mapped, unmapped; /* bytes, in whole pages */
 static int n_wrong;
@@ -24,21 +25,38 @@ void *test_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offse
     (void)addr, (void)prot, (void)flags, (void)fd, (void)offset;
     mapped = whole_pages(len);
     unmapped = 0;
-    return arena + next_offset;
+    return range + next_offset;
 }
 
 int test_munmap(void *addr, size_t len) {
     unsigned char *begin = addr, *end = begin + whole_pages(len);
-    n_wrong += begin < arena + next_offset || end > arena + next_offset + mapped;
+    n_wrong += begin < range + next_offset || end > range + next_offset + mapped;
     unmapped += whole_pages(len);
     return 0;
 }
 
+/* Buffers of an arena, one mapping: side by side, aligned, zeroed. */
+static void check_arena(void) {
+    lmd_arena self = {0};
+    unsigned char *before = NULL;
+    next_offset = HUGE_PAGE / 2;
+    for (size_t n_bytes = 1; n_bytes < 4000; n_bytes += 77) {
+        unsigned char *buffer = lmd_arena_alloc(&self, n_bytes);
+        n_wrong += !buffer || (size_t)buffer % LMD_CACHE_LINE != 0;
+        n_wrong += before && (buffer <= before || buffer > before + n_bytes);
+        for (size_t i = 0; buffer && i < n_bytes; i++) n_wrong += buffer[i] != 0;
+        if (buffer) memset(buffer, 1, n_bytes);
+        before = buffer;
+    }
+    n_wrong += lmd_arena_alloc(&self, SIZE_MAX - 100) != NULL;
+    lmd_arena_free(&self);
+    n_wrong += self.chunks != NULL || unmapped != mapped;
+}
+
 int main(void) {
-    arena =
-        mmap(NULL, 8 * HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (arena == MAP_FAILED) return 1;
-    arena += (HUGE_PAGE - (size_t)arena % HUGE_PAGE) % HUGE_PAGE;
+    range = mmap(NULL, RESERVED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (range == MAP_FAILED) return 1;
+    range += (HUGE_PAGE - (size_t)range % HUGE_PAGE) % HUGE_PAGE;
     for (size_t n_bytes = HUGE_PAGE; n_bytes < HUGE_PAGE + (200 << 10); n_bytes += 4095)
         for (next_offset = 0; next_offset < HUGE_PAGE; next_offset += PAGE) {
             unsigned char *buffer = lmd_alloc_large(n_bytes);
@@ -52,6 +70,7 @@ int main(void) {
         for (size_t i = 0; buffer && i < n_bytes; i++) n_wrong += buffer[i] != 0;
         lmd_free_large(buffer, n_bytes);
     }
+    check_arena();
     printf("large buffers at every offset: %d wrong\n", n_wrong);
     return n_wrong != 0;
 }
