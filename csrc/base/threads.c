@@ -26,12 +26,19 @@ typedef struct lmd_event {
     atomic_int n_sleeping;
 } lmd_event;
 
+/* How far the items of one thread's share are taken: (number of the stage + 1) << 32 | items.
+ * It only grows in a run; a thread that comes late to a stage finds a later one there. */
+typedef struct lmd_share {
+    _Alignas(LMD_CACHE_LINE) atomic_uint_fast64_t taken;
+} lmd_share;
+
 enum { OPEN = 1 << 30 }; /* a bit of `entry`, above any number of workers */
 
 struct lmd_threads {
     int32_t n;
     pid_t pid; /* the process that has the workers */
     pthread_t *handles;
+    lmd_share *shares;        /* [n] */
     pthread_mutex_t run_lock; /* one run at a time */
     atomic_bool quit;
 
@@ -99,13 +106,32 @@ static bool is_done(const lmd_stage *stage) {
     return atomic_load_explicit(&stage->n_done, memory_order_acquire) == stage->n_items;
 }
 
-/* Takes items while there are some; the one that finishes the last item wakes the caller. */
-static void take_items(lmd_threads *self, lmd_stage *stage, int32_t thread_idx) {
+/* Takes an item of a thread's share of stage i; -1: none is left. */
+static int32_t take_item(lmd_threads *self, int32_t i, int32_t owner) {
+    const int64_t n_items = stage_at(self, i)->n_items;
+    const int32_t begin = (int32_t)(n_items * owner / self->n);
+    const int32_t n = (int32_t)(n_items * (owner + 1) / self->n) - begin;
+    const uint64_t stage = (uint64_t)(i + 1) << 32;
+    atomic_uint_fast64_t *share = &self->shares[owner].taken;
+    uint64_t seen = atomic_load_explicit(share, memory_order_relaxed);
+    for (;;) {
+        const uint64_t taken = seen < stage ? stage : seen;
+        if (taken >= stage + (uint64_t)n) return -1; /* or it is at a later stage */
+        if (atomic_compare_exchange_weak_explicit(share, &seen, taken + 1, memory_order_relaxed,
+                                                  memory_order_relaxed))
+            return begin + (int32_t)(taken - stage);
+    }
+}
+
+/* Takes the items of its own share, then those that others have left of theirs; the one that
+ * finishes the last item wakes the caller. */
+static void take_items(lmd_threads *self, int32_t i, int32_t thread_idx) {
+    lmd_stage *stage = stage_at(self, i);
     int32_t n = 0;
-    while (atomic_load_explicit(&stage->n_taken, memory_order_relaxed) < stage->n_items) {
-        int32_t item = atomic_fetch_add_explicit(&stage->n_taken, 1, memory_order_relaxed);
-        if (item >= stage->n_items) break;
-        stage->run(self->arg, stage, item, thread_idx, n++ == 0);
+    for (int32_t k = 0; k < self->n; k++) {
+        const int32_t owner = (thread_idx + k) % self->n;
+        for (int32_t item; (item = take_item(self, i, owner)) >= 0; n++)
+            stage->run(self->arg, stage, item, thread_idx, n == 0);
     }
     if (n && atomic_fetch_add(&stage->n_done, n) + n == stage->n_items)
         event_signal(&self->event);
@@ -136,7 +162,7 @@ static void work(lmd_threads *self, int32_t thread_idx) {
     int32_t i = atomic_load_explicit(&self->first, memory_order_acquire);
     for (; i < self->n_stages; i++) {
         lmd_stage *stage = stage_at(self, i);
-        take_items(self, stage, thread_idx);
+        take_items(self, i, thread_idx);
         if (thread_idx == 0)
             wait_for(self, stage);
         else if (!spin_for(stage, N_WORKER_SPINS))
@@ -199,6 +225,7 @@ void lmd_threads_run(lmd_threads *self, lmd_stage *stages, size_t stride, int32_
     self->n_stages = n;
     self->arg = arg;
     atomic_store(&self->first, 0);
+    for (int32_t i = 0; i < self->n; i++) atomic_store(&self->shares[i].taken, 0);
     if (self->n > 1) {
         atomic_fetch_or(&self->entry, OPEN);
         event_signal(&self->wake);
@@ -216,31 +243,37 @@ static void stop_workers(lmd_threads *self, int32_t n_started) {
     for (int32_t i = 0; i < n_started; i++) pthread_join(self->handles[i], NULL);
 }
 
+static void free_memory(lmd_threads *self) {
+    lmd_free(self->handles);
+    lmd_free_large(self->shares, (size_t)self->n * sizeof *self->shares);
+    lmd_free_large(self, sizeof *self);
+}
+
 lmd_status lmd_threads_new(int32_t n, lmd_threads **out, lmd_err *err) {
     if (n < 0 || n > LMD_MAX_THREADS)
         return lmd_fail(err, LMD_INVALID, "num_threads must be 1 to %d, not %d",
                         LMD_MAX_THREADS, n);
     if (n == 0) n = lmd_threads_usable();
     lmd_threads *self = lmd_alloc_large(sizeof *self); /* aligned to the cache line */
-    pthread_t *handles = lmd_calloc((size_t)n, sizeof *handles);
-    if (!self || !handles) {
-        lmd_free_large(self, sizeof *self);
-        lmd_free(handles);
+    if (self) {
+        self->n = n;
+        self->pid = getpid();
+        self->handles = lmd_calloc((size_t)n, sizeof *self->handles);
+        self->shares = lmd_alloc_large((size_t)n * sizeof *self->shares);
+    }
+    if (!self || !self->handles || !self->shares) {
+        if (self) free_memory(self);
         return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %d threads", n);
     }
-    self->n = n;
-    self->pid = getpid();
-    self->handles = handles;
     pthread_mutex_init(&self->run_lock, NULL);
     for (int32_t i = 0; i < n - 1; i++) {
         worker_arg *arg = lmd_calloc(1, sizeof *arg);
         if (arg) *arg = (worker_arg){self, i + 1};
-        int code = arg ? pthread_create(&handles[i], NULL, worker_main, arg) : 12;
+        int code = arg ? pthread_create(&self->handles[i], NULL, worker_main, arg) : 12;
         if (code != 0) {
             lmd_free(arg);
             stop_workers(self, i);
-            lmd_free(handles);
-            lmd_free_large(self, sizeof *self);
+            free_memory(self);
             return lmd_fail(err, LMD_NO_MEMORY,
                             "thread %d of %d cannot start: %s; ask for fewer num_threads",
                             i + 2, n, strerror(code));
@@ -254,8 +287,7 @@ void lmd_threads_free(lmd_threads *self) {
     if (!self || self->pid != getpid()) return;
     stop_workers(self, self->n - 1);
     pthread_mutex_destroy(&self->run_lock);
-    lmd_free(self->handles);
-    lmd_free_large(self, sizeof *self);
+    free_memory(self);
 }
 
 /* Reads "quota period" from a cgroup file; returns whole CPUs, rounded up, or 0 for no limit.

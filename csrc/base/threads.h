@@ -28,15 +28,16 @@ void lmd_threads_free(lmd_threads *self);
 
 int32_t lmd_threads_count(const lmd_threads *self);
 
-/* A stage: items of work that any thread may take. Stages run one after another: an item of the
- * next starts when all items of this one are done. */
+/* A stage: items of work that any thread may take. Each thread begins with an even share of
+ * neighbouring items, so that it reads memory in one stream, and then helps with those of
+ * others. Stages run one after another: an item of the next starts when all items of this one
+ * are done. */
 typedef struct lmd_stage {
     /* Runs one item; `is_first` is set for the first that this thread takes of the stage. */
     void (*run)(void *arg, const struct lmd_stage *stage, int32_t item, int32_t thread_idx,
                 bool is_first);
     int32_t n_items;
-    _Alignas(LMD_CACHE_LINE) atomic_int n_taken; /* 0 at first; may pass n_items */
-    _Alignas(LMD_CACHE_LINE) atomic_int n_done;  /* 0 at first */
+    _Alignas(LMD_CACHE_LINE) atomic_int n_done; /* 0 at first */
 } lmd_stage;
 
 /* Runs n stages that stand `stride` bytes apart, and returns when all are done. A thread that

@@ -1,5 +1,5 @@
-/* A linear on the CPU: panels of 16 output rows, handed out by an atomic counter, times blocks
- * of rows, with the epilogue while a tile is in the first cache. */
+/* A linear on the CPU: panels of 16 output rows, some at a time to each thread, times blocks of
+ * rows, with the epilogue while a tile is in the first cache. */
 #include <string.h>
 
 #include "base/ints.h"
@@ -13,11 +13,10 @@ static int32_t count_panels(const lmd_cpu_op *op) {
     return n;
 }
 
-/* Panels that a thread takes at once. A decode reads long stretches and asks the counter, which
- * every thread writes, seldom; many rows are worth an even share of the work. */
+/* Panels that a thread takes at once: few enough that the last ones end together. */
 static int32_t panels_taken(const lmd_stream *stream, const lmd_cpu_op *op, int32_t n_panels) {
-    enum { FEW_ROWS = 4, MOST = 64 };
-    int32_t n_shares = (op->n_rows <= FEW_ROWS ? 3 : 8) * lmd_threads_count(stream->threads);
+    enum { TAKES = 8 /* of a thread */, MOST = 64 };
+    int32_t n_shares = TAKES * lmd_threads_count(stream->threads);
     int32_t most = op->epilogue == LMD_EPILOGUE_SILU_MUL ? LMD_TAKE_PANELS : MOST;
     int32_t take = lmd_min_i32(n_panels / n_shares, most);
     return take < 1 ? 1 : take;
