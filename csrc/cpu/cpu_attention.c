@@ -66,7 +66,8 @@ static int32_t split_len(const lmd_stream *stream, int32_t context_len) {
     return (n_chunks < 1 ? 1 : n_chunks) * LMD_CHUNK_LEN;
 }
 
-/* A decode row: one unit for each KV head, or for each stretch of it when `split`. Partials of
+/* A decode row: one unit for each KV head, or for each stretch of it when `split`, in the order
+ * in which a thread reads on from one to the next. Partials of
  * chunk c stand at first + c * n_head + head. */
 static void add_decode_units(lmd_stream *stream, int32_t seq_idx, int32_t row,
                              int32_t context_len, bool split, int32_t *n_partials) {
@@ -75,10 +76,10 @@ static void add_decode_units(lmd_stream *stream, int32_t seq_idx, int32_t row,
     const int32_t piece = split ? split_len(stream, context_len) : context_len;
     const int32_t first = split ? *n_partials : -1;
     stream->seq_partials[seq_idx] = first;
-    for (int32_t begin = 0; begin < context_len; begin += piece) {
-        const int32_t end = lmd_min_i32(begin + piece, context_len);
-        const int32_t before = begin / LMD_CHUNK_LEN * config->n_head;
-        for (int32_t h = 0; h < config->n_kv_head; h++)
+    for (int32_t h = 0; h < config->n_kv_head; h++)
+        for (int32_t begin = 0; begin < context_len; begin += piece) {
+            const int32_t end = lmd_min_i32(begin + piece, context_len);
+            const int32_t before = begin / LMD_CHUNK_LEN * config->n_head;
             add_units(stream, (lmd_attend_unit){.seq_idx = seq_idx,
                                                 .kv_head = h,
                                                 .token_begin = row,
@@ -88,7 +89,7 @@ static void add_decode_units(lmd_stream *stream, int32_t seq_idx, int32_t row,
                                                 .partial_idx = split ? first + before : -1,
                                                 .writes_kv = end == context_len &&
                                                              units_write_kv(config)});
-    }
+        }
     if (split) *n_partials += lmd_ceil_div(context_len, LMD_CHUNK_LEN) * config->n_head;
 }
 
@@ -244,29 +245,41 @@ static void keep_partials(const lmd_stream *stream, const lmd_attend_state *stat
     }
 }
 
-/* Asks for all of a unit's first block at once; the kernels ask for one block from another. */
-static void prefetch_block(const lmd_stream *stream, const lmd_attend_args *args) {
-    const uint8_t *block =
-        args->kv + args->block_ids[args->begin / args->format.block_len] * args->block_stride;
+/* Where a unit's block ids stand, and where its first block does. */
+static const int32_t *unit_block_ids(const lmd_stream *stream, const lmd_attend_unit *unit) {
+    return stream->plan->block_ids + stream->plan->block_offsets[unit->seq_idx];
+}
+
+static const uint8_t *first_block(const attention_job *job, const lmd_attend_unit *unit) {
+    const lmd_stream *stream = job->stream;
+    const int32_t idx = unit->begin / stream->config.block_len;
+    return kv_head_base(stream, job->args->layer, unit->kv_head) +
+           unit_block_ids(stream, unit)[idx] * stream->block_stride;
+}
+
+/* Asks for all of a block at once; the kernels ask for one block from another. */
+static void prefetch_block(const lmd_stream *stream, const uint8_t *block) {
     for (int64_t i = 0; i < stream->head_bytes; i += LMD_CACHE_LINE) lmd_prefetch(block + i);
 }
 
-static void run_unit(const attention_job *job, const lmd_attend_unit *unit,
-                     lmd_thread_scratch *scratch) {
+static void run_unit(const attention_job *job, int32_t unit_idx, lmd_thread_scratch *scratch,
+                     bool is_first) {
     const lmd_stream *stream = job->stream;
+    const lmd_attend_unit *unit = &stream->units[unit_idx];
     const lmd_stream_config *config = &stream->config;
     const bool is_split = unit->partial_idx >= 0;
     lmd_attend_args args = {
         .q = scratch->q[0],
         .row_ends = scratch->row_ends,
         .begin = unit->begin,
-        .context_len = unit->end,
+        .last = unit->end,
+        .next = unit_idx + 1 < stream->n_units ? first_block(job, unit + 1) : NULL,
         .format = stream->kv_format,
         .kv = kv_head_base(stream, job->args->layer, unit->kv_head),
         .block_stride = stream->block_stride,
-        .block_ids = stream->plan->block_ids + stream->plan->block_offsets[unit->seq_idx],
+        .block_ids = unit_block_ids(stream, unit),
     };
-    if (unit->n_tokens == 1) prefetch_block(stream, &args);
+    if (is_first && unit->n_tokens == 1) prefetch_block(stream, first_block(job, unit));
     args.n_rows = gather_queries(job, unit, scratch);
     if (unit->writes_kv) write_kv(job, unit->token_begin, unit->kv_head);
     memset(scratch->sum, 0, sizeof scratch->sum);
@@ -311,8 +324,7 @@ static void fold_sequence(const attention_job *job, int32_t seq_idx,
 void lmd_cpu_attention_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                             bool is_first) {
     const attention_job job = job_of(arg, stage);
-    (void)is_first;
-    run_unit(&job, &job.stream->units[item], job.stream->scratch[thread_idx]);
+    run_unit(&job, item, job.stream->scratch[thread_idx], is_first);
 }
 
 void lmd_cpu_fold_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,

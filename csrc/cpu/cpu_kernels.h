@@ -103,7 +103,8 @@ typedef struct lmd_attend_args {
     int32_t n_rows;          /* at most LMD_ATTEND_ROWS */
     const int32_t *row_ends; /* [n_rows] positions visible to each row: 1 .. */
     int32_t begin, end;      /* positions; begin is a multiple of 256 */
-    int32_t context_len;     /* block_ids reach so far: what is read next is prefetched */
+    int32_t last;            /* positions from `end` to here are read next: prefetched */
+    const uint8_t *next;     /* the block that is read after those; NULL: none */
     lmd_kv_format format;
     const uint8_t *kv;        /* the pool, at this layer and KV head of block 0 */
     int64_t block_stride;     /* bytes from one block of the pool to the next */

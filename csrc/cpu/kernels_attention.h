@@ -237,10 +237,11 @@ typedef struct block_view {
 INLINE block_view block_at(const lmd_attend_args *args, int32_t first) {
     const int32_t block_len = args->format.block_len;
     const int32_t *block_id = &args->block_ids[first / block_len];
-    const bool has_next = first + block_len < args->context_len;
-    return (block_view){args->kv + *block_id * args->block_stride, first,
+    const uint8_t *data = args->kv + *block_id * args->block_stride, *next = args->next;
+    if (first + block_len < args->last) next = args->kv + block_id[1] * args->block_stride;
+    return (block_view){data, first,
                         args->end - first < block_len ? args->end - first : block_len,
-                        has_next ? (block_id[1] - block_id[0]) * args->block_stride : 0};
+                        next ? next - data : 0};
 }
 
 static void attend_floats(lmd_attend_state *state, const lmd_attend_args *args) {

@@ -111,7 +111,7 @@ static void check_attention(const lmd_cpu_kernels *kernels, lmd_kv_format format
     lmd_attend_args args = {.q = query[0],
                             .n_rows = n_rows,
                             .row_ends = ends,
-                            .context_len = context,
+                            .last = context,
                             .format = format,
                             .kv = pool,
                             .block_stride = stride,
