@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from common import Work
@@ -38,12 +39,15 @@ def ratio(ours: Result | None, theirs: Result) -> str:
 
 
 def share(result: Result, case: dict[str, Any], work: Work, limits: Roofline) -> str:
-    """Of the limit that a case has: bandwidth in decode, multiply-adds in prefill."""
+    """Of the limit that a case has: in decode the bandwidth, which changes with who shares the
+    memory, as it was read beside each turn; multiply-adds in prefill."""
     if not result.median:
         return ""
     if case["kind"] == "decode":
-        read = work.decode_bytes(case["context"] + case["n"] / 2) * result.median
-        return f"{read / limits.read_bytes_s:.0%} of bandwidth"
+        n_bytes = work.decode_bytes(case["context"] + case["n"] / 2)
+        turns = zip(result.rates, result.read_bytes_s, strict=True)
+        used = statistics.median(n_bytes * rate / bandwidth for rate, bandwidth in turns)
+        return f"{used:.0%} of {statistics.median(result.read_bytes_s) / 1e9:.0f} GB/s"
     if case["kind"] == "prefill":
         macs = work.prefill_macs(case["n"]) / case["n"] * result.median
         return f"{macs / limits.int8_macs_s:.0%} of int8 peak"

@@ -28,11 +28,13 @@ from peer_envs import PEERS, environment
 from peer_process import PeerError, PeerProcess
 from roofline import roofline
 
+from lmdeploy_c import _C
 from lmdeploy_c.checkpoint import resolve_model
 
 OURS = "lmdeploy_c"
 PATIENCE_S = 240  # an engine that took longer on a case has run its last round of it
 QUIET, TRIES, RETRY_S = 0.1, 3, 30  # a turn beside busier neighbours is repeated, if it is short
+READ_BYTES, READ_S = 1 << 29, 0.1  # of measuring the bandwidth before and after a decode
 GOLDEN = ROOT / "tests" / "golden" / "smollm2" / "golden.npz"
 
 CASES: dict[str, dict[str, object]] = {
@@ -74,13 +76,15 @@ MODELS = [
 
 @dataclass
 class Result:
-    """One engine, one case. Empty rates: it did not run, and reason says why."""
+    """One engine, one case. Empty rates: it did not run, and reason says why. read_bytes_s: beside
+    each rate of a decode, what the machine read."""
 
     model: str
     case: str
     engine: str
     version: str
     rates: list[float] = field(default_factory=list)
+    read_bytes_s: list[float] = field(default_factory=list)
     reason: str = ""
     note: str = ""
     unit: str = "tok/s"
@@ -149,18 +153,26 @@ def start_engines(
     return engines, failed
 
 
-def quiet_turn(engine: Engine, variant: str, case: str) -> float:
-    """One run's rate. Beside busy neighbours it is repeated, and the quietest run counts: chosen by
-    what others took of the machine, never by the rate."""
-    tries: list[tuple[float, float]] = []
+def read_bandwidth() -> float:
+    return _C.read_bandwidth(READ_BYTES, seconds=READ_S)
+
+
+def quiet_turn(engine: Engine, variant: str, case: str) -> tuple[float, float]:
+    """One run's rate, and the machine's bandwidth beside it (of a decode; else 0). Beside busy
+    neighbours it is repeated, and the quietest run counts: chosen by what others took of the
+    machine, never by the rate."""
+    tries: list[tuple[float, float, float]] = []
+    is_decode = CASES[case]["kind"] == "decode"
     request = {"op": "run", "variant": variant, "case": CASES[case]}
     for _ in range(TRIES):
+        before = read_bandwidth() if is_decode else 0.0
         start, neighbours = time.perf_counter(), Neighbours([engine.process.pid])
         rate = float(engine.process.ask(request)["tok_s"])
-        tries.append((neighbours.share(), rate))
+        others = neighbours.share()
+        tries.append((others, rate, (before + read_bandwidth()) / 2 if is_decode else 0.0))
         if tries[-1][0] < QUIET or time.perf_counter() - start > RETRY_S:
             break
-    return min(tries)[1]
+    return min(tries)[1:]
 
 
 def measure(model: Model, case: str, engines: list[Engine], rounds: int) -> list[Result]:
@@ -182,7 +194,9 @@ def measure(model: Model, case: str, engines: list[Engine], rounds: int) -> list
                 continue
             start = time.perf_counter()
             try:
-                result.rates.append(quiet_turn(engine, variant, case))
+                rate, bandwidth = quiet_turn(engine, variant, case)
+                result.rates.append(rate)
+                result.read_bytes_s.append(bandwidth)
             except PeerError as error:
                 result.reason, result.rates = str(error), []
             spent[engine.name, variant] += time.perf_counter() - start
