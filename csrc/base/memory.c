@@ -94,7 +94,7 @@ static lmd_arena_chunk *add_chunk(lmd_arena *self, size_t wanted) {
 
 void *lmd_arena_alloc(lmd_arena *self, size_t n_bytes) {
     if (n_bytes > SIZE_MAX / 2) return NULL;
-    const size_t wanted = (n_bytes + LMD_CACHE_LINE - 1) / LMD_CACHE_LINE * LMD_CACHE_LINE;
+    const size_t wanted = (n_bytes / LMD_CACHE_LINE + 1) * LMD_CACHE_LINE;
     lmd_arena_chunk *chunk = self->chunks;
     if (room(chunk) < wanted) chunk = add_chunk(self, wanted);
     if (!chunk) return NULL;

@@ -40,10 +40,10 @@ static void check_arena(void) {
     lmd_arena self = {0};
     unsigned char *before = NULL;
     next_offset = HUGE_PAGE / 2;
-    for (size_t n_bytes = 1; n_bytes < 4000; n_bytes += 77) {
+    for (size_t n_bytes = 0; n_bytes < 4000; n_bytes += 77) {
         unsigned char *buffer = lmd_arena_alloc(&self, n_bytes);
         n_wrong += !buffer || (size_t)buffer % LMD_CACHE_LINE != 0;
-        n_wrong += before && (buffer <= before || buffer > before + n_bytes);
+        n_wrong += before && (buffer <= before || buffer > before + n_bytes + LMD_CACHE_LINE);
         for (size_t i = 0; buffer && i < n_bytes; i++) n_wrong += buffer[i] != 0;
         if (buffer) memset(buffer, 1, n_bytes);
         before = buffer;
