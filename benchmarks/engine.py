@@ -21,7 +21,7 @@ from typing import Any
 import shapes
 from common import ROOT, Neighbours, append_csv, machine, work_of
 from peer_report import number
-from roofline import Roofline, roofline
+from roofline import Roofline, read_bandwidth, roofline
 from startup import build_seconds, startup
 
 from lmdeploy_c.checkpoint import resolve_model
@@ -68,34 +68,54 @@ SMOLLM2 = [
 ONE_B = [prefill(512), decode(0, 32, 3), decode(16384, 16, 1)]
 
 
-def share_of(measure: Measure, rate: float, path: Path, limits: Roofline) -> tuple[str, float]:
-    """The limit that binds a case, and how much of it a rate is; ("", 0) for a batch."""
+@dataclass
+class Turn:
+    """One run: tokens a second, and the bandwidth beside it (of a decode; else 0)."""
+
+    rate: float
+    read_bytes_s: float
+
+
+def run(ours: Ours, variant: str, case: dict[str, Any]) -> Turn:
+    if case["kind"] != "decode":
+        return Turn(ours.run(variant, case), 0.0)
+    before = read_bandwidth()
+    rate = ours.run(variant, case)
+    return Turn(rate, (before + read_bandwidth()) / 2)
+
+
+def share_of(
+    measure: Measure, turns: list[Turn], path: Path, limits: Roofline
+) -> tuple[str, float]:
+    """The limit that binds a case, and how much of it was used; ("", 0) for a batch."""
     work, case = work_of(path), measure.case
     if case["kind"] == "prefill":
-        macs = work.prefill_macs(case["n"]) / case["n"] * rate
-        return "int8 peak", macs / limits.int8_macs_s
+        macs = work.prefill_macs(case["n"]) / case["n"]
+        return "int8 peak", macs * statistics.median(t.rate for t in turns) / limits.int8_macs_s
     if case["kind"] == "decode":
-        read = work.decode_bytes(case["context"] + case["n"] / 2) * rate
-        return "read bandwidth", read / limits.read_bytes_s
+        n_bytes = work.decode_bytes(case["context"] + case["n"] / 2)
+        shares = [n_bytes * t.rate / t.read_bytes_s for t in turns]
+        read = statistics.median(t.read_bytes_s for t in turns)
+        return f"{read / 1e9:.0f} GB/s beside it", statistics.median(shares)
     return "", 0.0
 
 
-def rates_of(
+def turns_of(
     path: Path, measures: list[Measure]
-) -> tuple[list[str], dict[tuple[str, str], list[float]]]:
-    """The variants, and the rates by (key, variant)."""
+) -> tuple[list[str], dict[tuple[str, str], list[Turn]]]:
+    """The variants, and the turns by (key, variant)."""
     ours = Ours()
     longest = max(m.case["context"] + m.case["n"] for m in measures)
     most = max(m.case["n_seqs"] for m in measures)
     variants = ours.load(str(path), None, longest + 128, most)["variants"]
-    rates: dict[tuple[str, str], list[float]] = {}
+    turns: dict[tuple[str, str], list[Turn]] = {}
     for measure in measures:
         for _ in range(measure.rounds):
             for variant in variants:
-                rate = ours.run(variant, measure.case)
-                rates.setdefault((measure.key, variant), []).append(rate)
+                turn = run(ours, variant, measure.case)
+                turns.setdefault((measure.key, variant), []).append(turn)
     ours.close()
-    return variants, rates
+    return variants, turns
 
 
 def speeds(
@@ -103,7 +123,7 @@ def speeds(
 ) -> tuple[dict[str, object], Roofline]:
     """Prints a table; returns the CSV's columns, and the limits measured once more."""
     print(f"measuring {title} ...", file=sys.stderr, flush=True)
-    variants, all_rates = rates_of(path, measures)
+    variants, all_turns = turns_of(path, measures)
     limits = limits.or_better(roofline())
     columns: dict[str, object] = {}
     print(f"\n### {title}, tok/s\n")
@@ -112,9 +132,10 @@ def speeds(
     for measure in measures:
         cells, limit = [], ""
         for variant in variants:
-            rates = all_rates[measure.key, variant]
+            turns = all_turns[measure.key, variant]
+            rates = [turn.rate for turn in turns]
             rate = statistics.median(rates)
-            limit, share = share_of(measure, rate, path, limits)
+            limit, share = share_of(measure, turns, path, limits)
             key = f"{prefix}{measure.key}{'_fast' if variant == FAST else ''}"
             columns[f"{key}_tok_s"] = rate
             if limit:

@@ -26,15 +26,13 @@ import shapes
 from common import BUILD, ROOT, Neighbours, append_csv, machine, work_of
 from peer_envs import PEERS, environment
 from peer_process import PeerError, PeerProcess
-from roofline import roofline
+from roofline import read_bandwidth, roofline
 
-from lmdeploy_c import _C
 from lmdeploy_c.checkpoint import resolve_model
 
 OURS = "lmdeploy_c"
 PATIENCE_S = 240  # an engine that took longer on a case has run its last round of it
 QUIET, TRIES, RETRY_S = 0.1, 3, 30  # a turn beside busier neighbours is repeated, if it is short
-READ_BYTES, READ_S = 1 << 29, 0.1  # of measuring the bandwidth before and after a decode
 GOLDEN = ROOT / "tests" / "golden" / "smollm2" / "golden.npz"
 
 CASES: dict[str, dict[str, object]] = {
@@ -151,10 +149,6 @@ def start_engines(
         process.version = str(loaded["version"])
         engines.append(Engine(name, process, loaded["variants"], how))
     return engines, failed
-
-
-def read_bandwidth() -> float:
-    return _C.read_bandwidth(READ_BYTES, seconds=READ_S)
 
 
 def quiet_turn(engine: Engine, variant: str, case: str) -> tuple[float, float]:

@@ -10,6 +10,8 @@ from common import BUILD
 
 from lmdeploy_c import _C
 
+READ_BYTES, READ_S = 1 << 29, 0.1
+
 
 @dataclass
 class Roofline:
@@ -35,6 +37,12 @@ class Roofline:
             f"{self.read_median_bytes_s / 1e9:.1f}), {self.int8_macs_s / 1e9:.0f} G int8 "
             f"multiply-adds/s ({self.int8_isa}), {self.threads} threads"
         )
+
+
+def read_bandwidth() -> float:
+    """Bytes a second that all threads read at best just now, for what is timed beside it; a fifth
+    of a second."""
+    return _C.read_bandwidth(READ_BYTES, seconds=READ_S)
 
 
 def roofline() -> Roofline:
