@@ -39,39 +39,53 @@ INLINE f32v header_v(const uint8_t *header, int32_t at, bool is_float) {
                     : half_v((const uint16_t *)(const void *)header + at);
 }
 
+/* One row's step, of one vector of the panel's rows. */
+INLINE f32v finish_row(f32v f, i32v dot, f32v scales, f32v offsets,
+                       const lmd_group_offset offset, int32_t bias, const tile_acts *acts,
+                       int32_t r) {
+    if (offset == LMD_OFFSET_NONE) dot -= bias * acts->sums[r];
+    /* Zeros are small integers: exact as halves, and subtracted exactly. */
+    if (offset == LMD_OFFSET_ZERO)
+        dot -= __builtin_convertvector(offsets, i32v) * acts->sums[r];
+    f = fma_v(__builtin_convertvector(dot, f32v), scales * acts->scales[r], f);
+    if (offset == LMD_OFFSET_MIN) f = fma_v(offsets, all_v(acts->scaled_sums[r]), f);
+    return f;
+}
+
+INLINE void finish_rows(f32v (*f)[HALVES], i32v (*dots)[HALVES], const uint8_t *header,
+                        bool is_float, const lmd_group_offset offset, int32_t bias,
+                        const tile_acts *acts, const int32_t n_rows) {
+    for (int32_t h = 0; h < HALVES; h++) {
+        f32v scales = header_v(header, h * LANES, is_float), offsets = scales;
+        if (offset != LMD_OFFSET_NONE)
+            offsets = header_v(header, LMD_PANEL_ROWS + h * LANES, is_float);
+        for (int32_t r = 0; r < n_rows; r++)
+            f[r][h] = finish_row(f[r][h], dots[r][h], scales, offsets, offset, bias, acts, r);
+    }
+}
+
+INLINE void next_group(tile_acts *acts, int32_t n_rows) {
+    acts->scales += n_rows;
+    acts->scaled_sums += n_rows;
+    acts->sums += n_rows;
+}
+
 INLINE void finish_group(f32v (*f)[HALVES], i32v (*dots)[HALVES], const uint8_t *header,
                          bool is_float, const lmd_weight_format *format, tile_acts *acts,
                          const int32_t n_rows) {
     const int32_t bias = lmd_kind_bias(format->kind);
-    for (int32_t h = 0; h < HALVES; h++) {
-        f32v scales = header_v(header, h * LANES, is_float);
-        if (format->offset == LMD_OFFSET_NONE) {
-            for (int32_t r = 0; r < n_rows; r++) {
-                i32v dot = dots[r][h] - bias * acts->sums[r];
-                f[r][h] = fma_v(__builtin_convertvector(dot, f32v), scales * acts->scales[r],
-                                f[r][h]);
-            }
-            continue;
-        }
-        f32v offsets = header_v(header, LMD_PANEL_ROWS + h * LANES, is_float);
-        if (format->offset == LMD_OFFSET_MIN) {
-            for (int32_t r = 0; r < n_rows; r++) {
-                f[r][h] = fma_v(__builtin_convertvector(dots[r][h], f32v),
-                                scales * acts->scales[r], f[r][h]);
-                f[r][h] = fma_v(offsets, all_v(acts->scaled_sums[r]), f[r][h]);
-            }
-        } else { /* zeros are small integers: exact as halves, and subtracted exactly */
-            i32v zeros = __builtin_convertvector(offsets, i32v);
-            for (int32_t r = 0; r < n_rows; r++) {
-                i32v dot = dots[r][h] - zeros * acts->sums[r];
-                f[r][h] = fma_v(__builtin_convertvector(dot, f32v), scales * acts->scales[r],
-                                f[r][h]);
-            }
-        }
+    switch (format->offset) {
+    case LMD_OFFSET_NONE:
+        finish_rows(f, dots, header, is_float, LMD_OFFSET_NONE, bias, acts, n_rows);
+        break;
+    case LMD_OFFSET_MIN:
+        finish_rows(f, dots, header, is_float, LMD_OFFSET_MIN, bias, acts, n_rows);
+        break;
+    case LMD_OFFSET_ZERO:
+        finish_rows(f, dots, header, is_float, LMD_OFFSET_ZERO, bias, acts, n_rows);
+        break;
     }
-    acts->scales += n_rows;
-    acts->scaled_sums += n_rows;
-    acts->sums += n_rows;
+    next_group(acts, n_rows);
 }
 
 INLINE void clear_rows(f32v (*f)[HALVES], const int32_t n_rows) {

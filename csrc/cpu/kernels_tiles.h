@@ -12,24 +12,36 @@
  * The numbers of registers are literals, for they stand in the instruction. */
 #include <assert.h>
 
+#include "base/ints.h"
 #include "cpu/kernels_digits.h"
 
-#define SUMS_HIGH 0
-#define SUMS_LOW  1
-#define ACTS_HIGH 2
-#define ACTS_LOW  3
-#define CODES     4
+/* Sums of two groups, the even ones' and the odd ones'. */
+#define EVEN_HIGH 0
+#define EVEN_LOW  1
+#define ODD_HIGH  2
+#define ODD_LOW   3
+#define ACTS_HIGH 4
+#define ACTS_LOW  5
+/* Codes of a step of such a group. */
+#define EVEN_CODES 6
+#define ODD_CODES  7
 
-/* By a count of instructions, tiles multiply 8 rows in a quarter of the time that vectors take,
- * which pays for unpacking the panel; with 4 rows it would be even. Tiles of rows are cut
- * evenly, so that none has fewer than 8. */
-enum { TILE_ROWS = 16, TILES_FROM = 8 };
+static_assert(HALVES == 1, "a row of a tile of sums is one vector");
 
-static int32_t tile_rows(int32_t bits, int32_t n_rows) {
-    return n_rows >= TILES_FROM ? TILE_ROWS : digits_tile_rows(bits);
+enum { TILE_ROWS = 16 };
+
+/* A tile of sums takes as long to store with few rows as with many: with fewer than this in the
+ * smallest of an even cut, vectors are faster. Measured on Emerald Rapids, in groups of 32. */
+static bool is_for_tiles(int32_t bits, int32_t n_rows) {
+    const int32_t least = bits == 16 ? 10 : 14;
+    return n_rows >= least * lmd_ceil_div(n_rows, TILE_ROWS);
 }
 
-/* Nibbles as bytes, for 16 rows. */
+static int32_t tile_rows(int32_t bits, int32_t n_rows) {
+    return is_for_tiles(bits, n_rows) ? TILE_ROWS : digits_tile_rows(bits);
+}
+
+/* Nibbles as bytes, for 16 rows; a group may be a whole row. */
 static size_t scratch_bytes(int32_t n_cols) { return (size_t)n_cols * LMD_PANEL_ROWS; }
 
 /* ---- activations: for each step of 32 or 64 columns, high digits of all rows, then low ----
@@ -64,7 +76,7 @@ static void emit_step_64(uint8_t *tile, const i32v *q, int32_t k, int32_t row, i
 
 static void quantize(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
                      const float *x) {
-    if (acts->n_rows < TILES_FROM)
+    if (!is_for_tiles(acts->bits, acts->n_rows))
         quantize_row(acts, row, col0, n, x, emit_digits);
     else if (step_cols(acts->group_size) == 64)
         quantize_row(acts, row, col0, n, x, emit_step_64);
@@ -72,31 +84,39 @@ static void quantize(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
         quantize_row(acts, row, col0, n, x, emit_step_32);
 }
 
-/* ---- a panel as tiles: the codes of 4 columns are a row of 64 bytes ---- */
+/* ---- a panel's codes as tiles: the codes of 4 columns are a row of 64 bytes ---- */
 
-typedef struct tiled_panel {
+/* Columns at most whose codes, unpacked, share the first cache with the rows that meet them. */
+enum { PART_COLS = 640 };
+
+/* Some groups of a panel. Lines of bytes are rows of tiles as they stand; a line of nibbles
+ * becomes two. */
+typedef struct panel_part {
     const uint8_t *header, *codes;       /* of the first group */
     int64_t header_stride, codes_stride; /* bytes from group to group */
-} tiled_panel;
+    int32_t group0, n_groups;
+} panel_part;
 
-/* Lines of bytes are rows of tiles as they stand; a line of nibbles becomes two. */
-static tiled_panel panel_as_tiles(const uint8_t *panel, const lmd_weight_format *format,
-                                  int32_t n_cols, uint8_t *scratch) {
+static panel_part part_as_tiles(const uint8_t *panel, const lmd_weight_format *format,
+                                int32_t group0, int32_t n_groups, uint8_t *scratch) {
     const bool nibbles = lmd_kind_is_nibbles(format->kind);
     const int32_t n_header = header_bytes(format->offset);
-    const int64_t stride = n_header + format->group_size * (nibbles ? 8 : 16);
-    if (!nibbles) return (tiled_panel){panel, panel + n_header, stride, stride};
+    const int64_t stride = n_header + (int64_t)format->group_size * (nibbles ? 8 : 16);
+    const uint8_t *first = panel + group0 * stride;
+    if (!nibbles)
+        return (panel_part){first, first + n_header, stride, stride, group0, n_groups};
     uint8_t *out = scratch;
-    for (int32_t g = 0; g < n_cols / format->group_size; g++) {
-        const uint8_t *line = panel + g * stride + n_header;
+    for (int32_t g = 0; g < n_groups; g++) {
+        const uint8_t *line = first + g * stride + n_header;
         for (int32_t k = 0; k < format->group_size; k += 8, line += 64, out += 128) {
-            u8v first[HALVES], second[HALVES];
-            load_codes(first, second, line, true);
-            memcpy(out, first, sizeof first);
-            memcpy(out + 64, second, sizeof second);
+            u8v low[HALVES], high[HALVES];
+            load_codes(low, high, line, true);
+            memcpy(out, low, sizeof low);
+            memcpy(out + 64, high, sizeof high);
         }
     }
-    return (tiled_panel){panel, scratch, stride, format->group_size * LMD_PANEL_ROWS};
+    return (panel_part){first,  scratch, stride, (int64_t)format->group_size * LMD_PANEL_ROWS,
+                        group0, n_groups};
 }
 
 /* The processor's own layout. */
@@ -108,90 +128,220 @@ typedef struct tile_shapes {
 
 static_assert(sizeof(tile_shapes) == 64, "the operand of ldtilecfg");
 
-static tile_shapes shapes_for(int32_t n_rows, int32_t n_cols) {
+static void configure(tile_file *tiles, int32_t n_rows, int32_t n_cols) {
     tile_shapes shapes = {.palette = 1};
-    for (int32_t i = SUMS_HIGH; i <= ACTS_LOW; i++) {
-        shapes.n_rows[i] = (uint8_t)n_rows;
-        shapes.row_bytes[i] = (uint16_t)(i <= SUMS_LOW ? LMD_PANEL_ROWS * 4 : n_cols);
+    for (int32_t i = EVEN_HIGH; i <= ODD_CODES; i++) {
+        bool is_codes = i >= EVEN_CODES, is_acts = i == ACTS_HIGH || i == ACTS_LOW;
+        shapes.n_rows[i] = (uint8_t)(is_codes ? n_cols / 4 : n_rows);
+        shapes.row_bytes[i] = (uint16_t)(is_acts ? n_cols : LMD_PANEL_ROWS * 4);
     }
-    shapes.n_rows[CODES] = (uint8_t)(n_cols / 4);
-    shapes.row_bytes[CODES] = LMD_PANEL_ROWS * 4;
-    return shapes;
-}
-
-/* One tile of up to 16 rows. */
-INLINE void rows_times_panel(float *out, tile_file *tiles, const tiled_panel *panel,
-                             const lmd_weight_format *format, const lmd_acts *all_acts,
-                             int32_t begin, int32_t n_rows, const int32_t n_digits) {
-    const int32_t n_cols = step_cols(all_acts->group_size);
-    const tile_shapes shapes = shapes_for(n_rows, n_cols);
-    tile_acts acts = tile_at(all_acts, begin);
-    f32v f[TILE_ROWS][HALVES];
-    for (int32_t r = 0; r < n_rows; r++)
-        for (int32_t h = 0; h < HALVES; h++) f[r][h] = all_v(0.0f);
     tile_configure(tiles, &shapes);
-    for (int32_t g = 0; g < acts.n_groups; g++) {
-        const uint8_t *codes = panel->codes + g * panel->codes_stride;
-        i32v dots[TILE_ROWS][HALVES], high[TILE_ROWS][HALVES];
-        tile_zero(tiles, SUMS_LOW);
-        if (n_digits == 2) tile_zero(tiles, SUMS_HIGH);
-        for (int32_t k = 0; k < acts.group_size; k += n_cols, codes += n_cols * 16) {
-            tile_load(tiles, CODES, codes, 64);
-            if (n_digits == 2) {
-                tile_load(tiles, ACTS_HIGH, acts.q, n_cols);
-                tile_dot(tiles, SUMS_HIGH, ACTS_HIGH, CODES);
-                acts.q += n_rows * n_cols;
-            }
-            tile_load(tiles, ACTS_LOW, acts.q, n_cols);
-            tile_dot(tiles, SUMS_LOW, ACTS_LOW, CODES);
-            acts.q += n_rows * n_cols;
-        }
-        tile_store(tiles, SUMS_LOW, dots, 64);
-        if (n_digits == 2) {
-            tile_store(tiles, SUMS_HIGH, high, 64);
-            for (int32_t r = 0; r < n_rows; r++)
-                for (int32_t h = 0; h < HALVES; h++)
-                    dots[r][h] = join_digits(high[r][h], dots[r][h]);
-        }
-        finish_group(f, dots, panel->header + g * panel->header_stride, false, format, &acts,
-                     n_rows);
+}
+
+/* ---- rows times a part of a panel ----
+ * A tile's sums are ready 52 cycles after they were asked for, and a store of them holds up
+ * what stands behind it. So the tiles of group g + 2 are multiplied and those of g + 1 stored
+ * before the vectors of g are finished, and a step is loaded while the one before it is
+ * multiplied. */
+
+/* What is loaded next. */
+typedef struct tile_reader {
+    const uint8_t *codes, *acts;
+    int64_t codes_skipped;       /* from the end of a group's codes to the next group's */
+    int32_t n_cols, digit_bytes; /* of a step; of one digit of it */
+    int32_t n_steps;             /* of a group */
+    int32_t n_left;              /* steps */
+} tile_reader;
+
+INLINE void load_step(tile_file *tiles, const bool odd, tile_reader *reader,
+                      const int32_t n_digits) {
+    (void)tiles;
+    if (reader->n_left-- <= 0) return;
+    if (odd)
+        tile_load(tiles, ODD_CODES, reader->codes, 64);
+    else
+        tile_load(tiles, EVEN_CODES, reader->codes, 64);
+    if (n_digits == 2) {
+        tile_load(tiles, ACTS_HIGH, reader->acts, reader->n_cols);
+        reader->acts += reader->digit_bytes;
     }
-    store_rows(out, f, n_rows);
+    tile_load(tiles, ACTS_LOW, reader->acts, reader->n_cols);
+    reader->acts += reader->digit_bytes;
+    reader->codes += reader->n_cols * LMD_PANEL_ROWS;
 }
 
-static void wide_rows(float *out, tile_file *tiles, const tiled_panel *panel,
-                      const lmd_weight_format *format, const lmd_acts *acts, int32_t begin,
-                      int32_t n_rows) {
-    rows_times_panel(out, tiles, panel, format, acts, begin, n_rows, 2);
+INLINE void multiply_step(tile_file *tiles, const bool odd, const int32_t n_digits) {
+    (void)tiles;
+    if (odd) {
+        if (n_digits == 2) tile_dot(tiles, ODD_HIGH, ACTS_HIGH, ODD_CODES);
+        tile_dot(tiles, ODD_LOW, ACTS_LOW, ODD_CODES);
+    } else {
+        if (n_digits == 2) tile_dot(tiles, EVEN_HIGH, ACTS_HIGH, EVEN_CODES);
+        tile_dot(tiles, EVEN_LOW, ACTS_LOW, EVEN_CODES);
+    }
 }
 
-static void fast_rows(float *out, tile_file *tiles, const tiled_panel *panel,
-                      const lmd_weight_format *format, const lmd_acts *acts, int32_t begin,
-                      int32_t n_rows) {
-    rows_times_panel(out, tiles, panel, format, acts, begin, n_rows, 1);
+/* A group, whose first step is loaded; loads the next group's first. */
+INLINE void multiply_group(tile_file *tiles, const bool odd, tile_reader *reader,
+                           const int32_t n_digits) {
+    if (odd) {
+        tile_zero(tiles, ODD_HIGH);
+        tile_zero(tiles, ODD_LOW);
+    } else {
+        tile_zero(tiles, EVEN_HIGH);
+        tile_zero(tiles, EVEN_LOW);
+    }
+    for (int32_t step = 1; step < reader->n_steps; step++) {
+        multiply_step(tiles, odd, n_digits);
+        load_step(tiles, odd, reader, n_digits);
+    }
+    multiply_step(tiles, odd, n_digits);
+    reader->codes += reader->codes_skipped;
+    load_step(tiles, !odd, reader, n_digits);
+}
+
+/* A group's sums, by digit. */
+typedef struct tile_sums {
+    i32v high[TILE_ROWS], low[TILE_ROWS];
+} tile_sums;
+
+INLINE void store_sums(tile_sums *sums, const tile_file *tiles, const bool odd,
+                       const int32_t n_digits) {
+    (void)tiles;
+    if (odd) {
+        if (n_digits == 2) tile_store(tiles, ODD_HIGH, sums->high, 64);
+        tile_store(tiles, ODD_LOW, sums->low, 64);
+    } else {
+        if (n_digits == 2) tile_store(tiles, EVEN_HIGH, sums->high, 64);
+        tile_store(tiles, EVEN_LOW, sums->low, 64);
+    }
+}
+
+/* The group whose header it is; as finish_group, without a copy of the sums. */
+INLINE void finish_sums(f32v *f, const tile_sums *sums, const uint8_t *header,
+                        const lmd_group_offset offset, int32_t bias, tile_acts *acts,
+                        const int32_t n_rows, const int32_t n_digits) {
+    f32v scales = header_v(header, 0, false), offsets = scales;
+    if (offset != LMD_OFFSET_NONE) offsets = header_v(header, LMD_PANEL_ROWS, false);
+#pragma GCC unroll 16
+    for (int32_t r = 0; r < n_rows; r++) {
+        i32v dot = n_digits == 2 ? join_digits(sums->high[r], sums->low[r]) : sums->low[r];
+        f[r] = finish_row(f[r], dot, scales, offsets, offset, bias, acts, r);
+    }
+    next_group(acts, n_rows);
+}
+
+/* One tile of rows; adds to out. */
+INLINE void rows_times_part(float *out, tile_file *tiles, const panel_part *part, int32_t bias,
+                            const lmd_acts *all_acts, int32_t begin, const int32_t n_rows,
+                            const int32_t n_digits, const lmd_group_offset offset) {
+    tile_acts acts = tile_at(all_acts, begin);
+    const int32_t n_cols = step_cols(acts.group_size), n = part->n_groups;
+    tile_reader reader = {
+        .codes = part->codes,
+        .acts = acts.q + (int64_t)part->group0 * acts.group_size * n_rows * n_digits,
+        .codes_skipped = part->codes_stride - acts.group_size * LMD_PANEL_ROWS,
+        .n_cols = n_cols,
+        .digit_bytes = n_cols * n_rows,
+        .n_steps = acts.group_size / n_cols,
+        .n_left = acts.group_size / n_cols * n};
+    next_group(&acts, part->group0 * n_rows);
+    f32v f[TILE_ROWS];
+#pragma GCC unroll 16
+    for (int32_t r = 0; r < TILE_ROWS; r++)
+        f[r] = r < n_rows ? load_v(out + r * LMD_PANEL_ROWS) : all_v(0.0f);
+    tile_sums even, odd;
+    load_step(tiles, false, &reader, n_digits);
+    multiply_group(tiles, false, &reader, n_digits);
+    if (n > 1) multiply_group(tiles, true, &reader, n_digits);
+    store_sums(&even, tiles, false, n_digits);
+    const uint8_t *header = part->header;
+    int32_t g = 0;
+    for (; g + 3 < n; g += 2) {
+        multiply_group(tiles, false, &reader, n_digits);
+        store_sums(&odd, tiles, true, n_digits);
+        finish_sums(f, &even, header, offset, bias, &acts, n_rows, n_digits);
+        header += part->header_stride;
+        multiply_group(tiles, true, &reader, n_digits);
+        store_sums(&even, tiles, false, n_digits);
+        finish_sums(f, &odd, header, offset, bias, &acts, n_rows, n_digits);
+        header += part->header_stride;
+    }
+    /* One to three groups are left. */
+    if (g + 2 < n) multiply_group(tiles, false, &reader, n_digits);
+    if (g + 1 < n) store_sums(&odd, tiles, true, n_digits);
+    finish_sums(f, &even, header, offset, bias, &acts, n_rows, n_digits);
+    header += part->header_stride;
+    if (g + 2 < n) store_sums(&even, tiles, false, n_digits);
+    if (g + 1 < n) finish_sums(f, &odd, header, offset, bias, &acts, n_rows, n_digits);
+    header += part->header_stride;
+    if (g + 2 < n) finish_sums(f, &even, header, offset, bias, &acts, n_rows, n_digits);
+#pragma GCC unroll 16
+    for (int32_t r = 0; r < n_rows; r++) store_v(out + r * LMD_PANEL_ROWS, f[r]);
+}
+
+typedef void (*rows_fn)(float *out, tile_file *tiles, const panel_part *part, int32_t bias,
+                        const lmd_acts *acts, int32_t begin, int32_t n_rows);
+
+/* Sums of 16 rows stay in registers. */
+#define DEFINE_ROWS(name, n_digits, offset)                                                    \
+    static void name(float *out, tile_file *tiles, const panel_part *part, int32_t bias,       \
+                     const lmd_acts *acts, int32_t begin, int32_t n_rows) {                    \
+        if (n_rows == TILE_ROWS)                                                               \
+            rows_times_part(out, tiles, part, bias, acts, begin, TILE_ROWS, n_digits, offset); \
+        else                                                                                   \
+            rows_times_part(out, tiles, part, bias, acts, begin, n_rows, n_digits, offset);    \
+    }
+
+DEFINE_ROWS(wide_none, 2, LMD_OFFSET_NONE)
+DEFINE_ROWS(wide_zero, 2, LMD_OFFSET_ZERO)
+DEFINE_ROWS(wide_min, 2, LMD_OFFSET_MIN)
+DEFINE_ROWS(fast_none, 1, LMD_OFFSET_NONE)
+DEFINE_ROWS(fast_zero, 1, LMD_OFFSET_ZERO)
+DEFINE_ROWS(fast_min, 1, LMD_OFFSET_MIN)
+
+static void tiled_panel(float *out, const uint8_t *weights, const lmd_weight_format *format,
+                        const lmd_acts *acts, int32_t tile0, int32_t n_tiles,
+                        uint8_t *scratch) {
+    static const rows_fn fns[2][3] = {{[LMD_OFFSET_NONE] = wide_none,
+                                       [LMD_OFFSET_ZERO] = wide_zero,
+                                       [LMD_OFFSET_MIN] = wide_min},
+                                      {[LMD_OFFSET_NONE] = fast_none,
+                                       [LMD_OFFSET_ZERO] = fast_zero,
+                                       [LMD_OFFSET_MIN] = fast_min}};
+    const rows_fn rows = fns[acts->bits == 8][format->offset];
+    const int32_t n_groups = acts->n_cols / acts->group_size,
+                  bias = lmd_kind_bias(format->kind);
+    const int32_t n_parts = lmd_ceil_div(n_groups, max_i32(1, PART_COLS / acts->group_size));
+    const int32_t row0 = lmd_tile_begin(acts, tile0);
+    const int32_t end = lmd_tile_begin(acts, tile0 + n_tiles);
+    memset(out, 0, (size_t)(end - row0) * LMD_PANEL_ROWS * sizeof *out);
+    tile_file tiles;
+    int32_t n_configured = 0; /* rows */
+    for (int32_t p = 0; p < n_parts; p++) {
+        const int32_t g = n_groups * p / n_parts;
+        const panel_part part =
+            part_as_tiles(weights, format, g, n_groups * (p + 1) / n_parts - g, scratch);
+        for (int32_t t = tile0; t < tile0 + n_tiles; t++) {
+            int32_t begin = lmd_tile_begin(acts, t);
+            int32_t n_rows = lmd_tile_begin(acts, t + 1) - begin;
+            if (n_rows != n_configured) configure(&tiles, n_rows, step_cols(acts->group_size));
+            n_configured = n_rows;
+            rows(out + (int64_t)(begin - row0) * LMD_PANEL_ROWS, &tiles, &part, bias, acts,
+                 begin, n_rows);
+        }
+    }
+    tile_release(&tiles);
 }
 
 static void panel(float *out, const uint8_t *weights, const lmd_weight_format *format,
                   const lmd_acts *acts, int32_t tile0, int32_t n_tiles, void *scratch) {
-    if (format->kind == LMD_WEIGHT_FLOAT) {
+    if (format->kind == LMD_WEIGHT_FLOAT)
         panel_float(out, weights, format->float_dtype, acts, tile0, n_tiles);
-        return;
-    }
-    if (acts->n_rows < TILES_FROM) {
+    else if (is_for_tiles(acts->bits, acts->n_rows))
+        tiled_panel(out, weights, format, acts, tile0, n_tiles, scratch);
+    else
         digits_panel(out, weights, format, acts, tile0, n_tiles);
-        return;
-    }
-    const tiled_panel tiled = panel_as_tiles(weights, format, acts->n_cols, scratch);
-    tile_file tiles;
-    for (int32_t t = tile0; t < tile0 + n_tiles; t++) {
-        int32_t begin = lmd_tile_begin(acts, t), n_rows = lmd_tile_begin(acts, t + 1) - begin;
-        if (acts->bits == 8)
-            fast_rows(out, &tiles, &tiled, format, acts, begin, n_rows);
-        else
-            wide_rows(out, &tiles, &tiled, format, acts, begin, n_rows);
-        out += n_rows * LMD_PANEL_ROWS;
-    }
-    tile_release(&tiles);
 }
 
 const lmd_cpu_kernels TABLE_NAME = KERNEL_TABLE(TABLE_ISA);
