@@ -30,11 +30,14 @@ static_assert(HALVES == 1, "a row of a tile of sums is one vector");
 
 enum { TILE_ROWS = 16 };
 
-/* A tile of sums takes as long to store with few rows as with many: with fewer than this in the
- * smallest of an even cut, vectors are faster. Measured on Emerald Rapids, in groups of 32. */
+/* A tile of sums takes as long to store with few rows as with many, and a panel must be
+ * unpacked before its first tile: with fewer rows in a step than this, or in the smallest tile
+ * of an even cut, vectors are faster. Measured on Emerald Rapids, in groups of 32. */
+enum { TILES_FROM = 48, LEAST_WIDE = 10, LEAST_FAST = 14 };
+
 static bool is_for_tiles(int32_t bits, int32_t n_rows) {
-    const int32_t least = bits == 16 ? 10 : 14;
-    return n_rows >= least * lmd_ceil_div(n_rows, TILE_ROWS);
+    const int32_t least = bits == 16 ? LEAST_WIDE : LEAST_FAST;
+    return n_rows >= TILES_FROM && n_rows >= least * lmd_ceil_div(n_rows, TILE_ROWS);
 }
 
 static int32_t tile_rows(int32_t bits, int32_t n_rows) {
@@ -95,6 +98,8 @@ typedef struct panel_part {
     const uint8_t *header, *codes;       /* of the first group */
     int64_t header_stride, codes_stride; /* bytes from group to group */
     int32_t group0, n_groups;
+    int64_t next_bytes; /* asked for with every group: what is unpacked next is in the cache by
+                         * then; 0 once it was */
 } panel_part;
 
 static panel_part part_as_tiles(const uint8_t *panel, const lmd_weight_format *format,
@@ -104,7 +109,7 @@ static panel_part part_as_tiles(const uint8_t *panel, const lmd_weight_format *f
     const int64_t stride = n_header + (int64_t)format->group_size * (nibbles ? 8 : 16);
     const uint8_t *first = panel + group0 * stride;
     if (!nibbles)
-        return (panel_part){first, first + n_header, stride, stride, group0, n_groups};
+        return (panel_part){first, first + n_header, stride, stride, group0, n_groups, stride};
     uint8_t *out = scratch;
     for (int32_t g = 0; g < n_groups; g++) {
         const uint8_t *line = first + g * stride + n_header;
@@ -115,8 +120,8 @@ static panel_part part_as_tiles(const uint8_t *panel, const lmd_weight_format *f
             memcpy(out + 64, high, sizeof high);
         }
     }
-    return (panel_part){first,  scratch, stride, (int64_t)format->group_size * LMD_PANEL_ROWS,
-                        group0, n_groups};
+    const int64_t unpacked = (int64_t)format->group_size * LMD_PANEL_ROWS;
+    return (panel_part){first, scratch, stride, unpacked, group0, n_groups, stride};
 }
 
 /* The processor's own layout. */
@@ -151,6 +156,8 @@ typedef struct tile_reader {
     int32_t n_cols, digit_bytes; /* of a step; of one digit of it */
     int32_t n_steps;             /* of a group */
     int32_t n_left;              /* steps */
+    const uint8_t *next;         /* of the panel, after this part: asked for ... */
+    int64_t next_bytes;          /* ... so much with every group */
 } tile_reader;
 
 INLINE void load_step(tile_file *tiles, const bool odd, tile_reader *reader,
@@ -191,6 +198,8 @@ INLINE void multiply_group(tile_file *tiles, const bool odd, tile_reader *reader
         tile_zero(tiles, EVEN_HIGH);
         tile_zero(tiles, EVEN_LOW);
     }
+    for (int64_t at = 0; at < reader->next_bytes; at += 64) lmd_prefetch(reader->next + at);
+    reader->next += reader->next_bytes;
     for (int32_t step = 1; step < reader->n_steps; step++) {
         multiply_step(tiles, odd, n_digits);
         load_step(tiles, odd, reader, n_digits);
@@ -244,7 +253,9 @@ INLINE void rows_times_part(float *out, tile_file *tiles, const panel_part *part
         .n_cols = n_cols,
         .digit_bytes = n_cols * n_rows,
         .n_steps = acts.group_size / n_cols,
-        .n_left = acts.group_size / n_cols * n};
+        .n_left = acts.group_size / n_cols * n,
+        .next = part->header + n * part->header_stride,
+        .next_bytes = part->next_bytes};
     next_group(&acts, part->group0 * n_rows);
     f32v f[TILE_ROWS];
 #pragma GCC unroll 16
@@ -320,7 +331,7 @@ static void tiled_panel(float *out, const uint8_t *weights, const lmd_weight_for
     int32_t n_configured = 0; /* rows */
     for (int32_t p = 0; p < n_parts; p++) {
         const int32_t g = n_groups * p / n_parts;
-        const panel_part part =
+        panel_part part =
             part_as_tiles(weights, format, g, n_groups * (p + 1) / n_parts - g, scratch);
         for (int32_t t = tile0; t < tile0 + n_tiles; t++) {
             int32_t begin = lmd_tile_begin(acts, t);
@@ -329,6 +340,7 @@ static void tiled_panel(float *out, const uint8_t *weights, const lmd_weight_for
             n_configured = n_rows;
             rows(out + (int64_t)(begin - row0) * LMD_PANEL_ROWS, &tiles, &part, bias, acts,
                  begin, n_rows);
+            part.next_bytes = 0;
         }
     }
     tile_release(&tiles);
