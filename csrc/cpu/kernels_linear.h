@@ -108,10 +108,13 @@ INLINE void store_rows(float *out, f32v (*f)[HALVES], const int32_t n_rows) {
 
 /* ---- digits: products of bytes ---- */
 
-/* The low bytes of 16 integers. */
+/* The low bytes of 16 integers; of short vectors, which gcc would narrow one by one, by way of
+ * their words. */
 INLINE void narrow_to_bytes(uint8_t *out, const i32v *q) {
     for (int32_t h = 0; h < HALVES; h++) {
-        s8n bytes = __builtin_convertvector(q[h], s8n);
+        s8n bytes = LANES == 16
+                        ? __builtin_convertvector(q[h], s8n)
+                        : __builtin_convertvector(__builtin_convertvector(q[h], s16n), s8n);
         memcpy(out + h * LANES, &bytes, sizeof bytes);
     }
 }

@@ -56,10 +56,9 @@ INLINE float group_scale(const float *x, int32_t n, float q_max, float *inverse)
 typedef void (*emit_fn)(uint8_t *tile, const i32v *q /* [HALVES] */, int32_t k, int32_t row,
                         int32_t n_rows, int32_t bits);
 
-/* Quantises columns of a row, group by group. */
-INLINE void quantize_row(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
-                         const float *x, emit_fn emit) {
-    const int32_t tile = lmd_tile_of(acts, row), group_size = acts->group_size;
+INLINE void quantize_groups(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
+                            const float *x, emit_fn emit, const int32_t group_size) {
+    const int32_t tile = lmd_tile_of(acts, row);
     const int32_t begin = lmd_tile_begin(acts, tile);
     const int32_t n_rows = lmd_tile_begin(acts, tile + 1) - begin;
     const int64_t n_groups = acts->n_cols / group_size;
@@ -85,6 +84,15 @@ INLINE void quantize_row(const lmd_acts *acts, int32_t row, int32_t col0, int32_
         acts->sums[at] = sum_lanes(total);
         acts->scaled_sums[at] = scale * (float)acts->sums[at];
     }
+}
+
+/* Quantises columns of a row, group by group; the size that most models have is compiled in. */
+INLINE void quantize_row(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
+                         const float *x, emit_fn emit) {
+    if (acts->group_size == 32)
+        quantize_groups(acts, row, col0, n, x, emit, 32);
+    else
+        quantize_groups(acts, row, col0, n, x, emit, acts->group_size);
 }
 
 static void rms_norm(float *out, const float *x, const float *weight, int32_t n, float eps) {
