@@ -1,6 +1,6 @@
-/* The AMX kernels (TILE and INT8): tdpbsud on digits where 8 rows and more meet a panel of
- * codes; the kernels of AVX-512 for everything else. A thread's tile registers are set and
- * released within one call, so nothing is kept between calls. */
+/* The AMX kernels (TILE and INT8): tdpbsud on digits where many rows meet a panel of codes; the
+ * kernels of AVX-512 for everything else. A thread's tile registers are set and released within
+ * one call, so nothing is kept between calls. */
 #include <assert.h>
 
 #include "cpu/kernels_avx512.h"

@@ -1,6 +1,6 @@
 /* A table of kernels for a processor that multiplies tiles: up to 16 rows of 64 bytes each.
- * Panels of codes meet 8 rows and more in tiles, and fewer rows, like everything else, in the
- * kernels of kernels_digits.h. Included by an ISA's file, which has defined the wrappers of
+ * Panels of codes meet many rows in tiles, and few rows, like everything else, in the kernels
+ * of kernels_digits.h. Included by an ISA's file, which has defined the wrappers of
  * kernels_vector.h; TABLE_NAME and TABLE_ISA; and, with tile_file as the registers:
  *   tile_configure(tiles, const tile_shapes *)   sets every register's shape, zeroes them
  *   tile_zero(tiles, n)
