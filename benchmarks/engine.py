@@ -21,7 +21,7 @@ from typing import Any
 import shapes
 from common import ROOT, Neighbours, append_csv, machine, work_of
 from peer_report import number
-from roofline import Roofline, read_bandwidth, roofline
+from roofline import Roofline, Turn, roofline, share_of_limit, timed
 from startup import build_seconds, startup
 
 from lmdeploy_c.checkpoint import resolve_model
@@ -68,38 +68,6 @@ SMOLLM2 = [
 ONE_B = [prefill(512), decode(0, 32, 3), decode(16384, 16, 1)]
 
 
-@dataclass
-class Turn:
-    """One run: tokens a second, and the bandwidth beside it (of a decode; else 0)."""
-
-    rate: float
-    read_bytes_s: float
-
-
-def run(ours: Ours, variant: str, case: dict[str, Any]) -> Turn:
-    if case["kind"] != "decode":
-        return Turn(ours.run(variant, case), 0.0)
-    before = read_bandwidth()
-    rate = ours.run(variant, case)
-    return Turn(rate, (before + read_bandwidth()) / 2)
-
-
-def share_of(
-    measure: Measure, turns: list[Turn], path: Path, limits: Roofline
-) -> tuple[str, float]:
-    """The limit that binds a case, and how much of it was used; ("", 0) for a batch."""
-    work, case = work_of(path), measure.case
-    if case["kind"] == "prefill":
-        macs = work.prefill_macs(case["n"]) / case["n"]
-        return "int8 peak", macs * statistics.median(t.rate for t in turns) / limits.int8_macs_s
-    if case["kind"] == "decode":
-        n_bytes = work.decode_bytes(case["context"] + case["n"] / 2)
-        shares = [n_bytes * t.rate / t.read_bytes_s for t in turns]
-        read = statistics.median(t.read_bytes_s for t in turns)
-        return f"{read / 1e9:.0f} GB/s beside it", statistics.median(shares)
-    return "", 0.0
-
-
 def turns_of(
     path: Path, measures: list[Measure]
 ) -> tuple[list[str], dict[tuple[str, str], list[Turn]]]:
@@ -112,7 +80,7 @@ def turns_of(
     for measure in measures:
         for _ in range(measure.rounds):
             for variant in variants:
-                turn = run(ours, variant, measure.case)
+                turn = timed(measure.case, lambda v=variant, c=measure.case: ours.run(v, c))
                 turns.setdefault((measure.key, variant), []).append(turn)
     ours.close()
     return variants, turns
@@ -124,7 +92,7 @@ def speeds(
     """Prints a table; returns the CSV's columns, and the limits measured once more."""
     print(f"measuring {title} ...", file=sys.stderr, flush=True)
     variants, all_turns = turns_of(path, measures)
-    limits = limits.or_better(roofline())
+    limits, work = limits.or_better(roofline()), work_of(path)
     columns: dict[str, object] = {}
     print(f"\n### {title}, tok/s\n")
     print(f"| | {' | '.join(f'{variant} | of the limit' for variant in variants)} | the limit |")
@@ -135,7 +103,7 @@ def speeds(
             turns = all_turns[measure.key, variant]
             rates = [turn.rate for turn in turns]
             rate = statistics.median(rates)
-            limit, share = share_of(measure, turns, path, limits)
+            share, limit = share_of_limit(measure.case, turns, work, limits)
             key = f"{prefix}{measure.key}{'_fast' if variant == FAST else ''}"
             columns[f"{key}_tok_s"] = rate
             if limit:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common import Work
-from roofline import Roofline
+from roofline import Roofline, share_of_limit
 
 if TYPE_CHECKING:
     from peers import Result
@@ -38,22 +37,6 @@ def ratio(ours: Result | None, theirs: Result) -> str:
     return f"{ours.median / theirs.median:.2f} x"
 
 
-def share(result: Result, case: dict[str, Any], work: Work, limits: Roofline) -> str:
-    """Of the limit that a case has: in decode the bandwidth, which changes with who shares the
-    memory, as it was read beside each turn; multiply-adds in prefill."""
-    if not result.median:
-        return ""
-    if case["kind"] == "decode":
-        n_bytes = work.decode_bytes(case["context"] + case["n"] / 2)
-        turns = zip(result.rates, result.read_bytes_s, strict=True)
-        used = statistics.median(n_bytes * rate / bandwidth for rate, bandwidth in turns)
-        return f"{used:.0%} of {statistics.median(result.read_bytes_s) / 1e9:.0f} GB/s"
-    if case["kind"] == "prefill":
-        macs = work.prefill_macs(case["n"]) / case["n"] * result.median
-        return f"{macs / limits.int8_macs_s:.0%} of int8 peak"
-    return ""
-
-
 def table(
     title: str,
     results: list[Result],
@@ -77,8 +60,9 @@ def table(
                 ratios = ["", ratio(ours.get(FAST), r)]
             elif r.engine == FAST:
                 ratios = [ratio(ours.get(W4A16), r), ""]
-            limit = share(r, dict(cases[case]), work, limits)
-            print(f"| {case} | {r.engine} | {rate} | {' | '.join(ratios)} | {limit} | {r.note} |")
+            used, limit = share_of_limit(cases[case], r.turns, work, limits)
+            of = f"{used:.0%} of {limit}" if limit else ""
+            print(f"| {case} | {r.engine} | {rate} | {' | '.join(ratios)} | {of} | {r.note} |")
     for r in results:
         if r.case == "all":
             print(f"| all | {r.engine} | not run | | | | {r.reason} |")

@@ -26,7 +26,7 @@ import shapes
 from common import BUILD, ROOT, Neighbours, append_csv, machine, work_of
 from peer_envs import PEERS, environment
 from peer_process import PeerError, PeerProcess
-from roofline import read_bandwidth, roofline
+from roofline import Turn, roofline, timed
 
 from lmdeploy_c.checkpoint import resolve_model
 
@@ -74,18 +74,20 @@ MODELS = [
 
 @dataclass
 class Result:
-    """One engine, one case. Empty rates: it did not run, and reason says why. read_bytes_s: beside
-    each rate of a decode, what the machine read."""
+    """One engine, one case. No turns: it did not run, and reason says why."""
 
     model: str
     case: str
     engine: str
     version: str
-    rates: list[float] = field(default_factory=list)
-    read_bytes_s: list[float] = field(default_factory=list)
+    turns: list[Turn] = field(default_factory=list)
     reason: str = ""
     note: str = ""
     unit: str = "tok/s"
+
+    @property
+    def rates(self) -> list[float]:
+        return [turn.rate for turn in self.turns]
 
     @property
     def median(self) -> float | None:
@@ -93,6 +95,7 @@ class Result:
 
     def row(self, machine_row: dict[str, str]) -> dict[str, object]:
         rates = self.rates
+        read = statistics.median(t.read_bytes_s for t in self.turns) / 1e9 if rates else 0.0
         return {
             **machine_row,
             "model": self.model,
@@ -104,6 +107,7 @@ class Result:
             "max": max(rates) if rates else "",
             "rounds": len(rates),
             "unit": self.unit,
+            "read_gb_s": read or "",
             "note": self.note or self.reason,
         }
 
@@ -151,22 +155,17 @@ def start_engines(
     return engines, failed
 
 
-def quiet_turn(engine: Engine, variant: str, case: str) -> tuple[float, float]:
-    """One run's rate, and the machine's bandwidth beside it (of a decode; else 0). Beside busy
-    neighbours it is repeated, and the quietest run counts: chosen by what others took of the
-    machine, never by the rate."""
-    tries: list[tuple[float, float, float]] = []
-    is_decode = CASES[case]["kind"] == "decode"
-    request = {"op": "run", "variant": variant, "case": CASES[case]}
+def quiet_turn(engine: Engine, variant: str, case: str) -> Turn:
+    """One run. Beside busy neighbours it is repeated, and the quietest run counts: chosen by what
+    others took of the machine, never by the rate."""
+    pid, request = engine.process.pid, {"op": "run", "variant": variant, "case": CASES[case]}
+    tries: list[Turn] = []
     for _ in range(TRIES):
-        before = read_bandwidth() if is_decode else 0.0
-        start, neighbours = time.perf_counter(), Neighbours([engine.process.pid])
-        rate = float(engine.process.ask(request)["tok_s"])
-        others = neighbours.share()
-        tries.append((others, rate, (before + read_bandwidth()) / 2 if is_decode else 0.0))
-        if tries[-1][0] < QUIET or time.perf_counter() - start > RETRY_S:
+        start = time.perf_counter()
+        tries.append(timed(CASES[case], lambda: float(engine.process.ask(request)["tok_s"]), [pid]))
+        if tries[-1].others < QUIET or time.perf_counter() - start > RETRY_S:
             break
-    return min(tries)[1:]
+    return min(tries, key=lambda turn: turn.others)
 
 
 def measure(model: Model, case: str, engines: list[Engine], rounds: int) -> list[Result]:
@@ -188,11 +187,9 @@ def measure(model: Model, case: str, engines: list[Engine], rounds: int) -> list
                 continue
             start = time.perf_counter()
             try:
-                rate, bandwidth = quiet_turn(engine, variant, case)
-                result.rates.append(rate)
-                result.read_bytes_s.append(bandwidth)
+                result.turns.append(quiet_turn(engine, variant, case))
             except PeerError as error:
-                result.reason, result.rates = str(error), []
+                result.reason, result.turns = str(error), []
             spent[engine.name, variant] += time.perf_counter() - start
     return list(better_variants(engines, results))
 
@@ -227,7 +224,7 @@ def quality(model: Model, engines: list[Engine]) -> Iterator[Result]:
                     {"op": "cross_entropy", "variant": variant, "texts": texts}
                 )
                 losses = np.array(reply["losses"])
-                result.rates = [float((losses.mean() / golden.mean() - 1) * 100)]
+                result.turns = [Turn(float((losses.mean() / golden.mean() - 1) * 100))]
                 each = ", ".join(f"{x:+.3f}" for x in (losses / golden - 1) * 100)
                 result.note = f"{variant}; each text {each}"
             except PeerError as error:

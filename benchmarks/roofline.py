@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from common import BUILD
+from common import BUILD, Neighbours, Work
 
 from lmdeploy_c import _C
 
@@ -43,6 +46,41 @@ def read_bandwidth() -> float:
     """Bytes a second that all threads read at best just now, for what is timed beside it; a fifth
     of a second."""
     return _C.read_bandwidth(READ_BYTES, seconds=READ_S)
+
+
+@dataclass
+class Turn:
+    """One run: tokens a second; the bandwidth beside it (of a decode; else 0); what others took of
+    the machine meanwhile."""
+
+    rate: float
+    read_bytes_s: float = 0.0
+    others: float = 0.0
+
+
+def timed(case: Mapping[str, Any], run: Callable[[], float], pids: Sequence[int] = ()) -> Turn:
+    """A run of a case, in this process or in those of pids. Of a decode the bandwidth is taken
+    right before and after, for it changes with who shares the memory."""
+    is_decode = case["kind"] == "decode"
+    before = read_bandwidth() if is_decode else 0.0
+    neighbours = Neighbours(pids)
+    rate, others = run(), neighbours.share()
+    return Turn(rate, (before + read_bandwidth()) / 2 if is_decode else 0.0, others)
+
+
+def share_of_limit(
+    case: Mapping[str, Any], turns: list[Turn], work: Work, limits: Roofline
+) -> tuple[float, str]:
+    """How much of the limit that binds a case was used, and which it is; (0, "") for a batch."""
+    if case["kind"] == "prefill":
+        macs = work.prefill_macs(case["n"]) / case["n"]
+        return macs * statistics.median(t.rate for t in turns) / limits.int8_macs_s, "int8 peak"
+    if case["kind"] == "decode":
+        n_bytes = work.decode_bytes(case["context"] + case["n"] / 2)
+        read = statistics.median(t.read_bytes_s for t in turns)
+        used = statistics.median(n_bytes * t.rate / t.read_bytes_s for t in turns)
+        return used, f"{read / 1e9:.0f} GB/s"
+    return 0.0, ""
 
 
 def roofline() -> Roofline:
