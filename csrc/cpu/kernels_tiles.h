@@ -3,6 +3,7 @@
  * of kernels_digits.h. Included by an ISA's file, which has defined the wrappers of
  * kernels_vector.h; TABLE_NAME and TABLE_ISA; and, with tile_file as the registers:
  *   tile_configure(tiles, const tile_shapes *)   sets every register's shape, zeroes them
+ *   tile_barrier(tiles)                          loads after it see what was written before it
  *   tile_zero(tiles, n)
  *   tile_load(tiles, n, from, stride)            stride: bytes from row to row
  *   tile_store(tiles, n, to, stride)
@@ -14,6 +15,7 @@
 
 #include "base/ints.h"
 #include "cpu/kernels_digits.h"
+#include "quant/packed_codec.h"
 
 /* Sums of two groups, the even ones' and the odd ones'. */
 #define EVEN_HIGH 0
@@ -30,22 +32,29 @@ static_assert(HALVES == 1, "a row of a tile of sums is one vector");
 
 enum { TILE_ROWS = 16 };
 
-/* A tile of sums takes as long to store with few rows as with many, and a panel must be
- * unpacked before its first tile: with fewer rows in a step than this, or in the smallest tile
- * of an even cut, vectors are faster. Measured on Emerald Rapids, in groups of 32. */
-enum { TILES_FROM = 48, LEAST_WIDE = 10, LEAST_FAST = 14 };
+/* A panel is unpacked before its first tile, and a tile of sums takes as long to store with few
+ * rows as with many: with fewer rows in a step than this, or (fast activations) in the smallest
+ * tile of an even cut, vectors are faster. Measured on Emerald Rapids, in groups of 32. */
+enum { TILES_FROM = 48, LEAST_FAST = 14 };
 
 static bool is_for_tiles(int32_t bits, int32_t n_rows) {
-    const int32_t least = bits == 16 ? LEAST_WIDE : LEAST_FAST;
-    return n_rows >= TILES_FROM && n_rows >= least * lmd_ceil_div(n_rows, TILE_ROWS);
+    if (n_rows < TILES_FROM) return false;
+    return bits == 16 || n_rows >= LEAST_FAST * lmd_ceil_div(n_rows, TILE_ROWS);
 }
 
 static int32_t tile_rows(int32_t bits, int32_t n_rows) {
     return is_for_tiles(bits, n_rows) ? TILE_ROWS : digits_tile_rows(bits);
 }
 
-/* Nibbles as bytes, for 16 rows; a group may be a whole row. */
-static size_t scratch_bytes(int32_t n_cols) { return (size_t)n_cols * LMD_PANEL_ROWS; }
+/* Columns at most whose codes, unpacked, share the first cache with the rows that meet them. */
+enum { PART_COLS = 640 };
+
+static_assert((int)PART_COLS >= (int)LMD_PACKED_COLS, "a part has a group at least");
+
+/* Nibbles as bytes, for 16 rows of a part. */
+static size_t scratch_bytes(int32_t n_cols) {
+    return (size_t)lmd_min_i32(n_cols, PART_COLS) * LMD_PANEL_ROWS;
+}
 
 /* ---- activations: for each step of 32 or 64 columns, high digits of all rows, then low ----
  */
@@ -89,17 +98,13 @@ static void quantize(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
 
 /* ---- a panel's codes as tiles: the codes of 4 columns are a row of 64 bytes ---- */
 
-/* Columns at most whose codes, unpacked, share the first cache with the rows that meet them. */
-enum { PART_COLS = 640 };
-
 /* Some groups of a panel. Lines of bytes are rows of tiles as they stand; a line of nibbles
  * becomes two. */
 typedef struct panel_part {
     const uint8_t *header, *codes;       /* of the first group */
     int64_t header_stride, codes_stride; /* bytes from group to group */
     int32_t group0, n_groups;
-    int64_t next_bytes; /* asked for with every group: what is unpacked next is in the cache by
-                         * then; 0 once it was */
+    int64_t next_bytes; /* asked for with every group, of what is read next; 0 once it was */
 } panel_part;
 
 static panel_part part_as_tiles(const uint8_t *panel, const lmd_weight_format *format,
@@ -192,10 +197,10 @@ INLINE void multiply_step(tile_file *tiles, const bool odd, const int32_t n_digi
 INLINE void multiply_group(tile_file *tiles, const bool odd, tile_reader *reader,
                            const int32_t n_digits) {
     if (odd) {
-        tile_zero(tiles, ODD_HIGH);
+        if (n_digits == 2) tile_zero(tiles, ODD_HIGH);
         tile_zero(tiles, ODD_LOW);
     } else {
-        tile_zero(tiles, EVEN_HIGH);
+        if (n_digits == 2) tile_zero(tiles, EVEN_HIGH);
         tile_zero(tiles, EVEN_LOW);
     }
     for (int64_t at = 0; at < reader->next_bytes; at += 64) lmd_prefetch(reader->next + at);
@@ -262,6 +267,7 @@ INLINE void rows_times_part(float *out, tile_file *tiles, const panel_part *part
     for (int32_t r = 0; r < TILE_ROWS; r++)
         f[r] = r < n_rows ? load_v(out + r * LMD_PANEL_ROWS) : all_v(0.0f);
     tile_sums even, odd;
+    tile_barrier(tiles);
     load_step(tiles, false, &reader, n_digits);
     multiply_group(tiles, false, &reader, n_digits);
     if (n > 1) multiply_group(tiles, true, &reader, n_digits);
@@ -294,7 +300,7 @@ INLINE void rows_times_part(float *out, tile_file *tiles, const panel_part *part
 typedef void (*rows_fn)(float *out, tile_file *tiles, const panel_part *part, int32_t bias,
                         const lmd_acts *acts, int32_t begin, int32_t n_rows);
 
-/* Sums of 16 rows stay in registers. */
+/* 16 rows, the most common, without a test after each. */
 #define DEFINE_ROWS(name, n_digits, offset)                                                    \
     static void name(float *out, tile_file *tiles, const panel_part *part, int32_t bias,       \
                      const lmd_acts *acts, int32_t begin, int32_t n_rows) {                    \
@@ -323,7 +329,7 @@ static void tiled_panel(float *out, const uint8_t *weights, const lmd_weight_for
     const rows_fn rows = fns[acts->bits == 8][format->offset];
     const int32_t n_groups = acts->n_cols / acts->group_size,
                   bias = lmd_kind_bias(format->kind);
-    const int32_t n_parts = lmd_ceil_div(n_groups, max_i32(1, PART_COLS / acts->group_size));
+    const int32_t n_parts = lmd_ceil_div(n_groups, PART_COLS / acts->group_size);
     const int32_t row0 = lmd_tile_begin(acts, tile0);
     const int32_t end = lmd_tile_begin(acts, tile0 + n_tiles);
     memset(out, 0, (size_t)(end - row0) * LMD_PANEL_ROWS * sizeof *out);
