@@ -1,16 +1,54 @@
-"""peers.py's words: tables in Markdown, as docs/benchmarks.md holds them."""
+"""peers.py's results, and its words: tables in Markdown, as docs/benchmarks.md holds them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import statistics
+from dataclasses import dataclass, field
 
 from common import Work
-from roofline import Roofline, share_of_limit
-
-if TYPE_CHECKING:
-    from peers import Result
+from roofline import Roofline, Turn, share_of_limit
 
 W4A16, FAST = "lmdeploy_c W4A16", "lmdeploy_c fast activations"
+
+
+@dataclass
+class Result:
+    """One engine, one case. No turns: it did not run, and reason says why."""
+
+    model: str
+    case: str
+    engine: str
+    version: str
+    turns: list[Turn] = field(default_factory=list)
+    reason: str = ""
+    note: str = ""
+    unit: str = "tok/s"
+
+    @property
+    def rates(self) -> list[float]:
+        return [turn.rate for turn in self.turns]
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.rates) if self.rates else None
+
+    def row(self, machine_row: dict[str, str]) -> dict[str, object]:
+        rates = self.rates
+        read = statistics.median(t.read_bytes_s for t in self.turns) / 1e9 if rates else 0.0
+        return {
+            **machine_row,
+            "model": self.model,
+            "case": self.case,
+            "engine": self.engine,
+            "version": self.version,
+            "median": self.median if rates else "",
+            "min": min(rates) if rates else "",
+            "max": max(rates) if rates else "",
+            "rounds": len(rates),
+            "unit": self.unit,
+            "read_gb_s": read or "",
+            "note": self.note or self.reason,
+        }
 
 
 def header(row: dict[str, str], rounds: int) -> None:

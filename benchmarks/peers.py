@@ -11,7 +11,6 @@ to docs/peers.svg.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ import shapes
 from common import BUILD, ROOT, Neighbours, append_csv, machine, work_of
 from peer_envs import PEERS, environment
 from peer_process import PeerError, PeerProcess
+from peer_report import Result
 from roofline import Turn, roofline, timed
 
 from lmdeploy_c.checkpoint import resolve_model
@@ -70,46 +70,6 @@ MODELS = [
     Model("7b-q4_0", "Llama-2-7B's shape Q4_0", GGUF_PEERS, ["short decode"]),
     Model("7b-q4_1", "Llama-2-7B's shape Q4_1", GGUF_PEERS, ["short decode"], is_long=True),
 ]
-
-
-@dataclass
-class Result:
-    """One engine, one case. No turns: it did not run, and reason says why."""
-
-    model: str
-    case: str
-    engine: str
-    version: str
-    turns: list[Turn] = field(default_factory=list)
-    reason: str = ""
-    note: str = ""
-    unit: str = "tok/s"
-
-    @property
-    def rates(self) -> list[float]:
-        return [turn.rate for turn in self.turns]
-
-    @property
-    def median(self) -> float | None:
-        return statistics.median(self.rates) if self.rates else None
-
-    def row(self, machine_row: dict[str, str]) -> dict[str, object]:
-        rates = self.rates
-        read = statistics.median(t.read_bytes_s for t in self.turns) / 1e9 if rates else 0.0
-        return {
-            **machine_row,
-            "model": self.model,
-            "case": self.case,
-            "engine": self.engine,
-            "version": self.version,
-            "median": self.median if rates else "",
-            "min": min(rates) if rates else "",
-            "max": max(rates) if rates else "",
-            "rounds": len(rates),
-            "unit": self.unit,
-            "read_gb_s": read or "",
-            "note": self.note or self.reason,
-        }
 
 
 @dataclass

@@ -1,14 +1,80 @@
-"""serving.py's words: tables in Markdown, as docs/benchmarks.md holds them."""
+"""serving.py's results, and its words: tables in Markdown, as docs/benchmarks.md holds them."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Any
 
 from peer_report import FAST, W4A16, number
+from serving_load import percentile
 
-if TYPE_CHECKING:
-    from serving import Result
+
+@dataclass
+class Result:
+    """One engine in one case. turns: what its worker answered, of each round; none: reason says
+    why. others: the largest share of the machine that other processes took in a turn."""
+
+    case: str
+    engine: str
+    version: str = ""
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    reason: str = ""
+    note: str = ""
+    others: float = 0.0
+
+    def rates(self, what: str) -> list[float]:
+        """Of each round, a second: "n_output", "n_requests", or "n_total" for all tokens."""
+        counts = [
+            turn["n_prompt"] + turn["n_output"] if what == "n_total" else turn[what]
+            for turn in self.turns
+        ]
+        return [n / turn["seconds"] for n, turn in zip(counts, self.turns, strict=True)]
+
+    def rate(self, what: str) -> float:
+        return statistics.median(self.rates(what)) if self.turns else 0.0
+
+    def latency(self, what: str, q: float) -> float:
+        """Milliseconds, of the turns together: "ttft", "gaps", "quiet" or "disturbed"."""
+        return 1e3 * percentile([x for turn in self.turns for x in turn[what]], q)
+
+    @property
+    def client(self) -> float:
+        """Cores that the client took."""
+        seconds = sum(turn["seconds"] for turn in self.turns)
+        return sum(turn["client_s"] for turn in self.turns) / seconds if seconds else 0.0
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU time for each token of output, prompts included, and what waits by spinning, too."""
+        n = sum(turn["n_output"] for turn in self.turns)
+        return 1e3 * sum(turn["cpu_s"] for turn in self.turns) / n if n else 0.0
+
+    def latencies(self) -> dict[str, float]:
+        names = {"ttft": "ttft", "gaps": "itl", "quiet": "quiet", "disturbed": "disturbed"}
+        return {
+            f"{name}_p{q}_ms": self.latency(what, q)
+            for what, name in names.items()
+            if self.turns and what in self.turns[0]
+            for q in (50, 90, 99)
+        }
+
+    def row(self, base: dict[str, str]) -> dict[str, object]:
+        row: dict[str, object] = {
+            **base, "case": self.case, "engine": self.engine, "version": self.version,
+            "rounds": len(self.turns), "others": self.others, "note": self.reason or self.note,
+            **self.latencies(),
+        }  # fmt: skip
+        if self.turns and "n_output" in self.turns[0]:
+            rates = self.rates("n_output")
+            row |= {
+                "n_requests": self.turns[0]["n_requests"], "output_tok_s": self.rate("n_output"),
+                "output_tok_s_min": min(rates), "output_tok_s_max": max(rates),
+                "total_tok_s": self.rate("n_total"), "requests_s": self.rate("n_requests"),
+                "client_cores": self.client, "cpu_ms_per_token": self.cpu_ms,
+            }  # fmt: skip
+        return row
 
 
 def header(base: dict[str, str], rounds: int) -> None:
