@@ -34,7 +34,8 @@ enum { TILE_ROWS = 16 };
 
 /* A panel is unpacked before its first tile, and a tile of sums takes as long to store with few
  * rows as with many: with fewer rows in a step than this, or (fast activations) in the smallest
- * tile of an even cut, vectors are faster. Measured on Emerald Rapids, in groups of 32. */
+ * tile of an even cut, vectors are faster. On Emerald Rapids, in groups of 32, steps of 16 rows
+ * lost and of 512 won; where between them is reckoned from what unpacking cost. */
 enum { TILES_FROM = 48, LEAST_FAST = 14 };
 
 static bool is_for_tiles(int32_t bits, int32_t n_rows) {
@@ -112,21 +113,21 @@ static panel_part part_as_tiles(const uint8_t *panel, const lmd_weight_format *f
     const bool nibbles = lmd_kind_is_nibbles(format->kind);
     const int32_t n_header = header_bytes(format->offset);
     const int64_t stride = n_header + (int64_t)format->group_size * (nibbles ? 8 : 16);
-    const uint8_t *first = panel + group0 * stride;
+    const uint8_t *start = panel + group0 * stride;
     if (!nibbles)
-        return (panel_part){first, first + n_header, stride, stride, group0, n_groups, stride};
+        return (panel_part){start, start + n_header, stride, stride, group0, n_groups, stride};
     uint8_t *out = scratch;
     for (int32_t g = 0; g < n_groups; g++) {
-        const uint8_t *line = first + g * stride + n_header;
+        const uint8_t *line = start + g * stride + n_header;
         for (int32_t k = 0; k < format->group_size; k += 8, line += 64, out += 128) {
-            u8v low[HALVES], high[HALVES];
-            load_codes(low, high, line, true);
-            memcpy(out, low, sizeof low);
-            memcpy(out + 64, high, sizeof high);
+            u8v first[HALVES], second[HALVES];
+            load_codes(first, second, line, true);
+            memcpy(out, first, sizeof first);
+            memcpy(out + 64, second, sizeof second);
         }
     }
     const int64_t unpacked = (int64_t)format->group_size * LMD_PANEL_ROWS;
-    return (panel_part){first, scratch, stride, unpacked, group0, n_groups, stride};
+    return (panel_part){start, scratch, stride, unpacked, group0, n_groups, stride};
 }
 
 /* The processor's own layout. */
