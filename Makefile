@@ -125,10 +125,10 @@ kernels-arm: $(ARM_OBJECTS) ## the aarch64 kernels, cross-compiled and under an 
 
 tsan: $(ISA_OBJECTS) ## the engine, and the CPU's parallel steps, under the thread sanitizer
 	$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_engine.c $^ -lm -o build/stress_engine
-	$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_stream.c $^ -lm -o build/stress_stream
+	$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_workspace.c $^ -lm -o build/stress_workspace
 	build/stress_engine
-	build/stress_stream
-	LMDEPLOY_C_ISA=ref build/stress_stream
+	build/stress_workspace
+	LMDEPLOY_C_ISA=ref build/stress_workspace
 
 FUZZ_SECONDS ?= 60
 fuzz: ## the file readers under libFuzzer (clang); FUZZ_SECONDS=60

@@ -114,8 +114,8 @@ class Request:
     def fileno(self) -> int:
         """A descriptor that is readable while output waits, for asyncio's add_reader."""
     @property
-    def session(self) -> Session | None:
-        """What an ended request with keep_session has left for the next turn."""
+    def snapshot(self) -> Snapshot | None:
+        """What an ended request with keep_snapshot has left for the next turn."""
     def cancel(self) -> None:
         """Ends the request within one step; its last Output has finish_reason "abort"."""
 
@@ -182,15 +182,15 @@ class Engine:
         output_logits: Literal["all", "generation"] | None = None,
         return_ppl: bool = False,
         random_seed: int | None = None,
-        session: Session | None = None,
-        keep_session: bool = False,
+        snapshot: Snapshot | None = None,
+        keep_snapshot: bool = False,
         priority: int = 0,
         timeout: float = 0.0,
     ) -> Request:
         """Queues a request and returns at once. Any thread.
 
-        session: of this engine; its KV serves as far as its text and the prompt agree. A session
-        is never used up: two requests may begin with the same. keep_session: `Request.session`
+        snapshot: of this engine; its KV serves as far as its text and the prompt agree. A snapshot
+        is never used up: two requests may begin with the same. keep_snapshot: `Request.snapshot`
         gives what this request leaves. priority: -1000 to 1000; each step of it passes up to 64
         requests that came before, so that nobody waits for ever. timeout: seconds from now on,
         after which the request ends as "abort" with what it has; 0: none.
@@ -199,10 +199,10 @@ class Engine:
         A wrong argument gives a Request whose only Output has finish_reason "error". Raises
         RuntimeError once the engine is closed, TypeError for an argument of a wrong type.
         """
-    def import_session(
+    def import_snapshot(
         self, token_ids: ArrayLike, layout: str, n_computed: int, kv: NDArray[np.uint8], /
-    ) -> Session:
-        """A session of a text and of what `Session.export_kv` gave, here or in an earlier process.
+    ) -> Snapshot:
+        """A snapshot of a text and of what `Snapshot.export_kv` gave, here or in an earlier process.
 
         kv: [n_blocks, block_bytes]. KV of another layout or size is not taken: the text is then
         computed again. No other request reads KV that came from outside.
@@ -230,11 +230,11 @@ class Engine:
     def close(self) -> None:
         """Aborts every request, joins the thread, frees KV and scratch. Idempotent."""
 
-class Session:
+class Snapshot:
     """A text and what of it stands in the engine's KV: an unchanging value.
 
-    Its blocks are held by nobody: what was evicted is computed again. Made by Request.session and
-    Engine.import_session.
+    Its blocks are held by nobody: what was evicted is computed again. Made by Request.snapshot and
+    Engine.import_snapshot.
     """
 
     @property
@@ -246,7 +246,7 @@ class Session:
     def export_kv(self) -> tuple[str, int, NDArray[np.uint8]]:
         """(layout, n_computed, kv [n_blocks, block_bytes]): what is left of its KV."""
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """One step's work as NumPy arrays (int32): n sequences, t tokens in all."""
 
     plan_id: int
@@ -281,19 +281,19 @@ class Scheduler:
         token_ids: ArrayLike,
         *,
         max_new_tokens: int = 512,
-        session: Session | None = None,
+        snapshot: Snapshot | None = None,
         priority: int = 0,
     ) -> int:
         """Queues a sequence and returns its seq_id. ValueError when it cannot ever fit.
 
-        session: of this scheduler; its blocks serve as far as the texts agree. priority: each step
+        snapshot: of this scheduler; its blocks serve as far as the texts agree. priority: each step
         of it passes up to 64 sequences that were added before.
         """
     def set_budget(self, n_tokens: int) -> None:
         """Tokens that each of the next steps may have: 1 to max_prefill_token_num. ValueError."""
-    def session(self, seq_id: int) -> Session:
+    def snapshot(self, seq_id: int) -> Snapshot:
         """What a living sequence has so far; its blocks stay cached when it ends. KeyError."""
-    def schedule(self) -> Plan | None:
+    def schedule(self) -> StepPlan | None:
         """The next step's plan; None when nothing can run now. At most one plan may be in flight
         besides the one returned. MemoryError names a sequence that can never proceed."""
     def update(self, plan_id: int, token_ids: ArrayLike) -> list[tuple[int, str]]:
@@ -309,6 +309,10 @@ class Scheduler:
         """Asserts every invariant of pool and queues; RuntimeError names the broken one."""
     def stats(self) -> dict[str, int]:
         """n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks, n_preempted."""
+
+#: Older names of the same types.
+Session = Snapshot
+Plan = StepPlan
 
 def cpu_info() -> dict[str, Any]:
     """features (words), isas (name -> usable here), isa (in use; None with error), error (why

@@ -77,8 +77,8 @@ class Asker:
             request = engine.submit(
                 ids,
                 stop_token_ids=stop_ids,
-                session=self.session.kept() if self.session else None,
-                keep_session=self.session is not None,
+                snapshot=self.session.kept() if self.session else None,
+                keep_snapshot=self.session is not None,
                 **parameters,
             )
         except (OverflowError, TypeError, ValueError) as e:

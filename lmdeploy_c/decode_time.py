@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint
 from .messages import TurbomindEngineConfig
 
 if TYPE_CHECKING:
-    from ._C import Engine, Session
+    from ._C import Engine, Snapshot
 
 #: Most bytes of layers that are made up.
 _MOST_BYTES = 1 << 30
@@ -70,13 +70,13 @@ def decode_time(config: TurbomindEngineConfig, checkpoint: Checkpoint, context: 
         kv_bits=config.stored_kv_bits(),
     )
     try:
-        session, seconds = _token_seconds(engine, [0])
-        layout, _, blocks = session.export_kv()
+        snapshot, seconds = _token_seconds(engine, [0])
+        layout, _, blocks = snapshot.export_kv()
         more = 0.0
         if n_blocks:
             text = [0] * (n_blocks * block_len)
             kv = np.zeros((n_blocks, blocks.shape[1]), np.uint8)
-            before = engine.import_session(np.asarray(text, np.int32), layout, len(text), kv)
+            before = engine.import_snapshot(np.asarray(text, np.int32), layout, len(text), kv)
             more = max(_token_seconds(engine, [*text, 0], before)[1] - seconds, 0.0) / len(text)
     finally:
         engine.close()
@@ -84,17 +84,17 @@ def decode_time(config: TurbomindEngineConfig, checkpoint: Checkpoint, context: 
 
 
 def _token_seconds(
-    engine: Engine, token_ids: Sequence[int], session: Session | None = None
-) -> tuple[Session, float]:
-    """The session of an answer, and the median time that one of its tokens took."""
+    engine: Engine, token_ids: Sequence[int], snapshot: Snapshot | None = None
+) -> tuple[Snapshot, float]:
+    """The snapshot of an answer, and the median time that one of its tokens took."""
     seconds: list[float] = []  # of each token; those that come together share their time
     start = last = time.perf_counter()
     request = engine.submit(
         token_ids,
         max_new_tokens=_WARM + _TIMED,
         do_sample=False,
-        session=session,
-        keep_session=True,
+        snapshot=snapshot,
+        keep_snapshot=True,
     )
     while True:
         output = request.read()
@@ -110,7 +110,7 @@ def _token_seconds(
             break
         if last - start > _ENOUGH_S and len(seconds) > 2 * _WARM:
             request.cancel()
-    kept = request.session
+    kept = request.snapshot
     if kept is None or not seconds:
         raise RuntimeError("the speed cannot be timed: the sequence has ended at once")
     return kept, statistics.median(seconds[_WARM:] or seconds)

@@ -393,9 +393,9 @@ class Pipeline:
         """What KV depends on, as a file of a session says it."""
         return {"tokenizer": self.tokenizer.fingerprint(), **self._kv_tags}
 
-    def import_session(self, token_ids: Any, layout: str, n_computed: int, kv: Any) -> Any:
-        """`_C.Engine.import_session`, for `session_file`."""
-        return self._engine().import_session(token_ids, layout, n_computed, kv)
+    def import_snapshot(self, token_ids: Any, layout: str, n_computed: int, kv: Any) -> Any:
+        """`_C.Engine.import_snapshot`, for `session_file`."""
+        return self._engine().import_snapshot(token_ids, layout, n_computed, kv)
 
     @contextlib.contextmanager
     def _turn(

@@ -67,7 +67,7 @@ class Session:
         self._prompt_text = ""  # of the running turn, from the conversation's beginning on
         self._answer: Answer | Failed | None = None
         self._last: _C.Request | None = None  # the last turn's, until its KV is known
-        self._kept: _C.Session | None = None
+        self._kept: _C.Snapshot | None = None
         self._turn = threading.Lock()
         self._closed = False
 
@@ -220,12 +220,12 @@ class Session:
             else said
         )
 
-    def kept(self) -> _C.Session | None:
+    def kept(self) -> _C.Snapshot | None:
         """The KV of the last turn. Waits for that to end: a step, where a stop word ended it."""
         if self._last is not None:
             while not self._last.done:
                 self._last.read()
-            self._kept = self._last.session or self._kept
+            self._kept = self._last.snapshot or self._kept
             self._last = None
         return self._kept
 
@@ -265,7 +265,7 @@ class Session:
         history: list[tuple[Prompt, str]],
         turns: list[Turn],
         token_ids: list[int],
-        kept: _C.Session,
+        kept: _C.Snapshot,
     ) -> None:
         """Fills an empty session with what a file held."""
         self.history, self._turns = history, turns

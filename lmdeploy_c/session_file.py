@@ -173,7 +173,7 @@ def _restore(
     if kv is None or different:
         kv = {"layout": "none", "tokens": []}
     tokens = np.asarray(kv["tokens"], np.int32)
-    kept = pipeline.import_session(tokens, str(kv["layout"]), len(tokens), blocks)
+    kept = pipeline.import_snapshot(tokens, str(kv["layout"]), len(tokens), blocks)
     session.restore(history, turns, token_ids, kept)
     return session
 

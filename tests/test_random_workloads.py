@@ -44,7 +44,7 @@ class Workload:
             model, n_blocks=least, max_batch_size=1, enable_prefix_caching=False, **shape
         )
         self.trunks = [self.new_tokens(150) for _ in range(3)]
-        self.sessions: deque[tuple[list[int], _C.Session]] = deque(maxlen=8)
+        self.sessions: deque[tuple[list[int], _C.Snapshot]] = deque(maxlen=8)
         self.running: list[tuple[list[int], dict[str, Any], _C.Request, bool]] = []
         self.n_compared = 0
 
@@ -82,7 +82,7 @@ class Workload:
         if len(prompt) > SESSION_LEN - 65:
             return
         asked = self.parameters()
-        request = self.engine.submit(prompt, session=session, keep_session=True, **asked)
+        request = self.engine.submit(prompt, snapshot=session, keep_snapshot=True, **asked)
         cancelled = self.random.random() < 0.1
         if cancelled and self.random.random() < 0.5:
             request.cancel()
@@ -93,11 +93,11 @@ class Workload:
         at = self.random.randrange(len(self.running))
         prompt, asked, request, cancelled = self.running.pop(at)
         got = read(request, cancel=cancelled)
-        if request.session is not None:
-            tokens = request.session.token_ids.tolist()
+        if request.snapshot is not None:
+            tokens = request.snapshot.token_ids.tolist()
             assert tokens[: len(prompt)] == prompt
             assert len(got.token_ids) <= len(tokens) - len(prompt)
-            self.sessions.append((tokens, request.session))
+            self.sessions.append((tokens, request.snapshot))
         asked = {k: v for k, v in asked.items() if k != "priority"}
         expected = read(self.oracle.submit(prompt, **asked))
         if cancelled:

@@ -52,7 +52,7 @@ class Checked:
         self.max_batch_size = config.get("max_batch_size", 64)
         self.living: dict[int, Shadow] = {}
         self.ended_in_flight: dict[int, Shadow] = {}
-        self.plans: list[_C.Plan] = []
+        self.plans: list[_C.StepPlan] = []
         self.finished: list[int] = []
         self.sessions = False
         self.n_copies = self.n_from_sessions = 0
@@ -62,9 +62,9 @@ class Checked:
         return self.go_on([start + i for i in range(n_tokens)], max_new_tokens)
 
     def go_on(
-        self, tokens: list[int], max_new_tokens: int, session: _C.Session | None = None
+        self, tokens: list[int], max_new_tokens: int, session: _C.Snapshot | None = None
     ) -> int:
-        seq_id = self.scheduler.add(tokens, max_new_tokens=max_new_tokens, session=session)
+        seq_id = self.scheduler.add(tokens, max_new_tokens=max_new_tokens, snapshot=session)
         shadow = Shadow(tokens, len(tokens) + max_new_tokens)
         if session is not None:
             self.sessions = True
@@ -77,7 +77,7 @@ class Checked:
     def shadow(self, seq_id: int) -> Shadow:
         return self.living.get(seq_id) or self.ended_in_flight[seq_id]
 
-    def schedule(self) -> _C.Plan | None:
+    def schedule(self) -> _C.StepPlan | None:
         plan = self.scheduler.schedule()
         self.scheduler.check()
         if plan is not None:
@@ -85,7 +85,7 @@ class Checked:
             self.plans.append(plan)
         return plan
 
-    def check_plan(self, plan: _C.Plan) -> None:
+    def check_plan(self, plan: _C.StepPlan) -> None:
         for seq_id in plan.preempted:
             assert self.living[int(seq_id)].in_flight == 0, "preempted while in flight"
         n = len(plan.seq_ids)
@@ -250,7 +250,7 @@ def test_random_sessions(config: dict[str, int], prefix_caching: bool) -> None:
     random.seed(config["n_blocks"])
     checked = Checked(enable_prefix_caching=prefix_caching, **config)
     most = min(config["session_len"], config["n_blocks"] * config["block_len"])
-    sessions: list[_C.Session] = []
+    sessions: list[_C.Snapshot] = []
     for turn in range(2500):
         choice = random.random()
         if choice < 0.20 and len(checked.living) < 12:
@@ -264,7 +264,7 @@ def test_random_sessions(config: dict[str, int], prefix_caching: bool) -> None:
                 checked.go_on(tokens, n, session)
         elif choice < 0.32 and checked.living:
             seq_id = random.choice(list(checked.living))
-            session = checked.scheduler.session(seq_id)
+            session = checked.scheduler.snapshot(seq_id)
             shadow = checked.living[seq_id]
             assert session.token_ids.tolist() == shadow.tokens
             most_known = max(shadow.computed, shadow.begun_with)
@@ -289,7 +289,7 @@ def test_a_session_goes_on_in_its_last_block() -> None:
     for _ in range(3):
         checked.schedule()
         checked.update()
-    session = checked.scheduler.session(seq_id)
+    session = checked.scheduler.snapshot(seq_id)
     assert session.n_computed == 22
     checked.cancel(seq_id)
     text = session.token_ids.tolist()
@@ -309,9 +309,9 @@ def test_a_session_goes_on_in_its_last_block() -> None:
     with pytest.raises(RuntimeError, match="no KV"):
         session.export_kv()
     with pytest.raises(ValueError, match="another engine"):
-        _C.Scheduler(n_blocks=4).add(text, session=session)
-    with pytest.raises(TypeError, match="Session"):
-        checked.scheduler.add(text, session=3)  # type: ignore[arg-type]
+        _C.Scheduler(n_blocks=4).add(text, snapshot=session)
+    with pytest.raises(TypeError, match="Snapshot"):
+        checked.scheduler.add(text, snapshot=3)  # type: ignore[arg-type]
 
 
 def test_a_prompt_is_found_again() -> None:

@@ -57,9 +57,9 @@ def model(request: pytest.FixtureRequest) -> _C.Model:
     return load_model(request.param, num_threads=2)
 
 
-def ask(engine: _C.Engine, text: list[int], session: _C.Session | None = None) -> _C.Request:
+def ask(engine: _C.Engine, text: list[int], session: _C.Snapshot | None = None) -> _C.Request:
     return engine.submit(
-        text, max_new_tokens=6, output_logits="generation", session=session, keep_session=True
+        text, max_new_tokens=6, output_logits="generation", snapshot=session, keep_snapshot=True
     )
 
 
@@ -72,7 +72,7 @@ def test_turns_are_exact(model: _C.Model, n_blocks: int, prefix_caching: bool) -
     vocab_size = model.config["vocab_size"]
     options = {"block_len": 16, "enable_prefix_caching": prefix_caching}
     engine = make_engine(model, n_blocks=n_blocks, max_prefill_token_num=48, **options)
-    known: list[tuple[list[int], _C.Session]] = []
+    known: list[tuple[list[int], _C.Snapshot]] = []
     texts: list[list[int]] = []
     answers: list[Answer] = []
     for _ in range(14):
@@ -86,7 +86,7 @@ def test_turns_are_exact(model: _C.Model, n_blocks: int, prefix_caching: bool) -
         ask(engine, prompts(vocab_size, 1)[0]).cancel()
         requests = [ask(engine, text, session) for text, session in wave]
         for (text, _), request in zip(wave, requests, strict=True):
-            answer, session = read_all(request), request.session
+            answer, session = read_all(request), request.snapshot
             assert session is not None
             assert session.token_ids.tolist() == text + answer.token_ids
             assert session.n_computed == len(session.token_ids) - 1
@@ -109,29 +109,29 @@ def test_kv_goes_out_and_in(model: _C.Model, bits: tuple[int, int]) -> None:
     first, second = (make_engine(model, block_len=16, kv_bits=bits) for _ in range(2))
     request = ask(first, text)
     answer = read_all(request)
-    session = request.session
+    session = request.snapshot
     assert session is not None
     layout, n_computed, kv = session.export_kv()
     assert n_computed == session.n_computed == len(text) + 5
     assert kv.shape == (-(-n_computed // 16), kv_block_bytes(model.config, 16, bits))
     longer = [*session.token_ids.tolist(), 7, 8]
-    moved = second.import_session(session.token_ids, layout, n_computed, kv)
+    moved = second.import_snapshot(session.token_ids, layout, n_computed, kv)
     went_on, again = ask(second, longer, moved), ask(first, longer, session)
     assert_same(read_all(went_on), read_all(again))
     assert second.stats()["n_cached_tokens"] == n_computed
     assert np.array_equal(moved.export_kv()[2][:-1], kv[:-1])
     for other in (
-        second.import_session(session.token_ids, "another", n_computed, kv),
-        second.import_session(session.token_ids, layout, n_computed, kv[:, 1:]),
-        second.import_session(session.token_ids, layout, 0, kv[:0]),
+        second.import_snapshot(session.token_ids, "another", n_computed, kv),
+        second.import_snapshot(session.token_ids, layout, n_computed, kv[:, 1:]),
+        second.import_snapshot(session.token_ids, layout, 0, kv[:0]),
     ):
         assert other.n_computed == 0
     assert str(bits[1]) in layout
-    assert second.import_session(text, layout, 10**6, kv).n_computed == len(text)
-    assert second.import_session(longer * 9, layout, 10**6, kv).n_computed == 16 * len(kv)
+    assert second.import_snapshot(text, layout, 10**6, kv).n_computed == len(text)
+    assert second.import_snapshot(longer * 9, layout, 10**6, kv).n_computed == 16 * len(kv)
     with pytest.raises(ValueError, match="n_blocks, block_bytes"):
-        second.import_session(text, layout, 5, kv[0])
-    rejected = read_all_errors(second.submit(longer, session=session))
+        second.import_snapshot(text, layout, 5, kv[0])
+    rejected = read_all_errors(second.submit(longer, snapshot=session))
     assert "another engine" in rejected
     assert answer.token_ids == session.token_ids.tolist()[len(text) :]
     first.close()
@@ -153,21 +153,21 @@ def test_kv_from_outside_is_private(model: _C.Model) -> None:
     engine = make_engine(model, block_len=16)
     request = ask(engine, text)
     expected = read_all(request)
-    assert request.session is not None
-    layout, n_computed, kv = request.session.export_kv()
+    assert request.snapshot is not None
+    layout, n_computed, kv = request.snapshot.export_kv()
     engine.close()
     engine = make_engine(model, block_len=16)
     noise = np.random.default_rng(3).integers(0, 60, kv.shape).astype(np.uint8)
-    spoiled = engine.import_session(request.session.token_ids, layout, n_computed, noise)
+    spoiled = engine.import_snapshot(request.snapshot.token_ids, layout, n_computed, noise)
     bad = ask(engine, text, spoiled)
     assert read_all(bad).token_ids != expected.token_ids
-    assert bad.session is not None
-    read_all(ask(engine, [*bad.session.token_ids.tolist(), 5] * 1, bad.session))
+    assert bad.snapshot is not None
+    read_all(ask(engine, [*bad.snapshot.token_ids.tolist(), 5] * 1, bad.snapshot))
     assert_same(read_all(ask(engine, text)), expected)
     assert engine.stats()["n_active_blocks"] == 0
     infinite = np.full(kv.shape, 0x7C, np.uint8)
     for data in (infinite, np.full(kv.shape, 0xFF, np.uint8)):
-        session = engine.import_session(request.session.token_ids, layout, n_computed, data)
+        session = engine.import_snapshot(request.snapshot.token_ids, layout, n_computed, data)
         end = ask(engine, text, session)
         while (output := end.read(30)) is not None and output.finish_reason is None:
             pass
@@ -199,11 +199,11 @@ def test_memory_that_runs_out(tiny_model: _C.Model) -> None:
         _C.alloc_fail_after(n)
         try:
             request = ask(engine, text)
-            got, session = tokens_or_none(request), request.session
+            got, session = tokens_or_none(request), request.snapshot
             assert got in (None, expected)
             failed += got is None
             if got is not None and session is not None:
-                session = engine.import_session(session.token_ids, *session.export_kv())
+                session = engine.import_snapshot(session.token_ids, *session.export_kv())
                 tokens_or_none(ask(engine, [*text, *got, 9], session))
         except MemoryError:
             failed += 1

@@ -1,8 +1,9 @@
 /* The backend seam: the fused steps of a decoder layer, as one table of functions.
- * A backend owns weights in its own layout. A stream owns what one engine needs on it: the KV
- * pool, the activation buffers, a copy of the plan, and the order of operations. Operations
+ * A backend owns weights in its own layout. A workspace owns what one engine needs on it: the
+ * KV pool, the activation buffers, a copy of the plan, and the order of operations. Operations
  * never allocate and never fail: errors surface in step_wait. The engine's thread calls a
- * stream; upload may run on any one thread. Must not know: architectures, sequences, Python. */
+ * workspace; upload may run on any one thread. Must not know: architectures, sequences, Python.
+ */
 #ifndef LMD_BACKEND_BACKEND_H
 #define LMD_BACKEND_BACKEND_H
 
@@ -18,7 +19,7 @@
 typedef struct lmd_backend lmd_backend;
 typedef struct lmd_weight lmd_weight; /* a matrix or a vector in the backend's layout */
 typedef struct lmd_buffer lmd_buffer; /* activations of a step in the backend's format */
-typedef struct lmd_stream lmd_stream;
+typedef struct lmd_workspace lmd_workspace;
 
 /* What becomes of a model's matrices. */
 typedef enum lmd_matrices {
@@ -50,7 +51,7 @@ typedef struct lmd_weight_source {
     lmd_weight_part parts[LMD_MAX_WEIGHT_PARTS];
 } lmd_weight_source;
 
-typedef struct lmd_stream_config {
+typedef struct lmd_workspace_config {
     int32_t max_tokens, max_seqs; /* of one step */
     int32_t max_logits_rows;      /* rows of the logits buffer */
     int32_t n_layer, n_head, n_kv_head, head_dim, hidden_dim, vocab_size;
@@ -59,11 +60,11 @@ typedef struct lmd_stream_config {
     bool fast_activations;       /* 4-bit weights may meet 8-bit activations */
     int32_t n_positions;         /* most of one sequence: rows of the RoPE table */
     const float *rope_table;     /* [n_positions, head_dim / 2, {cos, sin}] copied */
-} lmd_stream_config;
+} lmd_workspace_config;
 
 typedef enum lmd_epilogue {
     LMD_EPILOGUE_STORE,   /* out = x W^T + b */
-    LMD_EPILOGUE_ADD,     /* out += x W^T + b: the residual stream */
+    LMD_EPILOGUE_ADD,     /* out += x W^T + b: the residual workspace */
     LMD_EPILOGUE_SILU_MUL /* out = silu(gate) * up, from a weight of two equal parts */
 } lmd_epilogue;
 
@@ -98,33 +99,34 @@ typedef struct lmd_backend_ops {
     void (*free)(lmd_backend *self);
 
     /* Engine lifetime. */
-    size_t (*kv_block_bytes)(const lmd_stream_config *config);
-    lmd_status (*stream_new)(lmd_backend *self, const lmd_stream_config *config,
-                             lmd_stream **out, lmd_err *err);
-    lmd_status (*buffer_new)(lmd_stream *stream, int32_t n_cols, lmd_buffer **out,
+    size_t (*kv_block_bytes)(const lmd_workspace_config *config);
+    lmd_status (*workspace_new)(lmd_backend *self, const lmd_workspace_config *config,
+                                lmd_workspace **out, lmd_err *err);
+    lmd_status (*buffer_new)(lmd_workspace *workspace, int32_t n_cols, lmd_buffer **out,
                              lmd_err *err);
-    void (*stream_free)(lmd_stream *stream); /* with its buffers */
+    void (*workspace_free)(lmd_workspace *workspace); /* with its buffers */
 
     /* A step: begin, operations in order, wait. */
-    void (*step_begin)(lmd_stream *stream, const lmd_plan *plan);
-    void (*embed)(lmd_stream *stream, const lmd_weight *table, lmd_buffer *out);
-    void (*add_norm)(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *weight,
+    void (*step_begin)(lmd_workspace *workspace, const lmd_plan *plan);
+    void (*embed)(lmd_workspace *workspace, const lmd_weight *table, lmd_buffer *out);
+    void (*add_norm)(lmd_workspace *workspace, lmd_buffer *residual, const lmd_weight *weight,
                      float eps, lmd_buffer *out);
-    void (*linear)(lmd_stream *stream, const lmd_linear_args *args);
-    void (*attention)(lmd_stream *stream, const lmd_attention_args *args);
+    void (*linear)(lmd_workspace *workspace, const lmd_linear_args *args);
+    void (*attention)(lmd_workspace *workspace, const lmd_attention_args *args);
     /* Final norm and lm_head of the plan's logits rows [first, first + n), n <=
      * max_logits_rows. */
-    void (*logits)(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *norm, float eps,
-                   const lmd_weight *lm_head, int32_t first, int32_t n);
+    void (*logits)(lmd_workspace *workspace, lmd_buffer *residual, const lmd_weight *norm,
+                   float eps, const lmd_weight *lm_head, int32_t first, int32_t n);
     /* Scores, processes and samples the rows that `logits` has just made into results[0..n). */
-    void (*sample)(lmd_stream *stream, int32_t first, int32_t n, lmd_sample_result *results);
-    lmd_status (*step_wait)(lmd_stream *stream, lmd_err *err);
+    void (*sample)(lmd_workspace *workspace, int32_t first, int32_t n,
+                   lmd_sample_result *results);
+    lmd_status (*step_wait)(lmd_workspace *workspace, lmd_err *err);
 
     /* Between steps. */
-    void (*kv_copy)(lmd_stream *stream, const lmd_block_copy *copies, int32_t n);
+    void (*kv_copy)(lmd_workspace *workspace, const lmd_block_copy *copies, int32_t n);
     /* A block's kv_block_bytes, as they lie. */
-    void (*kv_export)(lmd_stream *stream, int32_t block_id, uint8_t *out);
-    void (*kv_import)(lmd_stream *stream, int32_t block_id, const uint8_t *data);
+    void (*kv_export)(lmd_workspace *workspace, int32_t block_id, uint8_t *out);
+    void (*kv_import)(lmd_workspace *workspace, int32_t block_id, const uint8_t *data);
 } lmd_backend_ops;
 
 struct lmd_backend {

@@ -1,12 +1,12 @@
 /* The CPU backend: its table, its threads, its weights.
- * Owns: the thread pool, the weights' memory and the choice of kernels. Streams and weights end
- * before it does. */
+ * Owns: the thread pool, the weights' memory and the choice of kernels. Workspaces and weights
+ * end before it does. */
 #include "cpu/cpu_backend.h"
 
 #include "base/memory.h"
 #include "base/threads.h"
 #include "cpu/cpu_features.h"
-#include "cpu/cpu_stream.h"
+#include "cpu/cpu_workspace.h"
 #include "cpu/cpu_weight.h"
 
 typedef struct cpu_backend {
@@ -59,15 +59,15 @@ static void backend_free(lmd_backend *self) {
     lmd_free(self);
 }
 
-static lmd_status backend_stream_new(lmd_backend *self, const lmd_stream_config *config,
-                                     lmd_stream **out, lmd_err *err) {
+static lmd_status backend_workspace_new(lmd_backend *self, const lmd_workspace_config *config,
+                                        lmd_workspace **out, lmd_err *err) {
     cpu_backend *cpu = (cpu_backend *)self;
-    return lmd_cpu_stream_new(self, cpu->threads, cpu->kernels, config, out, err);
+    return lmd_cpu_workspace_new(self, cpu->threads, cpu->kernels, config, out, err);
 }
 
-static lmd_status backend_step_wait(lmd_stream *stream, lmd_err *err) {
+static lmd_status backend_step_wait(lmd_workspace *workspace, lmd_err *err) {
     (void)err; /* no operation can fail */
-    lmd_cpu_step_run(stream);
+    lmd_cpu_step_run(workspace);
     return LMD_OK;
 }
 
@@ -82,9 +82,9 @@ const lmd_backend_ops lmd_cpu_backend_ops = {
     .weight_free = backend_weight_free,
     .free = backend_free,
     .kv_block_bytes = lmd_cpu_kv_block_bytes,
-    .stream_new = backend_stream_new,
+    .workspace_new = backend_workspace_new,
     .buffer_new = lmd_cpu_buffer_new,
-    .stream_free = lmd_cpu_stream_free,
+    .workspace_free = lmd_cpu_workspace_free,
     .step_begin = lmd_cpu_step_begin,
     .embed = lmd_cpu_embed,
     .add_norm = lmd_cpu_add_norm,

@@ -1,6 +1,6 @@
 /* Weights in the CPU's layout: panels of 16 rows, one segment for each part of the source, in
  * an arena, which outlives them.
- * Owns: packing. Must not know: streams, plans. */
+ * Owns: packing. Must not know: workspaces, plans. */
 #ifndef LMD_CPU_CPU_WEIGHT_H
 #define LMD_CPU_CPU_WEIGHT_H
 

@@ -50,10 +50,11 @@ typedef struct lmd_request_params {
     lmd_sampler_params sampler;
     lmd_output_logits output_logits;
     bool return_ppl;
-    int32_t priority;     /* as lmd_sequence_params' */
-    double timeout;       /* seconds from submit on, after which it is aborted; 0: none */
-    lmd_session *session; /* of this engine: its KV serves as far as the texts agree; or NULL */
-    bool keep_session;    /* lmd_request_session gives what the request leaves */
+    int32_t priority; /* as lmd_sequence_params' */
+    double timeout;   /* seconds from submit on, after which it is aborted; 0: none */
+    lmd_snapshot
+        *snapshot;      /* of this engine: its KV serves as far as the texts agree; or NULL */
+    bool keep_snapshot; /* lmd_request_snapshot gives what the request leaves */
 } lmd_request_params;
 
 typedef struct lmd_engine_stats {

@@ -52,9 +52,9 @@ static void note(lmd_engine *self, const lmd_live_request *live, lmd_trace_kind 
 /* Ends a living request everywhere. */
 static void end_live(lmd_engine *self, lmd_live_request *live, lmd_finish_reason reason,
                      const lmd_err *why) {
-    if (live->keep_session && reason != LMD_FINISH_ERROR)
-        lmd_request_set_session(live->request,
-                                lmd_scheduler_snapshot(self->scheduler, live->seq_id));
+    if (live->keep_snapshot && reason != LMD_FINISH_ERROR)
+        lmd_request_set_snapshot(live->request,
+                                 lmd_scheduler_snapshot(self->scheduler, live->seq_id));
     lmd_scheduler_finish(self->scheduler, live->seq_id,
                          NULL); /* unknown when it never was added */
     remove_live(self, live);
@@ -83,7 +83,7 @@ void lmd_engine_admit(lmd_engine *self, lmd_live_request *live) {
         .n_tokens = live->n_prompt,
         .max_len = live->n_prompt + live->max_new_tokens,
         .all_logits = live->return_ppl || live->output_logits == LMD_LOGITS_ALL,
-        .session = live->session,
+        .snapshot = live->snapshot,
         .priority = live->priority,
     };
     lmd_err err;

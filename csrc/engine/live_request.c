@@ -109,12 +109,12 @@ lmd_status lmd_live_request_new(const lmd_request_params *params,
     self->min_new_tokens = (int32_t)min_new;
     self->output_logits = params->output_logits;
     self->return_ppl = params->return_ppl;
-    self->keep_session = params->keep_session;
+    self->keep_snapshot = params->keep_snapshot;
     self->priority = params->priority;
     self->deadline =
         params->timeout > 0.0 ? lmd_now_ns() + (int64_t)(params->timeout * 1e9) : INT64_MAX;
-    self->session = params->session;
-    lmd_session_ref(self->session);
+    self->snapshot = params->snapshot;
+    lmd_snapshot_ref(self->snapshot);
     lmd_status status = setup(self, params, config, err);
     if (status != LMD_OK) {
         lmd_live_request_free(self);
@@ -132,7 +132,7 @@ void lmd_live_request_free(lmd_live_request *self) {
     lmd_sampler_free(self->sampler);
     lmd_token_match_clear(&self->stops);
     lmd_logits_free(self->chunk);
-    lmd_session_unref(self->session);
+    lmd_snapshot_unref(self->snapshot);
     lmd_ngram_free(self->ngram);
     lmd_free(self->prompt);
     lmd_free(self);

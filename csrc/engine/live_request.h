@@ -20,8 +20,8 @@ typedef struct lmd_live_request {
     int32_t n_prompt, n_generated, max_new_tokens, min_new_tokens;
     lmd_output_logits output_logits;
     bool return_ppl;
-    lmd_session *session; /* whose KV the prompt begins with; or NULL */
-    bool keep_session;    /* its end makes a session */
+    lmd_snapshot *snapshot; /* whose KV the prompt begins with; or NULL */
+    bool keep_snapshot;     /* its end makes a snapshot */
     int32_t priority;
     int64_t deadline; /* of lmd_now_ns; INT64_MAX: none */
     double loss_sum;  /* of prompt tokens scored so far, natural log */

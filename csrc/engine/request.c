@@ -23,7 +23,7 @@ struct lmd_request {
     pthread_mutex_t lock; /* what follows */
     pthread_cond_t changed;
     int32_t n_published, n_taken, cached_len;
-    lmd_session *session;
+    lmd_snapshot *snapshot;
     lmd_logits_chunk *chunks, **chunks_end; /* not taken; n_tokens ascends */
     lmd_finish_reason finish_reason;
     bool has_ppl, done; /* done: the end was taken */
@@ -68,7 +68,7 @@ void lmd_request_ref(lmd_request *self) {
 void lmd_request_unref(lmd_request *self) {
     if (!self || atomic_fetch_sub_explicit(&self->refs, 1, memory_order_acq_rel) != 1) return;
     lmd_logits_free(self->chunks);
-    lmd_session_unref(self->session);
+    lmd_snapshot_unref(self->snapshot);
     if (self->event_fd >= 0) close(self->event_fd);
     pthread_mutex_destroy(&self->lock);
     pthread_cond_destroy(&self->changed);
@@ -175,12 +175,12 @@ bool lmd_request_done(lmd_request *self) {
     return done;
 }
 
-lmd_session *lmd_request_session(lmd_request *self) {
+lmd_snapshot *lmd_request_snapshot(lmd_request *self) {
     pthread_mutex_lock(&self->lock);
-    lmd_session *session = self->session;
-    lmd_session_ref(session);
+    lmd_snapshot *snapshot = self->snapshot;
+    lmd_snapshot_ref(snapshot);
     pthread_mutex_unlock(&self->lock);
-    return session;
+    return snapshot;
 }
 
 lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err) {
@@ -206,10 +206,10 @@ void lmd_request_set_cached_len(lmd_request *self, int32_t cached_len) {
     pthread_mutex_unlock(&self->lock);
 }
 
-void lmd_request_set_session(lmd_request *self, lmd_session *session) {
+void lmd_request_set_snapshot(lmd_request *self, lmd_snapshot *snapshot) {
     pthread_mutex_lock(&self->lock);
-    lmd_session_unref(self->session);
-    self->session = session;
+    lmd_snapshot_unref(self->snapshot);
+    self->snapshot = snapshot;
     pthread_mutex_unlock(&self->lock);
 }
 

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
-#include "engine/session.h"
+#include "engine/snapshot.h"
 
 typedef struct lmd_request lmd_request;
 
@@ -77,7 +77,7 @@ bool lmd_request_take(lmd_request *self, lmd_output *out);
 /* True once the output that ends it was taken. */
 bool lmd_request_done(lmd_request *self);
 /* What an ended request has left for the next turn, a new reference; NULL: it kept none. */
-lmd_session *lmd_request_session(lmd_request *self);
+lmd_snapshot *lmd_request_snapshot(lmd_request *self);
 /* A descriptor that is readable while output waits; made at the first call, closed with the
  * request. */
 lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err);
@@ -87,7 +87,7 @@ lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err);
 /* Says how many prompt tokens were found in KV; before the first token is shown. */
 void lmd_request_set_cached_len(lmd_request *self, int32_t cached_len);
 /* Takes over what the request leaves; before its end. NULL: nothing. */
-void lmd_request_set_session(lmd_request *self, lmd_session *session);
+void lmd_request_set_snapshot(lmd_request *self, lmd_snapshot *snapshot);
 /* Appends a token that no reader sees yet; entries: [info.n_logprobs] or NULL. */
 void lmd_request_append(lmd_request *self, int32_t token_id, const lmd_logprob *entries);
 /* Shows the first n_tokens appended ones, and takes a chunk over (NULL: none), which is shown

@@ -216,7 +216,8 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
                         "out of host memory for a sequence of up to %d tokens",
                         params->max_len);
     seq->all_logits = params->all_logits;
-    if (params->session) lmd_sequence_begin_with(seq, params->session, self->config.block_len);
+    if (params->snapshot)
+        lmd_sequence_begin_with(seq, params->snapshot, self->config.block_len);
     seq->arrival = self->next_arrival++;
     seq->rank = seq->arrival - (int64_t)params->priority * LMD_PRIORITY_STEP;
     *find_link(self, seq->seq_id) = seq;
@@ -242,16 +243,16 @@ lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *er
     return LMD_OK;
 }
 
-lmd_session *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id) {
+lmd_snapshot *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id) {
     lmd_sequence *seq = *find_link(self, seq_id);
     if (!seq || seq->state == LMD_SEQ_ENDED) return NULL;
     return lmd_sequence_snapshot(seq, self->config.block_len);
 }
 
-lmd_session *lmd_scheduler_import(lmd_scheduler *self, const lmd_session_info *text,
-                                  lmd_block_fill fill, void *arg) {
+lmd_snapshot *lmd_scheduler_import(lmd_scheduler *self, const lmd_snapshot_info *text,
+                                   lmd_block_fill fill, void *arg) {
     const int32_t block_len = self->config.block_len;
-    lmd_session_info info = *text;
+    lmd_snapshot_info info = *text;
     info.n_blocks = lmd_min_i32(lmd_ceil_div(text->n_computed, block_len),
                                 lmd_block_pool_n_available(self->pool));
     info.n_computed = lmd_min_i32(text->n_computed, info.n_blocks * block_len);
@@ -265,11 +266,11 @@ lmd_session *lmd_scheduler_import(lmd_scheduler *self, const lmd_session_info *t
         fill(arg, i, blocks[i].block_id);
     }
     info.blocks = blocks;
-    lmd_session *session = lmd_session_new(&info);
+    lmd_snapshot *snapshot = lmd_snapshot_new(&info);
     for (int32_t i = info.n_blocks - 1; i >= 0; i--)
-        lmd_block_pool_release(self->pool, blocks[i].block_id, session != NULL);
+        lmd_block_pool_release(self->pool, blocks[i].block_id, snapshot != NULL);
     lmd_free(blocks);
-    return session;
+    return snapshot;
 }
 
 bool lmd_scheduler_has_block(const lmd_scheduler *self, lmd_block_ref ref) {

@@ -11,7 +11,7 @@
 
 #include "backend/plan.h"
 #include "base/status.h"
-#include "engine/session.h"
+#include "engine/snapshot.h"
 
 typedef struct lmd_scheduler lmd_scheduler;
 
@@ -29,15 +29,15 @@ enum {
 };
 
 typedef struct lmd_sequence_params {
-    int64_t seq_id;             /* unique among the living */
-    const int32_t *token_ids;   /* [n_tokens] the prompt; copied */
-    int32_t n_tokens;           /* at least 1 */
-    int32_t max_len;            /* prompt and answer together, at most session_len */
-    bool all_logits;            /* a logits row for every prompt token, not for the last alone;
-                                   each is given once, preempted or not */
-    int32_t priority;           /* each step of it lets the sequence pass those that came up to
-                                   LMD_PRIORITY_STEP before it: nobody is passed for ever */
-    const lmd_session *session; /* whose KV the prompt begins with; NULL: none */
+    int64_t seq_id;           /* unique among the living */
+    const int32_t *token_ids; /* [n_tokens] the prompt; copied */
+    int32_t n_tokens;         /* at least 1 */
+    int32_t max_len;          /* prompt and answer together, at most session_len */
+    bool all_logits;          /* a logits row for every prompt token, not for the last alone;
+                                 each is given once, preempted or not */
+    int32_t priority;         /* each step of it lets the sequence pass those that came up to
+                                 LMD_PRIORITY_STEP before it: nobody is passed for ever */
+    const lmd_snapshot *snapshot; /* whose KV the prompt begins with; NULL: none */
 } lmd_sequence_params;
 
 typedef enum lmd_wait_reason {
@@ -107,17 +107,17 @@ lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int3
 /* Ends a sequence; its blocks return once no plan in flight names them. LMD_NOT_FOUND. */
 lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *err);
 
-/* A living sequence's text and KV so far, as a session that the caller owns; its blocks stay
+/* A living sequence's text and KV so far, as a snapshot that the caller owns; its blocks stay
  * cached when it ends. NULL when it is unknown or host memory is out. */
-lmd_session *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id);
+lmd_snapshot *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id);
 
-/* Makes a session of a text (its tokens, n_tokens and n_computed) whose KV comes from outside:
- * `fill` writes the blocks, which are left cached. Where the pool has too few the session knows
- * fewer. NULL when host memory is out. Between steps. */
+/* Makes a snapshot of a text (its tokens, n_tokens and n_computed) whose KV comes from outside:
+ * `fill` writes the blocks, which are left cached. Where the pool has too few the snapshot
+ * knows fewer. NULL when host memory is out. Between steps. */
 typedef void (*lmd_block_fill)(void *arg, int32_t block_idx, int32_t block_id);
-lmd_session *lmd_scheduler_import(lmd_scheduler *self, const lmd_session_info *text,
-                                  lmd_block_fill fill, void *arg);
-/* Whether a block still has the content that a session remembers. */
+lmd_snapshot *lmd_scheduler_import(lmd_scheduler *self, const lmd_snapshot_info *text,
+                                   lmd_block_fill fill, void *arg);
+/* Whether a block still has the content that a snapshot remembers. */
 bool lmd_scheduler_has_block(const lmd_scheduler *self, lmd_block_ref ref);
 int32_t lmd_scheduler_block_len(const lmd_scheduler *self);
 

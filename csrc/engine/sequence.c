@@ -47,11 +47,11 @@ int32_t lmd_sequence_n_todo(const lmd_sequence *self) {
     return total - self->history_len;
 }
 
-void lmd_sequence_begin_with(lmd_sequence *self, const lmd_session *session,
+void lmd_sequence_begin_with(lmd_sequence *self, const lmd_snapshot *snapshot,
                              int32_t block_len) {
-    const lmd_session_info *info = lmd_session_get(session);
+    const lmd_snapshot_info *info = lmd_snapshot_get(snapshot);
     if (self->all_logits) return; /* every position is wanted, so all are computed */
-    self->history_len = lmd_min_i32(lmd_session_match(session, self->tokens, self->n_tokens),
+    self->history_len = lmd_min_i32(lmd_snapshot_match(snapshot, self->tokens, self->n_tokens),
                                     self->n_tokens - 1);
     self->n_blocks = lmd_ceil_div(self->history_len, block_len);
     if (self->n_blocks)
@@ -60,9 +60,9 @@ void lmd_sequence_begin_with(lmd_sequence *self, const lmd_session *session,
     self->is_private = info->is_private;
 }
 
-lmd_session *lmd_sequence_snapshot(lmd_sequence *self, int32_t block_len) {
+lmd_snapshot *lmd_sequence_snapshot(lmd_sequence *self, int32_t block_len) {
     const bool waits = self->state == LMD_SEQ_WAITING; /* then nothing is in flight */
-    lmd_session_info info = {
+    lmd_snapshot_info info = {
         .tokens = self->tokens,
         .n_tokens = self->n_tokens,
         .n_computed = lmd_min_i32(waits ? self->history_len : self->n_computed, self->n_tokens),
@@ -70,9 +70,9 @@ lmd_session *lmd_sequence_snapshot(lmd_sequence *self, int32_t block_len) {
         .is_private = self->is_private,
     };
     info.n_blocks = lmd_ceil_div(info.n_computed, block_len);
-    lmd_session *session = lmd_session_new(&info);
-    if (session && !waits) self->n_kept = info.n_blocks;
-    return session;
+    lmd_snapshot *snapshot = lmd_snapshot_new(&info);
+    if (snapshot && !waits) self->n_kept = info.n_blocks;
+    return snapshot;
 }
 
 bool lmd_sequence_grow(lmd_sequence *self, lmd_block_pool *pool, int32_t n_positions,

@@ -10,7 +10,7 @@
 #include "backend/plan.h"
 #include "engine/block_pool.h"
 #include "engine/prefix_cache.h"
-#include "engine/session.h"
+#include "engine/snapshot.h"
 
 typedef enum lmd_sequence_state {
     LMD_SEQ_WAITING, /* for a seat; may have references to cached blocks */
@@ -38,7 +38,7 @@ typedef struct lmd_sequence {
     int32_t n_indexed;  /* of them stand in the prefix cache, or others with their text do */
     int64_t prefix;     /* their text's number there */
     bool is_private;    /* some of its KV came from outside: nothing of it is indexed */
-    int32_t n_kept;     /* blocks that a session remembers: cached, not free, in the end */
+    int32_t n_kept;     /* blocks that a snapshot remembers: cached, not free, in the end */
     int32_t cached_len; /* prompt tokens that were found in KV at the first seat; -1 before */
     struct lmd_sequence *next;           /* in the waiting queue */
     struct lmd_sequence *next_in_bucket; /* in the index by seq_id */
@@ -55,10 +55,11 @@ bool lmd_sequence_is_before(const lmd_sequence *self, const lmd_sequence *other)
  * of an answer at max_len is never computed: nothing follows it. 0 with guesses in flight. */
 int32_t lmd_sequence_n_todo(const lmd_sequence *self);
 
-/* Begins with the KV that a session has of the same text; before the sequence first runs. */
-void lmd_sequence_begin_with(lmd_sequence *self, const lmd_session *session, int32_t block_len);
-/* The text and its KV so far as a session; NULL when host memory is out. */
-lmd_session *lmd_sequence_snapshot(lmd_sequence *self, int32_t block_len);
+/* Begins with the KV that a snapshot has of the same text; before the sequence first runs. */
+void lmd_sequence_begin_with(lmd_sequence *self, const lmd_snapshot *snapshot,
+                             int32_t block_len);
+/* The text and its KV so far as a snapshot; NULL when host memory is out. */
+lmd_snapshot *lmd_sequence_snapshot(lmd_sequence *self, int32_t block_len);
 
 /* Makes the blocks cover n_positions, and leaves n_spare blocks in the pool. False, and nothing
  * is evicted, when it has too few. */
@@ -67,7 +68,7 @@ bool lmd_sequence_grow(lmd_sequence *self, lmd_block_pool *pool, int32_t n_posit
 /* Gives every block back, the deepest first; all are kept and can be revived by their
  * references. */
 void lmd_sequence_release_blocks(lmd_sequence *self, lmd_block_pool *pool);
-/* Gives every block back for good; what the prefix cache (NULL: none) knows or a session
+/* Gives every block back for good; what the prefix cache (NULL: none) knows or a snapshot
  * remembers is kept. */
 void lmd_sequence_drop_blocks(lmd_sequence *self, lmd_block_pool *pool,
                               const lmd_prefix_cache *cache);
@@ -77,7 +78,7 @@ void lmd_sequence_drop_blocks(lmd_sequence *self, lmd_block_pool *pool,
 void lmd_sequence_revive_blocks(lmd_sequence *self, lmd_block_pool *pool,
                                 lmd_prefix_cache *cache, int32_t block_len);
 /* Whether the block that the next token goes into must not be written, because there is more in
- * it already: another sequence's, a session's, or what the prefix cache knows. */
+ * it already: another sequence's, a snapshot's, or what the prefix cache knows. */
 bool lmd_sequence_tail_is_shared(const lmd_sequence *self, const lmd_block_pool *pool,
                                  int32_t block_len);
 /* Replaces that block by a new one, which the pool must have; says what to copy first. */

@@ -13,7 +13,7 @@ enum {
 typedef struct decoder {
     lmd_executor base;
     const lmd_model *model;
-    lmd_stream *stream;
+    lmd_workspace *workspace;
     lmd_buffer *residual;       /* [max_tokens, hidden_dim] fp32 */
     lmd_buffer *norm;           /* [max_tokens, hidden_dim] */
     lmd_buffer *qkv;            /* [max_tokens, (n_head + 2 n_kv_head) * head_dim] */
@@ -30,37 +30,37 @@ static void decode_layer(decoder *self, int32_t i) {
     const lmd_backend_ops *ops = self->model->backend->ops;
     const lmd_layer *layer = &self->model->layers[i];
     const float eps = (float)self->model->config.norm_eps;
-    lmd_stream *stream = self->stream;
+    lmd_workspace *workspace = self->workspace;
 
-    ops->add_norm(stream, self->residual, layer->attn_norm, eps, self->norm);
-    ops->linear(stream, &(lmd_linear_args){.weight = layer->qkv,
-                                           .bias = layer->qkv_bias,
-                                           .in = self->norm,
-                                           .out = self->qkv,
-                                           .epilogue = LMD_EPILOGUE_STORE});
-    ops->attention(stream, &(lmd_attention_args){.layer = i,
-                                                 .qkv = self->qkv,
-                                                 .q_norm = layer->q_norm,
-                                                 .k_norm = layer->k_norm,
-                                                 .norm_eps = eps,
-                                                 .out = self->attn});
-    ops->linear(stream, &(lmd_linear_args){.weight = layer->o,
-                                           .bias = layer->o_bias,
-                                           .in = self->attn,
-                                           .out = self->residual,
-                                           .epilogue = LMD_EPILOGUE_ADD});
+    ops->add_norm(workspace, self->residual, layer->attn_norm, eps, self->norm);
+    ops->linear(workspace, &(lmd_linear_args){.weight = layer->qkv,
+                                              .bias = layer->qkv_bias,
+                                              .in = self->norm,
+                                              .out = self->qkv,
+                                              .epilogue = LMD_EPILOGUE_STORE});
+    ops->attention(workspace, &(lmd_attention_args){.layer = i,
+                                                    .qkv = self->qkv,
+                                                    .q_norm = layer->q_norm,
+                                                    .k_norm = layer->k_norm,
+                                                    .norm_eps = eps,
+                                                    .out = self->attn});
+    ops->linear(workspace, &(lmd_linear_args){.weight = layer->o,
+                                              .bias = layer->o_bias,
+                                              .in = self->attn,
+                                              .out = self->residual,
+                                              .epilogue = LMD_EPILOGUE_ADD});
 
-    ops->add_norm(stream, self->residual, layer->ffn_norm, eps, self->norm);
-    ops->linear(stream, &(lmd_linear_args){.weight = layer->gate_up,
-                                           .bias = layer->gate_up_bias,
-                                           .in = self->norm,
-                                           .out = self->ffn,
-                                           .epilogue = LMD_EPILOGUE_SILU_MUL});
-    ops->linear(stream, &(lmd_linear_args){.weight = layer->down,
-                                           .bias = layer->down_bias,
-                                           .in = self->ffn,
-                                           .out = self->residual,
-                                           .epilogue = LMD_EPILOGUE_ADD});
+    ops->add_norm(workspace, self->residual, layer->ffn_norm, eps, self->norm);
+    ops->linear(workspace, &(lmd_linear_args){.weight = layer->gate_up,
+                                              .bias = layer->gate_up_bias,
+                                              .in = self->norm,
+                                              .out = self->ffn,
+                                              .epilogue = LMD_EPILOGUE_SILU_MUL});
+    ops->linear(workspace, &(lmd_linear_args){.weight = layer->down,
+                                              .bias = layer->down_bias,
+                                              .in = self->ffn,
+                                              .out = self->residual,
+                                              .epilogue = LMD_EPILOGUE_ADD});
 }
 
 static lmd_status decoder_submit(lmd_executor *executor, const lmd_plan *plan, lmd_err *err) {
@@ -71,15 +71,15 @@ static lmd_status decoder_submit(lmd_executor *executor, const lmd_plan *plan, l
     self->plan_id = plan->plan_id;
     self->n_rows = plan->n_logits_rows;
 
-    ops->step_begin(self->stream, plan);
-    ops->embed(self->stream, model->embed, self->residual);
+    ops->step_begin(self->workspace, plan);
+    ops->embed(self->workspace, model->embed, self->residual);
     for (int32_t i = 0; i < model->config.n_layer; i++) decode_layer(self, i);
     for (int32_t first = 0; first < plan->n_logits_rows; first += LOGITS_TILE) {
         int32_t left = plan->n_logits_rows - first;
         int32_t n = left < LOGITS_TILE ? left : LOGITS_TILE;
-        ops->logits(self->stream, self->residual, model->final_norm,
+        ops->logits(self->workspace, self->residual, model->final_norm,
                     (float)model->config.norm_eps, model->lm_head, first, n);
-        ops->sample(self->stream, first, n, self->results + first);
+        ops->sample(self->workspace, first, n, self->results + first);
     }
     return LMD_OK;
 }
@@ -90,7 +90,7 @@ static lmd_status decoder_collect(lmd_executor *executor, int64_t plan_id, lmd_p
     if (plan_id != self->plan_id)
         return lmd_fail(err, LMD_INTERNAL, "plan %lld was collected, but %lld is in flight",
                         (long long)plan_id, (long long)self->plan_id);
-    LMD_TRY(self->model->backend->ops->step_wait(self->stream, err));
+    LMD_TRY(self->model->backend->ops->step_wait(self->workspace, err));
     *out = (lmd_plan_result){plan_id, self->n_rows, self->results};
     return LMD_OK;
 }
@@ -98,7 +98,7 @@ static lmd_status decoder_collect(lmd_executor *executor, int64_t plan_id, lmd_p
 static void decoder_free(lmd_executor *executor) {
     if (!executor) return;
     decoder *self = (decoder *)executor;
-    if (self->stream) self->model->backend->ops->stream_free(self->stream);
+    if (self->workspace) self->model->backend->ops->workspace_free(self->workspace);
     lmd_free(self->results);
     lmd_free(self);
 }
@@ -113,12 +113,12 @@ static size_t decoder_kv_block_bytes(const lmd_executor *executor) {
 
 static void decoder_kv_export(lmd_executor *executor, int32_t block_id, uint8_t *out) {
     decoder *self = (decoder *)executor;
-    self->model->backend->ops->kv_export(self->stream, block_id, out);
+    self->model->backend->ops->kv_export(self->workspace, block_id, out);
 }
 
 static void decoder_kv_import(lmd_executor *executor, int32_t block_id, const uint8_t *data) {
     decoder *self = (decoder *)executor;
-    self->model->backend->ops->kv_import(self->stream, block_id, data);
+    self->model->backend->ops->kv_import(self->workspace, block_id, data);
 }
 
 static const lmd_executor_ops decoder_ops = {
@@ -131,11 +131,11 @@ static const lmd_executor_ops decoder_ops = {
     .kv_import = decoder_kv_import,
 };
 
-static lmd_stream_config stream_config(const lmd_model *model,
-                                       const lmd_decoder_config *config) {
+static lmd_workspace_config workspace_config(const lmd_model *model,
+                                             const lmd_decoder_config *config) {
     const lmd_model_config *shape = &model->config;
     int32_t max_rows = config->max_tokens < LOGITS_TILE ? config->max_tokens : LOGITS_TILE;
-    return (lmd_stream_config){
+    return (lmd_workspace_config){
         .max_tokens = config->max_tokens,
         .max_seqs = config->max_seqs,
         .max_logits_rows = max_rows,
@@ -157,9 +157,9 @@ static lmd_stream_config stream_config(const lmd_model *model,
 static lmd_status allocate(decoder *self, const lmd_decoder_config *config, lmd_err *err) {
     const lmd_model_config *shape = &self->model->config;
     const lmd_backend_ops *ops = self->model->backend->ops;
-    lmd_stream_config stream = stream_config(self->model, config);
+    lmd_workspace_config workspace = workspace_config(self->model, config);
     size_t table_bytes =
-        (size_t)config->session_len * (size_t)shape->head_dim * sizeof *stream.rope_table;
+        (size_t)config->session_len * (size_t)shape->head_dim * sizeof *workspace.rope_table;
     float *table = lmd_alloc_large(table_bytes);
     self->results = lmd_calloc((size_t)config->max_tokens, sizeof *self->results);
     if (!table || !self->results) {
@@ -168,20 +168,21 @@ static lmd_status allocate(decoder *self, const lmd_decoder_config *config, lmd_
                         table_bytes);
     }
     lmd_rope_table(shape, self->model->rope_factors, config->session_len, table);
-    stream.rope_table = table;
-    self->kv_block_bytes = ops->kv_block_bytes(&stream);
+    workspace.rope_table = table;
+    self->kv_block_bytes = ops->kv_block_bytes(&workspace);
     snprintf(self->kv_layout, sizeof self->kv_layout, "%s k%d v%d block %d", ops->kv_layout,
-             (int)stream.k_bits, (int)stream.v_bits, (int)stream.block_len);
-    lmd_status status = ops->stream_new(self->model->backend, &stream, &self->stream, err);
+             (int)workspace.k_bits, (int)workspace.v_bits, (int)workspace.block_len);
+    lmd_status status =
+        ops->workspace_new(self->model->backend, &workspace, &self->workspace, err);
     lmd_free_large(table, table_bytes);
     LMD_TRY(status);
     const int32_t n_q = shape->n_head * shape->head_dim;
     const int32_t n_qkv = n_q + 2 * shape->n_kv_head * shape->head_dim;
-    LMD_TRY(ops->buffer_new(self->stream, shape->hidden_dim, &self->residual, err));
-    LMD_TRY(ops->buffer_new(self->stream, shape->hidden_dim, &self->norm, err));
-    LMD_TRY(ops->buffer_new(self->stream, n_qkv, &self->qkv, err));
-    LMD_TRY(ops->buffer_new(self->stream, n_q, &self->attn, err));
-    return ops->buffer_new(self->stream, shape->ffn_dim, &self->ffn, err);
+    LMD_TRY(ops->buffer_new(self->workspace, shape->hidden_dim, &self->residual, err));
+    LMD_TRY(ops->buffer_new(self->workspace, shape->hidden_dim, &self->norm, err));
+    LMD_TRY(ops->buffer_new(self->workspace, n_qkv, &self->qkv, err));
+    LMD_TRY(ops->buffer_new(self->workspace, n_q, &self->attn, err));
+    return ops->buffer_new(self->workspace, shape->ffn_dim, &self->ffn, err);
 }
 
 lmd_status lmd_decoder_new(const lmd_model *model, const lmd_decoder_config *config,

@@ -1,5 +1,5 @@
 /* The decoder: THE forward pass of every architecture, as an executor on a backend.
- * Owns: one stream and its activation buffers. Must not know: how a backend computes, who
+ * Owns: one workspace and its activation buffers. Must not know: how a backend computes, who
  * asked. The engine's thread alone. */
 #ifndef LMD_MODEL_DECODER_H
 #define LMD_MODEL_DECODER_H
@@ -11,7 +11,7 @@ typedef struct lmd_decoder_config {
     int32_t session_len; /* most tokens of a sequence; also what dynamic NTK is frozen for */
     int32_t max_tokens, max_seqs; /* of one step */
     int32_t n_blocks, block_len;
-    int32_t k_bits, v_bits; /* of the KV cache: see lmd_stream_config */
+    int32_t k_bits, v_bits; /* of the KV cache: see lmd_workspace_config */
     bool fast_activations;  /* 4-bit weights may meet 8-bit activations */
 } lmd_decoder_config;
 

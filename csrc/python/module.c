@@ -15,7 +15,7 @@
 #include "python/py_module.h"
 #include "python/py_request.h"
 #include "python/py_scheduler.h"
-#include "python/py_session.h"
+#include "python/py_snapshot.h"
 
 static struct PyModuleDef module_def;
 
@@ -125,6 +125,13 @@ static int add_exception(PyObject *module, const char *name, const char *full_na
     return *slot ? PyModule_AddObjectRef(module, name, *slot) : -1;
 }
 
+/* What Snapshot and StepPlan were called in 0.1. */
+static int add_older_names(PyObject *module, const lmd_py_state *state) {
+    return PyModule_AddObjectRef(module, "Session", (PyObject *)state->snapshot_type) < 0
+               ? -1
+               : PyModule_AddObjectRef(module, "Plan", (PyObject *)state->plan_type);
+}
+
 static int module_exec(PyObject *module) {
     import_array1(-1);
     lmd_py_state *state = PyModule_GetState(module);
@@ -138,9 +145,11 @@ static int module_exec(PyObject *module) {
         return -1;
     if (lmd_py_gguf_init(module, state) < 0 || lmd_py_model_init(module, state) < 0 ||
         lmd_py_engine_init(module, state) < 0 || lmd_py_request_init(module, state) < 0 ||
-        lmd_py_scheduler_init(module, state) < 0 || lmd_py_session_init(module, state) < 0)
+        lmd_py_scheduler_init(module, state) < 0 || lmd_py_snapshot_init(module, state) < 0)
         return -1;
-    return PyModule_AddStringConstant(module, "__version__", LMD_VERSION);
+    return add_older_names(module, state) < 0
+               ? -1
+               : PyModule_AddStringConstant(module, "__version__", LMD_VERSION);
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg) {
@@ -154,7 +163,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->scheduler_type);
     Py_VISIT(state->output_type);
     Py_VISIT(state->plan_type);
-    Py_VISIT(state->session_type);
+    Py_VISIT(state->snapshot_type);
     return 0;
 }
 
@@ -169,7 +178,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->scheduler_type);
     Py_CLEAR(state->output_type);
     Py_CLEAR(state->plan_type);
-    Py_CLEAR(state->session_type);
+    Py_CLEAR(state->snapshot_type);
     return 0;
 }
 

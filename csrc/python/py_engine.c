@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "base/memory.h"
-#include "engine/session_kv.h"
+#include "engine/snapshot_kv.h"
 #include "engine/speculation.h"
 #include "model/decoder.h"
 #include "python/py_array.h"
@@ -16,7 +16,7 @@
 #include "python/py_metrics.h"
 #include "python/py_model.h"
 #include "python/py_request.h"
-#include "python/py_session.h"
+#include "python/py_snapshot.h"
 
 typedef struct engine_object {
     PyObject_HEAD
@@ -361,16 +361,16 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
                             "output_logits",
                             "return_ppl",
                             "random_seed",
-                            "session",
-                            "keep_session",
+                            "snapshot",
+                            "keep_snapshot",
                             "priority",
                             "timeout",
                             NULL};
     engine_object *self = (engine_object *)obj;
     PyObject *prompt, *bias = Py_None, *bad = Py_None, *stop = Py_None, *stop_ids = Py_None;
-    PyObject *seed = Py_None, *session = Py_None;
+    PyObject *seed = Py_None, *snapshot = Py_None;
     const char *logits = NULL;
-    int do_sample = 0, return_ppl = 0, keep_session = 0;
+    int do_sample = 0, return_ppl = 0, keep_snapshot = 0;
     long long max_new = 512, min_new = 0, top_k = 0, n_logprobs = 0;
     lmd_request_params params = {0};
     lmd_sampler_params *sampler = &params.sampler;
@@ -380,7 +380,7 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
             &min_new, &do_sample, &sampler->temperature, &top_k, &sampler->top_p,
             &sampler->min_p, &sampler->repetition_penalty, &sampler->presence_penalty,
             &sampler->frequency_penalty, &bias, &bad, &stop, &stop_ids, &n_logprobs, &logits,
-            &return_ppl, &seed, &session, &keep_session, &params.priority, &params.timeout))
+            &return_ppl, &seed, &snapshot, &keep_snapshot, &params.priority, &params.timeout))
         return lmd_py_check_fork(self->pid) < 0 ? NULL : reject_pending(self);
     if (lmd_py_check_fork(self->pid) < 0) return NULL;
     if (read_output_logits(logits, &params.output_logits) < 0)
@@ -391,8 +391,8 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
         read_biases(bias, &memory, sampler) < 0 ||
         read_words(bad, stop, stop_ids, &memory, &params) < 0 ||
         read_seed(seed, &sampler->seed) < 0 ||
-        lmd_py_session_read(lmd_py_state_of_type(Py_TYPE(obj)), session, obj, &params.session) <
-            0) {
+        lmd_py_snapshot_read(lmd_py_state_of_type(Py_TYPE(obj)), snapshot, obj,
+                             &params.snapshot) < 0) {
         result = reject_pending(self);
     } else {
         params.token_ids = PyArray_DATA(memory.prompt);
@@ -400,7 +400,7 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
         params.max_new_tokens = max_new;
         params.min_new_tokens = min_new;
         params.return_ppl = return_ppl;
-        params.keep_session = keep_session;
+        params.keep_snapshot = keep_snapshot;
         sampler->do_sample = do_sample;
         sampler->top_k = top_k;
         sampler->n_logprobs = n_logprobs;
@@ -410,13 +410,13 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
     return result;
 }
 
-static PyObject *engine_import_session(PyObject *obj, PyObject *args) {
+static PyObject *engine_import_snapshot(PyObject *obj, PyObject *args) {
     engine_object *self = (engine_object *)obj;
     PyObject *ids, *kv_obj;
     PyArrayObject *array;
-    lmd_session_kv kv = {0};
+    lmd_snapshot_kv kv = {0};
     int n_computed;
-    if (!PyArg_ParseTuple(args, "OsiO:import_session", &ids, &kv.layout, &n_computed, &kv_obj))
+    if (!PyArg_ParseTuple(args, "OsiO:import_snapshot", &ids, &kv.layout, &n_computed, &kv_obj))
         return NULL;
     if (lmd_py_check_fork(self->pid) < 0) return NULL;
     PyArrayObject *blocks =
@@ -436,18 +436,18 @@ static PyObject *engine_import_session(PyObject *obj, PyObject *args) {
     kv.block_bytes = (size_t)PyArray_DIM(blocks, 1);
     kv.n_computed = n_computed;
     kv.data = PyArray_DATA(blocks);
-    const lmd_session_info text = {.tokens = PyArray_DATA(array),
-                                   .n_tokens = (int32_t)PyArray_SIZE(array)};
-    lmd_session *session;
+    const lmd_snapshot_info text = {.tokens = PyArray_DATA(array),
+                                    .n_tokens = (int32_t)PyArray_SIZE(array)};
+    lmd_snapshot *snapshot;
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = lmd_session_import(self->engine, &text, &kv, &session, &err);
+    status = lmd_snapshot_import(self->engine, &text, &kv, &snapshot, &err);
     Py_END_ALLOW_THREADS
     Py_DECREF(blocks);
     Py_DECREF(array);
     if (status != LMD_OK) return lmd_py_raise(&err);
-    return lmd_py_session_wrap(lmd_py_state_of_type(Py_TYPE(obj)), session, obj);
+    return lmd_py_snapshot_wrap(lmd_py_state_of_type(Py_TYPE(obj)), snapshot, obj);
 }
 
 static PyObject *engine_stats(PyObject *obj, PyObject *unused) {
@@ -516,9 +516,10 @@ static PyMethodDef engine_methods[] = {
      "submit(token_ids, *, max_new_tokens=512, ...) -> Request\n\nQueues a request and returns "
      "at once. "
      "A wrong value gives a Request whose only Output has finish_reason \"error\"."},
-    {"import_session", engine_import_session, METH_VARARGS,
-     "import_session(token_ids, layout, n_computed, kv) -> Session\n\nA session of a text and "
-     "of what Session.export_kv gave, in this process or an earlier one. KV of another layout "
+    {"import_snapshot", engine_import_snapshot, METH_VARARGS,
+     "import_snapshot(token_ids, layout, n_computed, kv) -> Snapshot\n\nA snapshot of a text "
+     "and "
+     "of what Snapshot.export_kv gave, in this process or an earlier one. KV of another layout "
      "is not taken."},
     {"stats", engine_stats, METH_NOARGS, "stats() -> dict\n\nCounters of the engine."},
     {"metrics", engine_metrics, METH_NOARGS,

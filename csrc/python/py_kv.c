@@ -36,7 +36,7 @@ PyObject *lmd_py_kv_block_bytes(PyObject *module, PyObject *args, PyObject *kwar
     (void)module;
     static char *names[] = {"n_layer", "n_kv_head", "head_dim", "block_len",
                             "kv_bits", "device",    NULL};
-    lmd_stream_config config = {.block_len = 64};
+    lmd_workspace_config config = {.block_len = 64};
     lmd_py_kv_pair kv = {{16, 16}};
     const char *device = "cpu";
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iii|iO&s:kv_block_bytes", names,

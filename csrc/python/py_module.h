@@ -9,7 +9,7 @@
 typedef struct lmd_py_state {
     PyObject *checkpoint_error, *unsupported_error;
     PyTypeObject *gguf_type, *model_type, *request_type, *engine_type, *scheduler_type;
-    PyTypeObject *output_type, *plan_type, *session_type;
+    PyTypeObject *output_type, *plan_type, *snapshot_type;
 } lmd_py_state;
 
 lmd_py_state *lmd_py_state_of_module(PyObject *module);

@@ -9,7 +9,7 @@
 
 #include "python/py_array.h"
 #include "python/py_error.h"
-#include "python/py_session.h"
+#include "python/py_snapshot.h"
 
 enum { SIGNAL_CHECK_MS = 50 }; /* how soon Ctrl-C is noticed while waiting */
 
@@ -221,13 +221,13 @@ static PyObject *get_done(PyObject *obj, void *unused) {
     return PyBool_FromLong(lmd_request_done(self->request));
 }
 
-static PyObject *get_session(PyObject *obj, void *unused) {
+static PyObject *get_snapshot(PyObject *obj, void *unused) {
     (void)unused;
     request_object *self = (request_object *)obj;
     if (lmd_py_check_fork(self->pid) < 0) return NULL;
-    lmd_session *session = lmd_request_session(self->request);
-    if (!session) Py_RETURN_NONE;
-    return lmd_py_session_wrap(lmd_py_state_of_type(Py_TYPE(obj)), session, self->engine);
+    lmd_snapshot *snapshot = lmd_request_snapshot(self->request);
+    if (!snapshot) Py_RETURN_NONE;
+    return lmd_py_snapshot_wrap(lmd_py_state_of_type(Py_TYPE(obj)), snapshot, self->engine);
 }
 
 static PyGetSetDef request_getset[] = {
@@ -235,8 +235,8 @@ static PyGetSetDef request_getset[] = {
     {"random_seed", get_random_seed, NULL, "The seed in use: the one given, or the one drawn.",
      NULL},
     {"input_token_len", get_input_token_len, NULL, "Tokens of the prompt.", NULL},
-    {"session", get_session, NULL,
-     "What an ended request with keep_session has left for the next turn; or None.", NULL},
+    {"snapshot", get_snapshot, NULL,
+     "What an ended request with keep_snapshot has left for the next turn; or None.", NULL},
     {"done", get_done, NULL, "True once an Output with a finish_reason has been read.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

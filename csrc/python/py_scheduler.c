@@ -11,7 +11,7 @@
 #include "engine/scheduler.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
-#include "python/py_session.h"
+#include "python/py_snapshot.h"
 
 typedef struct in_flight {
     int64_t plan_id;
@@ -97,16 +97,17 @@ static void scheduler_dealloc(PyObject *obj) {
 /* ---- add, finish, cancel ---- */
 
 static PyObject *scheduler_add(PyObject *obj, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"token_ids", "max_new_tokens", "session", "priority", NULL};
+    static char *names[] = {"token_ids", "max_new_tokens", "snapshot", "priority", NULL};
     scheduler_object *self = (scheduler_object *)obj;
-    PyObject *ids, *session_obj = Py_None;
+    PyObject *ids, *snapshot_obj = Py_None;
     PyArrayObject *array;
-    lmd_session *session;
+    lmd_snapshot *snapshot;
     int max_new_tokens = 512, priority = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iOi:add", names, &ids, &max_new_tokens,
-                                     &session_obj, &priority))
+                                     &snapshot_obj, &priority))
         return NULL;
-    if (lmd_py_session_read(lmd_py_state_of_type(Py_TYPE(obj)), session_obj, obj, &session) < 0)
+    if (lmd_py_snapshot_read(lmd_py_state_of_type(Py_TYPE(obj)), snapshot_obj, obj, &snapshot) <
+        0)
         return NULL;
     if (lmd_py_int32_array(ids, "token_ids", &array) < 0) return NULL;
     int64_t n = PyArray_SIZE(array), max_len = n + max_new_tokens;
@@ -134,7 +135,7 @@ static PyObject *scheduler_add(PyObject *obj, PyObject *args, PyObject *kwargs) 
                                   .token_ids = PyArray_DATA(array),
                                   .n_tokens = (int32_t)n,
                                   .max_len = (int32_t)max_len,
-                                  .session = session,
+                                  .snapshot = snapshot,
                                   .priority = priority};
     lmd_err err;
     lmd_status status = lmd_scheduler_add(self->scheduler, &params, &err);
@@ -173,16 +174,17 @@ static PyObject *scheduler_set_budget(PyObject *obj, PyObject *arg) {
     return leave(self, LMD_OK, NULL, Py_NewRef(Py_None));
 }
 
-static PyObject *scheduler_session(PyObject *obj, PyObject *arg) {
+static PyObject *scheduler_snapshot(PyObject *obj, PyObject *arg) {
     scheduler_object *self = (scheduler_object *)obj;
     long long seq_id = PyLong_AsLongLong(arg);
     if (seq_id == -1 && PyErr_Occurred()) return NULL;
     if (enter(self) < 0) return NULL;
     int32_t n_tokens;
     const bool lives = lmd_scheduler_tokens(self->scheduler, seq_id, &n_tokens) != NULL;
-    lmd_session *session = lmd_scheduler_snapshot(self->scheduler, seq_id);
+    lmd_snapshot *snapshot = lmd_scheduler_snapshot(self->scheduler, seq_id);
     pthread_mutex_unlock(&self->lock);
-    if (session) return lmd_py_session_wrap(lmd_py_state_of_type(Py_TYPE(obj)), session, obj);
+    if (snapshot)
+        return lmd_py_snapshot_wrap(lmd_py_state_of_type(Py_TYPE(obj)), snapshot, obj);
     return lives ? PyErr_NoMemory()
                  : PyErr_Format(PyExc_KeyError, "seq_id %lld does not live", seq_id);
 }
@@ -341,12 +343,12 @@ static PyObject *scheduler_stats(PyObject *obj, PyObject *unused) {
 
 static PyMethodDef scheduler_methods[] = {
     {"add", (PyCFunction)(void (*)(void))scheduler_add, METH_VARARGS | METH_KEYWORDS,
-     "add(token_ids, *, max_new_tokens=512, session=None, priority=0) -> int\n\nQueues a "
+     "add(token_ids, *, max_new_tokens=512, snapshot=None, priority=0) -> int\n\nQueues a "
      "sequence and "
-     "returns its seq_id; a session's blocks serve as far as the texts agree. ValueError when "
+     "returns its seq_id; a snapshot's blocks serve as far as the texts agree. ValueError when "
      "it cannot ever fit."},
-    {"session", scheduler_session, METH_O,
-     "session(seq_id) -> Session\n\nWhat a living sequence has so far, for a later add; its "
+    {"snapshot", scheduler_snapshot, METH_O,
+     "snapshot(seq_id) -> Snapshot\n\nWhat a living sequence has so far, for a later add; its "
      "blocks stay cached when it ends. KeyError."},
     {"set_budget", scheduler_set_budget, METH_O,
      "set_budget(n_tokens) -> None\n\nTokens that each of the next steps may have. "
@@ -405,7 +407,7 @@ static PyStructSequence_Field plan_fields[] = {
 };
 
 static PyStructSequence_Desc plan_desc = {
-    .name = "lmdeploy_c._C.Plan",
+    .name = "lmdeploy_c._C.StepPlan",
     .doc = "One step's work as NumPy arrays: n sequences, t tokens in all.",
     .fields = plan_fields,
     .n_in_sequence = 13,
@@ -416,6 +418,6 @@ int lmd_py_scheduler_init(PyObject *module, lmd_py_state *state) {
         (PyTypeObject *)PyType_FromModuleAndSpec(module, &scheduler_spec, NULL);
     state->plan_type = PyStructSequence_NewType(&plan_desc);
     if (!state->scheduler_type || !state->plan_type) return -1;
-    if (PyModule_AddObjectRef(module, "Plan", (PyObject *)state->plan_type) < 0) return -1;
+    if (PyModule_AddObjectRef(module, "StepPlan", (PyObject *)state->plan_type) < 0) return -1;
     return PyModule_AddType(module, state->scheduler_type);
 }

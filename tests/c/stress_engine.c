@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "base/memory.h"
-#include "engine/session_kv.h"
+#include "engine/snapshot_kv.h"
 
 enum { N_CLIENTS = 6, N_REQUESTS = 300, VOCAB = 1000, MAX_ROWS = 64 };
 
@@ -113,11 +113,11 @@ static bool read_request(lmd_request *request, const int32_t *prompt, int32_t n_
     }
 }
 
-/* A prompt that goes on from the session's text now and then; its length. */
-static int32_t make_prompt(int32_t *prompt, const lmd_session *session, unsigned *seed) {
+/* A prompt that goes on from the snapshot's text now and then; its length. */
+static int32_t make_prompt(int32_t *prompt, const lmd_snapshot *snapshot, unsigned *seed) {
     int32_t n = 0, n_new = 1 + rand_r(seed) % 40;
-    if (session && rand_r(seed) % 3) {
-        const lmd_session_info *info = lmd_session_get(session);
+    if (snapshot && rand_r(seed) % 3) {
+        const lmd_snapshot_info *info = lmd_snapshot_get(snapshot);
         n = info->n_tokens < 40 ? info->n_tokens : rand_r(seed) % 40;
         memcpy(prompt, info->tokens, (size_t)n * sizeof *prompt);
     }
@@ -125,18 +125,18 @@ static int32_t make_prompt(int32_t *prompt, const lmd_session *session, unsigned
     return n;
 }
 
-/* Takes a session's KV out and brings it in again. */
-static bool move_session(lmd_engine *engine, lmd_session **session) {
-    lmd_session_kv kv;
-    lmd_session *moved;
+/* Takes a snapshot's KV out and brings it in again. */
+static bool move_snapshot(lmd_engine *engine, lmd_snapshot **snapshot) {
+    lmd_snapshot_kv kv;
+    lmd_snapshot *moved;
     lmd_err err;
-    if (lmd_session_export(engine, *session, &kv, &err) != LMD_OK) return false;
+    if (lmd_snapshot_export(engine, *snapshot, &kv, &err) != LMD_OK) return false;
     lmd_status status =
-        lmd_session_import(engine, lmd_session_get(*session), &kv, &moved, &err);
+        lmd_snapshot_import(engine, lmd_snapshot_get(*snapshot), &kv, &moved, &err);
     lmd_free(kv.data);
     if (status != LMD_OK) return false;
-    lmd_session_unref(*session);
-    *session = moved;
+    lmd_snapshot_unref(*snapshot);
+    *snapshot = moved;
     return true;
 }
 
@@ -178,14 +178,14 @@ static bool look(lmd_engine *engine) {
 static void *client_main(void *arg) {
     const client *self = arg;
     unsigned seed = (unsigned)self->idx;
-    lmd_session *session = NULL;
+    lmd_snapshot *snapshot = NULL;
     for (int32_t r = 0; r < N_REQUESTS; r++) {
-        int32_t prompt[80], n_prompt = make_prompt(prompt, session, &seed);
+        int32_t prompt[80], n_prompt = make_prompt(prompt, snapshot, &seed);
         lmd_request_params params = {.token_ids = prompt,
                                      .n_tokens = n_prompt,
                                      .max_new_tokens = 1 + rand_r(&seed) % 40,
-                                     .session = session,
-                                     .keep_session = r % 2};
+                                     .snapshot = snapshot,
+                                     .keep_snapshot = r % 2};
         lmd_sampler_params_init(&params.sampler);
         lmd_request *request;
         lmd_err err;
@@ -200,19 +200,19 @@ static void *client_main(void *arg) {
             lmd_request_cancel(request);
         else if (!read_request(request, prompt, n_prompt, action <= 2 ? 3 : -1))
             atomic_fetch_add(self->n_wrong, 1);
-        lmd_session *kept = lmd_request_session(request);
+        lmd_snapshot *kept = lmd_request_snapshot(request);
         if (kept) {
-            lmd_session_unref(session);
-            session = kept;
+            lmd_snapshot_unref(snapshot);
+            snapshot = kept;
         }
-        if (session && action == 4 && !move_session(self->engine, &session))
+        if (snapshot && action == 4 && !move_snapshot(self->engine, &snapshot))
             atomic_fetch_add(self->n_wrong, 1);
         lmd_request_unref(request);
         lmd_engine_stats stats;
         if (r % 50 == 0) lmd_engine_get_stats(self->engine, &stats);
         if (r % 7 == 0 && !look(self->engine)) atomic_fetch_add(self->n_wrong, 1);
     }
-    lmd_session_unref(session);
+    lmd_snapshot_unref(snapshot);
     return NULL;
 }
 

@@ -1,5 +1,5 @@
-/* A session's KV as bytes: see session_kv.h. */
-#include "engine/session_kv.h"
+/* A snapshot's KV as bytes: see snapshot_kv.h. */
+#include "engine/snapshot_kv.h"
 
 #include <string.h>
 
@@ -7,14 +7,14 @@
 #include "base/memory.h"
 
 typedef struct export_job {
-    const lmd_session_info *info;
-    lmd_session_kv *out;
+    const lmd_snapshot_info *info;
+    lmd_snapshot_kv *out;
 } export_job;
 
 static void run_export(lmd_scheduler *scheduler, lmd_executor *executor, void *arg) {
     const export_job *job = arg;
-    const lmd_session_info *info = job->info;
-    lmd_session_kv *out = job->out;
+    const lmd_snapshot_info *info = job->info;
+    lmd_snapshot_kv *out = job->out;
     out->layout = executor->ops->kv_layout(executor);
     out->block_bytes = executor->ops->kv_block_bytes(executor);
     out->data = lmd_calloc((size_t)info->n_blocks, out->block_bytes);
@@ -28,10 +28,10 @@ static void run_export(lmd_scheduler *scheduler, lmd_executor *executor, void *a
                           : out->n_blocks * lmd_scheduler_block_len(scheduler);
 }
 
-lmd_status lmd_session_export(lmd_engine *engine, const lmd_session *session,
-                              lmd_session_kv *out, lmd_err *err) {
-    lmd_session_kv kv = {0};
-    export_job job = {lmd_session_get(session), &kv};
+lmd_status lmd_snapshot_export(lmd_engine *engine, const lmd_snapshot *snapshot,
+                               lmd_snapshot_kv *out, lmd_err *err) {
+    lmd_snapshot_kv kv = {0};
+    export_job job = {lmd_snapshot_get(snapshot), &kv};
     LMD_TRY(lmd_engine_run_between_steps(engine, run_export, &job, err));
     if (!kv.data)
         return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %d blocks of KV",
@@ -41,10 +41,10 @@ lmd_status lmd_session_export(lmd_engine *engine, const lmd_session *session,
 }
 
 typedef struct import_job {
-    const lmd_session_info *text;
-    const lmd_session_kv *kv;
+    const lmd_snapshot_info *text;
+    const lmd_snapshot_kv *kv;
     lmd_executor *executor;
-    lmd_session *made;
+    lmd_snapshot *made;
 } import_job;
 
 static void fill_block(void *arg, int32_t block_idx, int32_t block_id) {
@@ -55,8 +55,8 @@ static void fill_block(void *arg, int32_t block_idx, int32_t block_id) {
 
 static void run_import(lmd_scheduler *scheduler, lmd_executor *executor, void *arg) {
     import_job *job = arg;
-    const lmd_session_kv *kv = job->kv;
-    lmd_session_info text = *job->text;
+    const lmd_snapshot_kv *kv = job->kv;
+    lmd_snapshot_info text = *job->text;
     const char *layout = executor->ops->kv_layout(executor);
     const bool fits = kv->layout && strcmp(kv->layout, layout) == 0 &&
                       kv->block_bytes == executor->ops->kv_block_bytes(executor);
@@ -68,11 +68,11 @@ static void run_import(lmd_scheduler *scheduler, lmd_executor *executor, void *a
     job->made = lmd_scheduler_import(scheduler, &text, fill_block, job);
 }
 
-lmd_status lmd_session_import(lmd_engine *engine, const lmd_session_info *text,
-                              const lmd_session_kv *kv, lmd_session **out, lmd_err *err) {
+lmd_status lmd_snapshot_import(lmd_engine *engine, const lmd_snapshot_info *text,
+                               const lmd_snapshot_kv *kv, lmd_snapshot **out, lmd_err *err) {
     import_job job = {.text = text, .kv = kv};
     LMD_TRY(lmd_engine_run_between_steps(engine, run_import, &job, err));
-    if (!job.made) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a session");
+    if (!job.made) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a snapshot");
     *out = job.made;
     return LMD_OK;
 }

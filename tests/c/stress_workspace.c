@@ -1,4 +1,4 @@
-/* The CPU stream under the thread sanitizer: a small decoder of random weights, recorded and
+/* The CPU workspace under the thread sanitizer: a small decoder of random weights, recorded and
  * run step by step on 1 and on 3 threads; every logit must have the same bits. Decodes,
  * prefills and both together, with contexts long enough to be split over chunks. Exits 1 on a
  * difference. */
@@ -24,7 +24,7 @@ enum {
     BLOCKS_PER_SEQ = 12,
     MAX_TOKENS = 128,
     N_STEPS = 40,
-    N_REPEATS = 60 /* of the logits in a step: more operations than a stream keeps at once */
+    N_REPEATS = 60 /* of the logits in a step: more operations than a workspace keeps at once */
 };
 
 static uint64_t random_state;
@@ -47,7 +47,7 @@ typedef struct layer {
 
 typedef struct machine {
     lmd_backend *backend;
-    lmd_stream *stream;
+    lmd_workspace *workspace;
     layer layers[N_LAYER];
     lmd_weight *embed, *final_norm;
     lmd_buffer *residual, *norm, *qkv, *attn, *ffn;
@@ -111,36 +111,36 @@ static machine make_machine(int n_threads, bool fast, bool wide_groups) {
                                  .ffn_norm = make_vector(&self, HIDDEN),
                                  .gate_up = make_weight(&self, LMD_Q4_1, 2, FFN, HIDDEN),
                                  .down = make_weight(&self, LMD_Q8_0, 1, HIDDEN, FFN)};
-    lmd_stream_config stream = {.max_tokens = MAX_TOKENS,
-                                .max_seqs = N_SEQS,
-                                .max_logits_rows = 16,
-                                .n_layer = N_LAYER,
-                                .n_head = N_HEAD,
-                                .n_kv_head = N_KV_HEAD,
-                                .head_dim = HEAD_DIM,
-                                .hidden_dim = HIDDEN,
-                                .vocab_size = VOCAB,
-                                .n_blocks = N_SEQS * BLOCKS_PER_SEQ,
-                                .block_len = BLOCK_LEN,
-                                .k_bits = fast ? 8 : 16,
-                                .v_bits = fast ? 4 : 16,
-                                .fast_activations = fast,
-                                .n_positions = BLOCKS_PER_SEQ * BLOCK_LEN,
-                                .rope_table = rope};
+    lmd_workspace_config workspace = {.max_tokens = MAX_TOKENS,
+                                      .max_seqs = N_SEQS,
+                                      .max_logits_rows = 16,
+                                      .n_layer = N_LAYER,
+                                      .n_head = N_HEAD,
+                                      .n_kv_head = N_KV_HEAD,
+                                      .head_dim = HEAD_DIM,
+                                      .hidden_dim = HIDDEN,
+                                      .vocab_size = VOCAB,
+                                      .n_blocks = N_SEQS * BLOCKS_PER_SEQ,
+                                      .block_len = BLOCK_LEN,
+                                      .k_bits = fast ? 8 : 16,
+                                      .v_bits = fast ? 4 : 16,
+                                      .fast_activations = fast,
+                                      .n_positions = BLOCKS_PER_SEQ * BLOCK_LEN,
+                                      .rope_table = rope};
     const lmd_backend_ops *ops = self.backend->ops;
-    if (ops->stream_new(self.backend, &stream, &self.stream, &err) != LMD_OK ||
-        ops->buffer_new(self.stream, HIDDEN, &self.residual, &err) != LMD_OK ||
-        ops->buffer_new(self.stream, HIDDEN, &self.norm, &err) != LMD_OK ||
-        ops->buffer_new(self.stream, N_QKV, &self.qkv, &err) != LMD_OK ||
-        ops->buffer_new(self.stream, N_HEAD * HEAD_DIM, &self.attn, &err) != LMD_OK ||
-        ops->buffer_new(self.stream, FFN, &self.ffn, &err) != LMD_OK)
-        die("stream", err.message);
+    if (ops->workspace_new(self.backend, &workspace, &self.workspace, &err) != LMD_OK ||
+        ops->buffer_new(self.workspace, HIDDEN, &self.residual, &err) != LMD_OK ||
+        ops->buffer_new(self.workspace, HIDDEN, &self.norm, &err) != LMD_OK ||
+        ops->buffer_new(self.workspace, N_QKV, &self.qkv, &err) != LMD_OK ||
+        ops->buffer_new(self.workspace, N_HEAD * HEAD_DIM, &self.attn, &err) != LMD_OK ||
+        ops->buffer_new(self.workspace, FFN, &self.ffn, &err) != LMD_OK)
+        die("workspace", err.message);
     return self;
 }
 
 static void free_machine(machine *self) {
     const lmd_backend_ops *ops = self->backend->ops;
-    ops->stream_free(self->stream);
+    ops->workspace_free(self->workspace);
     for (int i = 0; i < N_LAYER; i++) {
         layer *l = &self->layers[i];
         lmd_weight *weights[] = {l->attn_norm, l->qkv, l->o, l->ffn_norm, l->gate_up, l->down};
@@ -158,38 +158,39 @@ static int run_step(machine *self, const lmd_plan *plan, uint64_t pattern,
     static lmd_sample_result repeated[N_REPEATS][N_SEQS];
     const lmd_backend_ops *ops = self->backend->ops;
     lmd_err err;
-    ops->step_begin(self->stream, plan);
-    ops->embed(self->stream, self->embed, self->residual);
+    ops->step_begin(self->workspace, plan);
+    ops->embed(self->workspace, self->embed, self->residual);
     for (int i = 0; i < N_LAYER; i++) {
         const layer *l = &self->layers[i];
-        ops->add_norm(self->stream, self->residual, l->attn_norm, 1e-5f, self->norm);
-        ops->linear(self->stream,
+        ops->add_norm(self->workspace, self->residual, l->attn_norm, 1e-5f, self->norm);
+        ops->linear(self->workspace,
                     &(lmd_linear_args){.weight = l->qkv, .in = self->norm, .out = self->qkv});
-        ops->attention(self->stream,
+        ops->attention(self->workspace,
                        &(lmd_attention_args){.layer = i, .qkv = self->qkv, .out = self->attn});
-        ops->linear(self->stream, &(lmd_linear_args){.weight = l->o,
-                                                     .in = self->attn,
-                                                     .out = self->residual,
-                                                     .epilogue = LMD_EPILOGUE_ADD});
-        ops->add_norm(self->stream, self->residual, l->ffn_norm, 1e-5f, self->norm);
-        ops->linear(self->stream, &(lmd_linear_args){.weight = l->gate_up,
-                                                     .in = self->norm,
-                                                     .out = self->ffn,
-                                                     .epilogue = LMD_EPILOGUE_SILU_MUL});
-        ops->linear(self->stream, &(lmd_linear_args){.weight = l->down,
-                                                     .in = self->ffn,
-                                                     .out = self->residual,
-                                                     .epilogue = LMD_EPILOGUE_ADD});
+        ops->linear(self->workspace, &(lmd_linear_args){.weight = l->o,
+                                                        .in = self->attn,
+                                                        .out = self->residual,
+                                                        .epilogue = LMD_EPILOGUE_ADD});
+        ops->add_norm(self->workspace, self->residual, l->ffn_norm, 1e-5f, self->norm);
+        ops->linear(self->workspace, &(lmd_linear_args){.weight = l->gate_up,
+                                                        .in = self->norm,
+                                                        .out = self->ffn,
+                                                        .epilogue = LMD_EPILOGUE_SILU_MUL});
+        ops->linear(self->workspace, &(lmd_linear_args){.weight = l->down,
+                                                        .in = self->ffn,
+                                                        .out = self->residual,
+                                                        .epilogue = LMD_EPILOGUE_ADD});
     }
     const int n_rows = plan->n_logits_rows;
     for (int i = 0; i < N_REPEATS; i++) {
-        ops->logits(self->stream, self->residual, self->final_norm, 1e-5f, self->embed, 0,
+        ops->logits(self->workspace, self->residual, self->final_norm, 1e-5f, self->embed, 0,
                     n_rows);
-        if (pattern >> i & 1) ops->sample(self->stream, 0, n_rows, repeated[i]);
+        if (pattern >> i & 1) ops->sample(self->workspace, 0, n_rows, repeated[i]);
     }
-    ops->logits(self->stream, self->residual, self->final_norm, 1e-5f, self->embed, 0, n_rows);
-    ops->sample(self->stream, 0, n_rows, results);
-    if (ops->step_wait(self->stream, &err) != LMD_OK) die("step", err.message);
+    ops->logits(self->workspace, self->residual, self->final_norm, 1e-5f, self->embed, 0,
+                n_rows);
+    ops->sample(self->workspace, 0, n_rows, results);
+    if (ops->step_wait(self->workspace, &err) != LMD_OK) die("step", err.message);
     int n_different = 0;
     for (int i = 0; i < N_REPEATS; i++)
         for (int r = 0; r < n_rows && (pattern >> i & 1); r++)

@@ -1,10 +1,10 @@
-/* A CPU stream: what one engine needs on the CPU backend.
+/* A CPU workspace: what one engine needs on the CPU backend.
  * Owns: the KV pool, activation buffers, logits, scratch for each thread, the step's list of
  * operations. An operation is recorded when it is called, and run, with the others, as a stage
  * of one parallel run by step_wait: so an operation knows who reads its output. The engine's
  * thread alone. Must not know: architectures, sequences' history beyond the plan. */
-#ifndef LMD_CPU_CPU_STREAM_H
-#define LMD_CPU_CPU_STREAM_H
+#ifndef LMD_CPU_CPU_WORKSPACE_H
+#define LMD_CPU_CPU_WORKSPACE_H
 
 #include "backend/backend.h"
 #include "base/memory.h"
@@ -16,7 +16,7 @@
 typedef struct lmd_cpu_op lmd_cpu_op;
 
 struct lmd_buffer {
-    lmd_buffer *next; /* of the stream's list */
+    lmd_buffer *next; /* of the workspace's list */
     int32_t max_rows, n_cols;
     lmd_acts memory;      /* x; and, where n_cols is a multiple of 32, the quantised arrays */
     lmd_cpu_op *producer; /* the operation of this step that wrote it last; NULL: none */
@@ -24,7 +24,7 @@ struct lmd_buffer {
 
 /* One recorded operation, a stage of the step; each kind uses its own few fields. */
 struct lmd_cpu_op {
-    lmd_stage stage; /* its argument is the stream */
+    lmd_stage stage; /* its argument is the workspace */
     lmd_buffer *in, *out;
     const lmd_weight *weight;
     const float *bias; /* [n_rows of weight] or NULL */
@@ -77,16 +77,16 @@ typedef struct lmd_thread_scratch {
     _Alignas(64) uint8_t private_q[LMD_PRIVATE_COLS * 2];
     float private_scales[LMD_PRIVATE_COLS / 32], private_scaled_sums[LMD_PRIVATE_COLS / 32];
     int32_t private_sums[LMD_PRIVATE_COLS / 32];
-    uint8_t *panel; /* [stream's panel_scratch_bytes] the kernels' own */
+    uint8_t *panel; /* [workspace's panel_scratch_bytes] the kernels' own */
     lmd_cpu_sample_scratch sample;
 } lmd_thread_scratch;
 
-struct lmd_stream {
+struct lmd_workspace {
     lmd_backend *backend;
     lmd_threads *threads;
     const lmd_cpu_kernels *kernels;
-    lmd_stream_config config; /* rope_table points to the stream's copy */
-    lmd_buffer *buffers;      /* list */
+    lmd_workspace_config config; /* rope_table points to the workspace's copy */
+    lmd_buffer *buffers;         /* list */
 
     uint8_t *kv;             /* [n_blocks][n_layer][n_kv_head] of head_bytes */
     lmd_kv_format kv_format; /* of head_bytes: one head's part of a block */
@@ -113,30 +113,32 @@ struct lmd_stream {
     size_t panel_scratch_bytes;
 };
 
-lmd_status lmd_cpu_stream_new(lmd_backend *backend, lmd_threads *threads,
-                              const lmd_cpu_kernels *kernels, const lmd_stream_config *config,
-                              lmd_stream **out, lmd_err *err);
-void lmd_cpu_stream_free(lmd_stream *stream);
-size_t lmd_cpu_kv_block_bytes(const lmd_stream_config *config);
-lmd_status lmd_cpu_buffer_new(lmd_stream *stream, int32_t n_cols, lmd_buffer **out,
+lmd_status lmd_cpu_workspace_new(lmd_backend *backend, lmd_threads *threads,
+                                 const lmd_cpu_kernels *kernels,
+                                 const lmd_workspace_config *config, lmd_workspace **out,
+                                 lmd_err *err);
+void lmd_cpu_workspace_free(lmd_workspace *workspace);
+size_t lmd_cpu_kv_block_bytes(const lmd_workspace_config *config);
+lmd_status lmd_cpu_buffer_new(lmd_workspace *workspace, int32_t n_cols, lmd_buffer **out,
                               lmd_err *err);
 
 /* The operations of a step; see backend.h. */
-void lmd_cpu_step_begin(lmd_stream *stream, const lmd_plan *plan);
-void lmd_cpu_embed(lmd_stream *stream, const lmd_weight *table, lmd_buffer *out);
-void lmd_cpu_add_norm(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *weight,
+void lmd_cpu_step_begin(lmd_workspace *workspace, const lmd_plan *plan);
+void lmd_cpu_embed(lmd_workspace *workspace, const lmd_weight *table, lmd_buffer *out);
+void lmd_cpu_add_norm(lmd_workspace *workspace, lmd_buffer *residual, const lmd_weight *weight,
                       float eps, lmd_buffer *out);
-void lmd_cpu_linear(lmd_stream *stream, const lmd_linear_args *args);
-void lmd_cpu_attention(lmd_stream *stream, const lmd_attention_args *args);
-void lmd_cpu_logits(lmd_stream *stream, lmd_buffer *residual, const lmd_weight *norm, float eps,
-                    const lmd_weight *lm_head, int32_t first, int32_t n);
-void lmd_cpu_sample(lmd_stream *stream, int32_t first, int32_t n, lmd_sample_result *results);
-void lmd_cpu_step_run(lmd_stream *stream);
-void lmd_cpu_kv_copy(lmd_stream *stream, const lmd_block_copy *copies, int32_t n);
-void lmd_cpu_kv_export(lmd_stream *stream, int32_t block_id, uint8_t *out);
-void lmd_cpu_kv_import(lmd_stream *stream, int32_t block_id, const uint8_t *data);
+void lmd_cpu_linear(lmd_workspace *workspace, const lmd_linear_args *args);
+void lmd_cpu_attention(lmd_workspace *workspace, const lmd_attention_args *args);
+void lmd_cpu_logits(lmd_workspace *workspace, lmd_buffer *residual, const lmd_weight *norm,
+                    float eps, const lmd_weight *lm_head, int32_t first, int32_t n);
+void lmd_cpu_sample(lmd_workspace *workspace, int32_t first, int32_t n,
+                    lmd_sample_result *results);
+void lmd_cpu_step_run(lmd_workspace *workspace);
+void lmd_cpu_kv_copy(lmd_workspace *workspace, const lmd_block_copy *copies, int32_t n);
+void lmd_cpu_kv_export(lmd_workspace *workspace, int32_t block_id, uint8_t *out);
+void lmd_cpu_kv_import(lmd_workspace *workspace, int32_t block_id, const uint8_t *data);
 
-/* Between the files of a stream. */
+/* Between the files of a workspace. */
 
 /* As lmd_stage's run. */
 typedef void (*lmd_cpu_item_fn)(void *arg, const lmd_stage *stage, int32_t item,
@@ -144,23 +146,23 @@ typedef void (*lmd_cpu_item_fn)(void *arg, const lmd_stage *stage, int32_t item,
 
 /* Makes room for n operations of one list, which may point to one another: where there is none,
  * the list so far is run. */
-void lmd_cpu_ops_reserve(lmd_stream *stream, int32_t n);
+void lmd_cpu_ops_reserve(lmd_workspace *workspace, int32_t n);
 /* Appends an operation that writes `out` (NULL: none of the buffers); there is room. */
-lmd_cpu_op *lmd_cpu_op_add(lmd_stream *stream, lmd_cpu_item_fn run, lmd_buffer *out,
+lmd_cpu_op *lmd_cpu_op_add(lmd_workspace *workspace, lmd_cpu_item_fn run, lmd_buffer *out,
                            int32_t n_rows);
 /* The thread's copy of a linear's input; thread 0 has the buffer. */
-lmd_acts lmd_cpu_private_acts(const lmd_stream *stream, const lmd_acts *shared,
+lmd_acts lmd_cpu_private_acts(const lmd_workspace *workspace, const lmd_acts *shared,
                               int32_t thread_idx);
 /* Makes that copy, by the linear's norm. */
-void lmd_cpu_private_norm(const lmd_stream *stream, const lmd_cpu_op *norm,
+void lmd_cpu_private_norm(const lmd_workspace *workspace, const lmd_cpu_op *norm,
                           const lmd_acts *acts);
 void lmd_cpu_linear_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                          bool is_first);
 /* Cuts a linear into takes of panels and blocks of rows, once its output's form is known. */
-void lmd_cpu_linear_cut(const lmd_stream *stream, lmd_cpu_op *op);
+void lmd_cpu_linear_cut(const lmd_workspace *workspace, lmd_cpu_op *op);
 
 /* Makes the step's attention units from its plan. */
-void lmd_cpu_attention_plan(lmd_stream *stream);
+void lmd_cpu_attention_plan(lmd_workspace *workspace);
 /* One attention unit; the operation that a linear may ask to quantise what it writes. */
 void lmd_cpu_attention_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                             bool is_first);
@@ -168,7 +170,7 @@ void lmd_cpu_attention_item(void *arg, const lmd_stage *stage, int32_t item, int
 void lmd_cpu_fold_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                        bool is_first);
 /* Upper bounds for the arrays that lmd_cpu_attention_plan fills. */
-void lmd_cpu_attention_bounds(const lmd_stream_config *config, int32_t n_threads,
+void lmd_cpu_attention_bounds(const lmd_workspace_config *config, int32_t n_threads,
                               int32_t *max_units, int32_t *max_partials);
 
 #endif
