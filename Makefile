@@ -76,7 +76,7 @@ comma := ,
 WARN := -Wall -Wextra -Wshadow -Wpointer-arith -Wvla -Wno-psabi -Werror
 C11_FLAGS := -std=c11 $(WARN) -ffp-contract=off -fno-math-errno -Icsrc -pthread
 C11 := gcc $(C11_FLAGS)
-CORE := $(wildcard csrc/base/*.c csrc/io/*.c csrc/quant/*.c csrc/engine/*.c csrc/model/*.c csrc/cpu/cpu_*.c) csrc/cpu/kernels_ref.c
+CORE := $(wildcard csrc/base/*.c csrc/io/*.c csrc/quant/*.c csrc/backend/*.c csrc/engine/*.c csrc/model/*.c csrc/cpu/cpu_*.c) csrc/cpu/kernels_ref.c
 
 # Kernels of each ISA of this machine's kind, with its own flags; and those of every kind without,
 # with portable wrappers. Any aarch64 has NEON, so there the file is never portable.

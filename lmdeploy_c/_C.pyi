@@ -199,6 +199,11 @@ class Engine:
         A wrong argument gives a Request whose only Output has finish_reason "error". Raises
         RuntimeError once the engine is closed, TypeError for an argument of a wrong type.
         """
+    def reject(self, message: str, /) -> Request:
+        """A request that failed before it could be submitted (its template raised, say).
+
+        Its only Output has finish_reason "error", this message and the code LMD_INVALID. It counts
+        as submitted and as ended by "error". Raises RuntimeError once the engine is closed."""
     def import_snapshot(
         self, token_ids: ArrayLike, layout: str, n_computed: int, kv: NDArray[np.uint8], /
     ) -> Snapshot:

@@ -15,6 +15,11 @@
 #include "base/status.h"
 #include "io/checkpoint.h"
 #include "quant/packed_codec.h"
+#include "quant/weight_codec.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef struct lmd_backend lmd_backend;
 typedef struct lmd_weight lmd_weight; /* a matrix or a vector in the backend's layout */
@@ -23,9 +28,8 @@ typedef struct lmd_workspace lmd_workspace;
 
 /* What becomes of a model's matrices. */
 typedef enum lmd_matrices {
-    LMD_MATRICES_PACKED,   /* from the checkpoint */
-    LMD_MATRICES_MEASURED, /* their sizes alone */
-    LMD_MATRICES_BLANK     /* as large, of made-up values: they take as long */
+    LMD_MATRICES_PACKED, /* from the checkpoint */
+    LMD_MATRICES_BLANK   /* as large, of made-up values: they take as long */
 } lmd_matrices;
 
 typedef struct lmd_backend_config {
@@ -53,14 +57,23 @@ typedef struct lmd_weight_source {
 
 typedef struct lmd_workspace_config {
     int32_t max_tokens, max_seqs; /* of one step */
-    int32_t max_logits_rows;      /* rows of the logits buffer */
+    int32_t max_logits_rows;      /* rows of the logits buffer: lmd_max_logits_rows */
+    int32_t max_cols;             /* of the widest buffer that buffer_new will make */
     int32_t n_layer, n_head, n_kv_head, head_dim, hidden_dim, vocab_size;
     int32_t n_blocks, block_len; /* the KV pool */
     int32_t k_bits, v_bits;      /* 16: fp16; 32: fp32; 8, 4: codes (quant/kv_quant.h) */
     bool fast_activations;       /* 4-bit weights may meet 8-bit activations */
-    int32_t n_positions;         /* most of one sequence: rows of the RoPE table */
-    const float *rope_table;     /* [n_positions, head_dim / 2, {cos, sin}] copied */
+    bool batch_invariant; /* a row's bits must not depend on the other rows of a step; the CPU
+                             always keeps to that */
+    int32_t n_positions;  /* most of one sequence: rows of the RoPE table */
+    const float *rope_table; /* [n_positions, head_dim / 2, {cos, sin}] copied */
 } lmd_workspace_config;
+
+/* What a buffer is for. */
+typedef enum lmd_buffer_role {
+    LMD_BUFFER_RESIDUAL,  /* what every layer adds to: fp32 on every backend */
+    LMD_BUFFER_ACTIVATION /* what an operation reads: in the backend's own format */
+} lmd_buffer_role;
 
 typedef enum lmd_epilogue {
     LMD_EPILOGUE_STORE,   /* out = x W^T + b */
@@ -86,6 +99,19 @@ typedef struct lmd_attention_args {
 typedef struct lmd_backend_ops {
     const char *name;      /* "cpu" */
     const char *kv_layout; /* names the form of a KV block and its version */
+    bool runs_ahead;       /* a plan may begin while the one before runs, with -1 for the tokens
+                              that the one before gives: the device keeps each slot's newest */
+
+    /* Facts about the device, in bytes. Sizes are computed by the code that allocates. */
+    lmd_status (*memory)(const lmd_backend *self, size_t *free_bytes, size_t *total_bytes,
+                         lmd_err *err);
+    lmd_status (*weight_size)(const lmd_backend *self, const lmd_weight_source *src,
+                              size_t *out, lmd_err *err);
+    size_t (*kv_block_bytes)(const lmd_workspace_config *config);
+    /* Of a workspace without its KV blocks and its buffers; of one such buffer. */
+    size_t (*workspace_bytes)(const lmd_backend *self, const lmd_workspace_config *config);
+    size_t (*buffer_bytes)(const lmd_backend *self, const lmd_workspace_config *config,
+                           int32_t n_cols, lmd_buffer_role role);
 
     /* Model lifetime. */
     const char *(*isa)(const lmd_backend *self);
@@ -94,19 +120,18 @@ typedef struct lmd_backend_ops {
                          lmd_err *err);
     lmd_status (*upload_vector)(lmd_backend *self, const float *values, int32_t n,
                                 lmd_weight **out, lmd_err *err);
-    size_t (*weight_bytes)(const lmd_weight *weight);
     void (*weight_free)(lmd_backend *self, lmd_weight *weight);
     void (*free)(lmd_backend *self);
 
     /* Engine lifetime. */
-    size_t (*kv_block_bytes)(const lmd_workspace_config *config);
     lmd_status (*workspace_new)(lmd_backend *self, const lmd_workspace_config *config,
                                 lmd_workspace **out, lmd_err *err);
-    lmd_status (*buffer_new)(lmd_workspace *workspace, int32_t n_cols, lmd_buffer **out,
-                             lmd_err *err);
+    lmd_status (*buffer_new)(lmd_workspace *workspace, int32_t n_cols, lmd_buffer_role role,
+                             lmd_buffer **out, lmd_err *err);
     void (*workspace_free)(lmd_workspace *workspace); /* with its buffers */
 
-    /* A step: begin, operations in order, wait. */
+    /* A step: begin, operations in order, sample, end; then wait. The plan and its arrays stay
+     * until it was waited for. */
     void (*step_begin)(lmd_workspace *workspace, const lmd_plan *plan);
     void (*embed)(lmd_workspace *workspace, const lmd_weight *table, lmd_buffer *out);
     void (*add_norm)(lmd_workspace *workspace, lmd_buffer *residual, const lmd_weight *weight,
@@ -117,20 +142,43 @@ typedef struct lmd_backend_ops {
      * max_logits_rows. */
     void (*logits)(lmd_workspace *workspace, lmd_buffer *residual, const lmd_weight *norm,
                    float eps, const lmd_weight *lm_head, int32_t first, int32_t n);
-    /* Scores, processes and samples the rows that `logits` has just made into results[0..n). */
-    void (*sample)(lmd_workspace *workspace, int32_t first, int32_t n,
+    /* Scores, processes and samples the n rows that `logits` made last, with params[0..n), into
+     * results[0..n). Both stay until the plan was waited for. */
+    void (*sample)(lmd_workspace *workspace, const lmd_sample_params *params, int32_t n,
                    lmd_sample_result *results);
-    lmd_status (*step_wait)(lmd_workspace *workspace, lmd_err *err);
+    void (*step_end)(lmd_workspace *workspace); /* nothing more comes for this plan */
+    lmd_status (*step_wait)(lmd_workspace *workspace, int64_t plan_id, lmd_err *err);
 
-    /* Between steps. */
-    void (*kv_copy)(lmd_workspace *workspace, const lmd_block_copy *copies, int32_t n);
-    /* A block's kv_block_bytes, as they lie. */
-    void (*kv_export)(lmd_workspace *workspace, int32_t block_id, uint8_t *out);
-    void (*kv_import)(lmd_workspace *workspace, int32_t block_id, const uint8_t *data);
+    /* Between steps: n blocks of kv_block_bytes each, as the device keeps them. */
+    lmd_status (*kv_export)(lmd_workspace *workspace, const int32_t *block_ids, int32_t n,
+                            uint8_t *out, lmd_err *err);
+    lmd_status (*kv_import)(lmd_workspace *workspace, const int32_t *block_ids, int32_t n,
+                            const uint8_t *data, lmd_err *err);
 } lmd_backend_ops;
 
 struct lmd_backend {
     const lmd_backend_ops *ops;
 };
+
+/* Rows of logits that exist at once: those of a step of decodes, whole; a plan that wants more
+ * makes and samples them in tiles. */
+static inline int32_t lmd_max_logits_rows(int32_t max_tokens, int32_t max_seqs) {
+    const int32_t most = max_seqs < 64 ? 64 : max_seqs;
+    return max_tokens < most ? max_tokens : most;
+}
+
+/* What every backend asks of a workspace's config: block_len, head_dim, kv_bits. LMD_INVALID
+ * and LMD_UNSUPPORTED name the field. */
+lmd_status lmd_workspace_config_check(const lmd_workspace_config *config, lmd_err *err);
+
+/* What every backend asks of a weight's source: whole groups, one group size, packed rows in
+ * whole runs. Gives each part's format. LMD_BAD_FILE, LMD_UNSUPPORTED name the tensor. */
+lmd_status lmd_weight_source_check(const lmd_weight_source *src,
+                                   lmd_weight_format formats[LMD_MAX_WEIGHT_PARTS],
+                                   lmd_err *err);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

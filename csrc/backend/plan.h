@@ -1,6 +1,7 @@
 /* The plan: one step's work, ragged, as the scheduler makes it and an executor runs it.
  * Owns: the layout of plans and of their results; no memory: arrays belong to whoever filled
- * them and stay valid until the plan is collected. Must not know: models, devices, Python. */
+ * them and stay valid until the plan is collected. Must not know: models, devices, Python.
+ * C for C++ too. */
 #ifndef LMD_BACKEND_PLAN_H
 #define LMD_BACKEND_PLAN_H
 
@@ -61,19 +62,19 @@ typedef struct lmd_plan {
     const int32_t *history_lens;  /* [n_seqs] tokens already in KV */
     const int32_t *input_lens;    /* [n_seqs] tokens of this step, at least 1 */
     const int32_t *token_offsets; /* [n_seqs + 1] first row of each sequence */
-    const int32_t *token_ids;     /* [n_tokens] */
+    const int32_t *token_ids;     /* [n_tokens]; -1: what the plan before gives this slot */
     const int32_t *positions;     /* [n_tokens] */
     const int32_t *block_offsets; /* [n_seqs + 1] into block_ids */
     const int32_t *block_ids;   /* block i of a sequence holds positions i * block_len and on */
     const int32_t *logits_rows; /* [n_logits_rows] ascending rows of the step */
-    const lmd_sample_params *samples; /* [n_logits_rows]; NULL when the scheduler runs alone */
+    const lmd_sample_params *samples; /* [n_logits_rows], set before the plan is sampled */
     const lmd_block_copy *copies;     /* [n_copies] done before the step's own writes */
 } lmd_plan;
 
 typedef struct lmd_plan_result {
     int64_t plan_id;
     int32_t n_rows;                /* the plan's n_logits_rows */
-    const lmd_sample_result *rows; /* valid until the next submit */
+    const lmd_sample_result *rows; /* valid until the next collect */
 } lmd_plan_result;
 
 #endif

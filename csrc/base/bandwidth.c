@@ -50,8 +50,7 @@ lmd_status lmd_read_bandwidth(lmd_threads *threads, size_t n_bytes, double secon
     uint8_t *bytes = self ? lmd_alloc_large(used) : NULL;
     if (!bytes) {
         lmd_free(self);
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a buffer of %zu bytes",
-                        used);
+        return lmd_no_memory(err, "a buffer of %zu bytes", used);
     }
     self->bytes = bytes;
     timed(threads, self, n_slices, write_slice); /* a page never written is not really read */

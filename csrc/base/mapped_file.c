@@ -40,8 +40,7 @@ lmd_status lmd_mapped_file_open(const char *path, lmd_mapped_file **out, lmd_err
         return lmd_fail(err, errno == ENOENT ? LMD_NOT_FOUND : LMD_IO, "\"%.300s\": %s", path,
                         strerror(errno));
     lmd_mapped_file *self = lmd_calloc(1, sizeof *self);
-    lmd_status status =
-        self ? map(fd, path, self, err) : lmd_fail(err, LMD_NO_MEMORY, "out of host memory");
+    lmd_status status = self ? map(fd, path, self, err) : lmd_no_memory(err, "a mapped file");
     close(fd);
     if (status != LMD_OK) {
         lmd_free(self);

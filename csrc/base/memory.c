@@ -127,9 +127,7 @@ lmd_status lmd_grow(void **array, size_t *capacity, size_t wanted, size_t size, 
     while (n < wanted)
         if (__builtin_mul_overflow(n, 2, &n)) n = wanted;
     void *grown = lmd_realloc(*array, n, size);
-    if (!grown)
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: wanted %zu x %zu bytes", n,
-                        size);
+    if (!grown) return lmd_no_memory(err, "%zu x %zu bytes", n, size);
     *array = grown;
     *capacity = n;
     return LMD_OK;

@@ -15,6 +15,16 @@ lmd_status lmd_fail(lmd_err *err, lmd_status code, const char *format, ...) {
     return code;
 }
 
+lmd_status lmd_no_memory(lmd_err *err, const char *format, ...) {
+    char what[LMD_ERR_LEN / 2];
+    if (!err) return LMD_NO_MEMORY;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %s", what);
+}
+
 lmd_status lmd_err_prefix(lmd_err *err, lmd_status code, const char *format, ...) {
     if (!err) return code;
     char old[LMD_ERR_LEN];

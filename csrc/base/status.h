@@ -32,6 +32,11 @@ typedef struct lmd_err {
 lmd_status lmd_fail(lmd_err *err, lmd_status code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* The same for host memory that ran out: the message is "out of host memory for " and what was
+ * wanted, such as "a request". Returns LMD_NO_MEMORY. */
+lmd_status lmd_no_memory(lmd_err *err, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
 /* Puts "context: " before the message already in err; returns err's code. */
 lmd_status lmd_err_prefix(lmd_err *err, lmd_status code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -263,7 +263,7 @@ lmd_status lmd_threads_new(int32_t n, lmd_threads **out, lmd_err *err) {
     }
     if (!self || !self->handles || !self->shares) {
         if (self) free_memory(self);
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %d threads", n);
+        return lmd_no_memory(err, "%d threads", n);
     }
     pthread_mutex_init(&self->run_lock, NULL);
     for (int32_t i = 0; i < n - 1; i++) {

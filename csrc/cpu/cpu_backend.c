@@ -25,15 +25,17 @@ static int32_t backend_n_threads(const lmd_backend *self) {
     return lmd_threads_count(((const cpu_backend *)self)->threads);
 }
 
+static lmd_status backend_weight_size(const lmd_backend *self, const lmd_weight_source *src,
+                                      size_t *out, lmd_err *err) {
+    (void)self;
+    return lmd_cpu_weight_size(src, out, err);
+}
+
 static lmd_status backend_upload(lmd_backend *self, const lmd_weight_source *src,
                                  lmd_weight **out, lmd_err *err) {
     cpu_backend *cpu = (cpu_backend *)self;
-    switch (cpu->matrices) {
-    case LMD_MATRICES_MEASURED: return lmd_cpu_weight_measure(src, out, err);
-    case LMD_MATRICES_BLANK:
+    if (cpu->matrices == LMD_MATRICES_BLANK)
         return lmd_cpu_weight_blank(src, cpu->threads, &cpu->arena, out, err);
-    case LMD_MATRICES_PACKED: break;
-    }
     return lmd_cpu_weight_pack(src, cpu->threads, &cpu->arena, out, err);
 }
 
@@ -41,10 +43,6 @@ static lmd_status backend_upload_vector(lmd_backend *self, const float *values, 
                                         lmd_weight **out, lmd_err *err) {
     (void)self;
     return lmd_cpu_weight_vector(values, n, out, err);
-}
-
-static size_t backend_weight_bytes(const lmd_weight *weight) {
-    return weight->n_bytes + (weight->vector ? (size_t)weight->n_cols * sizeof(float) : 0);
 }
 
 static void backend_weight_free(lmd_backend *self, lmd_weight *weight) {
@@ -65,8 +63,12 @@ static lmd_status backend_workspace_new(lmd_backend *self, const lmd_workspace_c
     return lmd_cpu_workspace_new(self, cpu->threads, cpu->kernels, config, out, err);
 }
 
-static lmd_status backend_step_wait(lmd_workspace *workspace, lmd_err *err) {
-    (void)err; /* no operation can fail */
+/* Nothing is left to do: step_wait runs what was recorded. */
+static void backend_step_end(lmd_workspace *workspace) { (void)workspace; }
+
+static lmd_status backend_step_wait(lmd_workspace *workspace, int64_t plan_id, lmd_err *err) {
+    (void)plan_id; /* one plan at a time */
+    (void)err;     /* no operation can fail */
     lmd_cpu_step_run(workspace);
     return LMD_OK;
 }
@@ -74,11 +76,11 @@ static lmd_status backend_step_wait(lmd_workspace *workspace, lmd_err *err) {
 const lmd_backend_ops lmd_cpu_backend_ops = {
     .name = "cpu",
     .kv_layout = "cpu-panels-1",
+    .weight_size = backend_weight_size,
     .isa = backend_isa,
     .n_threads = backend_n_threads,
     .upload = backend_upload,
     .upload_vector = backend_upload_vector,
-    .weight_bytes = backend_weight_bytes,
     .weight_free = backend_weight_free,
     .free = backend_free,
     .kv_block_bytes = lmd_cpu_kv_block_bytes,
@@ -92,8 +94,8 @@ const lmd_backend_ops lmd_cpu_backend_ops = {
     .attention = lmd_cpu_attention,
     .logits = lmd_cpu_logits,
     .sample = lmd_cpu_sample,
+    .step_end = backend_step_end,
     .step_wait = backend_step_wait,
-    .kv_copy = lmd_cpu_kv_copy,
     .kv_export = lmd_cpu_kv_export,
     .kv_import = lmd_cpu_kv_import,
 };
@@ -101,7 +103,7 @@ const lmd_backend_ops lmd_cpu_backend_ops = {
 lmd_status lmd_cpu_backend_open(const lmd_backend_config *config, lmd_backend **out,
                                 lmd_err *err) {
     cpu_backend *self = lmd_calloc(1, sizeof *self);
-    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for the CPU backend");
+    if (!self) return lmd_no_memory(err, "the CPU backend");
     self->base.ops = &lmd_cpu_backend_ops;
     self->matrices = config->matrices;
     lmd_status status = lmd_cpu_kernels_select(&self->kernels, err);

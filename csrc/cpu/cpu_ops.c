@@ -1,6 +1,7 @@
 /* A step on the CPU: recording operations, and running them as the stages of one run. The
  * recorder knows which linear reads what a norm, an attention or another linear writes, and
  * has the writer quantise it while it is in the cache. */
+#include <assert.h>
 #include <string.h>
 
 #include "base/ints.h"
@@ -125,15 +126,15 @@ static void sample_item(void *arg, const lmd_stage *stage, int32_t item, int32_t
     const int32_t vocab_size = workspace->config.vocab_size;
     (void)is_first;
     lmd_cpu_sample_row(workspace->logits + (int64_t)item * vocab_size, vocab_size,
-                       &workspace->plan->samples[op->first + item],
-                       &workspace->scratch[thread_idx]->sample, &op->results[item]);
+                       &op->params[item], &workspace->scratch[thread_idx]->sample,
+                       &op->results[item]);
 }
 
-void lmd_cpu_sample(lmd_workspace *workspace, int32_t first, int32_t n,
+void lmd_cpu_sample(lmd_workspace *workspace, const lmd_sample_params *params, int32_t n,
                     lmd_sample_result *results) {
     lmd_cpu_ops_reserve(workspace, 1);
     lmd_cpu_op *op = lmd_cpu_op_add(workspace, sample_item, NULL, n);
-    op->first = first;
+    op->params = params;
     op->results = results;
     op->stage.n_items = n;
 }
@@ -252,7 +253,9 @@ void lmd_cpu_logits(lmd_workspace *workspace, lmd_buffer *residual, const lmd_we
 /* ---- running ---- */
 
 void lmd_cpu_step_begin(lmd_workspace *workspace, const lmd_plan *plan) {
-    workspace->plan = plan; /* stays valid until it is collected */
+    for (int32_t i = 0; i < plan->n_tokens; i++)
+        assert(plan->token_ids[i] >= 0); /* one plan at a time: every token is known */
+    workspace->plan = plan;              /* stays valid until it is collected */
     workspace->n_ops = 0;
     for (lmd_buffer *b = workspace->buffers; b; b = b->next) b->producer = NULL;
     if (plan->n_copies) lmd_cpu_kv_copy(workspace, plan->copies, plan->n_copies);

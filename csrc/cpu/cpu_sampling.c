@@ -24,8 +24,7 @@ lmd_status lmd_cpu_sample_scratch_init(lmd_cpu_sample_scratch *self, int32_t voc
         lmd_calloc(n, sizeof *self->ids), lmd_calloc(n, sizeof *self->order)};
     if (self->values && self->weights && self->ids && self->order) return LMD_OK;
     lmd_cpu_sample_scratch_clear(self);
-    return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for sampling %d tokens",
-                    vocab_size);
+    return lmd_no_memory(err, "sampling %d tokens", vocab_size);
 }
 
 void lmd_cpu_sample_scratch_clear(lmd_cpu_sample_scratch *self) {

@@ -10,8 +10,7 @@
 #include "base/memory.h"
 
 enum {
-    MAX_GROUPS = 1 << 20, /* of one row; far above any model's, keeps sizes in int64 */
-    STRIP_PANELS = 32     /* that a thread packs of one group: K-major words lie side by side */
+    STRIP_PANELS = 32 /* that a thread packs of one group: K-major words lie side by side */
 };
 
 int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols) {
@@ -134,65 +133,38 @@ static void pack_packed_item(void *arg, const lmd_stage *stage, int32_t item,
         pack_packed_rows(job, item / n_strips, row);
 }
 
-/* Whether the rows of a packed part come in whole runs of those that are decoded together. */
-static bool has_whole_runs(const lmd_weight_part *part) {
-    if (part->n_rows % LMD_PACKED_ROWS) return false;
-    for (int32_t i = 0; part->row_map && i < part->n_rows; i++) {
-        int32_t in_run = i % LMD_PACKED_ROWS, first = part->row_map[i - in_run];
-        if (first % LMD_PACKED_ROWS || part->row_map[i] != first + in_run) return false;
-    }
-    return true;
-}
-
-static const char *part_name(const lmd_weight_part *part) {
-    return part->packed.packing ? part->packed.qweight->name : part->tensor->name;
-}
-
-static lmd_status plan_format(const lmd_weight_part *part, lmd_weight_format *out,
-                              lmd_err *err) {
-    if (!part->packed.packing) return lmd_weight_format_of(part->tensor->dtype, out, err);
-    if (!has_whole_runs(part))
-        return lmd_fail(err, LMD_UNSUPPORTED,
-                        "tensor \"%s\": packed rows are taken in runs of %d, not one by one",
-                        part_name(part), LMD_PACKED_ROWS);
-    *out = lmd_packed_format(&part->packed);
-    return LMD_OK;
-}
-
+/* Cuts a source into segments, one for each part: formats, rows, panels, bytes. */
 static lmd_status plan_segments(const lmd_weight_source *src, lmd_weight *weight,
                                 lmd_err *err) {
+    lmd_weight_format formats[LMD_MAX_WEIGHT_PARTS];
+    LMD_TRY(lmd_weight_source_check(src, formats, err));
     weight->n_cols = src->n_cols;
     weight->n_segments = src->n_parts;
     for (int32_t i = 0; i < src->n_parts; i++) {
-        const lmd_weight_part *part = &src->parts[i];
         lmd_weight_segment *segment = &weight->segments[i];
-        LMD_TRY(plan_format(part, &segment->format, err));
-        int32_t group_size = segment->format.group_size;
-        if (src->n_cols <= 0 || part->n_rows <= 0 ||
-            (group_size && (src->n_cols % group_size || src->n_cols / group_size > MAX_GROUPS)))
-            return lmd_fail(err, LMD_BAD_FILE,
-                            "tensor \"%s\": %d x %d values cannot be packed in groups of %d",
-                            part_name(part), part->n_rows, src->n_cols, group_size);
-        if (group_size && weight->group_size && group_size != weight->group_size)
-            return lmd_fail(err, LMD_UNSUPPORTED,
-                            "tensor \"%s\" has groups of %d values, what lies above it in one "
-                            "matrix has %d",
-                            part_name(part), group_size, weight->group_size);
-        segment->n_rows = part->n_rows;
-        segment->n_panels = lmd_ceil_div(part->n_rows, LMD_PANEL_ROWS);
+        segment->format = formats[i];
+        segment->n_rows = src->parts[i].n_rows;
+        segment->n_panels = lmd_ceil_div(segment->n_rows, LMD_PANEL_ROWS);
         segment->first_row = weight->n_rows;
         segment->panel_bytes = lmd_panel_bytes(&segment->format, src->n_cols);
-        weight->n_rows += part->n_rows;
-        if (group_size) weight->group_size = group_size;
+        weight->n_rows += segment->n_rows;
+        if (formats[i].group_size) weight->group_size = formats[i].group_size;
         weight->n_bytes += (size_t)(segment->panel_bytes * segment->n_panels);
     }
     return LMD_OK;
 }
 
-lmd_status lmd_cpu_weight_measure(const lmd_weight_source *src, lmd_weight **out,
-                                  lmd_err *err) {
+lmd_status lmd_cpu_weight_size(const lmd_weight_source *src, size_t *out, lmd_err *err) {
+    lmd_weight weight = {0};
+    LMD_TRY(plan_segments(src, &weight, err));
+    *out = weight.n_bytes;
+    return LMD_OK;
+}
+
+/* A weight of that source that has no panels yet. */
+static lmd_status new_weight(const lmd_weight_source *src, lmd_weight **out, lmd_err *err) {
     lmd_weight *weight = lmd_calloc(1, sizeof *weight);
-    if (!weight) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a weight");
+    if (!weight) return lmd_no_memory(err, "a weight");
     lmd_status status = plan_segments(src, weight, err);
     if (status == LMD_OK)
         *out = weight;
@@ -201,12 +173,10 @@ lmd_status lmd_cpu_weight_measure(const lmd_weight_source *src, lmd_weight **out
     return status;
 }
 
-/* Memory for a measured weight's panels, not written yet. */
+/* Memory for a weight's panels, not written yet. */
 static lmd_status allocate_panels(lmd_weight *weight, lmd_arena *arena, lmd_err *err) {
     uint8_t *panels = lmd_arena_alloc(arena, weight->n_bytes);
-    if (!panels)
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a weight of %zu bytes",
-                        weight->n_bytes);
+    if (!panels) return lmd_no_memory(err, "a weight of %zu bytes", weight->n_bytes);
     for (int32_t i = 0; i < weight->n_segments; i++) {
         lmd_weight_segment *segment = &weight->segments[i];
         segment->panels = panels;
@@ -229,7 +199,7 @@ static void blank_item(void *arg, const lmd_stage *stage, int32_t item, int32_t 
 lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_threads *threads,
                                 lmd_arena *arena, lmd_weight **out, lmd_err *err) {
     lmd_weight *weight = NULL;
-    LMD_TRY(lmd_cpu_weight_measure(src, &weight, err));
+    LMD_TRY(new_weight(src, &weight, err));
     lmd_status status = allocate_panels(weight, arena, err);
     if (status != LMD_OK) {
         lmd_cpu_weight_free(weight);
@@ -251,12 +221,9 @@ lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *thread
     scratch_bytes = scratch_bytes / LMD_CACHE_LINE * LMD_CACHE_LINE;
     size_t all_scratch = scratch_bytes * (size_t)lmd_threads_count(threads);
     uint8_t *scratch = lmd_alloc_large(all_scratch);
-    lmd_weight *weight = lmd_calloc(1, sizeof *weight);
-    if (!scratch || !weight) {
-        status = lmd_fail(err, LMD_NO_MEMORY, "out of host memory while packing weights");
-        goto out;
-    }
-    LMD_TRY_OUT(plan_segments(src, weight, err));
+    lmd_weight *weight = NULL;
+    if (!scratch) return lmd_no_memory(err, "the packing of weights");
+    LMD_TRY_OUT(new_weight(src, &weight, err));
     LMD_TRY_OUT(allocate_panels(weight, arena, err));
     for (int32_t i = 0; i < src->n_parts; i++) {
         lmd_weight_segment *segment = &weight->segments[i];
@@ -283,7 +250,7 @@ lmd_status lmd_cpu_weight_vector(const float *values, int32_t n, lmd_weight **ou
     if (!weight || !vector) {
         lmd_free(weight);
         lmd_free(vector);
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a vector of %d values", n);
+        return lmd_no_memory(err, "a vector of %d values", n);
     }
     memcpy(vector, values, (size_t)n * sizeof *vector);
     weight->vector = vector;

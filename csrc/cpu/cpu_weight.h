@@ -27,8 +27,8 @@ struct lmd_weight {
 
 lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads,
                                lmd_arena *arena, lmd_weight **out, lmd_err *err);
-/* The same but for the panels: a weight that has its sizes alone. */
-lmd_status lmd_cpu_weight_measure(const lmd_weight_source *src, lmd_weight **out, lmd_err *err);
+/* The bytes that lmd_cpu_weight_pack would take of the arena. */
+lmd_status lmd_cpu_weight_size(const lmd_weight_source *src, size_t *out, lmd_err *err);
 /* The same with made-up panels: small finite values, in memory that has been written. */
 lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_threads *threads,
                                 lmd_arena *arena, lmd_weight **out, lmd_err *err);

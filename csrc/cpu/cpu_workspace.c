@@ -15,25 +15,6 @@ size_t lmd_cpu_kv_block_bytes(const lmd_workspace_config *config) {
     return (size_t)(lmd_kv_head_bytes(&format) * config->n_kv_head * config->n_layer);
 }
 
-static lmd_status check_config(const lmd_workspace_config *config, lmd_err *err) {
-    const lmd_kv_format format = kv_format(config);
-    if (!lmd_kv_format_is_served(&format))
-        return lmd_fail(
-            err, LMD_UNSUPPORTED,
-            "kv_bits must be 16, or 8 or 4 for keys and values each, or 32; keys of "
-            "%d with values of %d bits are not served",
-            format.k_bits, format.v_bits);
-    if (config->block_len < 16 || LMD_CHUNK_LEN % config->block_len != 0)
-        return lmd_fail(err, LMD_INVALID,
-                        "cache_block_seq_len must be 16, 32, 64, 128 or 256, not %d",
-                        config->block_len);
-    if (config->head_dim < 8 || config->head_dim > LMD_MAX_HEAD_DIM || config->head_dim % 8)
-        return lmd_fail(err, LMD_UNSUPPORTED,
-                        "head_dim must be a multiple of 8 up to %d, not %d", LMD_MAX_HEAD_DIM,
-                        config->head_dim);
-    return LMD_OK;
-}
-
 static size_t q_bytes(const lmd_buffer *buffer) {
     return (size_t)buffer->max_rows * (size_t)buffer->n_cols * sizeof(int16_t);
 }
@@ -59,8 +40,7 @@ static lmd_status grow_panel_scratch(lmd_workspace *workspace, int32_t n_cols, l
     for (int32_t i = 0; i < lmd_threads_count(workspace->threads); i++) {
         workspace->scratch[i]->panel = lmd_alloc_large(n_bytes);
         if (!workspace->scratch[i]->panel)
-            return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a panel of %d columns",
-                            n_cols);
+            return lmd_no_memory(err, "a panel of %d columns", n_cols);
     }
     return LMD_OK;
 }
@@ -68,7 +48,7 @@ static lmd_status grow_panel_scratch(lmd_workspace *workspace, int32_t n_cols, l
 static lmd_status buffer_with_rows(lmd_workspace *workspace, int32_t n_rows, int32_t n_cols,
                                    lmd_buffer **out, lmd_err *err) {
     lmd_buffer *buffer = lmd_calloc(1, sizeof *buffer);
-    if (!buffer) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for activations");
+    if (!buffer) return lmd_no_memory(err, "activations");
     buffer->next = workspace->buffers;
     workspace->buffers = buffer; /* freed with the workspace, complete or not */
     buffer->max_rows = n_rows;
@@ -84,16 +64,15 @@ static lmd_status buffer_with_rows(lmd_workspace *workspace, int32_t n_rows, int
         complete =
             complete && memory->q && memory->scales && memory->sums && memory->scaled_sums;
     }
-    if (!complete)
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: activations of %d x %d",
-                        n_rows, n_cols);
+    if (!complete) return lmd_no_memory(err, "activations of %d x %d", n_rows, n_cols);
     LMD_TRY(grow_panel_scratch(workspace, n_cols, err));
     *out = buffer;
     return LMD_OK;
 }
 
-lmd_status lmd_cpu_buffer_new(lmd_workspace *workspace, int32_t n_cols, lmd_buffer **out,
-                              lmd_err *err) {
+lmd_status lmd_cpu_buffer_new(lmd_workspace *workspace, int32_t n_cols, lmd_buffer_role role,
+                              lmd_buffer **out, lmd_err *err) {
+    (void)role; /* a buffer has room for fp32 and for quantised rows */
     return buffer_with_rows(workspace, workspace->config.max_tokens, n_cols, out, err);
 }
 
@@ -154,13 +133,12 @@ static lmd_status allocate(lmd_workspace *workspace, lmd_err *err) {
     if (!workspace->ops || !workspace->rope_table || !workspace->row_seqs ||
         !workspace->units || !workspace->partials || !workspace->seq_partials ||
         !workspace->logits || !workspace->scratch)
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for the engine's buffers");
+        return lmd_no_memory(err, "the engine's buffers");
     memcpy(workspace->rope_table, config->rope_table, rope_bytes(config));
     workspace->config.rope_table = workspace->rope_table;
     for (int32_t i = 0; i < n_threads; i++) {
         workspace->scratch[i] = lmd_alloc_large(sizeof **workspace->scratch);
-        if (!workspace->scratch[i])
-            return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for thread scratch");
+        if (!workspace->scratch[i]) return lmd_no_memory(err, "thread scratch");
         LMD_TRY(lmd_cpu_sample_scratch_init(&workspace->scratch[i]->sample, config->vocab_size,
                                             err));
     }
@@ -172,9 +150,9 @@ lmd_status lmd_cpu_workspace_new(lmd_backend *backend, lmd_threads *threads,
                                  const lmd_cpu_kernels *kernels,
                                  const lmd_workspace_config *config, lmd_workspace **out,
                                  lmd_err *err) {
-    LMD_TRY(check_config(config, err));
+    LMD_TRY(lmd_workspace_config_check(config, err));
     lmd_workspace *workspace = lmd_calloc(1, sizeof *workspace);
-    if (!workspace) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a workspace");
+    if (!workspace) return lmd_no_memory(err, "a workspace");
     workspace->backend = backend;
     workspace->threads = threads;
     workspace->kernels = kernels;
@@ -220,12 +198,20 @@ void lmd_cpu_kv_copy(lmd_workspace *workspace, const lmd_block_copy *copies, int
                (size_t)workspace->block_stride);
 }
 
-void lmd_cpu_kv_export(lmd_workspace *workspace, int32_t block_id, uint8_t *out) {
-    memcpy(out, workspace->kv + block_id * workspace->block_stride,
-           (size_t)workspace->block_stride);
+lmd_status lmd_cpu_kv_export(lmd_workspace *workspace, const int32_t *block_ids, int32_t n,
+                             uint8_t *out, lmd_err *err) {
+    (void)err; /* copying in host memory cannot fail */
+    const size_t n_bytes = (size_t)workspace->block_stride;
+    for (int32_t i = 0; i < n; i++, out += n_bytes)
+        memcpy(out, workspace->kv + block_ids[i] * workspace->block_stride, n_bytes);
+    return LMD_OK;
 }
 
-void lmd_cpu_kv_import(lmd_workspace *workspace, int32_t block_id, const uint8_t *data) {
-    memcpy(workspace->kv + block_id * workspace->block_stride, data,
-           (size_t)workspace->block_stride);
+lmd_status lmd_cpu_kv_import(lmd_workspace *workspace, const int32_t *block_ids, int32_t n,
+                             const uint8_t *data, lmd_err *err) {
+    (void)err; /* nor can this */
+    const size_t n_bytes = (size_t)workspace->block_stride;
+    for (int32_t i = 0; i < n; i++, data += n_bytes)
+        memcpy(workspace->kv + block_ids[i] * workspace->block_stride, data, n_bytes);
+    return LMD_OK;
 }

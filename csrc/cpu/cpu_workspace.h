@@ -30,11 +30,12 @@ struct lmd_cpu_op {
     const float *bias; /* [n_rows of weight] or NULL */
     float *to;         /* a linear's [n_rows, n_to] */
     int32_t n_to;
-    int32_t first, n_rows; /* of the step, or of its logits rows */
-    const int32_t *rows;   /* norm: [n_rows] rows of `in`; NULL: as they stand */
+    int32_t n_rows;      /* of the step, or of its logits rows */
+    const int32_t *rows; /* norm: [n_rows] rows of `in`; NULL: as they stand */
     lmd_epilogue epilogue;
     float eps;
     lmd_attention_args attention;
+    const lmd_sample_params *params; /* sampling: [n_rows], and their results */
     lmd_sample_result *results;
     lmd_acts acts;          /* a linear's input, quantised or not */
     lmd_acts out_acts;      /* `out` as its reader wants it */
@@ -119,8 +120,8 @@ lmd_status lmd_cpu_workspace_new(lmd_backend *backend, lmd_threads *threads,
                                  lmd_err *err);
 void lmd_cpu_workspace_free(lmd_workspace *workspace);
 size_t lmd_cpu_kv_block_bytes(const lmd_workspace_config *config);
-lmd_status lmd_cpu_buffer_new(lmd_workspace *workspace, int32_t n_cols, lmd_buffer **out,
-                              lmd_err *err);
+lmd_status lmd_cpu_buffer_new(lmd_workspace *workspace, int32_t n_cols, lmd_buffer_role role,
+                              lmd_buffer **out, lmd_err *err);
 
 /* The operations of a step; see backend.h. */
 void lmd_cpu_step_begin(lmd_workspace *workspace, const lmd_plan *plan);
@@ -131,12 +132,15 @@ void lmd_cpu_linear(lmd_workspace *workspace, const lmd_linear_args *args);
 void lmd_cpu_attention(lmd_workspace *workspace, const lmd_attention_args *args);
 void lmd_cpu_logits(lmd_workspace *workspace, lmd_buffer *residual, const lmd_weight *norm,
                     float eps, const lmd_weight *lm_head, int32_t first, int32_t n);
-void lmd_cpu_sample(lmd_workspace *workspace, int32_t first, int32_t n,
+void lmd_cpu_sample(lmd_workspace *workspace, const lmd_sample_params *params, int32_t n,
                     lmd_sample_result *results);
 void lmd_cpu_step_run(lmd_workspace *workspace);
+/* Copies blocks within the pool, in the order given. */
 void lmd_cpu_kv_copy(lmd_workspace *workspace, const lmd_block_copy *copies, int32_t n);
-void lmd_cpu_kv_export(lmd_workspace *workspace, int32_t block_id, uint8_t *out);
-void lmd_cpu_kv_import(lmd_workspace *workspace, int32_t block_id, const uint8_t *data);
+lmd_status lmd_cpu_kv_export(lmd_workspace *workspace, const int32_t *block_ids, int32_t n,
+                             uint8_t *out, lmd_err *err);
+lmd_status lmd_cpu_kv_import(lmd_workspace *workspace, const int32_t *block_ids, int32_t n,
+                             const uint8_t *data, lmd_err *err);
 
 /* Between the files of a workspace. */
 

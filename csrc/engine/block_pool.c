@@ -69,7 +69,7 @@ lmd_status lmd_block_pool_new(int32_t n_blocks, lmd_block_pool **out, lmd_err *e
     if (!self || !blocks) {
         lmd_free(self);
         lmd_free(blocks);
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %d KV blocks", n_blocks);
+        return lmd_no_memory(err, "%d KV blocks", n_blocks);
     }
     self->n_blocks = n_blocks;
     self->blocks = blocks;

@@ -103,7 +103,7 @@ static lmd_status setup(lmd_engine *self, lmd_err *err) {
     self->row_lives = lmd_calloc(n_rows, sizeof(lmd_live_request *));
     self->row_tokens = lmd_calloc(n_rows, sizeof *self->row_tokens);
     if (!self->samples || !self->row_lives || !self->row_tokens)
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for an engine");
+        return lmd_no_memory(err, "an engine");
     lmd_scheduler_get_stats(self->scheduler, &self->stats.scheduler);
     if (pthread_create(&self->thread, NULL, engine_main, self) != 0)
         return lmd_fail(err, LMD_NO_MEMORY, "the engine's thread cannot start");
@@ -128,7 +128,7 @@ lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executo
     lmd_engine *self = lmd_calloc(1, sizeof *self);
     if (!self) {
         executor->ops->free(executor);
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for an engine");
+        return lmd_no_memory(err, "an engine");
     }
     self->config = *config;
     self->executor = executor;

@@ -187,7 +187,7 @@ static int32_t fill_rows(lmd_engine *self, const lmd_plan *plan, int32_t seq_idx
     }
     if (!has_room) {
         lmd_err err;
-        lmd_fail(&err, LMD_NO_MEMORY, "out of host memory for logits");
+        lmd_no_memory(&err, "logits");
         end_in_plan(self, live, first, n, &err);
     }
     return n;
@@ -325,6 +325,7 @@ static lmd_status run_plan(lmd_engine *self, lmd_plan *plan, int32_t n_preempted
     plan->samples = self->samples;
     const int64_t started = lmd_now_ns();
     LMD_TRY(self->executor->ops->submit(self->executor, plan, err));
+    LMD_TRY(self->executor->ops->sample(self->executor, plan, err));
     LMD_TRY(self->executor->ops->collect(self->executor, plan->plan_id, &result, err));
     if (self->speculation.n_max > 0 && plan->n_logits_rows == plan->n_tokens)
         lmd_speculation_note(&self->speculation, plan->n_tokens,

@@ -84,7 +84,7 @@ static lmd_status setup(lmd_live_request *self, const lmd_request_params *params
                         const lmd_engine_config *config, lmd_err *err) {
     size_t n = (size_t)params->n_tokens;
     self->prompt = lmd_calloc(n, sizeof *self->prompt);
-    if (!self->prompt) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a prompt");
+    if (!self->prompt) return lmd_no_memory(err, "a prompt");
     memcpy(self->prompt, params->token_ids, n * sizeof *self->prompt);
     LMD_TRY(lmd_token_match_init(&self->stops, &params->stop_words, err));
     lmd_sampler_room room = {.prompt = self->prompt,
@@ -100,7 +100,7 @@ lmd_status lmd_live_request_new(const lmd_request_params *params,
                                 const lmd_engine_config *config, lmd_request *request,
                                 lmd_live_request **out, lmd_err *err) {
     lmd_live_request *self = lmd_calloc(1, sizeof *self);
-    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a request");
+    if (!self) return lmd_no_memory(err, "a request");
     int64_t room = config->session_len - params->n_tokens;
     int64_t max_new = params->max_new_tokens < room ? params->max_new_tokens : room;
     int64_t min_new = params->min_new_tokens < max_new ? params->min_new_tokens : max_new;

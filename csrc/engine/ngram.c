@@ -33,8 +33,7 @@ lmd_status lmd_ngram_new(int32_t max_tokens, lmd_ngram **out, lmd_err *err) {
     }
     if (!complete) {
         lmd_ngram_free(self);
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for the n-grams of %d tokens",
-                        max_tokens);
+        return lmd_no_memory(err, "the n-grams of %d tokens", max_tokens);
     }
     *out = self;
     return LMD_OK;

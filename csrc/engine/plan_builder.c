@@ -27,9 +27,7 @@ lmd_status lmd_plan_builder_init(lmd_plan_builder *self, int32_t max_seqs, int32
         self->block_offsets && self->block_ids && self->logits_rows)
         return LMD_OK;
     lmd_plan_builder_clear(self);
-    return lmd_fail(err, LMD_NO_MEMORY,
-                    "out of host memory for plans of %d sequences, %d tokens", max_seqs,
-                    max_tokens);
+    return lmd_no_memory(err, "plans of %d sequences, %d tokens", max_seqs, max_tokens);
 }
 
 void lmd_plan_builder_clear(lmd_plan_builder *self) {

@@ -44,8 +44,7 @@ lmd_status lmd_prefix_cache_new(lmd_block_pool *pool, int32_t block_len, lmd_pre
     }
     if (!self || !self->entries || !self->tokens || !self->buckets) {
         lmd_prefix_cache_free(self);
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for the tokens of %zu blocks",
-                        n_blocks);
+        return lmd_no_memory(err, "the tokens of %zu blocks", n_blocks);
     }
     for (size_t i = 0; i < n_buckets; i++) self->buckets[i] = NO_ENTRY;
     *out = self;

@@ -34,7 +34,7 @@ struct lmd_request {
 
 lmd_status lmd_request_new(const lmd_request_info *info, lmd_request **out, lmd_err *err) {
     lmd_request *self = lmd_calloc(1, sizeof *self);
-    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a request");
+    if (!self) return lmd_no_memory(err, "a request");
     size_t n = (size_t)info->max_new_tokens;
     self->token_ids = lmd_calloc(n, sizeof *self->token_ids);
     if (info->n_logprobs)
@@ -43,8 +43,7 @@ lmd_status lmd_request_new(const lmd_request_info *info, lmd_request **out, lmd_
         lmd_free(self->token_ids);
         lmd_free(self->logprobs);
         lmd_free(self);
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %zu tokens of an answer",
-                        n);
+        return lmd_no_memory(err, "%zu tokens of an answer", n);
     }
     atomic_init(&self->refs, 1);
     atomic_init(&self->cancelled, false);

@@ -91,7 +91,7 @@ static lmd_status reserve_counts(lmd_sampler *self, const lmd_sampler_room *room
     self->counts = lmd_calloc((size_t)n + 1, sizeof *self->counts);
     self->slots = lmd_calloc(self->n_slots, sizeof *self->slots);
     if (self->counts && self->slots) return LMD_OK;
-    return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for penalties");
+    return lmd_no_memory(err, "penalties");
 }
 
 /* ---- lifetime ---- */
@@ -101,7 +101,7 @@ static lmd_status setup(lmd_sampler *self, const lmd_sampler_params *params,
     LMD_TRY(lmd_token_match_init(&self->bad_words, &params->bad_words, err));
     self->room = params->n_biases + room->n_bans + params->bad_words.n;
     self->biases = lmd_calloc((size_t)self->room + 1, sizeof *self->biases);
-    if (!self->biases) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for biases");
+    if (!self->biases) return lmd_no_memory(err, "biases");
     if (params->n_biases)
         memcpy(self->biases, params->biases, (size_t)params->n_biases * sizeof *self->biases);
     self->n_fixed = params->n_biases;
@@ -118,7 +118,7 @@ static lmd_status setup(lmd_sampler *self, const lmd_sampler_params *params,
 lmd_status lmd_sampler_new(const lmd_sampler_params *params, const lmd_sampler_room *room,
                            lmd_sampler **out, lmd_err *err) {
     lmd_sampler *self = lmd_calloc(1, sizeof *self);
-    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a sampler");
+    if (!self) return lmd_no_memory(err, "a sampler");
     self->params = *params;
     lmd_status status = setup(self, params, room, err);
     if (status != LMD_OK) {

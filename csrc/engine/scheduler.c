@@ -67,7 +67,7 @@ static lmd_status allocate(lmd_scheduler *self, lmd_err *err) {
     self->slot_taken = lmd_calloc(max_seqs, sizeof *self->slot_taken);
     self->preempted = lmd_calloc(max_seqs, sizeof *self->preempted);
     if (!self->running || !self->slot_taken || !self->preempted)
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %zu slots", max_seqs);
+        return lmd_no_memory(err, "%zu slots", max_seqs);
     int32_t seq_blocks =
         lmd_min_i32(lmd_ceil_div(config->session_len, config->block_len), config->n_blocks);
     for (int32_t i = 0; i < N_PLANS; i++)
@@ -80,7 +80,7 @@ lmd_status lmd_scheduler_new(const lmd_scheduler_config *config, lmd_scheduler *
                              lmd_err *err) {
     LMD_TRY(check_config(config, err));
     lmd_scheduler *self = lmd_calloc(1, sizeof *self);
-    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a scheduler");
+    if (!self) return lmd_no_memory(err, "a scheduler");
     self->config = *config;
     self->budget = config->max_prefill_token_num;
     self->next_plan_id = self->oldest_plan_id = 1;
@@ -211,10 +211,7 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
                      sizeof *self->reports, err));
     lmd_sequence *seq = lmd_sequence_new(params->seq_id, params->token_ids, params->n_tokens,
                                          params->max_len, self->config.block_len);
-    if (!seq)
-        return lmd_fail(err, LMD_NO_MEMORY,
-                        "out of host memory for a sequence of up to %d tokens",
-                        params->max_len);
+    if (!seq) return lmd_no_memory(err, "a sequence of up to %d tokens", params->max_len);
     seq->all_logits = params->all_logits;
     if (params->snapshot)
         lmd_sequence_begin_with(seq, params->snapshot, self->config.block_len);
@@ -249,28 +246,47 @@ lmd_snapshot *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id) {
     return lmd_sequence_snapshot(seq, self->config.block_len);
 }
 
-lmd_snapshot *lmd_scheduler_import(lmd_scheduler *self, const lmd_snapshot_info *text,
-                                   lmd_block_fill fill, void *arg) {
+/* Takes new blocks for a snapshot's computed positions. */
+static void alloc_blocks(lmd_scheduler *self, const lmd_snapshot_info *info,
+                         lmd_block_ref *blocks, int32_t *block_ids) {
+    const int32_t block_len = self->config.block_len;
+    for (int32_t i = 0; i < info->n_blocks; i++) {
+        lmd_block_pool_alloc(self->pool, &blocks[i]);
+        lmd_block_pool_set_written(self->pool, blocks[i].block_id,
+                                   lmd_min_i32(info->n_computed - i * block_len, block_len));
+        block_ids[i] = blocks[i].block_id;
+    }
+}
+
+lmd_status lmd_scheduler_import(lmd_scheduler *self, const lmd_snapshot_info *text,
+                                lmd_block_fill fill, void *arg, lmd_snapshot **out,
+                                lmd_err *err) {
     const int32_t block_len = self->config.block_len;
     lmd_snapshot_info info = *text;
     info.n_blocks = lmd_min_i32(lmd_ceil_div(text->n_computed, block_len),
                                 lmd_block_pool_n_available(self->pool));
     info.n_computed = lmd_min_i32(text->n_computed, info.n_blocks * block_len);
     info.is_private = true;
+    lmd_snapshot *made = NULL;
+    lmd_status status = LMD_OK;
     lmd_block_ref *blocks = lmd_calloc((size_t)info.n_blocks, sizeof *blocks);
-    if (!blocks) return NULL;
-    for (int32_t i = 0; i < info.n_blocks; i++) {
-        lmd_block_pool_alloc(self->pool, &blocks[i]);
-        lmd_block_pool_set_written(self->pool, blocks[i].block_id,
-                                   lmd_min_i32(info.n_computed - i * block_len, block_len));
-        fill(arg, i, blocks[i].block_id);
+    int32_t *block_ids = lmd_calloc((size_t)info.n_blocks, sizeof *block_ids);
+    if (!blocks || !block_ids) {
+        status = lmd_no_memory(err, "a snapshot of %d blocks", info.n_blocks);
+        goto out;
     }
     info.blocks = blocks;
-    lmd_snapshot *snapshot = lmd_snapshot_new(&info);
+    alloc_blocks(self, &info, blocks, block_ids);
+    status = fill(arg, block_ids, info.n_blocks);
+    if (status == LMD_OK) made = lmd_snapshot_new(&info);
+    if (status == LMD_OK && !made) status = lmd_no_memory(err, "a snapshot");
     for (int32_t i = info.n_blocks - 1; i >= 0; i--)
-        lmd_block_pool_release(self->pool, blocks[i].block_id, snapshot != NULL);
+        lmd_block_pool_release(self->pool, block_ids[i], made != NULL);
+    if (made) *out = made;
+out:
     lmd_free(blocks);
-    return snapshot;
+    lmd_free(block_ids);
+    return status;
 }
 
 bool lmd_scheduler_has_block(const lmd_scheduler *self, lmd_block_ref ref) {

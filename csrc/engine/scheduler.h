@@ -112,11 +112,12 @@ lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *er
 lmd_snapshot *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id);
 
 /* Makes a snapshot of a text (its tokens, n_tokens and n_computed) whose KV comes from outside:
- * `fill` writes the blocks, which are left cached. Where the pool has too few the snapshot
- * knows fewer. NULL when host memory is out. Between steps. */
-typedef void (*lmd_block_fill)(void *arg, int32_t block_idx, int32_t block_id);
-lmd_snapshot *lmd_scheduler_import(lmd_scheduler *self, const lmd_snapshot_info *text,
-                                   lmd_block_fill fill, void *arg);
+ * `fill` writes the blocks, in the text's order, which are left cached. Where the pool has too
+ * few the snapshot knows fewer. LMD_NO_MEMORY, or what `fill` fails with. Between steps. */
+typedef lmd_status (*lmd_block_fill)(void *arg, const int32_t *block_ids, int32_t n);
+lmd_status lmd_scheduler_import(lmd_scheduler *self, const lmd_snapshot_info *text,
+                                lmd_block_fill fill, void *arg, lmd_snapshot **out,
+                                lmd_err *err);
 /* Whether a block still has the content that a snapshot remembers. */
 bool lmd_scheduler_has_block(const lmd_scheduler *self, lmd_block_ref ref);
 int32_t lmd_scheduler_block_len(const lmd_scheduler *self);

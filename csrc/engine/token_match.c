@@ -28,7 +28,7 @@ lmd_status lmd_token_match_init(lmd_token_match *self, const lmd_token_words *wo
     self->matched = lmd_calloc(n, sizeof *self->matched);
     if (!self->token_ids || !self->offsets || !self->borders || !self->matched) {
         lmd_token_match_clear(self);
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %zu words", n);
+        return lmd_no_memory(err, "%zu words", n);
     }
     memcpy(self->token_ids, words->token_ids, n_ids * sizeof *self->token_ids);
     memcpy(self->offsets, words->offsets, (n + 1) * sizeof *self->offsets);

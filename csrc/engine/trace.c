@@ -29,8 +29,7 @@ static lmd_status ring_init(lmd_trace_ring *self, int64_t capacity, int32_t widt
     *self = (lmd_trace_ring){.capacity = capacity, .width = width};
     self->values = lmd_calloc((size_t)capacity * (size_t)width, sizeof *self->values);
     if (self->values) return LMD_OK;
-    return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a trace of %lld records",
-                    (long long)capacity);
+    return lmd_no_memory(err, "a trace of %lld records", (long long)capacity);
 }
 
 static void ring_add(lmd_trace_ring *self, const void *record) {

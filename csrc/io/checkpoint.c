@@ -50,7 +50,7 @@ int64_t lmd_dtype_row_bytes(lmd_dtype dtype, int64_t n_cols) {
 
 lmd_status lmd_checkpoint_new(lmd_checkpoint **out, lmd_err *err) {
     lmd_checkpoint *self = lmd_calloc(1, sizeof *self);
-    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a checkpoint");
+    if (!self) return lmd_no_memory(err, "a checkpoint");
     *out = self;
     return LMD_OK;
 }
@@ -116,7 +116,7 @@ static lmd_status grow_slots(lmd_checkpoint *self, lmd_err *err) {
     if (self->n_views >= UINT32_MAX / 8) return lmd_fail(err, LMD_BAD_FILE, "too many tensors");
     size_t n_slots = self->n_slots ? self->n_slots * 2 : 64;
     uint32_t *slots = lmd_calloc(n_slots, sizeof *slots);
-    if (!slots) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for tensor names");
+    if (!slots) return lmd_no_memory(err, "tensor names");
     lmd_free(self->slots);
     self->slots = slots;
     self->n_slots = n_slots;
@@ -186,7 +186,7 @@ lmd_status lmd_checkpoint_add_tensor(lmd_checkpoint *self, const lmd_tensor_spec
     LMD_TRY(lmd_grow((void **)&self->views, &self->view_capacity, self->n_views + 1,
                      sizeof *self->views, err));
     char *name = lmd_calloc(name_len + 1, 1);
-    if (!name) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a tensor's name");
+    if (!name) return lmd_no_memory(err, "a tensor's name");
     memcpy(name, spec->name, name_len);
     lmd_tensor_view view = {.name = name,
                             .dtype = spec->dtype,

@@ -149,8 +149,7 @@ static lmd_status take_pairs(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *er
                         (unsigned long long)n);
     self->pairs = lmd_calloc((size_t)n, sizeof *self->pairs);
     self->by_key = lmd_calloc((size_t)n, sizeof *self->by_key);
-    if (!self->pairs || !self->by_key)
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for metadata");
+    if (!self->pairs || !self->by_key) return lmd_no_memory(err, "metadata");
     for (uint64_t i = 0; i < n; i++) LMD_TRY(take_pair(at, &self->pairs[i], err));
     self->n_pairs = (size_t)n;
     return index_keys(self, err);
@@ -265,7 +264,7 @@ static int compare_places(const void *a, const void *b) {
 static lmd_status check_overlaps(const lmd_checkpoint *checkpoint, lmd_err *err) {
     size_t n = lmd_checkpoint_n_tensors(checkpoint);
     const lmd_tensor_view **views = lmd_calloc(n, sizeof *views);
-    if (!views) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for %zu tensors", n);
+    if (!views) return lmd_no_memory(err, "%zu tensors", n);
     for (size_t i = 0; i < n; i++) views[i] = lmd_checkpoint_tensor(checkpoint, i);
     qsort(views, n, sizeof *views, compare_places);
     lmd_status status = LMD_OK;
@@ -329,7 +328,7 @@ static lmd_status parse(lmd_gguf *self, lmd_err *err) {
 static lmd_status open_with(const char *path, const uint8_t *data, size_t n_bytes,
                             lmd_gguf **out, lmd_err *err) {
     lmd_gguf *self = lmd_calloc(1, sizeof *self);
-    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a GGUF file");
+    if (!self) return lmd_no_memory(err, "a GGUF file");
     int32_t file_idx;
     lmd_status status = lmd_checkpoint_new(&self->checkpoint, err);
     if (status == LMD_OK)

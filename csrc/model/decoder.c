@@ -3,27 +3,32 @@
 
 #include <stdio.h>
 
+#include "base/ints.h"
 #include "base/memory.h"
 #include "model/rope.h"
 
-enum {
-    LOGITS_TILE = 64
-}; /* rows of logits that exist at once; a plan with more goes in tiles */
+enum { N_PLANS = 2 }; /* that may be in flight: plan p has the results at p % N_PLANS */
+
+/* What a plan in flight will give. */
+typedef struct plan_results {
+    int64_t plan_id; /* 0: none yet */
+    int32_t n_rows;
+    lmd_sample_result *rows; /* [max_tokens] */
+} plan_results;
 
 typedef struct decoder {
     lmd_executor base;
     const lmd_model *model;
     lmd_workspace *workspace;
-    lmd_buffer *residual;       /* [max_tokens, hidden_dim] fp32 */
-    lmd_buffer *norm;           /* [max_tokens, hidden_dim] */
-    lmd_buffer *qkv;            /* [max_tokens, (n_head + 2 n_kv_head) * head_dim] */
-    lmd_buffer *attn;           /* [max_tokens, n_head * head_dim] */
-    lmd_buffer *ffn;            /* [max_tokens, ffn_dim] */
-    lmd_sample_result *results; /* [max_tokens] */
+    lmd_buffer *residual; /* [max_tokens, hidden_dim] */
+    lmd_buffer *norm;     /* [max_tokens, hidden_dim] */
+    lmd_buffer *qkv;      /* [max_tokens, (n_head + 2 n_kv_head) * head_dim] */
+    lmd_buffer *attn;     /* [max_tokens, n_head * head_dim] */
+    lmd_buffer *ffn;      /* [max_tokens, ffn_dim] */
+    int32_t max_logits_rows;
+    plan_results results[N_PLANS];
     size_t kv_block_bytes;
     char kv_layout[64]; /* the backend's name for it, with what a block's form depends on */
-    int64_t plan_id;    /* in flight */
-    int32_t n_rows;
 } decoder;
 
 static void decode_layer(decoder *self, int32_t i) {
@@ -33,6 +38,7 @@ static void decode_layer(decoder *self, int32_t i) {
     lmd_workspace *workspace = self->workspace;
 
     ops->add_norm(workspace, self->residual, layer->attn_norm, eps, self->norm);
+    /* q, k and v in one matrix */
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->qkv,
                                               .bias = layer->qkv_bias,
                                               .in = self->norm,
@@ -63,35 +69,55 @@ static void decode_layer(decoder *self, int32_t i) {
                                               .epilogue = LMD_EPILOGUE_ADD});
 }
 
+/* Final norm and lm_head of n of the plan's logits rows. */
+static void make_logits(decoder *self, int32_t first, int32_t n) {
+    const lmd_model *model = self->model;
+    model->backend->ops->logits(self->workspace, self->residual, model->final_norm,
+                                (float)model->config.norm_eps, model->lm_head, first, n);
+}
+
 static lmd_status decoder_submit(lmd_executor *executor, const lmd_plan *plan, lmd_err *err) {
-    (void)err;
+    (void)err; /* errors of the device come up in collect */
     decoder *self = (decoder *)executor;
     const lmd_model *model = self->model;
     const lmd_backend_ops *ops = model->backend->ops;
-    self->plan_id = plan->plan_id;
-    self->n_rows = plan->n_logits_rows;
+    plan_results *results = &self->results[plan->plan_id % N_PLANS];
+    results->plan_id = plan->plan_id;
+    results->n_rows = plan->n_logits_rows;
 
     ops->step_begin(self->workspace, plan);
     ops->embed(self->workspace, model->embed, self->residual);
     for (int32_t i = 0; i < model->config.n_layer; i++) decode_layer(self, i);
-    for (int32_t first = 0; first < plan->n_logits_rows; first += LOGITS_TILE) {
-        int32_t left = plan->n_logits_rows - first;
-        int32_t n = left < LOGITS_TILE ? left : LOGITS_TILE;
-        ops->logits(self->workspace, self->residual, model->final_norm,
-                    (float)model->config.norm_eps, model->lm_head, first, n);
-        ops->sample(self->workspace, first, n, self->results + first);
+    if (plan->n_logits_rows > 0 && plan->n_logits_rows <= self->max_logits_rows)
+        make_logits(self, 0, plan->n_logits_rows);
+    return LMD_OK;
+}
+
+/* More rows than exist at once are made and sampled in tiles. */
+static lmd_status decoder_sample(lmd_executor *executor, const lmd_plan *plan, lmd_err *err) {
+    (void)err;
+    decoder *self = (decoder *)executor;
+    const lmd_backend_ops *ops = self->model->backend->ops;
+    lmd_sample_result *rows = self->results[plan->plan_id % N_PLANS].rows;
+    const bool in_tiles = plan->n_logits_rows > self->max_logits_rows;
+    for (int32_t first = 0; first < plan->n_logits_rows; first += self->max_logits_rows) {
+        const int32_t n = lmd_min_i32(plan->n_logits_rows - first, self->max_logits_rows);
+        if (in_tiles) make_logits(self, first, n);
+        ops->sample(self->workspace, plan->samples + first, n, rows + first);
     }
+    ops->step_end(self->workspace);
     return LMD_OK;
 }
 
 static lmd_status decoder_collect(lmd_executor *executor, int64_t plan_id, lmd_plan_result *out,
                                   lmd_err *err) {
     decoder *self = (decoder *)executor;
-    if (plan_id != self->plan_id)
-        return lmd_fail(err, LMD_INTERNAL, "plan %lld was collected, but %lld is in flight",
-                        (long long)plan_id, (long long)self->plan_id);
-    LMD_TRY(self->model->backend->ops->step_wait(self->workspace, err));
-    *out = (lmd_plan_result){plan_id, self->n_rows, self->results};
+    const plan_results *results = &self->results[plan_id % N_PLANS];
+    if (plan_id != results->plan_id)
+        return lmd_fail(err, LMD_INTERNAL, "plan %lld was collected, but is not in flight",
+                        (long long)plan_id);
+    LMD_TRY(self->model->backend->ops->step_wait(self->workspace, plan_id, err));
+    *out = (lmd_plan_result){plan_id, results->n_rows, results->rows};
     return LMD_OK;
 }
 
@@ -99,7 +125,7 @@ static void decoder_free(lmd_executor *executor) {
     if (!executor) return;
     decoder *self = (decoder *)executor;
     if (self->workspace) self->model->backend->ops->workspace_free(self->workspace);
-    lmd_free(self->results);
+    for (int32_t i = 0; i < N_PLANS; i++) lmd_free(self->results[i].rows);
     lmd_free(self);
 }
 
@@ -111,18 +137,21 @@ static size_t decoder_kv_block_bytes(const lmd_executor *executor) {
     return ((const decoder *)executor)->kv_block_bytes;
 }
 
-static void decoder_kv_export(lmd_executor *executor, int32_t block_id, uint8_t *out) {
+static lmd_status decoder_kv_export(lmd_executor *executor, const int32_t *block_ids, int32_t n,
+                                    uint8_t *out, lmd_err *err) {
     decoder *self = (decoder *)executor;
-    self->model->backend->ops->kv_export(self->workspace, block_id, out);
+    return self->model->backend->ops->kv_export(self->workspace, block_ids, n, out, err);
 }
 
-static void decoder_kv_import(lmd_executor *executor, int32_t block_id, const uint8_t *data) {
+static lmd_status decoder_kv_import(lmd_executor *executor, const int32_t *block_ids, int32_t n,
+                                    const uint8_t *data, lmd_err *err) {
     decoder *self = (decoder *)executor;
-    self->model->backend->ops->kv_import(self->workspace, block_id, data);
+    return self->model->backend->ops->kv_import(self->workspace, block_ids, n, data, err);
 }
 
 static const lmd_executor_ops decoder_ops = {
     .submit = decoder_submit,
+    .sample = decoder_sample,
     .collect = decoder_collect,
     .free = decoder_free,
     .kv_layout = decoder_kv_layout,
@@ -131,14 +160,40 @@ static const lmd_executor_ops decoder_ops = {
     .kv_import = decoder_kv_import,
 };
 
-static lmd_workspace_config workspace_config(const lmd_model *model,
+/* ---- lifetime ---- */
+
+enum { N_BUFFERS = 5 };
+
+/* The buffers of a forward pass, as fields of the decoder. */
+typedef struct buffer_spec {
+    lmd_buffer **buffer;
+    int32_t n_cols;
+    lmd_buffer_role role;
+} buffer_spec;
+
+static void list_buffers(decoder *self, const lmd_model_config *shape,
+                         buffer_spec out[N_BUFFERS]) {
+    const int32_t n_q = shape->n_head * shape->head_dim;
+    const int32_t n_qkv = n_q + 2 * shape->n_kv_head * shape->head_dim;
+    out[0] = (buffer_spec){&self->residual, shape->hidden_dim, LMD_BUFFER_RESIDUAL};
+    out[1] = (buffer_spec){&self->norm, shape->hidden_dim, LMD_BUFFER_ACTIVATION};
+    out[2] = (buffer_spec){&self->qkv, n_qkv, LMD_BUFFER_ACTIVATION};
+    out[3] = (buffer_spec){&self->attn, n_q, LMD_BUFFER_ACTIVATION};
+    out[4] = (buffer_spec){&self->ffn, shape->ffn_dim, LMD_BUFFER_ACTIVATION};
+}
+
+static lmd_workspace_config workspace_config(const lmd_model_config *shape,
                                              const lmd_decoder_config *config) {
-    const lmd_model_config *shape = &model->config;
-    int32_t max_rows = config->max_tokens < LOGITS_TILE ? config->max_tokens : LOGITS_TILE;
+    decoder none;
+    buffer_spec buffers[N_BUFFERS];
+    int32_t max_cols = 0;
+    list_buffers(&none, shape, buffers);
+    for (int32_t i = 0; i < N_BUFFERS; i++) max_cols = lmd_max_i32(max_cols, buffers[i].n_cols);
     return (lmd_workspace_config){
         .max_tokens = config->max_tokens,
         .max_seqs = config->max_seqs,
-        .max_logits_rows = max_rows,
+        .max_logits_rows = lmd_max_logits_rows(config->max_tokens, config->max_seqs),
+        .max_cols = max_cols,
         .n_layer = shape->n_layer,
         .n_head = shape->n_head,
         .n_kv_head = shape->n_kv_head,
@@ -150,46 +205,53 @@ static lmd_workspace_config workspace_config(const lmd_model *model,
         .k_bits = config->k_bits,
         .v_bits = config->v_bits,
         .fast_activations = config->fast_activations,
+        .batch_invariant = config->batch_invariant,
         .n_positions = config->session_len,
     };
+}
+
+static lmd_status new_workspace(decoder *self, lmd_workspace_config *config, lmd_err *err) {
+    const lmd_model *model = self->model;
+    const size_t n_bytes =
+        (size_t)config->n_positions * (size_t)config->head_dim * sizeof *config->rope_table;
+    float *table = lmd_alloc_large(n_bytes);
+    if (!table) return lmd_no_memory(err, "a RoPE table of %zu bytes", n_bytes);
+    lmd_rope_table(&model->config, model->rope_factors, config->n_positions, table);
+    config->rope_table = table;
+    lmd_status status =
+        model->backend->ops->workspace_new(model->backend, config, &self->workspace, err);
+    lmd_free_large(table, n_bytes);
+    return status;
 }
 
 static lmd_status allocate(decoder *self, const lmd_decoder_config *config, lmd_err *err) {
     const lmd_model_config *shape = &self->model->config;
     const lmd_backend_ops *ops = self->model->backend->ops;
-    lmd_workspace_config workspace = workspace_config(self->model, config);
-    size_t table_bytes =
-        (size_t)config->session_len * (size_t)shape->head_dim * sizeof *workspace.rope_table;
-    float *table = lmd_alloc_large(table_bytes);
-    self->results = lmd_calloc((size_t)config->max_tokens, sizeof *self->results);
-    if (!table || !self->results) {
-        lmd_free_large(table, table_bytes);
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a RoPE table of %zu bytes",
-                        table_bytes);
-    }
-    lmd_rope_table(shape, self->model->rope_factors, config->session_len, table);
-    workspace.rope_table = table;
-    self->kv_block_bytes = ops->kv_block_bytes(&workspace);
+    lmd_workspace_config wanted = workspace_config(shape, config);
+    buffer_spec buffers[N_BUFFERS];
+    self->max_logits_rows = wanted.max_logits_rows;
+    self->kv_block_bytes = ops->kv_block_bytes(&wanted);
     snprintf(self->kv_layout, sizeof self->kv_layout, "%s k%d v%d block %d", ops->kv_layout,
-             (int)workspace.k_bits, (int)workspace.v_bits, (int)workspace.block_len);
-    lmd_status status =
-        ops->workspace_new(self->model->backend, &workspace, &self->workspace, err);
-    lmd_free_large(table, table_bytes);
-    LMD_TRY(status);
-    const int32_t n_q = shape->n_head * shape->head_dim;
-    const int32_t n_qkv = n_q + 2 * shape->n_kv_head * shape->head_dim;
-    LMD_TRY(ops->buffer_new(self->workspace, shape->hidden_dim, &self->residual, err));
-    LMD_TRY(ops->buffer_new(self->workspace, shape->hidden_dim, &self->norm, err));
-    LMD_TRY(ops->buffer_new(self->workspace, n_qkv, &self->qkv, err));
-    LMD_TRY(ops->buffer_new(self->workspace, n_q, &self->attn, err));
-    return ops->buffer_new(self->workspace, shape->ffn_dim, &self->ffn, err);
+             (int)wanted.k_bits, (int)wanted.v_bits, (int)wanted.block_len);
+    for (int32_t i = 0; i < N_PLANS; i++) {
+        lmd_sample_result **rows = &self->results[i].rows;
+        *rows = lmd_calloc((size_t)config->max_tokens, sizeof **rows);
+        if (!*rows) return lmd_no_memory(err, "the results of %d rows", config->max_tokens);
+    }
+    LMD_TRY(new_workspace(self, &wanted, err));
+    list_buffers(self, shape, buffers);
+    for (int32_t i = 0; i < N_BUFFERS; i++)
+        LMD_TRY(ops->buffer_new(self->workspace, buffers[i].n_cols, buffers[i].role,
+                                buffers[i].buffer, err));
+    return LMD_OK;
 }
 
 lmd_status lmd_decoder_new(const lmd_model *model, const lmd_decoder_config *config,
                            lmd_executor **out, lmd_err *err) {
     decoder *self = lmd_calloc(1, sizeof *self);
-    if (!self) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for a decoder");
+    if (!self) return lmd_no_memory(err, "a decoder");
     self->base.ops = &decoder_ops;
+    self->base.runs_ahead = model->backend->ops->runs_ahead;
     self->model = model;
     lmd_status status = allocate(self, config, err);
     if (status != LMD_OK) {

@@ -13,6 +13,7 @@ typedef struct lmd_decoder_config {
     int32_t n_blocks, block_len;
     int32_t k_bits, v_bits; /* of the KV cache: see lmd_workspace_config */
     bool fast_activations;  /* 4-bit weights may meet 8-bit activations */
+    bool batch_invariant;   /* see lmd_workspace_config */
 } lmd_decoder_config;
 
 /* Allocates KV and buffers for one engine. The model must outlive the executor. */

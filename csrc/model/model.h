@@ -22,6 +22,12 @@ typedef struct lmd_layer {
     lmd_weight *down_bias;       /* [hidden_dim] or NULL */
 } lmd_layer;
 
+typedef struct lmd_model_sizes {
+    size_t weight_bytes; /* of all matrices, as the backend keeps them */
+    size_t read_bytes;   /* of these, what one decoded token reads: not an embedding that is no
+                            lm_head, of which it reads a row */
+} lmd_model_sizes;
+
 typedef struct lmd_model {
     lmd_model_config config;
     lmd_backend *backend;
@@ -30,7 +36,7 @@ typedef struct lmd_model {
     lmd_weight *final_norm; /* [hidden_dim] */
     lmd_weight *lm_head;    /* [vocab_size, hidden_dim]; the same object as embed when tied */
     float *rope_factors;    /* [head_dim / 2] or NULL */
-    size_t weight_bytes;
+    lmd_model_sizes sizes;
 } lmd_model;
 
 /* Called after each weight with the checkpoint's bytes done so far; not LMD_OK stops the load.
@@ -45,6 +51,10 @@ typedef struct lmd_progress {
 lmd_status lmd_model_load(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
                           lmd_backend *backend, const lmd_progress *progress, lmd_model **out,
                           lmd_err *err);
+/* Says what loading would take: reads headers and small vectors, and refuses what a load
+ * refuses. Takes the backend over and frees it. */
+lmd_status lmd_model_measure(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
+                             lmd_backend *backend, lmd_model_sizes *out, lmd_err *err);
 void lmd_model_free(lmd_model *self);
 
 int32_t lmd_model_vocab_size(const lmd_model *self);

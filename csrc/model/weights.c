@@ -10,6 +10,7 @@
 
 typedef struct loader {
     lmd_model *model;
+    bool sizes_alone; /* matrices are added up, not loaded */
     const lmd_arch *arch;
     const lmd_checkpoint *checkpoint;
     const lmd_progress *progress;
@@ -111,8 +112,12 @@ static lmd_status find_part(const loader *self, lmd_tensor_role role, int32_t la
 
 static lmd_status upload(loader *self, const lmd_weight_source *src, lmd_weight **out,
                          lmd_err *err) {
-    LMD_TRY(self->model->backend->ops->upload(self->model->backend, src, out, err));
-    self->model->weight_bytes += self->model->backend->ops->weight_bytes(*out);
+    lmd_backend *backend = self->model->backend;
+    size_t n_bytes;
+    LMD_TRY(backend->ops->weight_size(backend, src, &n_bytes, err));
+    self->model->sizes.weight_bytes += n_bytes;
+    if (self->sizes_alone) return LMD_OK;
+    LMD_TRY(backend->ops->upload(backend, src, out, err));
     for (int32_t i = 0; i < src->n_parts; i++) {
         const lmd_weight_part *part = &src->parts[i];
         const lmd_tensor_view *views[] = {part->tensor, part->packed.qweight,
@@ -186,8 +191,7 @@ static lmd_status make_row_maps(loader *self, lmd_err *err) {
     self->q_map = lmd_calloc((size_t)self->n_q_rows, sizeof *self->q_map);
     self->k_map = lmd_calloc((size_t)self->n_kv_rows, sizeof *self->k_map);
     self->v_map = lmd_calloc((size_t)self->n_kv_rows, sizeof *self->v_map);
-    if (!self->q_map || !self->k_map || !self->v_map)
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory for row maps");
+    if (!self->q_map || !self->k_map || !self->v_map) return lmd_no_memory(err, "row maps");
     if (config->packed_qkv) {
         int32_t group_rows = (group + 2) * head_dim;
         map_heads(config, config->n_head, group, group_rows, 0, true, self->q_map);
@@ -235,8 +239,7 @@ static lmd_status load_vector_of(loader *self, int32_t layer, const vector_part 
     int32_t n_all = 0, at = 0;
     for (int32_t i = 0; i < n_parts; i++) n_all += parts[i].n;
     float *values = lmd_calloc((size_t)n_all, sizeof *values);
-    if (!values)
-        return lmd_fail(err, LMD_NO_MEMORY, "out of host memory: a vector of %d", n_all);
+    if (!values) return lmd_no_memory(err, "a vector of %d", n_all);
     for (int32_t i = 0; i < n_parts; at += parts[i++].n)
         LMD_TRY_OUT(read_vector(self, parts[i].role, layer, parts[i].n_tensor, parts[i].row_map,
                                 parts[i].n, values + at, err));
@@ -313,37 +316,45 @@ static lmd_status load_all(loader *self, lmd_err *err) {
     if (config->rope.freqs_tensor) {
         int32_t n = config->head_dim / 2;
         model->rope_factors = lmd_calloc((size_t)n, sizeof *model->rope_factors);
-        if (!model->rope_factors) return lmd_fail(err, LMD_NO_MEMORY, "out of host memory");
+        if (!model->rope_factors) return lmd_no_memory(err, "RoPE factors");
         LMD_TRY(read_vector(self, LMD_ROPE_FREQS, 0, n, NULL, n, model->rope_factors, err));
     }
     LMD_TRY(load_matrix(self, LMD_EMBED, 0, config->vocab_size, config->hidden_dim,
                         &model->embed, err));
+    const size_t embed_bytes = model->sizes.weight_bytes;
     for (int32_t i = 0; i < config->n_layer; i++) LMD_TRY(load_layer(self, i, err));
     LMD_TRY(load_vector(self, LMD_FINAL_NORM, 0, config->hidden_dim, &model->final_norm, err));
-    model->lm_head = model->embed;
-    if (config->tie_embeddings) return LMD_OK;
-    model->lm_head = NULL;
-    return load_matrix(self, LMD_HEAD, 0, config->vocab_size, config->hidden_dim,
-                       &model->lm_head, err);
+    if (config->tie_embeddings) {
+        model->lm_head = model->embed;
+        model->sizes.read_bytes = model->sizes.weight_bytes;
+        return LMD_OK;
+    }
+    LMD_TRY(load_matrix(self, LMD_HEAD, 0, config->vocab_size, config->hidden_dim,
+                        &model->lm_head, err));
+    model->sizes.read_bytes = model->sizes.weight_bytes - embed_bytes;
+    return LMD_OK;
 }
 
-lmd_status lmd_model_load(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
-                          lmd_backend *backend, const lmd_progress *progress, lmd_model **out,
-                          lmd_err *err) {
+static lmd_status load(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
+                       lmd_backend *backend, const lmd_progress *progress, bool sizes_alone,
+                       lmd_model **out, lmd_err *err) {
     lmd_status status = lmd_model_config_check(config, err);
     lmd_model *model = status == LMD_OK ? lmd_calloc(1, sizeof *model) : NULL;
     if (!model) {
         backend->ops->free(backend);
-        return status != LMD_OK ? status : lmd_fail(err, LMD_NO_MEMORY, "out of host memory");
+        return status != LMD_OK ? status : lmd_no_memory(err, "a model");
     }
     model->config = *config;
     model->backend = backend;
-    loader self = {.model = model, .checkpoint = checkpoint, .progress = progress};
+    loader self = {.model = model,
+                   .checkpoint = checkpoint,
+                   .progress = progress,
+                   .sizes_alone = sizes_alone};
     model->layers = lmd_calloc((size_t)config->n_layer, sizeof *model->layers);
     if (model->layers)
         status = load_all(&self, err);
     else
-        status = lmd_fail(err, LMD_NO_MEMORY, "out of host memory");
+        status = lmd_no_memory(err, "%d layers", config->n_layer);
     lmd_free(self.q_map);
     lmd_free(self.k_map);
     lmd_free(self.v_map);
@@ -352,6 +363,21 @@ lmd_status lmd_model_load(const lmd_model_config *config, const lmd_checkpoint *
         return status;
     }
     *out = model;
+    return LMD_OK;
+}
+
+lmd_status lmd_model_load(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
+                          lmd_backend *backend, const lmd_progress *progress, lmd_model **out,
+                          lmd_err *err) {
+    return load(config, checkpoint, backend, progress, false, out, err);
+}
+
+lmd_status lmd_model_measure(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
+                             lmd_backend *backend, lmd_model_sizes *out, lmd_err *err) {
+    lmd_model *model;
+    LMD_TRY(load(config, checkpoint, backend, NULL, true, &model, err));
+    *out = model->sizes;
+    lmd_model_free(model);
     return LMD_OK;
 }
 

@@ -410,6 +410,13 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
     return result;
 }
 
+static PyObject *engine_reject(PyObject *obj, PyObject *arg) {
+    engine_object *self = (engine_object *)obj;
+    const char *message = PyUnicode_AsUTF8(arg);
+    if (!message || lmd_py_check_fork(self->pid) < 0) return NULL;
+    return reject(self, message);
+}
+
 static PyObject *engine_import_snapshot(PyObject *obj, PyObject *args) {
     engine_object *self = (engine_object *)obj;
     PyObject *ids, *kv_obj;
@@ -516,6 +523,10 @@ static PyMethodDef engine_methods[] = {
      "submit(token_ids, *, max_new_tokens=512, ...) -> Request\n\nQueues a request and returns "
      "at once. "
      "A wrong value gives a Request whose only Output has finish_reason \"error\"."},
+    {"reject", engine_reject, METH_O,
+     "reject(message) -> Request\n\nA request that has failed before it could be submitted: "
+     "its "
+     "only Output has finish_reason \"error\" and this message."},
     {"import_snapshot", engine_import_snapshot, METH_VARARGS,
      "import_snapshot(token_ids, layout, n_computed, kv) -> Snapshot\n\nA snapshot of a text "
      "and "

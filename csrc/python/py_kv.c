@@ -1,7 +1,7 @@
 /* The KV cache's storage for Python: see py_kv.h. */
 #include "python/py_kv.h"
 
-#include "engine/backends.h"
+#include "devices/devices.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
 #include "quant/kv_quant.h"

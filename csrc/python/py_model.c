@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include "base/threads.h"
-#include "engine/backends.h"
+#include "devices/devices.h"
 #include "io/checkpoint.h"
 #include "model/decoder.h"
 #include "python/py_error.h"
@@ -301,19 +301,18 @@ static int thread_count_of(PyObject *value, int32_t *out) {
 
 static PyObject *sizes_of(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
                           const char *device) {
-    const lmd_backend_config backend = {.n_threads = 1, .matrices = LMD_MATRICES_MEASURED};
-    lmd_model *model;
+    const lmd_backend_config backend_config = {.n_threads = 1};
+    lmd_backend *backend;
+    lmd_model_sizes sizes;
     lmd_err err;
-    if (load(config, checkpoint, device, &backend, Py_None, &model, &err) != LMD_OK)
-        return lmd_py_raise(&err);
-    /* The rows of an embedding that is no lm_head are read one by one. */
-    size_t apart =
-        model->embed == model->lm_head ? 0 : model->backend->ops->weight_bytes(model->embed);
-    PyObject *sizes =
-        Py_BuildValue("{s:n, s:n}", "weight_bytes", (Py_ssize_t)model->weight_bytes,
-                      "read_bytes", (Py_ssize_t)(model->weight_bytes - apart));
-    lmd_model_free(model);
-    return sizes;
+    lmd_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = lmd_backend_open(device, &backend_config, &backend, &err);
+    if (status == LMD_OK) status = lmd_model_measure(config, checkpoint, backend, &sizes, &err);
+    Py_END_ALLOW_THREADS
+    if (status != LMD_OK) return lmd_py_raise(&err);
+    return Py_BuildValue("{s:n, s:n}", "weight_bytes", (Py_ssize_t)sizes.weight_bytes,
+                         "read_bytes", (Py_ssize_t)sizes.read_bytes);
 }
 
 PyObject *lmd_py_model_sizes(PyObject *module, PyObject *args, PyObject *kwargs) {
@@ -429,7 +428,7 @@ static PyObject *get_num_threads(PyObject *obj, void *unused) {
 
 static PyObject *get_weight_bytes(PyObject *obj, void *unused) {
     (void)unused;
-    return PyLong_FromSize_t(((model_object *)obj)->model->weight_bytes);
+    return PyLong_FromSize_t(((model_object *)obj)->model->sizes.weight_bytes);
 }
 
 static PyGetSetDef model_getset[] = {

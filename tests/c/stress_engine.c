@@ -33,6 +33,12 @@ static lmd_status fake_submit(lmd_executor *executor, const lmd_plan *plan, lmd_
     fake_executor *self = (fake_executor *)executor;
     self->plan_id = plan->plan_id;
     self->n_rows = plan->n_logits_rows;
+    return LMD_OK;
+}
+
+static lmd_status fake_sample(lmd_executor *executor, const lmd_plan *plan, lmd_err *err) {
+    (void)err;
+    fake_executor *self = (fake_executor *)executor;
     for (int32_t i = 0; i < plan->n_logits_rows; i++) {
         int32_t row = plan->logits_rows[i];
         self->rows[i].token_id = plan->samples[i].wants_token
@@ -62,20 +68,29 @@ static size_t fake_block_bytes(const lmd_executor *executor) {
     return 1;
 }
 
-static void fake_export(lmd_executor *executor, int32_t block_id, uint8_t *out) {
-    (void)executor;
-    out[0] = (uint8_t)block_id;
+static lmd_status fake_export(lmd_executor *executor, const int32_t *block_ids, int32_t n,
+                              uint8_t *out, lmd_err *err) {
+    (void)executor, (void)err;
+    for (int32_t i = 0; i < n; i++) out[i] = (uint8_t)block_ids[i];
+    return LMD_OK;
 }
 
-static void fake_import(lmd_executor *executor, int32_t block_id, const uint8_t *data) {
-    (void)executor;
-    (void)block_id;
-    (void)data;
+static lmd_status fake_import(lmd_executor *executor, const int32_t *block_ids, int32_t n,
+                              const uint8_t *data, lmd_err *err) {
+    (void)executor, (void)block_ids, (void)n, (void)data, (void)err;
+    return LMD_OK;
 }
 
-static const lmd_executor_ops fake_ops = {fake_submit, fake_collect,     fake_free,
-                                          fake_layout, fake_block_bytes, fake_export,
-                                          fake_import};
+static const lmd_executor_ops fake_ops = {
+    .submit = fake_submit,
+    .sample = fake_sample,
+    .collect = fake_collect,
+    .free = fake_free,
+    .kv_layout = fake_layout,
+    .kv_block_bytes = fake_block_bytes,
+    .kv_export = fake_export,
+    .kv_import = fake_import,
+};
 
 /* ---- clients ---- */
 

@@ -129,11 +129,15 @@ static machine make_machine(int n_threads, bool fast, bool wide_groups) {
                                       .rope_table = rope};
     const lmd_backend_ops *ops = self.backend->ops;
     if (ops->workspace_new(self.backend, &workspace, &self.workspace, &err) != LMD_OK ||
-        ops->buffer_new(self.workspace, HIDDEN, &self.residual, &err) != LMD_OK ||
-        ops->buffer_new(self.workspace, HIDDEN, &self.norm, &err) != LMD_OK ||
-        ops->buffer_new(self.workspace, N_QKV, &self.qkv, &err) != LMD_OK ||
-        ops->buffer_new(self.workspace, N_HEAD * HEAD_DIM, &self.attn, &err) != LMD_OK ||
-        ops->buffer_new(self.workspace, FFN, &self.ffn, &err) != LMD_OK)
+        ops->buffer_new(self.workspace, HIDDEN, LMD_BUFFER_RESIDUAL, &self.residual, &err) !=
+            LMD_OK ||
+        ops->buffer_new(self.workspace, HIDDEN, LMD_BUFFER_ACTIVATION, &self.norm, &err) !=
+            LMD_OK ||
+        ops->buffer_new(self.workspace, N_QKV, LMD_BUFFER_ACTIVATION, &self.qkv, &err) !=
+            LMD_OK ||
+        ops->buffer_new(self.workspace, N_HEAD * HEAD_DIM, LMD_BUFFER_ACTIVATION, &self.attn,
+                        &err) != LMD_OK ||
+        ops->buffer_new(self.workspace, FFN, LMD_BUFFER_ACTIVATION, &self.ffn, &err) != LMD_OK)
         die("workspace", err.message);
     return self;
 }
@@ -185,12 +189,13 @@ static int run_step(machine *self, const lmd_plan *plan, uint64_t pattern,
     for (int i = 0; i < N_REPEATS; i++) {
         ops->logits(self->workspace, self->residual, self->final_norm, 1e-5f, self->embed, 0,
                     n_rows);
-        if (pattern >> i & 1) ops->sample(self->workspace, 0, n_rows, repeated[i]);
+        if (pattern >> i & 1) ops->sample(self->workspace, plan->samples, n_rows, repeated[i]);
     }
     ops->logits(self->workspace, self->residual, self->final_norm, 1e-5f, self->embed, 0,
                 n_rows);
-    ops->sample(self->workspace, 0, n_rows, results);
-    if (ops->step_wait(self->workspace, &err) != LMD_OK) die("step", err.message);
+    ops->sample(self->workspace, plan->samples, n_rows, results);
+    if (ops->step_wait(self->workspace, plan->plan_id, &err) != LMD_OK)
+        die("step", err.message);
     int n_different = 0;
     for (int i = 0; i < N_REPEATS; i++)
         for (int r = 0; r < n_rows && (pattern >> i & 1); r++)

@@ -1,5 +1,5 @@
-/* The registry of backends: see backends.h. */
-#include "engine/backends.h"
+/* Devices: see devices.h. */
+#include "devices/devices.h"
 
 #include <string.h>
 

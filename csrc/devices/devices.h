@@ -1,7 +1,9 @@
-/* The registry of backends: from a device's name to an open backend.
- * It stands above the backends, because it knows them; they know nothing of each other. */
-#ifndef LMD_ENGINE_BACKENDS_H
-#define LMD_ENGINE_BACKENDS_H
+/* Devices: from a name to an open backend.
+ * Knows every backend; they know nothing of one another, and model and engine none of them. The
+ * names: "cpu", "auto" (the best device there is), "cuda" and "cuda:1" (the second GPU). Any
+ * thread. */
+#ifndef LMD_DEVICES_DEVICES_H
+#define LMD_DEVICES_DEVICES_H
 
 #include "backend/backend.h"
 
