@@ -207,7 +207,7 @@ class Engine:
     def import_snapshot(
         self, token_ids: ArrayLike, layout: str, n_computed: int, kv: NDArray[np.uint8], /
     ) -> Snapshot:
-        """A snapshot of a text and of what `Snapshot.export_kv` gave, here or in an earlier process.
+        """A snapshot of a text and of what `Snapshot.export_kv` gave, here or in another process.
 
         kv: [n_blocks, block_bytes]. KV of another layout or size is not taken: the text is then
         computed again. No other request reads KV that came from outside.
