@@ -67,7 +67,7 @@ def _scratch_bytes(
     return (
         activations
         + logits_rows * (hidden * 6 + vocab * 4)
-        + tokens * 1240  # parameters of rows, and results of two plans
+        + tokens * 700  # parameters and results of rows
         + n_threads * (vocab * 16 + max(hidden, q, ffn) * 36 + (300 << 10))
         + 2 * session_len * head_dim * 4  # RoPE
         + n_head * n_split * n_chunks * ((head_dim + 2) * 4 + 48)  # partial attention

@@ -16,8 +16,9 @@ typedef struct block {
     int32_t prev, next; /* in the list of its state; active blocks are in none */
 } block;
 
-/* Whose blocks are taken from the head. Cached ones end at the tail: the longest unused goes
- * first. Free ones end at the head: memory once touched serves again before more is touched. */
+/* Blocks of one state. alloc pops the head. A cached block goes to the tail, so that the one
+ * unused for longest is evicted first; a free one goes to the head, so that memory which was
+ * touched serves again before more is touched. */
 typedef struct block_list {
     int32_t head, tail, n;
 } block_list;
@@ -77,6 +78,10 @@ lmd_status lmd_block_pool_new(int32_t n_blocks, lmd_block_pool **out, lmd_err *e
     for (int32_t i = n_blocks - 1; i >= 0; i--) list_add(self, BLOCK_FREE, i);
     *out = self;
     return LMD_OK;
+}
+
+size_t lmd_block_pool_bytes(int32_t n_blocks) {
+    return sizeof(lmd_block_pool) + (size_t)n_blocks * sizeof(block);
 }
 
 void lmd_block_pool_free(lmd_block_pool *self) {

@@ -11,6 +11,7 @@
 #define LMD_ENGINE_BLOCK_POOL_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/status.h"
@@ -24,6 +25,8 @@ typedef struct lmd_block_ref {
 
 lmd_status lmd_block_pool_new(int32_t n_blocks, lmd_block_pool **out, lmd_err *err);
 void lmd_block_pool_free(lmd_block_pool *self);
+/* The bytes that new allocates. */
+size_t lmd_block_pool_bytes(int32_t n_blocks);
 
 /* Takes the block freed last, or evicts the cached one longest unused; false when all are
  * active. */

@@ -1,11 +1,14 @@
 /* The engine: see engine.h. */
-#include "engine/engine_state.h"
+#include "engine/engine.h"
 
 #include <string.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "engine/engine_state.h"
+#include "engine/engine_step.h"
+#include "engine/live_list.h"
 
 /* ---- the thread ---- */
 
@@ -27,12 +30,13 @@ static void run_jobs(lmd_engine *self, bool drop) {
     pthread_cond_broadcast(&self->job_ended);
 }
 
-/* Waits for work, does the jobs and takes the inbox; false when the engine is closing. */
-static bool take_inbox(lmd_engine *self, lmd_live_request **inbox) {
+/* Waits for work, does the jobs and empties the inbox; false when the engine is closing. Jobs
+ * wait until no plan is in flight. */
+static bool wait_for_work(lmd_engine *self, lmd_live_request **inbox) {
     pthread_mutex_lock(&self->lock);
     lmd_engine_show(self);
-    run_jobs(self, self->closing);
-    while (!self->closing && !self->inbox && !self->living) {
+    if (!self->ahead || self->closing) run_jobs(self, self->closing);
+    while (!self->closing && !self->inbox && !self->live && !self->ahead) {
         pthread_cond_wait(&self->wake, &self->lock);
         run_jobs(self, self->closing);
     }
@@ -53,10 +57,11 @@ static void admit_all(lmd_engine *self, lmd_live_request *inbox) {
     }
 }
 
-/* The executor is of no use any more: everyone is told, and submit refuses. No request is to
- * blame, whatever the error was called where it came up. */
+/* The executor has failed: every request ends with its error, and submit refuses. No request is
+ * to blame, whatever the error was called where it came up. */
 static void break_engine(lmd_engine *self, lmd_err *err) {
     if (err->code != LMD_NO_MEMORY) err->code = LMD_INTERNAL;
+    self->ahead = NULL;
     pthread_mutex_lock(&self->lock);
     self->broken = true;
     self->broken_err = *err;
@@ -69,7 +74,7 @@ static void *engine_main(void *arg) {
     lmd_live_request *inbox;
     lmd_err err;
     bool broken = false;
-    while (take_inbox(self, &inbox)) {
+    while (wait_for_work(self, &inbox)) {
         admit_all(self, inbox);
         if (!broken && lmd_engine_step(self, &err) != LMD_OK) {
             broken = true;
@@ -79,14 +84,14 @@ static void *engine_main(void *arg) {
     }
     admit_all(self, inbox);
     lmd_engine_end_all(self, LMD_FINISH_ABORT, NULL);
+    if (self->ahead) lmd_engine_step(self, &err); /* nothing stays in flight; nobody reads it */
     return NULL;
 }
 
 /* ---- lifetime ---- */
 
-static lmd_status setup(lmd_engine *self, lmd_err *err) {
-    const lmd_engine_config *config = &self->config;
-    const lmd_scheduler_config scheduler = {
+static lmd_scheduler_config scheduler_config(const lmd_engine_config *config) {
+    return (lmd_scheduler_config){
         .n_blocks = config->n_blocks,
         .block_len = config->block_len,
         .max_batch_size = config->max_batch_size,
@@ -94,33 +99,51 @@ static lmd_status setup(lmd_engine *self, lmd_err *err) {
         .session_len = config->session_len,
         .prefix_caching = config->prefix_caching,
     };
+}
+
+static int32_t count_steps(bool runs_ahead) { return runs_ahead ? LMD_MAX_STEPS : 1; }
+
+size_t lmd_engine_bytes(const lmd_engine_config *config, bool runs_ahead) {
+    const lmd_scheduler_config scheduler = scheduler_config(config);
+    const size_t step_bytes =
+        lmd_step_bytes(config->max_batch_size, config->max_prefill_token_num);
+    return sizeof(lmd_engine) + lmd_scheduler_bytes(&scheduler) +
+           (size_t)count_steps(runs_ahead) * step_bytes;
+}
+
+static lmd_status setup(lmd_engine *self, lmd_err *err) {
+    const lmd_engine_config *config = &self->config;
+    const lmd_scheduler_config scheduler = scheduler_config(config);
     LMD_TRY(lmd_scheduler_new(&scheduler, &self->scheduler, err));
     lmd_speculation_init(&self->speculation, config->num_speculative_tokens,
                          config->adaptive_speculation);
     lmd_pace_init(&self->pace, config->step_seconds, config->max_prefill_token_num);
-    size_t n_rows = (size_t)config->max_prefill_token_num;
-    self->samples = lmd_calloc(n_rows, sizeof *self->samples);
-    self->row_lives = lmd_calloc(n_rows, sizeof(lmd_live_request *));
-    self->row_tokens = lmd_calloc(n_rows, sizeof *self->row_tokens);
-    if (!self->samples || !self->row_lives || !self->row_tokens)
-        return lmd_no_memory(err, "an engine");
+    self->n_steps = count_steps(self->executor->runs_ahead);
+    for (int32_t i = 0; i < self->n_steps; i++)
+        LMD_TRY(lmd_step_init(&self->steps[i], config->max_batch_size,
+                              config->max_prefill_token_num, err));
     lmd_scheduler_get_stats(self->scheduler, &self->stats.scheduler);
     if (pthread_create(&self->thread, NULL, engine_main, self) != 0)
         return lmd_fail(err, LMD_NO_MEMORY, "the engine's thread cannot start");
     return LMD_OK;
 }
 
+/* Frees what the thread used. */
 static void release(lmd_engine *self) {
     self->executor->ops->free(self->executor);
     lmd_scheduler_free(self->scheduler);
-    lmd_free(self->samples);
-    lmd_free(self->row_lives);
-    lmd_free(self->row_tokens);
+    for (int32_t i = 0; i < self->n_steps; i++) lmd_step_clear(&self->steps[i]);
     self->executor = NULL;
     self->scheduler = NULL;
-    self->samples = NULL;
-    self->row_lives = NULL;
-    self->row_tokens = NULL;
+}
+
+/* Frees what clients use. */
+static void destroy(lmd_engine *self) {
+    lmd_trace_clear(&self->trace);
+    pthread_mutex_destroy(&self->lock);
+    pthread_cond_destroy(&self->wake);
+    pthread_cond_destroy(&self->job_ended);
+    lmd_free(self);
 }
 
 lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executor,
@@ -143,11 +166,7 @@ lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executo
     lmd_status status = setup(self, err);
     if (status != LMD_OK) {
         release(self);
-        lmd_trace_clear(&self->trace);
-        pthread_mutex_destroy(&self->lock);
-        pthread_cond_destroy(&self->wake);
-        pthread_cond_destroy(&self->job_ended);
-        lmd_free(self);
+        destroy(self);
         return status;
     }
     *out = self;
@@ -174,11 +193,7 @@ void lmd_engine_close(lmd_engine *self) {
 void lmd_engine_free(lmd_engine *self) {
     if (!self || self->pid != getpid()) return;
     lmd_engine_close(self);
-    lmd_trace_clear(&self->trace);
-    pthread_mutex_destroy(&self->lock);
-    pthread_cond_destroy(&self->wake);
-    pthread_cond_destroy(&self->job_ended);
-    lmd_free(self);
+    destroy(self);
 }
 
 /* ---- clients ---- */
@@ -266,7 +281,7 @@ lmd_status lmd_engine_submit(lmd_engine *self, const lmd_request_params *params,
     LMD_TRY(new_request(self, params, &request, err));
     lmd_status status = lmd_live_request_new(params, &self->config, request, &live, err);
     if (status == LMD_OK) {
-        live->seq_id = lmd_request_get_info(request)->request_id;
+        live->request_id = lmd_request_get_info(request)->request_id;
         live->times.submitted = lmd_now_ns();
         status = post(self, live, err);
         if (status != LMD_OK) lmd_live_request_free(live);

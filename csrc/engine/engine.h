@@ -60,7 +60,7 @@ typedef struct lmd_request_params {
 typedef struct lmd_engine_stats {
     lmd_scheduler_stats scheduler; /* after the last step; n_waiting counts the inbox too */
     int64_t n_steps, n_tokens_prefilled, n_tokens_generated;
-    int64_t n_draft_tokens, n_accepted_tokens; /* computed as guesses; of them right */
+    int64_t n_draft_tokens, n_accepted_tokens; /* computed as drafts; of these, accepted */
 } lmd_engine_stats;
 
 /* Everything that is counted, at one moment between two steps. */
@@ -73,6 +73,9 @@ typedef struct lmd_engine_metrics {
 /* Takes ownership of the executor, also on failure. Free with lmd_engine_free. */
 lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executor,
                           lmd_engine **out, lmd_err *err);
+
+/* The bytes that an engine allocates besides its executor and its requests. */
+size_t lmd_engine_bytes(const lmd_engine_config *config, bool runs_ahead);
 
 /* Queues a request; *out is the client's reference. A wrong one is a success here and has its
  * error output at once. LMD_CLOSED after close or a broken executor; LMD_NO_MEMORY. */

@@ -1,16 +1,16 @@
-/* The engine's state, for the files that are the engine: engine.c has the thread, its lifetime
- * and the clients' side; engine_step.c has the requests that live, and the step they share.
- * Who may touch what stands beside the fields. */
+/* The engine's state, for the files that are the engine: engine (the thread, its lifetime and
+ * the clients' side), live_list (the requests that are live), engine_step (the step that they
+ * share) and step_rows (its logits rows). The fields say who may touch them. */
 #ifndef LMD_ENGINE_ENGINE_STATE_H
 #define LMD_ENGINE_ENGINE_STATE_H
 
 #include <pthread.h>
 #include <sys/types.h>
 
+#include "engine/engine.h"
 #include "engine/live_request.h"
 #include "engine/pace.h"
-
-enum { LMD_ENGINE_BUCKETS = 1024 };
+#include "engine/step.h"
 
 /* What a client has the thread do between two steps, and waits for. */
 typedef struct lmd_engine_job {
@@ -19,6 +19,8 @@ typedef struct lmd_engine_job {
     struct lmd_engine_job *next;
     bool ended, ran; /* ended without having run: the engine closed first */
 } lmd_engine_job;
+
+enum { LMD_MAX_STEPS = 2 }; /* one that is waited for, and one that runs ahead */
 
 struct lmd_engine {
     lmd_engine_config config;
@@ -33,36 +35,25 @@ struct lmd_engine {
     int32_t n_open; /* requests that were submitted and have not ended */
     int64_t next_request_id;
     bool closing, joined;
-    bool broken; /* the executor failed: why stands in broken_err */
+    bool broken; /* the executor failed: broken_err says why */
     lmd_err broken_err;
     lmd_engine_stats stats;
-    lmd_metrics shown; /* the thread's metrics, as they were when they were last copied */
+    lmd_metrics shown; /* the thread's metrics when they were last copied */
     int64_t n_submitted, n_rejected;
 
     lmd_trace trace; /* has its own lock */
 
     /* The thread's own. */
     lmd_metrics metrics;
-    int64_t step_start, tokens_at; /* of this step: its start, when its tokens came; ns */
+    int64_t tokens_at; /* when the last step's tokens came, ns */
     lmd_executor *executor;
     lmd_scheduler *scheduler;
-    lmd_live_request *living; /* list */
-    lmd_live_request *buckets[LMD_ENGINE_BUCKETS];
-    lmd_sample_params *samples;   /* [max_prefill_token_num] of the plan's logits rows */
-    lmd_live_request **row_lives; /* [max_prefill_token_num]; NULL once it has ended */
-    int32_t *row_tokens;          /* [max_prefill_token_num] for the scheduler */
+    lmd_live_request *live;        /* list */
+    lmd_step steps[LMD_MAX_STEPS]; /* plan p is at p % n_steps */
+    int32_t n_steps;
+    lmd_step *ahead; /* submitted, and not sampled yet; NULL: none */
     lmd_speculation speculation;
     lmd_pace pace;
 };
-
-/* Takes a new request in and hands it to the scheduler; the prompt lives on there. */
-void lmd_engine_admit(lmd_engine *self, lmd_live_request *live);
-/* Ends every living request. */
-void lmd_engine_end_all(lmd_engine *self, lmd_finish_reason reason, const lmd_err *why);
-/* One step of the engine: who was cancelled ends, a plan is made and run, and its tokens are
- * handed out. An error means that the executor is broken. */
-lmd_status lmd_engine_step(lmd_engine *self, lmd_err *err);
-/* Lets clients see the state of now; the lock is held. */
-void lmd_engine_show(lmd_engine *self);
 
 #endif

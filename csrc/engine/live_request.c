@@ -181,8 +181,8 @@ int32_t lmd_live_request_draft(const lmd_live_request *self, lmd_speculation *sp
     const int32_t n_left = self->max_new_tokens - self->n_generated;
     const int32_t n_max = lmd_min_i32(speculation->n_max, n_left - 1);
     if (!self->ngram || self->n_generated == 0 || n_max < 1 || bans_stops(self)) return 0;
-    int32_t n = 0, n_guesses = lmd_ngram_propose(self->ngram, n_max, out);
-    while (n < n_guesses && !may_stop(self, out[n])) n++;
+    int32_t n = 0, n_found = lmd_ngram_propose(self->ngram, n_max, out);
+    while (n < n_found && !may_stop(self, out[n])) n++;
     return lmd_speculation_choose(speculation, &self->acceptance,
                                   lmd_ngram_match_len(self->ngram), n);
 }
@@ -217,8 +217,9 @@ static int32_t held_back_len(const lmd_live_request *self) {
     return longest;
 }
 
-/* This step's rows, shown with the newest token; the prompt's are shown even if no token is. */
-static lmd_logits_chunk *take_chunk(lmd_live_request *self) {
+/* Removes this step's chunk from the request. It is shown with the newest token; a prompt's
+ * chunk is shown even when no token is. */
+static lmd_logits_chunk *pop_chunk(lmd_live_request *self) {
     lmd_logits_chunk *chunk = self->chunk;
     const bool of_prompt = self->output_logits == LMD_LOGITS_ALL && self->n_generated <= 1;
     if (!chunk) return NULL;
@@ -228,16 +229,16 @@ static lmd_logits_chunk *take_chunk(lmd_live_request *self) {
     return chunk;
 }
 
-/* Notes a token, and whether it would have been guessed. */
+/* Notes a token, and whether the n-gram index foresaw it. */
 static void push_ngram(lmd_live_request *self, int32_t token_id) {
-    int32_t guess;
-    if (lmd_ngram_propose(self->ngram, 1, &guess))
+    int32_t foreseen;
+    if (lmd_ngram_propose(self->ngram, 1, &foreseen))
         lmd_acceptance_note(&self->acceptance, lmd_ngram_match_len(self->ngram),
-                            guess == token_id);
+                            foreseen == token_id);
     lmd_ngram_push(self->ngram, token_id);
 }
 
-static lmd_finish_reason take_token(lmd_live_request *self, const lmd_sample_result *result) {
+static lmd_finish_reason accept_token(lmd_live_request *self, const lmd_sample_result *result) {
     append_token(self, result);
     if (self->ngram) push_ngram(self, result->token_id);
     lmd_sampler_push(self->sampler, result->token_id);
@@ -245,17 +246,18 @@ static lmd_finish_reason take_token(lmd_live_request *self, const lmd_sample_res
     self->n_generated++;
     int32_t stop_len = matched_stop_len(self);
     if (stop_len) {
-        lmd_request_publish(self->request, self->n_generated - stop_len, take_chunk(self));
+        lmd_request_publish(self->request, self->n_generated - stop_len, pop_chunk(self));
         return LMD_FINISH_STOP;
     }
     const bool full = self->n_generated == self->max_new_tokens;
     int32_t held = full ? 0 : held_back_len(self);
-    lmd_request_publish(self->request, self->n_generated - held, take_chunk(self));
+    lmd_request_publish(self->request, self->n_generated - held, pop_chunk(self));
     return full ? LMD_FINISH_LENGTH : LMD_FINISH_NONE;
 }
 
-lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample_params *params,
-                                        const lmd_sample_result *result, lmd_err *why) {
+lmd_finish_reason lmd_live_request_accept(lmd_live_request *self,
+                                          const lmd_sample_params *params,
+                                          const lmd_sample_result *result, lmd_err *why) {
     if (result->not_finite) {
         lmd_fail(why, LMD_INTERNAL,
                  "the logits hold a NaN or an infinity: the model's weights or activations "
@@ -271,7 +273,7 @@ lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample
         lmd_fail(why, LMD_INVALID, "bad_words, logit_bias and min_new_tokens ban every token");
         return LMD_FINISH_ERROR;
     }
-    return take_token(self, result);
+    return accept_token(self, result);
 }
 
 void lmd_live_request_drop_rows(lmd_live_request *self) {
@@ -280,7 +282,7 @@ void lmd_live_request_drop_rows(lmd_live_request *self) {
 }
 
 void lmd_live_request_hand_over(lmd_live_request *self) {
-    if (self->chunk) lmd_request_publish(self->request, self->n_generated, take_chunk(self));
+    if (self->chunk) lmd_request_publish(self->request, self->n_generated, pop_chunk(self));
 }
 
 void lmd_live_request_finish(lmd_live_request *self, lmd_finish_reason reason,

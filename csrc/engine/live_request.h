@@ -10,9 +10,8 @@
 #include "engine/speculation.h"
 
 typedef struct lmd_live_request {
-    struct lmd_live_request *next, *prev; /* in the engine's list of the living, or its inbox */
-    struct lmd_live_request *next_in_bucket;
-    int64_t seq_id;
+    struct lmd_live_request *next, *prev; /* in the engine's list, or its inbox */
+    int64_t request_id;                   /* its sequence's seq_id too */
     lmd_request *request;
     lmd_sampler *sampler;
     lmd_token_match stops;
@@ -47,17 +46,19 @@ void lmd_live_request_free(lmd_live_request *self);
 void lmd_live_request_fill(lmd_live_request *self, int32_t position, int32_t next_token,
                            lmd_sample_params *out);
 
-/* Takes a row's result: a score, a token, or both. Says how the request goes on; *why is
+/* Accepts a row's result: a score, a token, or both. Says how the request goes on; *why is
  * set for an error. */
-lmd_finish_reason lmd_live_request_take(lmd_live_request *self, const lmd_sample_params *params,
-                                        const lmd_sample_result *result, lmd_err *why);
+lmd_finish_reason lmd_live_request_accept(lmd_live_request *self,
+                                          const lmd_sample_params *params,
+                                          const lmd_sample_result *result, lmd_err *why);
 
-/* Guesses what follows the newest token: at most LMD_MAX_DRAFT_TOKENS that are worth their rows
- * and leave the parameters of those rows as they are. None completes a stop word. */
+/* Drafts what follows the newest token: at most LMD_MAX_DRAFT_TOKENS, as many as are worth
+ * their rows. The parameters of those rows do not depend on the draft, and no token of it
+ * completes a stop word. Returns how many. */
 int32_t lmd_live_request_draft(const lmd_live_request *self, lmd_speculation *speculation,
                                int32_t *out);
 
-/* Forgets the rows of logits that stood behind a wrong guess. */
+/* Forgets the logits of rows after a wrong draft token. */
 void lmd_live_request_drop_rows(lmd_live_request *self);
 
 /* Hands this step's rows of logits to the client, when they gave no token. */

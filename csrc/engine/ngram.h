@@ -1,6 +1,6 @@
 /* An index of a sequence's own n-grams, for drafts without a second model (Saxena: Prompt
- * lookup decoding): the tokens that followed the last n tokens when they occurred before are a
- * guess at what comes next.
+ * lookup decoding): the tokens that followed the last n tokens when they occurred before are
+ * the draft of what comes next.
  * Owns: a copy of the tokens and, for each n of MIN_LEN to MAX_LEN, a hash table from an n-gram
  * to its latest place; all reserved at the start. A token costs O(1). Must not know: sampling,
  * schedules. One thread at a time. */
@@ -27,7 +27,7 @@ void lmd_ngram_push(lmd_ngram *self, int32_t token_id);
 int32_t lmd_ngram_match_len(const lmd_ngram *self);
 
 /* Writes what followed that n-gram's latest earlier occurrence; where that reaches the end of
- * the sequence, it goes on with the guess itself. Returns n_max; 0: there is no match. */
+ * the sequence, it goes on with the draft itself. Returns n_max; 0: there is no match. */
 int32_t lmd_ngram_propose(const lmd_ngram *self, int32_t n_max, int32_t *out);
 
 #endif

@@ -1,41 +1,70 @@
 /* The plan builder: see plan_builder.h. */
 #include "engine/plan_builder.h"
 
+#include <string.h>
+
 #include "base/memory.h"
 
 enum { PLACEHOLDER = -1 };
 
+/* Every array of a builder, and how many bytes it takes. */
+enum { N_ARRAYS = 13 };
+
+typedef struct array_spec {
+    void **array;
+    size_t n, size;
+} array_spec;
+
+static void list_arrays(lmd_plan_builder *self, size_t n_seqs, size_t n_tokens,
+                        size_t n_block_ids, array_spec out[N_ARRAYS]) {
+    const array_spec arrays[N_ARRAYS] = {
+        {(void **)&self->entries, n_seqs, sizeof *self->entries},
+        {(void **)&self->copies, n_seqs, sizeof *self->copies},
+        {(void **)&self->owners, n_seqs, sizeof *self->owners},
+        {(void **)&self->seq_ids, n_seqs, sizeof *self->seq_ids},
+        {(void **)&self->slots, n_seqs, sizeof *self->slots},
+        {(void **)&self->history_lens, n_seqs, sizeof *self->history_lens},
+        {(void **)&self->input_lens, n_seqs, sizeof *self->input_lens},
+        {(void **)&self->token_offsets, n_seqs + 1, sizeof *self->token_offsets},
+        {(void **)&self->token_ids, n_tokens, sizeof *self->token_ids},
+        {(void **)&self->positions, n_tokens, sizeof *self->positions},
+        {(void **)&self->block_offsets, n_seqs + 1, sizeof *self->block_offsets},
+        {(void **)&self->block_ids, n_block_ids, sizeof *self->block_ids},
+        {(void **)&self->logits_rows, n_tokens, sizeof *self->logits_rows},
+    };
+    memcpy(out, arrays, sizeof arrays);
+}
+
 lmd_status lmd_plan_builder_init(lmd_plan_builder *self, int32_t max_seqs, int32_t max_tokens,
                                  int32_t seq_blocks, lmd_err *err) {
-    size_t n_seqs = (size_t)max_seqs, n_tokens = (size_t)max_tokens;
-    *self = (lmd_plan_builder){
-        .entries = lmd_calloc(n_seqs, sizeof *self->entries),
-        .copies = lmd_calloc(n_seqs, sizeof *self->copies),
-        .seq_ids = lmd_calloc(n_seqs, sizeof *self->seq_ids),
-        .slots = lmd_calloc(n_seqs, sizeof *self->slots),
-        .history_lens = lmd_calloc(n_seqs, sizeof *self->history_lens),
-        .input_lens = lmd_calloc(n_seqs, sizeof *self->input_lens),
-        .token_offsets = lmd_calloc(n_seqs + 1, sizeof *self->token_offsets),
-        .token_ids = lmd_calloc(n_tokens, sizeof *self->token_ids),
-        .positions = lmd_calloc(n_tokens, sizeof *self->positions),
-        .block_offsets = lmd_calloc(n_seqs + 1, sizeof *self->block_offsets),
-        .block_ids = lmd_calloc(n_seqs * (size_t)seq_blocks, sizeof *self->block_ids),
-        .logits_rows = lmd_calloc(n_tokens, sizeof *self->logits_rows),
-    };
-    if (self->entries && self->copies && self->seq_ids && self->slots && self->history_lens &&
-        self->input_lens && self->token_offsets && self->token_ids && self->positions &&
-        self->block_offsets && self->block_ids && self->logits_rows)
-        return LMD_OK;
+    array_spec arrays[N_ARRAYS];
+    bool complete = true;
+    *self = (lmd_plan_builder){0};
+    list_arrays(self, (size_t)max_seqs, (size_t)max_tokens,
+                (size_t)max_seqs * (size_t)seq_blocks, arrays);
+    for (int32_t i = 0; i < N_ARRAYS; i++) {
+        *arrays[i].array = lmd_calloc(arrays[i].n, arrays[i].size);
+        complete = complete && *arrays[i].array;
+    }
+    if (complete) return LMD_OK;
     lmd_plan_builder_clear(self);
     return lmd_no_memory(err, "plans of %d sequences, %d tokens", max_seqs, max_tokens);
 }
 
+size_t lmd_plan_builder_bytes(int32_t max_seqs, int32_t max_tokens, int32_t seq_blocks) {
+    lmd_plan_builder none = {0};
+    array_spec arrays[N_ARRAYS];
+    size_t n_bytes = 0;
+    list_arrays(&none, (size_t)max_seqs, (size_t)max_tokens,
+                (size_t)max_seqs * (size_t)seq_blocks, arrays);
+    for (int32_t i = 0; i < N_ARRAYS; i++) n_bytes += arrays[i].n * arrays[i].size;
+    return n_bytes;
+}
+
 void lmd_plan_builder_clear(lmd_plan_builder *self) {
-    void *const arrays[] = {self->entries,      self->seq_ids,     self->slots,
-                            self->history_lens, self->input_lens,  self->token_offsets,
-                            self->token_ids,    self->positions,   self->block_offsets,
-                            self->block_ids,    self->logits_rows, self->copies};
-    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) lmd_free(arrays[i]);
+    array_spec arrays[N_ARRAYS];
+    list_arrays(self, 0, 0, 0, arrays);
+    for (int32_t i = 0; i < N_ARRAYS; i++) lmd_free(*arrays[i].array);
     *self = (lmd_plan_builder){0};
 }
 
@@ -69,9 +98,8 @@ static void put_decodes_first(lmd_plan_builder *self) {
     }
 }
 
-/* The rows of an entry whose logits are wanted: those of prompt positions not yet given, when
- * the sequence asks for them, and the row behind which the next token stands, with those of the
- * guesses. */
+/* Lists the rows that need logits: prompt positions still to be reported (if all_logits), the
+ * last known token, and each draft token. */
 static void write_logits_rows(lmd_plan_builder *self, lmd_plan_entry *entry) {
     lmd_sequence *seq = entry->seq;
     const int32_t end = entry->history_len + entry->input_len;
@@ -92,6 +120,7 @@ static void write_entry(lmd_plan_builder *self, int32_t i, int32_t block_len) {
     lmd_plan_entry *entry = &self->entries[i];
     lmd_sequence *seq = entry->seq;
     const int32_t end = entry->history_len + entry->input_len;
+    self->owners[i] = seq->owner;
     self->seq_ids[i] = seq->seq_id;
     self->slots[i] = seq->slot;
     self->history_lens[i] = entry->history_len;

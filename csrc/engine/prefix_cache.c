@@ -26,11 +26,24 @@ struct lmd_prefix_cache {
     int64_t next_prefix;
 };
 
+/* A power of two. */
+static size_t count_buckets(size_t n_blocks) {
+    size_t n = 1;
+    while (n < n_blocks) n *= 2;
+    return n;
+}
+
+size_t lmd_prefix_cache_bytes(int32_t n_blocks, int32_t block_len) {
+    const lmd_prefix_cache *self = NULL;
+    const size_t block_bytes = sizeof *self->entries + (size_t)block_len * sizeof *self->tokens;
+    return sizeof *self + (size_t)n_blocks * block_bytes +
+           count_buckets((size_t)n_blocks) * sizeof *self->buckets;
+}
+
 lmd_status lmd_prefix_cache_new(lmd_block_pool *pool, int32_t block_len, lmd_prefix_cache **out,
                                 lmd_err *err) {
     const size_t n_blocks = (size_t)lmd_block_pool_n_blocks(pool);
-    size_t n_buckets = 1;
-    while (n_buckets < n_blocks) n_buckets *= 2;
+    const size_t n_buckets = count_buckets(n_blocks);
     lmd_prefix_cache *self = lmd_calloc(1, sizeof *self);
     if (self) {
         *self = (lmd_prefix_cache){
@@ -86,8 +99,8 @@ static int32_t find(const lmd_prefix_cache *self, uint64_t hash, int64_t before,
     return id;
 }
 
-bool lmd_prefix_cache_take(lmd_prefix_cache *self, int64_t *prefix, const int32_t *tokens,
-                           lmd_block_ref *out) {
+bool lmd_prefix_cache_share(lmd_prefix_cache *self, int64_t *prefix, const int32_t *tokens,
+                            lmd_block_ref *out) {
     int32_t id = find(self, hash_of(self, *prefix, tokens), *prefix, tokens);
     if (id == NO_ENTRY) return false;
     *out = ref_of(self, id);

@@ -20,16 +20,18 @@ enum { LMD_PREFIX_ROOT = -1 };
 lmd_status lmd_prefix_cache_new(lmd_block_pool *pool, int32_t block_len, lmd_prefix_cache **out,
                                 lmd_err *err);
 void lmd_prefix_cache_free(lmd_prefix_cache *self);
+/* The bytes that new allocates. */
+size_t lmd_prefix_cache_bytes(int32_t n_blocks, int32_t block_len);
 
-/* Takes a use of the block that holds these tokens [block_len] behind *prefix, and moves
- * *prefix behind them; false when there is none. */
-bool lmd_prefix_cache_take(lmd_prefix_cache *self, int64_t *prefix, const int32_t *tokens,
-                           lmd_block_ref *out);
-/* Notes that an active block holds these tokens behind *prefix, unless another does, and moves
- * *prefix behind them. From now on the block must not be written. */
+/* Finds the block that holds these tokens [block_len] after *prefix, adds a use to it, and adds
+ * the tokens to *prefix; false when there is none. */
+bool lmd_prefix_cache_share(lmd_prefix_cache *self, int64_t *prefix, const int32_t *tokens,
+                            lmd_block_ref *out);
+/* Notes that an active block holds these tokens after *prefix, unless another does, and adds
+ * the tokens to *prefix. From here on the block must not be written. */
 void lmd_prefix_cache_add(lmd_prefix_cache *self, int64_t *prefix, const int32_t *tokens,
                           lmd_block_ref ref);
-/* Whether a block stands in the index with the content of that generation. */
+/* Whether the index has a block with the content of that generation. */
 bool lmd_prefix_cache_has(const lmd_prefix_cache *self, lmd_block_ref ref);
 
 #endif

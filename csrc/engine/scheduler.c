@@ -6,31 +6,23 @@
 #include "base/ints.h"
 #include "base/memory.h"
 #include "engine/plan_builder.h"
+#include "engine/seq_queue.h"
 
 enum {
     N_PLANS = 2, /* one in flight and the one being made */
     N_BUCKETS = 1024
 };
 
-/* Waiting sequences, by rank. */
-typedef struct waiting_queue {
-    lmd_sequence *head, *tail;
-    int32_t n;
-} waiting_queue;
-
 struct lmd_scheduler {
     lmd_scheduler_config config;
     int32_t budget;
     lmd_block_pool *pool;
-    lmd_prefix_cache *cache; /* NULL: no prefix caching */
-    lmd_sequence **running;  /* [max_batch_size] by rank */
-    int32_t n_running;
-    waiting_queue waiting;
-    lmd_sequence *buckets[N_BUCKETS]; /* every living sequence, by seq_id */
-    bool *slot_taken;                 /* [max_batch_size] */
+    lmd_prefix_cache *cache;          /* NULL: no prefix caching */
+    lmd_seq_queue queue;              /* who waits and who runs */
+    lmd_sequence *buckets[N_BUCKETS]; /* every live sequence, by seq_id */
     int64_t next_plan_id, next_arrival, n_preempted;
     int64_t n_prompt_tokens, n_cached_tokens;
-    lmd_plan_builder plans[N_PLANS]; /* plan p stands at p % N_PLANS */
+    lmd_plan_builder plans[N_PLANS]; /* plan p is at p % N_PLANS */
     int64_t oldest_plan_id;          /* in flight when it is below next_plan_id */
 
     int64_t *preempted; /* [max_batch_size] of the last schedule */
@@ -57,22 +49,34 @@ static lmd_status check_config(const lmd_scheduler_config *config, lmd_err *err)
     return LMD_OK;
 }
 
+/* Of one sequence. */
+static int32_t most_blocks(const lmd_scheduler_config *config) {
+    return lmd_min_i32(lmd_ceil_div(config->session_len, config->block_len), config->n_blocks);
+}
+
+size_t lmd_scheduler_bytes(const lmd_scheduler_config *config) {
+    size_t n_bytes = sizeof(lmd_scheduler) + lmd_block_pool_bytes(config->n_blocks) +
+                     lmd_seq_queue_bytes(config->max_batch_size) +
+                     (size_t)config->max_batch_size * sizeof *((lmd_scheduler *)0)->preempted;
+    if (config->prefix_caching)
+        n_bytes += lmd_prefix_cache_bytes(config->n_blocks, config->block_len);
+    return n_bytes + N_PLANS * lmd_plan_builder_bytes(config->max_batch_size,
+                                                      config->max_prefill_token_num,
+                                                      most_blocks(config));
+}
+
 static lmd_status allocate(lmd_scheduler *self, lmd_err *err) {
     const lmd_scheduler_config *config = &self->config;
     size_t max_seqs = (size_t)config->max_batch_size;
     LMD_TRY(lmd_block_pool_new(config->n_blocks, &self->pool, err));
     if (config->prefix_caching)
         LMD_TRY(lmd_prefix_cache_new(self->pool, config->block_len, &self->cache, err));
-    self->running = lmd_calloc(max_seqs, sizeof(lmd_sequence *));
-    self->slot_taken = lmd_calloc(max_seqs, sizeof *self->slot_taken);
+    LMD_TRY(lmd_seq_queue_init(&self->queue, config->max_batch_size, err));
     self->preempted = lmd_calloc(max_seqs, sizeof *self->preempted);
-    if (!self->running || !self->slot_taken || !self->preempted)
-        return lmd_no_memory(err, "%zu slots", max_seqs);
-    int32_t seq_blocks =
-        lmd_min_i32(lmd_ceil_div(config->session_len, config->block_len), config->n_blocks);
+    if (!self->preempted) return lmd_no_memory(err, "%zu slots", max_seqs);
     for (int32_t i = 0; i < N_PLANS; i++)
         LMD_TRY(lmd_plan_builder_init(&self->plans[i], config->max_batch_size,
-                                      config->max_prefill_token_num, seq_blocks, err));
+                                      config->max_prefill_token_num, most_blocks(config), err));
     return LMD_OK;
 }
 
@@ -104,85 +108,28 @@ void lmd_scheduler_free(lmd_scheduler *self) {
     for (int32_t i = 0; i < N_PLANS; i++) lmd_plan_builder_clear(&self->plans[i]);
     lmd_prefix_cache_free(self->cache);
     lmd_block_pool_free(self->pool);
-    lmd_free(self->running);
-    lmd_free(self->slot_taken);
+    lmd_seq_queue_clear(&self->queue);
     lmd_free(self->preempted);
     lmd_free(self->reports);
     lmd_free(self);
 }
 
-/* ---- the index and the queues ---- */
-
+/* Where a sequence's pointer is in the index; it points to NULL when seq_id is unknown. */
 static lmd_sequence **find_link(const lmd_scheduler *self, int64_t seq_id) {
     lmd_sequence *const *link = &self->buckets[(uint64_t)seq_id % N_BUCKETS];
     while (*link && (*link)->seq_id != seq_id) link = &(*link)->next_in_bucket;
     return (lmd_sequence **)(uintptr_t)link;
 }
 
-/* Puts a sequence where its rank belongs: new ones mostly last, preempted ones before the
- * younger. */
-static void enqueue(lmd_scheduler *self, lmd_sequence *seq) {
-    waiting_queue *queue = &self->waiting;
-    seq->state = LMD_SEQ_WAITING;
-    queue->n++;
-    if (queue->tail && lmd_sequence_is_before(queue->tail, seq)) {
-        queue->tail = queue->tail->next = seq;
-        seq->next = NULL;
-        return;
-    }
-    lmd_sequence **link = &queue->head;
-    while (*link && lmd_sequence_is_before(*link, seq)) link = &(*link)->next;
-    seq->next = *link;
-    *link = seq;
-    if (!seq->next) queue->tail = seq;
+/* A live sequence that has not been finished; NULL: there is none. */
+static lmd_sequence *find(const lmd_scheduler *self, int64_t seq_id) {
+    lmd_sequence *seq = *find_link(self, seq_id);
+    return seq && seq->state != LMD_SEQ_ENDED ? seq : NULL;
 }
 
-static void unqueue(lmd_scheduler *self, lmd_sequence *seq) {
-    waiting_queue *queue = &self->waiting;
-    lmd_sequence *before = NULL, **link = &queue->head;
-    while (*link != seq) {
-        before = *link;
-        link = &before->next;
-    }
-    *link = seq->next;
-    if (queue->tail == seq) queue->tail = before;
-    queue->n--;
-}
-
-static void remove_running(lmd_scheduler *self, const lmd_sequence *seq) {
-    int32_t kept = 0;
-    for (int32_t i = 0; i < self->n_running; i++)
-        if (self->running[i] != seq) self->running[kept++] = self->running[i];
-    self->n_running = kept;
-}
-
-/* Running sequences stay ordered by rank, though a preempted old one may come back late. */
-static void insert_running(lmd_scheduler *self, lmd_sequence *seq) {
-    int32_t at = self->n_running++;
-    for (; at > 0 && lmd_sequence_is_before(seq, self->running[at - 1]); at--)
-        self->running[at] = self->running[at - 1];
-    self->running[at] = seq;
-    seq->state = LMD_SEQ_RUNNING;
-}
-
-static void leave_slot(lmd_scheduler *self, lmd_sequence *seq) {
-    if (seq->slot >= 0) self->slot_taken[seq->slot] = false;
-    seq->slot = -1;
-}
-
-static bool take_slot(lmd_scheduler *self, lmd_sequence *seq) {
-    for (int32_t i = 0; i < self->config.max_batch_size; i++) {
-        if (self->slot_taken[i]) continue;
-        self->slot_taken[i] = true;
-        seq->slot = i;
-        return true;
-    }
-    return false;
-}
-
-/* The end of a sequence that no plan names. */
+/* Frees a sequence that no plan in flight names. */
 static void destroy(lmd_scheduler *self, lmd_sequence *seq) {
-    leave_slot(self, seq);
+    lmd_seq_queue_leave_slot(&self->queue, seq);
     lmd_sequence **link = find_link(self, seq->seq_id);
     *link = seq->next_in_bucket;
     lmd_sequence_free(seq);
@@ -203,35 +150,35 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
         return lmd_fail(err, LMD_INVALID, "priority must be %d to %d, not %d",
                         -LMD_MAX_PRIORITY, LMD_MAX_PRIORITY, params->priority);
     if (*find_link(self, params->seq_id))
-        return lmd_fail(err, LMD_INVALID, "seq_id %lld lives already",
-                        (long long)params->seq_id);
-    /* Room for reports of all who may wait is made here, so that schedule never fails. */
+        return lmd_fail(err, LMD_INVALID, "seq_id %lld is in use", (long long)params->seq_id);
+    /* Room for the reports of all that may wait is made here, so that schedule never fails. */
     LMD_TRY(lmd_grow((void **)&self->reports, &self->report_capacity,
-                     (size_t)self->waiting.n + (size_t)self->config.max_batch_size + 1,
+                     (size_t)self->queue.n_waiting + (size_t)self->config.max_batch_size + 1,
                      sizeof *self->reports, err));
     lmd_sequence *seq = lmd_sequence_new(params->seq_id, params->token_ids, params->n_tokens,
                                          params->max_len, self->config.block_len);
     if (!seq) return lmd_no_memory(err, "a sequence of up to %d tokens", params->max_len);
+    seq->owner = params->owner;
     seq->all_logits = params->all_logits;
     if (params->snapshot)
         lmd_sequence_begin_with(seq, params->snapshot, self->config.block_len);
     seq->arrival = self->next_arrival++;
     seq->rank = seq->arrival - (int64_t)params->priority * LMD_PRIORITY_STEP;
     *find_link(self, seq->seq_id) = seq;
-    enqueue(self, seq);
+    lmd_seq_queue_wait(&self->queue, seq);
     return LMD_OK;
 }
 
 lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *err) {
-    lmd_sequence *seq = *find_link(self, seq_id);
-    if (!seq || seq->state == LMD_SEQ_ENDED)
-        return lmd_fail(err, LMD_NOT_FOUND, "seq_id %lld does not live", (long long)seq_id);
+    lmd_sequence *seq = find(self, seq_id);
+    if (!seq)
+        return lmd_fail(err, LMD_NOT_FOUND, "there is no sequence %lld", (long long)seq_id);
     if (seq->state == LMD_SEQ_WAITING) {
-        unqueue(self, seq); /* holds no block: references to cached ones are just forgotten */
+        lmd_seq_queue_unwait(&self->queue, seq); /* it holds no block */
         destroy(self, seq);
         return LMD_OK;
     }
-    remove_running(self, seq);
+    lmd_seq_queue_stop(&self->queue, seq);
     seq->state = LMD_SEQ_ENDED; /* running -> ended */
     if (seq->n_in_flight == 0) {
         lmd_sequence_drop_blocks(seq, self->pool, self->cache);
@@ -241,9 +188,8 @@ lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *er
 }
 
 lmd_snapshot *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id) {
-    lmd_sequence *seq = *find_link(self, seq_id);
-    if (!seq || seq->state == LMD_SEQ_ENDED) return NULL;
-    return lmd_sequence_snapshot(seq, self->config.block_len);
+    lmd_sequence *seq = find(self, seq_id);
+    return seq ? lmd_sequence_snapshot(seq, self->config.block_len) : NULL;
 }
 
 /* Takes new blocks for a snapshot's computed positions. */
@@ -302,34 +248,42 @@ void lmd_scheduler_set_budget(lmd_scheduler *self, int32_t n_tokens) {
 
 const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id,
                                     int32_t *n_tokens) {
-    const lmd_sequence *seq = *find_link(self, seq_id);
-    if (!seq || seq->state == LMD_SEQ_ENDED) return NULL;
+    const lmd_sequence *seq = find(self, seq_id);
+    if (!seq) return NULL;
+    *n_tokens = seq->n_tokens;
+    return seq->tokens;
+}
+
+const int32_t *lmd_scheduler_plan_tokens(const lmd_scheduler *self, int64_t plan_id,
+                                         int32_t seq_idx, int32_t *n_tokens) {
+    const lmd_sequence *seq = self->plans[plan_id % N_PLANS].entries[seq_idx].seq;
     *n_tokens = seq->n_tokens;
     return seq->tokens;
 }
 
 int32_t lmd_scheduler_n_decoding(const lmd_scheduler *self) {
     int32_t n = 0;
-    for (int32_t i = 0; i < self->n_running; i++)
-        n += self->running[i]->history_len > 0 && lmd_sequence_n_todo(self->running[i]) == 1;
+    for (int32_t i = 0; i < self->queue.n_running; i++) {
+        const lmd_sequence *seq = self->queue.running[i];
+        n += seq->history_len > 0 && lmd_sequence_n_todo(seq) == 1;
+    }
     return n;
 }
 
 bool lmd_scheduler_only_decodes(const lmd_scheduler *self, int32_t *n_seqs) {
-    *n_seqs = self->n_running;
-    for (int32_t i = 0; i < self->n_running; i++)
-        if (lmd_sequence_n_todo(self->running[i]) > 1) return false;
-    return self->waiting.n == 0;
+    *n_seqs = self->queue.n_running;
+    for (int32_t i = 0; i < self->queue.n_running; i++)
+        if (lmd_sequence_n_todo(self->queue.running[i]) > 1) return false;
+    return self->queue.n_waiting == 0;
 }
 
-void lmd_scheduler_offer(lmd_scheduler *self, int64_t seq_id, const int32_t *guesses,
-                         int32_t n) {
-    lmd_sequence *seq = *find_link(self, seq_id);
+void lmd_scheduler_draft(lmd_scheduler *self, int64_t seq_id, const int32_t *draft, int32_t n) {
+    lmd_sequence *seq = find(self, seq_id);
     if (!seq || seq->state != LMD_SEQ_RUNNING || seq->n_in_flight > 0) return;
     n = lmd_min_i32(n, seq->max_len - seq->n_tokens - 1); /* one more token follows the last */
     if (n <= 0) return;
-    memcpy(seq->tokens + seq->n_tokens, guesses, (size_t)n * sizeof *guesses);
-    seq->n_offered = n;
+    memcpy(seq->tokens + seq->n_tokens, draft, (size_t)n * sizeof *draft);
+    seq->n_draft = n;
 }
 
 int32_t lmd_scheduler_cached_len(const lmd_scheduler *self, int64_t seq_id) {
@@ -339,22 +293,22 @@ int32_t lmd_scheduler_cached_len(const lmd_scheduler *self, int64_t seq_id) {
 
 /* ---- a step ---- */
 
-/* Running -> waiting: the seat goes, tokens stay, written blocks stay cached until they are
- * evicted. */
+/* Running -> waiting: the sequence loses its slot and keeps its tokens; its written blocks stay
+ * cached until they are evicted. */
 static void preempt(lmd_scheduler *self, lmd_sequence *seq) {
-    seq->n_offered = 0;
+    seq->n_draft = 0;
     lmd_sequence_release_blocks(seq, self->pool);
-    remove_running(self, seq);
-    leave_slot(self, seq);
-    enqueue(self, seq);
+    lmd_seq_queue_stop(&self->queue, seq);
+    lmd_seq_queue_leave_slot(&self->queue, seq);
+    lmd_seq_queue_wait(&self->queue, seq);
     self->preempted[self->n_now_preempted++] = seq->seq_id;
     self->n_preempted++;
 }
 
-/* The youngest running sequence behind `first` that no plan in flight names. */
+/* The last running sequence after `first` that no plan in flight names; NULL: there is none. */
 static lmd_sequence *find_victim(const lmd_scheduler *self, int32_t first) {
-    for (int32_t i = self->n_running - 1; i > first; i--)
-        if (self->running[i]->n_in_flight == 0) return self->running[i];
+    for (int32_t i = self->queue.n_running - 1; i > first; i--)
+        if (self->queue.running[i]->n_in_flight == 0) return self->queue.running[i];
     return NULL;
 }
 
@@ -370,24 +324,28 @@ static void add_to_plan(lmd_scheduler *self, lmd_plan_builder *plan, lmd_sequenc
     lmd_plan_builder_add(plan, seq, n);
 }
 
-/* Gives the running sequences their tokens, the oldest first; who lacks blocks takes the
- * youngest's. */
+/* Makes the blocks cover n more tokens; preempts the sequences after number i of the running
+ * ones for that, the last one first. */
+static bool grow_or_preempt(lmd_scheduler *self, int32_t i, int32_t n) {
+    lmd_sequence *seq = self->queue.running[i], *victim;
+    bool grown;
+    while (!(grown = grow(self, seq, n, 0)) && (victim = find_victim(self, i)))
+        preempt(self, victim);
+    return grown;
+}
+
+/* Gives the running sequences their tokens, in order of rank. */
 static void plan_running(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *budget) {
-    for (int32_t i = 0; i<self->n_running && * budget> 0; i++) {
-        lmd_sequence *seq = self->running[i];
+    for (int32_t i = 0; *budget > 0 && i < self->queue.n_running; i++) {
+        lmd_sequence *seq = self->queue.running[i];
         int32_t n = lmd_min_i32(lmd_sequence_n_todo(seq), *budget);
-        if (n == 0) continue;
-        bool grown;
-        lmd_sequence *victim;
-        while (!(grown = grow(self, seq, n, 0)) && (victim = find_victim(self, i)))
-            preempt(self, victim);
-        if (!grown) continue;
+        if (n == 0 || !grow_or_preempt(self, i, n)) continue;
         add_to_plan(self, plan, seq, n);
         *budget -= n;
     }
 }
 
-/* Notes what a sequence has found in KV, once. */
+/* Counts the tokens that a sequence found in KV when it first got a slot. */
 static void count_cached(lmd_scheduler *self, lmd_sequence *seq) {
     if (seq->cached_len >= 0) return;
     seq->cached_len = seq->history_len;
@@ -395,9 +353,9 @@ static void count_cached(lmd_scheduler *self, lmd_sequence *seq) {
     self->n_prompt_tokens += seq->n_prompt;
 }
 
-/* Gives a waiting sequence the KV there is of its text, and blocks for the rest of this step's
- * tokens; how many those are, or 0 when the pool has too few blocks. */
-static int32_t take_blocks(lmd_scheduler *self, lmd_plan_builder *plan, lmd_sequence *seq,
+/* Gives a waiting sequence the KV that exists of its text, and blocks for the tokens of this
+ * step. Returns how many tokens those are; 0: the pool has too few blocks. */
+static int32_t find_blocks(lmd_scheduler *self, lmd_plan_builder *plan, lmd_sequence *seq,
                            int32_t budget) {
     const int32_t block_len = self->config.block_len;
     lmd_sequence_revive_blocks(seq, self->pool, self->cache, block_len);
@@ -420,18 +378,13 @@ static int32_t take_blocks(lmd_scheduler *self, lmd_plan_builder *plan, lmd_sequ
  * waits. */
 static lmd_wait_reason plan_waiting(lmd_scheduler *self, lmd_plan_builder *plan,
                                     int32_t *budget) {
-    while (self->waiting.head) {
-        lmd_sequence *seq = self->waiting.head;
+    while (self->queue.head) {
+        lmd_sequence *seq = self->queue.head;
         if (*budget == 0) return LMD_WAIT_BUDGET;
-        if (self->n_running == self->config.max_batch_size || !take_slot(self, seq))
-            return LMD_WAIT_SLOT;
-        const int32_t n = take_blocks(self, plan, seq, *budget);
-        if (n == 0) {
-            leave_slot(self, seq);
-            return LMD_WAIT_BLOCKS;
-        }
-        unqueue(self, seq);
-        insert_running(self, seq); /* waiting -> running */
+        if (!lmd_seq_queue_has_slot(&self->queue)) return LMD_WAIT_SLOT;
+        const int32_t n = find_blocks(self, plan, seq, *budget);
+        if (n == 0) return LMD_WAIT_BLOCKS;
+        lmd_seq_queue_seat(&self->queue, seq);
         seq->n_computed = seq->history_len;
         count_cached(self, seq);
         add_to_plan(self, plan, seq, n);
@@ -440,12 +393,12 @@ static lmd_wait_reason plan_waiting(lmd_scheduler *self, lmd_plan_builder *plan,
     return LMD_WAIT_TURN;
 }
 
-/* Adds the guesses that were offered, as far as nobody has to give way for them. */
-static void plan_guesses(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *budget) {
+/* Adds the drafts, as far as budget and blocks go without a preemption. */
+static void plan_drafts(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *budget) {
     for (int32_t i = 0; i < plan->n_entries && self->n_now_preempted == 0; i++) {
         lmd_plan_entry *entry = &plan->entries[i];
         lmd_sequence *seq = entry->seq;
-        int32_t n = lmd_min_i32(seq->n_offered, *budget);
+        int32_t n = lmd_min_i32(seq->n_draft, *budget);
         if (n == 0 || entry->history_len + 1 != seq->n_tokens) continue;
         if (!grow(self, seq, 1 + n, 0)) {
             int64_t covered = (int64_t)seq->n_blocks * self->config.block_len;
@@ -456,27 +409,37 @@ static void plan_guesses(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *b
         lmd_plan_builder_draft(entry, n);
         *budget -= n;
     }
-    for (int32_t i = 0; i < self->n_running; i++) self->running[i]->n_offered = 0;
+    for (int32_t i = 0; i < self->queue.n_running; i++) self->queue.running[i]->n_draft = 0;
 }
 
-/* Who can never proceed, when nothing runs and nothing is in flight: -1 for nobody. */
-static int64_t find_stuck(const lmd_scheduler *self) {
-    for (int32_t i = 0; i < self->n_running; i++)
-        if (lmd_sequence_n_todo(self->running[i]) > 0) return self->running[i]->seq_id;
-    /* With idle sequences running, the caller has yet to finish them. */
-    return self->n_running == 0 && self->waiting.head ? self->waiting.head->seq_id : -1;
+/* The sequence that can never be scheduled, given that nothing ran and no plan is in flight;
+ * NULL: there is none. */
+static const lmd_sequence *find_stuck(const lmd_scheduler *self) {
+    const lmd_seq_queue *queue = &self->queue;
+    for (int32_t i = 0; i < queue->n_running; i++)
+        if (lmd_sequence_n_todo(queue->running[i]) > 0) return queue->running[i];
+    /* Where sequences run that have all their tokens, the caller has yet to finish them. */
+    return queue->n_running == 0 ? queue->head : NULL;
 }
 
 static void write_report(lmd_scheduler *self, lmd_wait_reason head_reason,
                          lmd_schedule_report *report) {
     int32_t n = 0;
-    for (const lmd_sequence *seq = self->waiting.head; seq; seq = seq->next, n++)
+    for (const lmd_sequence *seq = self->queue.head; seq; seq = seq->next, n++)
         self->reports[n] = (lmd_waiting){seq->seq_id, n == 0 ? head_reason : LMD_WAIT_TURN};
-    *report = (lmd_schedule_report){.n_preempted = self->n_now_preempted,
+    *report = (lmd_schedule_report){.budget = self->budget,
+                                    .n_preempted = self->n_now_preempted,
                                     .n_waiting = n,
                                     .preempted = self->preempted,
                                     .waiting = self->reports,
                                     .failed = -1};
+}
+
+static void report_stuck(const lmd_scheduler *self, lmd_schedule_report *report) {
+    const lmd_sequence *seq = find_stuck(self);
+    if (!seq) return;
+    report->failed = seq->seq_id;
+    report->failed_owner = seq->owner;
 }
 
 bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_report *report) {
@@ -495,27 +458,31 @@ bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_re
         reason = plan_waiting(self, builder, &budget);
     else
         reason = LMD_WAIT_BLOCKS;
-    plan_guesses(self, builder, &budget);
+    plan_drafts(self, builder, &budget);
     write_report(self, reason, report);
     if (builder->n_entries == 0) {
-        if (n_in_flight == 0) report->failed = find_stuck(self);
+        if (n_in_flight == 0) report_stuck(self, report);
         return false;
     }
     lmd_plan_builder_finish(builder, self->next_plan_id++, self->config.block_len, plan);
+    report->owners = builder->owners;
     return true;
 }
 
-static void take_token(lmd_sequence *seq, int32_t token_id) {
+/* ---- a step's end ---- */
+
+/* Appends the token that a plan's row gave; -1: it gave none. */
+static void append_token(lmd_sequence *seq, int32_t token_id) {
     seq->n_pending--;
     if (token_id >= 0)
         seq->tokens[seq->n_tokens++] = token_id;
     else if (seq->history_len > seq->n_tokens + seq->n_pending)
-        seq->history_len = seq->n_tokens + seq->n_pending; /* computed behind what never came */
+        seq->history_len = seq->n_tokens + seq->n_pending; /* KV of a token that never came */
 }
 
-/* Takes what came behind the newest token and its guesses. KV holds the guesses that were
- * right; what was written behind them is written again. */
-static void take_guessed(lmd_sequence *seq, const int32_t *token_ids, int32_t n_draft) {
+/* Appends the tokens that a step with a draft gave, up to the first -1. KV holds the draft
+ * tokens that were accepted; positions after those are written again. */
+static void append_accepted(lmd_sequence *seq, const int32_t *token_ids, int32_t n_draft) {
     int32_t n = 0;
     while (n <= n_draft && token_ids[n] >= 0) seq->tokens[seq->n_tokens++] = token_ids[n++];
     seq->n_pending -= 1 + n_draft;
@@ -533,9 +500,9 @@ static void end_entry(lmd_scheduler *self, const lmd_plan_entry *entry,
         return;
     }
     if (entry->n_draft > 0)
-        take_guessed(seq, token_ids + entry->logits_row_idx, entry->n_draft);
+        append_accepted(seq, token_ids + entry->logits_row_idx, entry->n_draft);
     else if (entry->logits_row_idx >= 0)
-        take_token(seq, token_ids[entry->logits_row_idx]);
+        append_token(seq, token_ids[entry->logits_row_idx]);
     seq->n_computed = lmd_min_i32(entry->history_len + entry->input_len,
                                   lmd_min_i32(seq->history_len, seq->n_tokens));
     if (self->cache)
@@ -564,43 +531,37 @@ static int64_t count_held_blocks(const lmd_scheduler *self) {
     return n;
 }
 
+/* A running sequence's lengths agree, and nobody else holds the blocks it has yet to write. */
+static lmd_status check_running(const lmd_scheduler *self, const lmd_sequence *seq,
+                                lmd_err *err) {
+    const int32_t block_len = self->config.block_len;
+    if ((int64_t)seq->n_blocks * block_len < seq->history_len ||
+        seq->history_len > seq->n_tokens + seq->n_pending || seq->n_tokens > seq->max_len)
+        return lmd_fail(err, LMD_INTERNAL, "the lengths of sequence %lld contradict each other",
+                        (long long)seq->seq_id);
+    for (int32_t b = seq->history_len / block_len; b < seq->n_blocks; b++)
+        if (lmd_block_pool_use_count(self->pool, seq->blocks[b].block_id) != 1)
+            return lmd_fail(err, LMD_INTERNAL, "block %d of sequence %lld has another holder",
+                            seq->blocks[b].block_id, (long long)seq->seq_id);
+    return LMD_OK;
+}
+
 lmd_status lmd_scheduler_check(const lmd_scheduler *self, lmd_err *err) {
     LMD_TRY(lmd_block_pool_check(self->pool, err));
-    int32_t n_slots = 0, n_waiting = 0;
-    for (int32_t i = 0; i < self->config.max_batch_size; i++) n_slots += self->slot_taken[i];
-    for (const lmd_sequence *seq = self->waiting.head; seq; seq = seq->next, n_waiting++)
-        if (seq->state != LMD_SEQ_WAITING || seq->slot != -1 || seq->n_in_flight != 0 ||
-            (seq->next && !lmd_sequence_is_before(seq, seq->next)))
-            return lmd_fail(err, LMD_INTERNAL, "seq_id %lld is wrong in the queue",
-                            (long long)seq->seq_id);
-    if (n_waiting != self->waiting.n)
-        return lmd_fail(err, LMD_INTERNAL, "%d sequences wait, %d are counted", n_waiting,
-                        self->waiting.n);
-    for (int32_t i = 0; i < self->n_running; i++) {
-        const lmd_sequence *seq = self->running[i];
-        int64_t covered = (int64_t)seq->n_blocks * self->config.block_len;
-        if (seq->state != LMD_SEQ_RUNNING || seq->slot < 0 || covered < seq->history_len ||
-            seq->history_len > seq->n_tokens + seq->n_pending || seq->n_tokens > seq->max_len ||
-            (i > 0 && !lmd_sequence_is_before(self->running[i - 1], seq)))
-            return lmd_fail(err, LMD_INTERNAL, "seq_id %lld is wrong among the running",
-                            (long long)seq->seq_id);
-        for (int32_t b = seq->history_len / self->config.block_len; b < seq->n_blocks; b++)
-            if (lmd_block_pool_use_count(self->pool, seq->blocks[b].block_id) != 1)
-                return lmd_fail(err, LMD_INTERNAL, "block %d of seq_id %lld has another holder",
-                                seq->blocks[b].block_id, (long long)seq->seq_id);
-    }
-    int64_t n_held = count_held_blocks(self), n_uses = lmd_block_pool_n_uses(self->pool);
-    if (n_held != n_uses || n_slots < self->n_running)
-        return lmd_fail(err, LMD_INTERNAL,
-                        "blocks are held %lld times, used %lld times; %d slots, %d run",
-                        (long long)n_held, (long long)n_uses, n_slots, self->n_running);
-    return LMD_OK;
+    LMD_TRY(lmd_seq_queue_check(&self->queue, err));
+    for (int32_t i = 0; i < self->queue.n_running; i++)
+        LMD_TRY(check_running(self, self->queue.running[i], err));
+    const int64_t n_held = count_held_blocks(self);
+    const int64_t n_uses = lmd_block_pool_n_uses(self->pool);
+    if (n_held == n_uses) return LMD_OK;
+    return lmd_fail(err, LMD_INTERNAL, "blocks are held %lld times, and used %lld times",
+                    (long long)n_held, (long long)n_uses);
 }
 
 void lmd_scheduler_get_stats(const lmd_scheduler *self, lmd_scheduler_stats *out) {
     *out = (lmd_scheduler_stats){
-        .n_running = self->n_running,
-        .n_waiting = self->waiting.n,
+        .n_running = self->queue.n_running,
+        .n_waiting = self->queue.n_waiting,
         .n_free_blocks = lmd_block_pool_n_free(self->pool),
         .n_active_blocks = lmd_block_pool_n_active(self->pool),
         .n_cached_blocks = lmd_block_pool_n_cached(self->pool),

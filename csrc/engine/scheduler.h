@@ -7,6 +7,7 @@
 #define LMD_ENGINE_SCHEDULER_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "backend/plan.h"
@@ -29,7 +30,8 @@ enum {
 };
 
 typedef struct lmd_sequence_params {
-    int64_t seq_id;           /* unique among the living */
+    int64_t seq_id;           /* unique among live sequences */
+    void *owner;              /* the caller's own: schedule reports it with the sequence */
     const int32_t *token_ids; /* [n_tokens] the prompt; copied */
     int32_t n_tokens;         /* at least 1 */
     int32_t max_len;          /* prompt and answer together, at most session_len */
@@ -44,7 +46,7 @@ typedef enum lmd_wait_reason {
     LMD_WAIT_SLOT,   /* the batch is full */
     LMD_WAIT_BUDGET, /* the step's tokens are spent */
     LMD_WAIT_BLOCKS, /* no block is free or evictable */
-    LMD_WAIT_TURN    /* behind another that waits */
+    LMD_WAIT_TURN    /* another one waits before it */
 } lmd_wait_reason;
 
 typedef struct lmd_waiting {
@@ -54,11 +56,13 @@ typedef struct lmd_waiting {
 
 /* What schedule() decided beside the plan; arrays are valid until the next call. */
 typedef struct lmd_schedule_report {
+    int32_t budget; /* tokens that the step could have */
     int32_t n_preempted, n_waiting;
     const int64_t *preempted; /* seq_ids that lost their seat in this call */
     const lmd_waiting *waiting;
-    int64_t
-        failed; /* the seq_id that can never proceed and must be finished by the caller; -1 */
+    void *const *owners; /* [n_seqs of the plan]; set when there is a plan */
+    int64_t failed;     /* the sequence that can never proceed and must be finished; -1: none */
+    void *failed_owner; /* its owner */
 } lmd_schedule_report;
 
 typedef struct lmd_scheduler_stats {
@@ -71,12 +75,14 @@ typedef struct lmd_scheduler_stats {
 lmd_status lmd_scheduler_new(const lmd_scheduler_config *config, lmd_scheduler **out,
                              lmd_err *err);
 void lmd_scheduler_free(lmd_scheduler *self);
+/* The bytes that new allocates. */
+size_t lmd_scheduler_bytes(const lmd_scheduler_config *config);
 
-/* Queues a sequence behind those that wait. */
+/* Queues a sequence, in its place by rank. LMD_INVALID, LMD_NO_MEMORY. */
 lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *params,
                              lmd_err *err);
 
-/* How many running sequences decode: who are in KV but for their last token. */
+/* How many running sequences decode: all their tokens but the last are in KV. */
 int32_t lmd_scheduler_n_decoding(const lmd_scheduler *self);
 
 /* Sets the token budget of the steps to come (1..max_prefill_token_num). */
@@ -86,28 +92,27 @@ void lmd_scheduler_set_budget(lmd_scheduler *self, int32_t n_tokens);
  * says of how many. */
 bool lmd_scheduler_only_decodes(const lmd_scheduler *self, int32_t *n_seqs);
 
-/* Offers n guesses at what follows the tokens of a sequence, for the next plan alone. It
- * computes, with a logits row behind each, those that fit budget and blocks when everyone else
- * has their share, if the sequence decodes and no other plan names it. */
-void lmd_scheduler_offer(lmd_scheduler *self, int64_t seq_id, const int32_t *guesses,
-                         int32_t n);
+/* Drafts n tokens after those of a sequence, for the next plan alone. The plan computes, with a
+ * logits row for each, as many as fit budget and blocks once everyone else has their share, if
+ * the sequence decodes and no other plan names it. */
+void lmd_scheduler_draft(lmd_scheduler *self, int64_t seq_id, const int32_t *draft, int32_t n);
 
 /* Fills *plan (samples stay NULL) and *report; returns false when there is nothing to run now.
  * One earlier plan may still be in flight; with one in flight nothing that it names is
  * preempted. */
 bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_report *report);
 
-/* Ends the oldest plan in flight: token_ids[i] belongs to logits row i (-1: the row gave none).
- * Appends tokens. Of a sequence with guesses the tokens up to the first -1 count: the caller
- * has put -1 behind a token that its guess differs from. A sequence at max_len is not scheduled
- * again: the caller finishes it. */
+/* Ends the oldest plan in flight: token_ids[i] is what logits row i gave (-1: nothing), and is
+ * appended. Of a sequence with a draft the tokens up to the first -1 count: the caller has put
+ * -1 after the first token that the draft did not foresee. A sequence at max_len is not
+ * scheduled again: the caller finishes it. */
 lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int32_t *token_ids,
                                 lmd_err *err);
 
 /* Ends a sequence; its blocks return once no plan in flight names them. LMD_NOT_FOUND. */
 lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *err);
 
-/* A living sequence's text and KV so far, as a snapshot that the caller owns; its blocks stay
+/* A live sequence's text and KV so far, as a snapshot that the caller owns; its blocks stay
  * cached when it ends. NULL when it is unknown or host memory is out. */
 lmd_snapshot *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id);
 
@@ -122,12 +127,16 @@ lmd_status lmd_scheduler_import(lmd_scheduler *self, const lmd_snapshot_info *te
 bool lmd_scheduler_has_block(const lmd_scheduler *self, lmd_block_ref ref);
 int32_t lmd_scheduler_block_len(const lmd_scheduler *self);
 
-/* The tokens of a living sequence (prompt and answer so far); NULL when it is unknown. */
+/* The tokens of a live sequence (prompt and answer so far); NULL when it is unknown. */
 const int32_t *lmd_scheduler_tokens(const lmd_scheduler *self, int64_t seq_id,
                                     int32_t *n_tokens);
 
-/* Prompt tokens of a living sequence that were found in KV when it first ran; -1: it has not
- * run yet, or is unknown. */
+/* The same for sequence number seq_idx of a plan in flight. */
+const int32_t *lmd_scheduler_plan_tokens(const lmd_scheduler *self, int64_t plan_id,
+                                         int32_t seq_idx, int32_t *n_tokens);
+
+/* Prompt tokens of a live sequence that were found in KV when it first ran; -1: it has not run
+ * yet, or is unknown. */
 int32_t lmd_scheduler_cached_len(const lmd_scheduler *self, int64_t seq_id);
 
 /* Checks every invariant of queues and pool; LMD_INTERNAL names the broken one. */

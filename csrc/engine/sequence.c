@@ -42,7 +42,8 @@ bool lmd_sequence_is_before(const lmd_sequence *self, const lmd_sequence *other)
 
 int32_t lmd_sequence_n_todo(const lmd_sequence *self) {
     int32_t total = self->n_tokens + self->n_pending;
-    if (self->n_pending > 1) return 0; /* guesses in flight: how many hold is not known yet */
+    if (self->n_pending > 1)
+        return 0; /* a draft is in flight: its accepted length is unknown */
     if (total == self->max_len && total > self->n_prompt) return 0;
     return total - self->history_len;
 }
@@ -112,8 +113,8 @@ void lmd_sequence_index_blocks(lmd_sequence *self, lmd_prefix_cache *cache, int3
 static void share_blocks(lmd_sequence *self, lmd_prefix_cache *cache, int32_t block_len) {
     int32_t n = self->n_blocks;
     while ((int64_t)(n + 1) * block_len < self->n_tokens &&
-           lmd_prefix_cache_take(cache, &self->prefix, self->tokens + (int64_t)n * block_len,
-                                 &self->blocks[n]))
+           lmd_prefix_cache_share(cache, &self->prefix, self->tokens + (int64_t)n * block_len,
+                                  &self->blocks[n]))
         n++;
     self->n_blocks = self->n_indexed = n;
     self->history_len = n * block_len;

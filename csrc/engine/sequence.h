@@ -20,16 +20,17 @@ typedef enum lmd_sequence_state {
 
 typedef struct lmd_sequence {
     int64_t seq_id;
+    void *owner;     /* the caller's own */
     int64_t arrival; /* age: smaller is older */
-    int64_t rank;    /* who goes first: the smaller, and the older of equals */
+    int64_t rank;    /* the smaller goes first, and the older of equals */
     lmd_sequence_state state;
     int32_t *tokens; /* [max_len] */
     int32_t n_prompt, n_tokens, max_len;
-    int32_t n_pending; /* tokens that plans in flight will give: placeholders behind n_tokens */
+    int32_t n_pending; /* tokens that plans in flight will give: placeholders after n_tokens */
     int32_t history_len; /* tokens in KV once the plans in flight have run */
     int32_t n_computed;  /* tokens in KV by the plans that have ended */
     int32_t n_in_flight; /* plans that name it */
-    int32_t n_offered;   /* guesses behind its tokens that the next plan may compute */
+    int32_t n_draft;     /* draft tokens after its own that the next plan may compute */
     int32_t slot;        /* -1: none */
     bool all_logits;
     int32_t n_logits_done; /* prompt positions whose logits were planned */
@@ -52,7 +53,7 @@ void lmd_sequence_free(lmd_sequence *self);
 bool lmd_sequence_is_before(const lmd_sequence *self, const lmd_sequence *other);
 
 /* Tokens that could be computed now: known ones and placeholders not yet in KV. The last token
- * of an answer at max_len is never computed: nothing follows it. 0 with guesses in flight. */
+ * of an answer at max_len is never computed: nothing follows it. 0 with a draft in flight. */
 int32_t lmd_sequence_n_todo(const lmd_sequence *self);
 
 /* Begins with the KV that a snapshot has of the same text; before the sequence first runs. */

@@ -50,13 +50,13 @@ static int32_t find_fresh(const lmd_speculation *self, int32_t first, int32_t st
  * Seconds; of no unit while nothing was measured. */
 static double estimate(const lmd_speculation *self, int32_t n_rows) {
     const lmd_step_cost *costs = self->costs;
-    const double guessed = 1.0 + ROW_COST * (n_rows - 1);
+    const double expected = 1.0 + ROW_COST * (n_rows - 1);
     int32_t below = find_fresh(self, n_rows, -1), above = find_fresh(self, n_rows, 1);
     if (below == n_rows) return costs[below].seconds;
-    if (below == 0 && above == 0) return guessed;
-    if (below == 0) return costs[above].seconds * guessed / (1.0 + ROW_COST * (above - 1));
+    if (below == 0 && above == 0) return expected;
+    if (below == 0) return costs[above].seconds * expected / (1.0 + ROW_COST * (above - 1));
     const int32_t other = above > 0 ? above : find_fresh(self, 1, 1);
-    if (other == below) return costs[below].seconds * guessed / (1.0 + ROW_COST * (below - 1));
+    if (other == below) return costs[below].seconds * expected / (1.0 + ROW_COST * (below - 1));
     double slope = (costs[other].seconds - costs[below].seconds) / (other - below);
     return costs[below].seconds + (slope > 0.0 ? slope : 0.0) * (n_rows - below);
 }
@@ -76,6 +76,10 @@ void lmd_speculation_note(lmd_speculation *self, int32_t n_rows, double seconds)
 
 /* ---- a step's drafts ---- */
 
+bool lmd_speculation_may_draft(const lmd_speculation *self, int32_t n_seqs) {
+    return self->n_max > 0 && (!self->adaptive || n_seqs <= MAX_SEQS);
+}
+
 void lmd_speculation_begin(lmd_speculation *self, int32_t n_seqs) {
     self->n_seqs = self->n_rows = n_seqs;
     self->n_expected = n_seqs;
@@ -90,12 +94,11 @@ int32_t lmd_speculation_choose(lmd_speculation *self, const lmd_acceptance *acce
                                int32_t match_len, int32_t n_max) {
     n_max = lmd_min_i32(n_max, self->n_max);
     if (!self->adaptive) return n_max;
-    if (self->n_seqs > MAX_SEQS) return 0;
     n_max = lmd_min_i32(n_max, LMD_MAX_DRAFT_ROWS - self->n_rows);
     /* What a step costs without drafts is measured first. */
     if (n_max <= 0 || !is_fresh(self, self->n_seqs)) return 0;
     double best_rate = rate(self, 0, 0.0) * LEAST_GAIN, best_more = 0.0;
-    double n_more = 0.0, all_right = 1.0; /* that the guesses so far are */
+    double n_more = 0.0, all_right = 1.0; /* that the draft so far is */
     int32_t best = 0;
     for (int32_t n = 1; n <= n_max; n++) {
         all_right *= (double)(acceptance->n_right[match_len] / acceptance->n_all[match_len]);
@@ -106,7 +109,7 @@ int32_t lmd_speculation_choose(lmd_speculation *self, const lmd_acceptance *acce
             best_more = n_more;
             best = n;
         }
-        if (match_len < LMD_NGRAM_MAX_LEN) match_len++; /* a right guess makes it longer */
+        if (match_len < LMD_NGRAM_MAX_LEN) match_len++; /* an accepted token makes it longer */
     }
     self->n_rows += best;
     self->n_expected += best_more;

@@ -1,6 +1,6 @@
 /* How many tokens to draft: where drafts are worth their rows.
  * Owns: measured durations of decode steps by their rows, and for each request how often the
- * n-gram index guesses the next token, noted also while nothing is drafted. A step drafts what
+ * n-gram index foresees the next token, noted also while nothing is drafted. A step drafts what
  * is expected to give the most tokens a second. What it decides changes speed, never an answer.
  * Must not know: sequences, schedules, clocks. The engine's thread alone. */
 #ifndef LMD_ENGINE_SPECULATION_H
@@ -16,7 +16,7 @@ enum {
     LMD_MAX_DRAFT_ROWS = 64    /* a step of more rows is not drafted for */
 };
 
-/* How often guesses by a match of each length were right: sums that fade. */
+/* How often a match of each length foresaw the next token: sums that fade. */
 typedef struct lmd_acceptance {
     float n_right[LMD_NGRAM_MAX_LEN + 1], n_all[LMD_NGRAM_MAX_LEN + 1];
 } lmd_acceptance;
@@ -41,6 +41,8 @@ typedef struct lmd_speculation {
 
 void lmd_speculation_init(lmd_speculation *self, int32_t n_max, bool adaptive);
 
+/* Whether a step of n_seqs sequences that decode may have drafts at all. */
+bool lmd_speculation_may_draft(const lmd_speculation *self, int32_t n_seqs);
 /* Starts a step of n_seqs sequences that decode. */
 void lmd_speculation_begin(lmd_speculation *self, int32_t n_seqs);
 /* Chooses how many tokens, at most n_max, to draft for one of them with such a match. */

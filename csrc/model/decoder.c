@@ -7,7 +7,7 @@
 #include "base/memory.h"
 #include "model/rope.h"
 
-enum { N_PLANS = 2 }; /* that may be in flight: plan p has the results at p % N_PLANS */
+enum { MAX_PLANS = 2 }; /* in flight at once */
 
 /* What a plan in flight will give. */
 typedef struct plan_results {
@@ -26,7 +26,8 @@ typedef struct decoder {
     lmd_buffer *attn;     /* [max_tokens, n_head * head_dim] */
     lmd_buffer *ffn;      /* [max_tokens, ffn_dim] */
     int32_t max_logits_rows;
-    plan_results results[N_PLANS];
+    plan_results results[MAX_PLANS]; /* plan p has those at p % n_plans */
+    int32_t n_plans;
     size_t kv_block_bytes;
     char kv_layout[64]; /* the backend's name for it, with what a block's form depends on */
 } decoder;
@@ -81,7 +82,7 @@ static lmd_status decoder_submit(lmd_executor *executor, const lmd_plan *plan, l
     decoder *self = (decoder *)executor;
     const lmd_model *model = self->model;
     const lmd_backend_ops *ops = model->backend->ops;
-    plan_results *results = &self->results[plan->plan_id % N_PLANS];
+    plan_results *results = &self->results[plan->plan_id % self->n_plans];
     results->plan_id = plan->plan_id;
     results->n_rows = plan->n_logits_rows;
 
@@ -98,7 +99,7 @@ static lmd_status decoder_sample(lmd_executor *executor, const lmd_plan *plan, l
     (void)err;
     decoder *self = (decoder *)executor;
     const lmd_backend_ops *ops = self->model->backend->ops;
-    lmd_sample_result *rows = self->results[plan->plan_id % N_PLANS].rows;
+    lmd_sample_result *rows = self->results[plan->plan_id % self->n_plans].rows;
     const bool in_tiles = plan->n_logits_rows > self->max_logits_rows;
     for (int32_t first = 0; first < plan->n_logits_rows; first += self->max_logits_rows) {
         const int32_t n = lmd_min_i32(plan->n_logits_rows - first, self->max_logits_rows);
@@ -112,7 +113,7 @@ static lmd_status decoder_sample(lmd_executor *executor, const lmd_plan *plan, l
 static lmd_status decoder_collect(lmd_executor *executor, int64_t plan_id, lmd_plan_result *out,
                                   lmd_err *err) {
     decoder *self = (decoder *)executor;
-    const plan_results *results = &self->results[plan_id % N_PLANS];
+    const plan_results *results = &self->results[plan_id % self->n_plans];
     if (plan_id != results->plan_id)
         return lmd_fail(err, LMD_INTERNAL, "plan %lld was collected, but is not in flight",
                         (long long)plan_id);
@@ -125,7 +126,7 @@ static void decoder_free(lmd_executor *executor) {
     if (!executor) return;
     decoder *self = (decoder *)executor;
     if (self->workspace) self->model->backend->ops->workspace_free(self->workspace);
-    for (int32_t i = 0; i < N_PLANS; i++) lmd_free(self->results[i].rows);
+    for (int32_t i = 0; i < MAX_PLANS; i++) lmd_free(self->results[i].rows);
     lmd_free(self);
 }
 
@@ -210,10 +211,33 @@ static lmd_workspace_config workspace_config(const lmd_model_config *shape,
     };
 }
 
+static size_t rope_table_bytes(const lmd_workspace_config *config) {
+    return (size_t)config->n_positions * (size_t)config->head_dim * sizeof *config->rope_table;
+}
+
+static int32_t count_plans(const lmd_backend *backend) {
+    return backend->ops->runs_ahead ? MAX_PLANS : 1;
+}
+
+size_t lmd_decoder_bytes(const lmd_model_config *shape, const lmd_decoder_config *config,
+                         const lmd_backend *backend) {
+    const lmd_workspace_config workspace = workspace_config(shape, config);
+    decoder none;
+    buffer_spec buffers[N_BUFFERS];
+    size_t n_bytes =
+        sizeof(decoder) + rope_table_bytes(&workspace) +
+        backend->ops->workspace_bytes(backend, &workspace) +
+        (size_t)count_plans(backend) * (size_t)config->max_tokens * sizeof *none.results->rows;
+    list_buffers(&none, shape, buffers);
+    for (int32_t i = 0; i < N_BUFFERS; i++)
+        n_bytes +=
+            backend->ops->buffer_bytes(backend, &workspace, buffers[i].n_cols, buffers[i].role);
+    return n_bytes;
+}
+
 static lmd_status new_workspace(decoder *self, lmd_workspace_config *config, lmd_err *err) {
     const lmd_model *model = self->model;
-    const size_t n_bytes =
-        (size_t)config->n_positions * (size_t)config->head_dim * sizeof *config->rope_table;
+    const size_t n_bytes = rope_table_bytes(config);
     float *table = lmd_alloc_large(n_bytes);
     if (!table) return lmd_no_memory(err, "a RoPE table of %zu bytes", n_bytes);
     lmd_rope_table(&model->config, model->rope_factors, config->n_positions, table);
@@ -233,7 +257,7 @@ static lmd_status allocate(decoder *self, const lmd_decoder_config *config, lmd_
     self->kv_block_bytes = ops->kv_block_bytes(&wanted);
     snprintf(self->kv_layout, sizeof self->kv_layout, "%s k%d v%d block %d", ops->kv_layout,
              (int)wanted.k_bits, (int)wanted.v_bits, (int)wanted.block_len);
-    for (int32_t i = 0; i < N_PLANS; i++) {
+    for (int32_t i = 0; i < self->n_plans; i++) {
         lmd_sample_result **rows = &self->results[i].rows;
         *rows = lmd_calloc((size_t)config->max_tokens, sizeof **rows);
         if (!*rows) return lmd_no_memory(err, "the results of %d rows", config->max_tokens);
@@ -252,6 +276,7 @@ lmd_status lmd_decoder_new(const lmd_model *model, const lmd_decoder_config *con
     if (!self) return lmd_no_memory(err, "a decoder");
     self->base.ops = &decoder_ops;
     self->base.runs_ahead = model->backend->ops->runs_ahead;
+    self->n_plans = count_plans(model->backend);
     self->model = model;
     lmd_status status = allocate(self, config, err);
     if (status != LMD_OK) {

@@ -20,4 +20,9 @@ typedef struct lmd_decoder_config {
 lmd_status lmd_decoder_new(const lmd_model *model, const lmd_decoder_config *config,
                            lmd_executor **out, lmd_err *err);
 
+/* The bytes that lmd_decoder_new allocates besides the KV blocks, the table of RoPE that it
+ * frees again included. */
+size_t lmd_decoder_bytes(const lmd_model_config *shape, const lmd_decoder_config *config,
+                         const lmd_backend *backend);
+
 #endif

@@ -19,44 +19,149 @@ static int32_t next_token(int32_t token_id, int32_t position) {
     return (token_id * 31 + position * 17 + 7) % VOCAB;
 }
 
-/* ---- the executor ---- */
+/* ---- the executor: a device thread that runs one plan after another ---- */
+
+enum { MAX_SEQS = 8, QUEUE_LEN = 8 };
+
+/* What a device has copied of a plan. */
+typedef struct device_plan {
+    int64_t plan_id;
+    int32_t n_rows;
+    int32_t slots[MAX_ROWS], tokens[MAX_ROWS], positions[MAX_ROWS]; /* of each logits row */
+    bool wanted[MAX_ROWS];
+    int32_t next[MAX_ROWS];
+    lmd_sample_result results[MAX_ROWS];
+    bool done;
+} device_plan;
+
+typedef struct device_job {
+    device_plan *plan;
+    bool samples; /* false: the forward pass */
+} device_job;
+
+/* How steps of an executor that runs ahead went. */
+typedef struct device_counts {
+    long long n_steps, n_ahead, n_placeholders;
+} device_counts;
 
 typedef struct fake_executor {
     lmd_executor base;
-    lmd_sample_result rows[MAX_ROWS];
-    int64_t plan_id;
-    int32_t n_rows;
+    device_plan plans[2];     /* plan p is at p % 2 */
+    int32_t newest[MAX_SEQS]; /* token of each slot; the device's own */
+    device_counts *counts;    /* the caller's */
+    pthread_t thread;
+    pthread_mutex_t lock; /* what follows, and `done` of the plans */
+    pthread_cond_t changed;
+    device_job queue[QUEUE_LEN];
+    int32_t n_pushed, n_popped;
+    bool quit;
 } fake_executor;
+
+static void run_forward(fake_executor *self, device_plan *plan) {
+    for (int32_t i = 0; i < plan->n_rows; i++) {
+        int32_t token = plan->tokens[i];
+        if (token < 0) token = self->newest[plan->slots[i]];
+        plan->next[i] = next_token(token, plan->positions[i]);
+    }
+}
+
+static void run_sampling(fake_executor *self, device_plan *plan) {
+    for (int32_t i = 0; i < plan->n_rows; i++) {
+        plan->results[i] =
+            (lmd_sample_result){.token_id = plan->wanted[i] ? plan->next[i] : -1};
+        if (plan->wanted[i]) self->newest[plan->slots[i]] = plan->next[i];
+    }
+}
+
+static void *device_main(void *arg) {
+    fake_executor *self = arg;
+    pthread_mutex_lock(&self->lock);
+    while (!self->quit) {
+        if (self->n_popped == self->n_pushed) {
+            pthread_cond_wait(&self->changed, &self->lock);
+            continue;
+        }
+        const device_job job = self->queue[self->n_popped++ % QUEUE_LEN];
+        pthread_mutex_unlock(&self->lock);
+        if (job.plan->plan_id % 3 == 0) usleep(30); /* now slower than the host, now faster */
+        if (job.samples)
+            run_sampling(self, job.plan);
+        else
+            run_forward(self, job.plan);
+        pthread_mutex_lock(&self->lock);
+        job.plan->done = job.samples;
+        pthread_cond_broadcast(&self->changed);
+    }
+    pthread_mutex_unlock(&self->lock);
+    return NULL;
+}
+
+static void push(fake_executor *self, device_plan *plan, bool samples) {
+    pthread_mutex_lock(&self->lock);
+    self->queue[self->n_pushed++ % QUEUE_LEN] = (device_job){plan, samples};
+    pthread_cond_broadcast(&self->changed);
+    pthread_mutex_unlock(&self->lock);
+}
+
+static void copy_plan(fake_executor *self, const lmd_plan *plan, device_plan *out) {
+    *out = (device_plan){.plan_id = plan->plan_id, .n_rows = plan->n_logits_rows};
+    for (int32_t i = 0, s = 0; i < plan->n_logits_rows; i++) {
+        const int32_t row = plan->logits_rows[i];
+        while (row >= plan->token_offsets[s + 1]) s++;
+        out->slots[i] = plan->slots[s];
+        out->tokens[i] = plan->token_ids[row];
+        out->positions[i] = plan->positions[row];
+        self->counts->n_placeholders += plan->token_ids[row] < 0;
+    }
+}
 
 static lmd_status fake_submit(lmd_executor *executor, const lmd_plan *plan, lmd_err *err) {
     (void)err;
     fake_executor *self = (fake_executor *)executor;
-    self->plan_id = plan->plan_id;
-    self->n_rows = plan->n_logits_rows;
+    device_plan *at = &self->plans[plan->plan_id % 2];
+    const device_plan *before = &self->plans[(plan->plan_id + 1) % 2];
+    pthread_mutex_lock(&self->lock);
+    self->counts->n_steps++;
+    self->counts->n_ahead += before->plan_id == plan->plan_id - 1 && !before->done;
+    pthread_mutex_unlock(&self->lock);
+    copy_plan(self, plan, at);
+    push(self, at, false);
     return LMD_OK;
 }
 
 static lmd_status fake_sample(lmd_executor *executor, const lmd_plan *plan, lmd_err *err) {
     (void)err;
     fake_executor *self = (fake_executor *)executor;
-    for (int32_t i = 0; i < plan->n_logits_rows; i++) {
-        int32_t row = plan->logits_rows[i];
-        self->rows[i].token_id = plan->samples[i].wants_token
-                                     ? next_token(plan->token_ids[row], plan->positions[row])
-                                     : -1;
-    }
+    device_plan *at = &self->plans[plan->plan_id % 2];
+    for (int32_t i = 0; i < plan->n_logits_rows; i++)
+        at->wanted[i] = plan->samples[i].wants_token;
+    push(self, at, true);
     return LMD_OK;
 }
 
 static lmd_status fake_collect(lmd_executor *executor, int64_t plan_id, lmd_plan_result *out,
                                lmd_err *err) {
     fake_executor *self = (fake_executor *)executor;
-    if (plan_id != self->plan_id) return lmd_fail(err, LMD_INTERNAL, "another plan");
-    *out = (lmd_plan_result){plan_id, self->n_rows, self->rows};
+    device_plan *at = &self->plans[plan_id % 2];
+    if (plan_id != at->plan_id) return lmd_fail(err, LMD_INTERNAL, "another plan");
+    pthread_mutex_lock(&self->lock);
+    while (!at->done) pthread_cond_wait(&self->changed, &self->lock);
+    pthread_mutex_unlock(&self->lock);
+    *out = (lmd_plan_result){plan_id, at->n_rows, at->results};
     return LMD_OK;
 }
 
-static void fake_free(lmd_executor *executor) { free(executor); }
+static void fake_free(lmd_executor *executor) {
+    fake_executor *self = (fake_executor *)executor;
+    pthread_mutex_lock(&self->lock);
+    self->quit = true;
+    pthread_cond_broadcast(&self->changed);
+    pthread_mutex_unlock(&self->lock);
+    pthread_join(self->thread, NULL);
+    pthread_mutex_destroy(&self->lock);
+    pthread_cond_destroy(&self->changed);
+    free(self);
+}
 
 static const char *fake_layout(const lmd_executor *executor) {
     (void)executor;
@@ -231,11 +336,21 @@ static void *client_main(void *arg) {
     return NULL;
 }
 
-int main(void) {
-    fake_executor *executor = calloc(1, sizeof *executor);
-    executor->base.ops = &fake_ops;
+static fake_executor *new_executor(bool runs_ahead, device_counts *counts) {
+    fake_executor *self = calloc(1, sizeof *self);
+    self->base = (lmd_executor){.ops = &fake_ops, .runs_ahead = runs_ahead};
+    self->counts = counts;
+    self->plans[0].done = self->plans[1].done = true;
+    pthread_mutex_init(&self->lock, NULL);
+    pthread_cond_init(&self->changed, NULL);
+    pthread_create(&self->thread, NULL, device_main, self);
+    return self;
+}
+
+/* Runs all clients on an engine; returns what was wrong. */
+static int run(bool runs_ahead, device_counts *counts, lmd_engine_stats *stats) {
     const lmd_engine_config config = {.session_len = 128,
-                                      .max_batch_size = 8,
+                                      .max_batch_size = MAX_SEQS,
                                       .max_prefill_token_num = MAX_ROWS,
                                       .n_blocks = 20, /* few: sequences are preempted */
                                       .block_len = 16,
@@ -243,7 +358,9 @@ int main(void) {
                                       .prefix_caching = true};
     lmd_engine *engine;
     lmd_err err;
-    if (lmd_engine_new(&config, &executor->base, &engine, &err) != LMD_OK) return 1;
+    if (lmd_engine_new(&config, &new_executor(runs_ahead, counts)->base, &engine, &err) !=
+        LMD_OK)
+        return 1;
     atomic_int n_wrong = 0;
     pthread_t threads[N_CLIENTS];
     client clients[N_CLIENTS];
@@ -252,12 +369,26 @@ int main(void) {
         pthread_create(&threads[i], NULL, client_main, &clients[i]);
     }
     for (int32_t i = 0; i < N_CLIENTS; i++) pthread_join(threads[i], NULL);
-    lmd_engine_stats stats;
-    lmd_engine_get_stats(engine, &stats);
+    lmd_engine_get_stats(engine, stats);
     lmd_engine_close(engine);
     lmd_engine_free(engine);
-    printf("%d clients, %d requests: %lld steps, %lld preempted, %d wrong\n", N_CLIENTS,
-           N_CLIENTS * N_REQUESTS, (long long)stats.n_steps,
-           (long long)stats.scheduler.n_preempted, atomic_load(&n_wrong));
-    return atomic_load(&n_wrong) != 0;
+    return atomic_load(&n_wrong);
+}
+
+int main(void) {
+    enum { LEAST_AHEAD = 70 }; /* percent of the steps of an executor that runs ahead */
+    int n_all_wrong = 0;
+    for (int32_t runs_ahead = 0; runs_ahead < 2; runs_ahead++) {
+        device_counts counts = {0};
+        lmd_engine_stats stats = {0};
+        const int n_wrong = run(runs_ahead, &counts, &stats);
+        const long long percent = counts.n_ahead * 100 / (counts.n_steps + !counts.n_steps);
+        printf(
+            "%d clients, %d requests: %lld steps, %lld of them (%lld %%) begun while another "
+            "ran, %lld placeholders, %lld preempted, %d wrong\n",
+            N_CLIENTS, N_CLIENTS * N_REQUESTS, counts.n_steps, counts.n_ahead, percent,
+            counts.n_placeholders, (long long)stats.scheduler.n_preempted, n_wrong);
+        n_all_wrong += n_wrong + (runs_ahead && percent < LEAST_AHEAD);
+    }
+    return n_all_wrong != 0;
 }

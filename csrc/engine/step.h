@@ -1,0 +1,55 @@
+/* A step as a value: a plan, the parameters and results of its logits rows, and whose they are.
+ * An engine has two of them: one whose tokens are waited for, and one that may already run.
+ * Owns: arrays for the largest plan, allocated once. Must not know: executors. The
+ * engine's thread alone. */
+#ifndef LMD_ENGINE_STEP_H
+#define LMD_ENGINE_STEP_H
+
+#include "engine/live_request.h"
+
+typedef struct lmd_step {
+    lmd_plan plan; /* its arrays are the scheduler's, until update */
+    lmd_live_request *
+        *seq_requests;          /* [max_seqs] of the plan's sequences; NULL: it has ended */
+    lmd_sample_params *samples; /* [max_rows] of the plan's logits rows */
+    lmd_live_request **row_requests; /* [max_rows] whose row it is; NULL: it has ended */
+    int32_t *row_tokens;             /* [max_rows] what each row gave; -1: nothing */
+    int64_t started;                 /* when the plan was made, ns */
+    int32_t budget;                  /* tokens that the plan could have */
+    int32_t n_preempted;             /* sequences, by this plan */
+} lmd_step;
+
+/* Drafts of a step. */
+typedef struct lmd_draft_counts {
+    int32_t n_seqs, n_drafted, n_accepted;
+} lmd_draft_counts;
+
+lmd_status lmd_step_init(lmd_step *self, int32_t max_seqs, int32_t max_rows, lmd_err *err);
+void lmd_step_clear(lmd_step *self);
+/* The bytes that init reserves. */
+size_t lmd_step_bytes(int32_t max_seqs, int32_t max_rows);
+
+/* Begins with a plan that was made at `now`. */
+void lmd_step_begin(lmd_step *self, const lmd_plan *plan, const lmd_schedule_report *report,
+                    int64_t now);
+
+/* Ends it: nobody's sequences and rows are in it any more. */
+void lmd_step_end(lmd_step *self);
+
+/* How many of the plan's logits rows, from number `first` on, are of sequence number seq_idx.
+ */
+int32_t lmd_step_count_rows(const lmd_step *self, int32_t seq_idx, int32_t first);
+
+/* Makes n rows from number `first` on want nothing: their request has ended. */
+void lmd_step_drop_rows(lmd_step *self, int32_t first, int32_t n);
+
+/* Forgets a request that ends: its sequence and its rows are nobody's. */
+void lmd_step_forget(lmd_step *self, const lmd_live_request *request);
+
+/* Reads the tokens that the rows gave. */
+void lmd_step_read(lmd_step *self, const lmd_plan_result *result);
+
+/* Drops the rows after the first token that a sequence's draft did not foresee. */
+lmd_draft_counts lmd_step_reject_drafts(lmd_step *self);
+
+#endif
