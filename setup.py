@@ -5,6 +5,7 @@ Switches, read from the environment:
   LMDEPLOY_C_SANITIZE=x   address,undefined | thread
   LMDEPLOY_C_COVERAGE=1   gcov instrumentation
   LMDEPLOY_C_WERROR=1     warnings are errors (make dev)
+  LMDEPLOY_C_FAKE_DEVICE=1  the CPU stands behind a queue, as a device that runs ahead (tests)
 """
 
 import os
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parent
 DEBUG = os.environ.get("LMDEPLOY_C_DEBUG") == "1"
 SANITIZE = os.environ.get("LMDEPLOY_C_SANITIZE", "")
 COVERAGE = os.environ.get("LMDEPLOY_C_COVERAGE") == "1"
+FAKE_DEVICE = os.environ.get("LMDEPLOY_C_FAKE_DEVICE") == "1"
 WERROR = os.environ.get("LMDEPLOY_C_WERROR") == "1"
 
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wpointer-arith", "-Wvla"] + ["-Werror"] * WERROR
@@ -57,6 +59,8 @@ def is_for_this_machine(path: Path) -> bool:
 
 def sources() -> list[str]:
     found = [p for p in (ROOT / "csrc").rglob("*.c") if is_for_this_machine(p)]
+    if FAKE_DEVICE:
+        found.append(ROOT / "tests" / "c" / "fake_device.c")
     return sorted(str(p.relative_to(ROOT)) for p in found)
 
 
@@ -124,12 +128,13 @@ setup(
             "lmdeploy_c._C",
             sources=sources(),
             depends=[str(p) for p in (ROOT / "csrc").rglob("*.h")],
-            include_dirs=["csrc", numpy.get_include()],
+            include_dirs=["csrc", *["tests/c"] * FAKE_DEVICE, numpy.get_include()],
             define_macros=[
                 ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
                 ("NPY_TARGET_VERSION", "NPY_1_26_API_VERSION"),
                 ("LMD_VERSION", f'"{version()}"'),
                 *([("LMD_DEBUG", "1")] if DEBUG or SANITIZE else []),
+                *([("LMD_FAKE_DEVICE", "1")] if FAKE_DEVICE else []),
             ],
             extra_compile_args=compile_args,
             extra_link_args=link_args,
