@@ -120,8 +120,9 @@ def main() -> None:
             f"| {CASES[case]:32} | {median:.3f} | {mean:.3f} | {low:.3f} to {high:.3f} |",
             flush=True,
         )
-        rows.append({**machine(), "before": args.commit, "case": case, "pairs": args.pairs,
-                     "median_ratio": median, "mean_ratio": mean, "low": low, "high": high})  # fmt: skip
+        figures = {"median_ratio": median, "mean_ratio": mean, "low": low, "high": high}
+        asked = {"before": args.commit, "case": case, "pairs": args.pairs}
+        rows.append({**machine(), **asked, **figures})
     append_csv(ROOT / "benchmarks" / "before.csv", rows)
 
 
