@@ -39,12 +39,12 @@ static void decode_layer(decoder *self, int32_t i) {
     lmd_workspace *workspace = self->workspace;
 
     ops->add_norm(workspace, self->residual, layer->attn_norm, eps, self->norm);
-    /* q, k and v in one matrix */
-    ops->linear(workspace, &(lmd_linear_args){.weight = layer->qkv,
+    ops->linear(workspace, &(lmd_linear_args){.weight = layer->qkv, /* one matrix: q, k, v */
                                               .bias = layer->qkv_bias,
                                               .in = self->norm,
                                               .out = self->qkv,
                                               .epilogue = LMD_EPILOGUE_STORE});
+    /* q/k norm, RoPE, KV write, attend */
     ops->attention(workspace, &(lmd_attention_args){.layer = i,
                                                     .qkv = self->qkv,
                                                     .q_norm = layer->q_norm,
@@ -54,11 +54,11 @@ static void decode_layer(decoder *self, int32_t i) {
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->o,
                                               .bias = layer->o_bias,
                                               .in = self->attn,
-                                              .out = self->residual,
+                                              .out = self->residual, /* += */
                                               .epilogue = LMD_EPILOGUE_ADD});
 
     ops->add_norm(workspace, self->residual, layer->ffn_norm, eps, self->norm);
-    ops->linear(workspace, &(lmd_linear_args){.weight = layer->gate_up,
+    ops->linear(workspace, &(lmd_linear_args){.weight = layer->gate_up, /* silu(gate) * up */
                                               .bias = layer->gate_up_bias,
                                               .in = self->norm,
                                               .out = self->ffn,
@@ -66,7 +66,7 @@ static void decode_layer(decoder *self, int32_t i) {
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->down,
                                               .bias = layer->down_bias,
                                               .in = self->ffn,
-                                              .out = self->residual,
+                                              .out = self->residual, /* += */
                                               .epilogue = LMD_EPILOGUE_ADD});
 }
 

@@ -49,7 +49,7 @@ typedef struct lmd_model_config {
     bool qkv_bias, o_bias, mlp_bias; /* biases of the linears */
     bool qk_norm;                    /* per-head RMS norm of q and k before RoPE */
     bool packed_qkv;                 /* one tensor, rows grouped by KV head: q heads, k, v */
-    bool interleaved_rope; /* q and k rows stand in pairs (2i, 2i + 1): put right at load */
+    bool interleaved_rope; /* q and k rows are in pairs (2i, 2i + 1); loading reorders them */
 } lmd_model_config;
 
 /* Checks sizes and their relations. LMD_INVALID or LMD_UNSUPPORTED name the field. */

@@ -15,7 +15,7 @@ typedef struct loader {
     const lmd_checkpoint *checkpoint;
     const lmd_progress *progress;
     size_t done_bytes;
-    int32_t *q_map, *k_map, *v_map; /* rows of q, k, v in their tensors; NULL: as they stand */
+    int32_t *q_map, *k_map, *v_map; /* rows of q, k, v in their tensors; NULL: in order */
     int32_t n_q_rows, n_kv_rows;
 } loader;
 
