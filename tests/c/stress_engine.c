@@ -44,8 +44,13 @@ typedef struct device_counts {
     long long n_steps, n_ahead, n_placeholders;
 } device_counts;
 
+typedef enum failing_call { FAIL_NEVER, FAIL_SUBMIT, FAIL_SAMPLE, FAIL_COLLECT } failing_call;
+
+enum { FAILING_PLAN = 5 };
+
 typedef struct fake_executor {
     lmd_executor base;
+    failing_call failing;     /* at plan FAILING_PLAN */
     device_plan plans[2];     /* plan p is at p % 2 */
     int32_t newest[MAX_SEQS]; /* token of each slot; the device's own */
     device_counts *counts;    /* the caller's */
@@ -103,6 +108,12 @@ static void push(fake_executor *self, device_plan *plan, bool samples) {
     pthread_mutex_unlock(&self->lock);
 }
 
+static lmd_status fail_if(const fake_executor *self, failing_call call, int64_t plan_id,
+                          lmd_err *err) {
+    if (self->failing != call || plan_id != FAILING_PLAN) return LMD_OK;
+    return lmd_fail(err, LMD_INTERNAL, "the device has failed");
+}
+
 static void copy_plan(fake_executor *self, const lmd_plan *plan, device_plan *out) {
     *out = (device_plan){.plan_id = plan->plan_id, .n_rows = plan->n_logits_rows};
     for (int32_t i = 0, s = 0; i < plan->n_logits_rows; i++) {
@@ -116,9 +127,9 @@ static void copy_plan(fake_executor *self, const lmd_plan *plan, device_plan *ou
 }
 
 static lmd_status fake_submit(lmd_executor *executor, const lmd_plan *plan, lmd_err *err) {
-    (void)err;
     fake_executor *self = (fake_executor *)executor;
     device_plan *at = &self->plans[plan->plan_id % 2];
+    LMD_TRY(fail_if(self, FAIL_SUBMIT, plan->plan_id, err));
     const device_plan *before = &self->plans[(plan->plan_id + 1) % 2];
     pthread_mutex_lock(&self->lock);
     self->counts->n_steps++;
@@ -130,9 +141,9 @@ static lmd_status fake_submit(lmd_executor *executor, const lmd_plan *plan, lmd_
 }
 
 static lmd_status fake_sample(lmd_executor *executor, const lmd_plan *plan, lmd_err *err) {
-    (void)err;
     fake_executor *self = (fake_executor *)executor;
     device_plan *at = &self->plans[plan->plan_id % 2];
+    LMD_TRY(fail_if(self, FAIL_SAMPLE, plan->plan_id, err));
     for (int32_t i = 0; i < plan->n_logits_rows; i++)
         at->wanted[i] = plan->samples[i].wants_token;
     push(self, at, true);
@@ -144,6 +155,7 @@ static lmd_status fake_collect(lmd_executor *executor, int64_t plan_id, lmd_plan
     fake_executor *self = (fake_executor *)executor;
     device_plan *at = &self->plans[plan_id % 2];
     if (plan_id != at->plan_id) return lmd_fail(err, LMD_INTERNAL, "another plan");
+    LMD_TRY(fail_if(self, FAIL_COLLECT, plan_id, err));
     pthread_mutex_lock(&self->lock);
     while (!at->done) pthread_cond_wait(&self->changed, &self->lock);
     pthread_mutex_unlock(&self->lock);
@@ -347,15 +359,16 @@ static fake_executor *new_executor(bool runs_ahead, device_counts *counts) {
     return self;
 }
 
+static const lmd_engine_config config = {.session_len = 128,
+                                         .max_batch_size = MAX_SEQS,
+                                         .max_prefill_token_num = MAX_ROWS,
+                                         .n_blocks = 20, /* few: sequences are preempted */
+                                         .block_len = 16,
+                                         .vocab_size = VOCAB,
+                                         .prefix_caching = true};
+
 /* Runs all clients on an engine; returns what was wrong. */
 static int run(bool runs_ahead, device_counts *counts, lmd_engine_stats *stats) {
-    const lmd_engine_config config = {.session_len = 128,
-                                      .max_batch_size = MAX_SEQS,
-                                      .max_prefill_token_num = MAX_ROWS,
-                                      .n_blocks = 20, /* few: sequences are preempted */
-                                      .block_len = 16,
-                                      .vocab_size = VOCAB,
-                                      .prefix_caching = true};
     lmd_engine *engine;
     lmd_err err;
     if (lmd_engine_new(&config, &new_executor(runs_ahead, counts)->base, &engine, &err) !=
@@ -375,6 +388,46 @@ static int run(bool runs_ahead, device_counts *counts, lmd_engine_stats *stats) 
     return atomic_load(&n_wrong);
 }
 
+/* Reads a request to its end; whether that is an error. */
+static bool ends_as_error(lmd_request *request) {
+    lmd_output output = {0};
+    while (output.finish_reason == LMD_FINISH_NONE) {
+        if (!lmd_request_wait(request, 10000) || !lmd_request_take(request, &output))
+            return false;
+        lmd_logits_free(output.logits);
+    }
+    return output.finish_reason == LMD_FINISH_ERROR;
+}
+
+/* An executor fails while requests run: each of them ends with its error, later ones are
+ * refused, and the engine closes. Returns what was wrong. */
+static int run_failing(bool runs_ahead, failing_call failing) {
+    enum { N = 6 };
+    device_counts counts = {0};
+    lmd_engine *engine;
+    lmd_err err;
+    lmd_request *requests[N], *late;
+    int n_wrong = 0;
+    fake_executor *executor = new_executor(runs_ahead, &counts);
+    executor->failing = failing;
+    if (lmd_engine_new(&config, &executor->base, &engine, &err) != LMD_OK) return 1;
+    const int32_t prompt[] = {1, 2, 3};
+    lmd_request_params params = {.token_ids = prompt, .n_tokens = 3, .max_new_tokens = 50};
+    lmd_sampler_params_init(&params.sampler);
+    for (int32_t i = 0; i < N; i++)
+        if (lmd_engine_submit(engine, &params, &requests[i], &err) != LMD_OK)
+            requests[i] = NULL; /* the executor failed already */
+    for (int32_t i = 0; i < N; i++) {
+        if (!requests[i]) continue;
+        n_wrong += !ends_as_error(requests[i]);
+        lmd_request_unref(requests[i]);
+    }
+    n_wrong += lmd_engine_submit(engine, &params, &late, &err) != LMD_CLOSED;
+    lmd_engine_close(engine);
+    lmd_engine_free(engine);
+    return n_wrong;
+}
+
 int main(void) {
     enum { LEAST_AHEAD = 70 }; /* percent of the steps of an executor that runs ahead */
     int n_all_wrong = 0;
@@ -389,6 +442,9 @@ int main(void) {
             N_CLIENTS, N_CLIENTS * N_REQUESTS, counts.n_steps, counts.n_ahead, percent,
             counts.n_placeholders, (long long)stats.scheduler.n_preempted, n_wrong);
         n_all_wrong += n_wrong + (runs_ahead && percent < LEAST_AHEAD);
+        for (failing_call failing = FAIL_SUBMIT; failing <= FAIL_COLLECT; failing++)
+            n_all_wrong += run_failing(runs_ahead, failing);
     }
+    printf("%d wrong, devices that fail included\n", n_all_wrong);
     return n_all_wrong != 0;
 }
