@@ -52,7 +52,7 @@ def test_every_folder_has_a_place() -> None:
     assert {p.name for p in CSRC.iterdir() if p.is_dir()} == set(LEVEL)
 
 
-@pytest.mark.parametrize("header", ["plan.h", "executor.h", "backend.h"])
+@pytest.mark.parametrize("header", ["plan.h", "executor.h", "backend.h", "sampling.h"])
 def test_the_seam_is_c_for_cpp_too(header: str, tmp_path: Path) -> None:
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:

@@ -18,8 +18,7 @@ typedef struct lmd_token_count {
     int32_t n_output; /* times in the answer; 0: in the prompt only */
 } lmd_token_count;
 
-/* How one row of logits becomes a token: DESIGN's "Sampling, one definition for every backend".
- */
+/* How one row of logits becomes a token: backend/sampling.h says what each field does. */
 typedef struct lmd_sample_params {
     bool wants_token; /* false: the row is only scored or copied */
     bool greedy;

@@ -4,9 +4,11 @@
 #include <math.h>
 #include <string.h>
 
+#include "backend/sampling.h" /* LMD_MAX_VOCAB_SIZE */
+
 /* Bounds far above any model, low enough that products of two sizes fit int64 and of rows
  * int32. */
-enum { MAX_LAYERS = 1024, MAX_HEADS = 1024, MAX_WIDTH = 1 << 20, MAX_VOCAB = 1 << 24 };
+enum { MAX_LAYERS = 1024, MAX_HEADS = 1024, MAX_WIDTH = 1 << 20 };
 
 static lmd_status check_size(const char *name, int32_t value, int32_t max, lmd_err *err) {
     if (value >= 1 && value <= max) return LMD_OK;
@@ -59,7 +61,7 @@ lmd_status lmd_model_config_check(const lmd_model_config *config, lmd_err *err) 
     LMD_TRY(check_size("n_kv_head", config->n_kv_head, config->n_head, err));
     LMD_TRY(check_size("hidden_dim", config->hidden_dim, MAX_WIDTH, err));
     LMD_TRY(check_size("ffn_dim", config->ffn_dim, MAX_WIDTH, err));
-    LMD_TRY(check_size("vocab_size", config->vocab_size, MAX_VOCAB, err));
+    LMD_TRY(check_size("vocab_size", config->vocab_size, LMD_MAX_VOCAB_SIZE, err));
     LMD_TRY(check_size("max_position", config->max_position, INT32_MAX, err));
     if (config->head_dim < 8 || config->head_dim > 256 || config->head_dim % 8)
         return lmd_fail(err, LMD_UNSUPPORTED,
