@@ -158,6 +158,10 @@ typedef struct lmd_cpu_kernels {
     /* out = silu(gate) * up; n is a multiple of 16; out may be gate. */
     void (*silu_mul)(float *out, const float *gate, const float *up, int32_t n);
 
+    /* out = exp((x - max) / temperature), x <= max, with the bits of lmd_sample_exp
+     * (backend/sampling.h). Returns the sum of lmd_sample_weight(out); n < 2^24. */
+    uint64_t (*weigh)(float *out, const float *x, int32_t n, float max, float temperature);
+
     /* Writes one position's key and value, [head_dim] each, into its head's part of a block. */
     void (*kv_write)(uint8_t *block, const float *key, const float *value,
                      int32_t position_in_block, const lmd_kv_format *format);

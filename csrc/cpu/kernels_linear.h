@@ -445,8 +445,8 @@ static inline void run_tiles(float *out, const uint8_t *weights,
     {                                                                                          \
         .isa = (isa_name), .tile_rows = tile_rows, .scratch_bytes = scratch_bytes,             \
         .panel = panel, .quantize = quantize, .rms_norm = rms_norm, .rope = rope,              \
-        .silu_mul = silu_mul, .kv_write = kv_write, .attend_chunk = attend_chunk,              \
-        .attend_fold = attend_fold,                                                            \
+        .silu_mul = silu_mul, .weigh = weigh, .kv_write = kv_write,                            \
+        .attend_chunk = attend_chunk, .attend_fold = attend_fold,                              \
     }
 
 #endif

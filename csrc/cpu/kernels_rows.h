@@ -1,5 +1,6 @@
-/* Kernels that work on one row: quantisation, norm, RoPE, SiLU. Written once, for every ISA;
- * see kernels_vector.h. Sums run in 16 chains and one fixed tree, whatever the width. */
+/* Kernels that work on one row: quantisation, norm, RoPE, SiLU, sampling's weights. Written
+ * once, for every ISA; see kernels_vector.h. Sums run in 16 chains and one fixed tree, whatever
+ * the width. */
 #ifndef LMD_CPU_KERNELS_ROWS_H
 #define LMD_CPU_KERNELS_ROWS_H
 
@@ -10,6 +11,7 @@
 #define ROUND_MAGIC 12582912.0f
 
 /* exp(x) for each lane, relative error below 2e-7: the Cephes polynomial on [-ln2/2, ln2/2].
+ * lmd_sample_exp (backend/sampling.h) has the same bits: a change here changes seeds' tokens.
  * Below -87 the result is that of -87 (1.6e-38); above 88, of 88. NaN stays NaN. */
 INLINE f32v exp_v(f32v x) {
     x = select_v(x < -87.0f, all_v(-87.0f), x);
@@ -124,6 +126,53 @@ static void silu_mul(float *out, const float *gate, const float *up, int32_t n) 
         f32v g = load_v(gate + i);
         store_v(out + i, g / (exp_v(-g) + 1.0f) * load_v(up + i));
     }
+}
+
+/* Sums of weights: floor(e * 2^40) is high * 2^20 + low, two integers up to 2^20. */
+typedef struct weight_sums {
+    i32v high, low;
+} weight_sums;
+
+INLINE void add_weights(weight_sums *sums, f32v e) {
+    f32v scaled = e * 0x1p20f;
+    i32v high = __builtin_convertvector(scaled, i32v);
+    f32v rest = (scaled - __builtin_convertvector(high, f32v)) * 0x1p20f;
+    sums->high += high;
+    sums->low += __builtin_convertvector(rest, i32v);
+}
+
+/* Tokens whose sums, high and low, stay below 2^31 in one lane. */
+enum { WEIGHTS_BLOCK = 1024 };
+
+INLINE uint64_t weigh_block(float *out, const float *x, int32_t n, float max,
+                            float temperature) {
+    weight_sums sums = {{0}, {0}};
+    const int32_t whole = n / LANES * LANES;
+    for (int32_t i = 0; i < whole; i += LANES) {
+        f32v e = exp_v((load_v(x + i) - max) / temperature);
+        store_v(out + i, e);
+        add_weights(&sums, e);
+    }
+    if (whole < n) {
+        const size_t n_bytes = (size_t)(n - whole) * sizeof(float);
+        f32v last = all_v(-INFINITY), e;
+        memcpy(&last, x + whole, n_bytes);
+        e = exp_v((last - max) / temperature);
+        memcpy(out + whole, &e, n_bytes);
+        add_weights(&sums, e);
+    }
+    uint64_t total = 0;
+    for (int32_t i = 0; i < LANES; i++)
+        total += ((uint64_t)sums.high[i] << 20) + (uint64_t)sums.low[i];
+    return total;
+}
+
+static uint64_t weigh(float *out, const float *x, int32_t n, float max, float temperature) {
+    uint64_t total = 0;
+    for (int32_t i = 0; i < n; i += WEIGHTS_BLOCK)
+        total += weigh_block(out + i, x + i, n - i < WEIGHTS_BLOCK ? n - i : WEIGHTS_BLOCK, max,
+                             temperature);
+    return total;
 }
 
 #endif
