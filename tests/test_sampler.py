@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,15 +26,46 @@ def philox4x32_10(counter: tuple[int, int, int, int], key: tuple[int, int]) -> l
     return c
 
 
-def uniform(seed: int, position: int) -> float:
+def random_fraction(seed: int, position: int) -> int:
+    """A multiple of 2^-64."""
     words = philox4x32_10((position, 0, 0, 0), (seed & MASK, seed >> 32))
-    return ((words[0] << 32 | words[1]) >> 11) * 2.0**-53
+    return words[0] << 32 | words[1]
 
 
-def reference(
-    logits: np.ndarray, prompt: list[int], output: list[int], seed: int, **p: Any
-) -> tuple[int, float]:
-    """The token, and how far u is from the nearest border between two tokens."""
+def fixed(x: float, bits: int) -> int:
+    """A float32 as a multiple of 2^-bits, rounded down."""
+    return math.floor(Fraction(float(np.float32(x))) * 2**bits)
+
+
+def fma(a: np.ndarray, b: np.ndarray | float, c: np.ndarray | float) -> np.ndarray:
+    """a * b + c in float32, rounded once: in float64 the product is exact, and the sum is rounded
+    to odd, which a second rounding does not notice."""
+    a, b, c = (np.asarray(x, np.float32).astype(np.float64) for x in (a, b, c))
+    product = a * b
+    total = product + c
+    back = total - product
+    error = (product - (total - back)) + (c - back)
+    is_even = (np.ascontiguousarray(total).view(np.int64) & 1) == 0
+    odd = np.nextafter(total, np.copysign(np.inf, error))
+    return np.where((error != 0) & is_even, odd, total).astype(np.float32)
+
+
+def weights(values: np.ndarray, temperature: float) -> list[int]:
+    """exp((value - max) / temperature) of each float32 value, as a multiple of 2^-40."""
+    with np.errstate(over="ignore"):
+        x = (values - values.max()) / np.float32(temperature)
+    x = np.maximum(x, np.float32(-87))
+    n = np.rint(x * np.float32(1.442695041))
+    r = fma(n, 2.12194440e-4, fma(n, -0.693359375, x))
+    y = np.full_like(r, 1.9875691500e-4)
+    for term in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
+                 5.0000001201e-1):  # fmt: skip
+        y = fma(y, r, term)
+    y = fma(y, r * r, r + np.float32(1))
+    return [int(w) for w in np.floor(np.ldexp(y.astype(np.float64), n.astype(int) + 40))]
+
+
+def processed(logits: np.ndarray, prompt: list[int], output: list[int], **p: Any) -> np.ndarray:
     values = logits.astype(np.float32).copy()
     for token, bias in (p.get("logit_bias") or {}).items():
         values[token] += np.float32(bias)
@@ -48,26 +82,32 @@ def reference(
         so_far = prompt + output
         if len(word) == 1 or so_far[-(len(word) - 1) :] == word[:-1]:
             values[word[-1]] = -np.inf
-    if not p.get("do_sample"):
-        return int(values.argmax()), 1.0
+    return values
+
+
+def filtered(values: np.ndarray, **p: Any) -> dict[int, int]:
+    """The weights of the tokens that may be drawn, in ascending id."""
     order = sorted(range(len(values)), key=lambda i: (-values[i], i))
     order = [i for i in order if values[i] > -np.inf]
     if p.get("top_k"):
         order = order[: p["top_k"]]
-    w = {i: float(np.exp((values[i] - values.max()) / np.float32(p.get("temperature", 1.0))))
-         for i in order}  # fmt: skip
+    w = weights(values, p.get("temperature", 1.0))
     if p.get("top_p", 1.0) < 1.0:
-        wanted, total = p["top_p"] * sum(w.values()), 0.0
-        for n, i in enumerate(order):
-            total += w[i]
-            if total >= wanted:
-                order = order[: n + 1]
-                break
-    kept = sorted(i for i in order if w[i] >= p.get("min_p", 0.0))
-    borders = np.cumsum([w[i] for i in kept])
-    u = uniform(seed, len(prompt) + len(output)) * borders[-1]
-    at = min(int(np.searchsorted(borders, u, side="right")), len(kept) - 1)
-    return kept[at], float(np.abs(borders - u).min() / borders[-1])
+        wanted = sum(w[i] for i in order) * fixed(p["top_p"], 64) >> 64
+        sums = itertools.accumulate(w[i] for i in order)
+        order = order[: 1 + next(n for n, total in enumerate(sums) if total >= wanted)]
+    least = fixed(p.get("min_p", 0.0), 40)
+    return {i: w[i] for i in sorted(order) if w[i] >= least}
+
+
+def reference(logits: np.ndarray, prompt: list[int], output: list[int], seed: int, **p: Any) -> int:
+    values = processed(logits, prompt, output, **p)
+    if not p.get("do_sample"):
+        return int(values.argmax())
+    kept = filtered(values, **p)
+    wanted = sum(kept.values()) * random_fraction(seed, len(prompt) + len(output)) >> 64
+    sums = itertools.accumulate(kept.values())
+    return next(i for i, total in zip(kept, sums, strict=True) if total > wanted)
 
 
 def test_philox_known_answers() -> None:
@@ -92,6 +132,7 @@ PARAMS: list[dict[str, Any]] = [
     {"do_sample": True, "temperature": 5.0, "top_p": 0.6},
     {"do_sample": True, "temperature": 5.0, "top_p": 0.0},
     {"do_sample": True, "temperature": 5.0, "min_p": 0.3},
+    {"do_sample": True, "temperature": 100.0, "top_p": 0.999},
     {"do_sample": True, "temperature": 4.0, "top_k": 40, "top_p": 0.9, "min_p": 0.05,
      "repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2,
      "logit_bias": {1: 2.0}, "bad_words": [[2], [3, 4]]},
@@ -109,30 +150,35 @@ def test_every_token_is_the_reference(tiny_engine: _C.Engine, params: dict[str, 
         assert answer.logits is not None
         assert len(answer.token_ids) == len(answer.logits) == 40
         for i, token in enumerate(answer.token_ids):
-            expected, margin = reference(
+            assert token == reference(
                 answer.logits[i], prompt, answer.token_ids[:i], seed * 2**40 + seed, **params
             )
-            assert token == expected or margin < 1e-6
 
 
-def test_distribution(tiny_engine: _C.Engine) -> None:
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_k": 9}, {"top_p": 0.7}, {"min_p": 0.2}], ids=lambda f: "".join(f) or "all"
+)
+def test_distribution(tiny_engine: _C.Engine, filters: dict[str, Any]) -> None:
     """4,000 seeds: the chi-square statistic of the first token against softmax."""
     prompt = [5, 9, 12]
     first = read_all(tiny_engine.submit(prompt, max_new_tokens=1, output_logits="generation"))
     assert first.logits is not None
     z = first.logits[0].astype(np.float64) / 3.0
-    expected = np.exp(z - z.max())
+    kept = list(filtered(first.logits[0], temperature=3.0, **filters))
+    expected = np.zeros(len(z))
+    expected[kept] = np.exp(z[kept] - z.max())
     expected /= expected.sum()
     n = 4000
     counts = np.zeros(len(expected))
     for start in range(0, n, 500):
         requests = [
             tiny_engine.submit(prompt, max_new_tokens=1, do_sample=True, temperature=3.0,
-                               random_seed=seed)
+                               random_seed=seed, **filters)
             for seed in range(start, start + 500)
         ]  # fmt: skip
         for request in requests:
             counts[read_all(request).token_ids[0]] += 1
+    assert counts[expected == 0].sum() == 0
     big = expected * n >= 5
     observed = np.append(counts[big], counts[~big].sum())
     wanted = np.append(expected[big], expected[~big].sum()) * n

@@ -125,8 +125,8 @@ static void sample_item(void *arg, const lmd_stage *stage, int32_t item, int32_t
     const lmd_cpu_op *op = op_of(stage);
     const int32_t vocab_size = workspace->config.vocab_size;
     (void)is_first;
-    lmd_cpu_sample_row(workspace->logits + (int64_t)item * vocab_size, vocab_size,
-                       &op->params[item], &workspace->scratch[thread_idx]->sample,
+    lmd_cpu_sample_row(workspace->kernels, workspace->logits + (int64_t)item * vocab_size,
+                       vocab_size, &op->params[item], &workspace->scratch[thread_idx]->sample,
                        &op->results[item]);
 }
 

@@ -7,14 +7,12 @@
 #include <math.h>
 #include <string.h>
 
+#include "backend/sampling.h"
 #include "base/memory.h"
-#include "cpu/philox.h"
 
-enum {
-    LANES = 16,
-    TOP_K_BLOCK =
-        64 /* tokens that share a maximum, for the bound below which top_k cannot reach */
-};
+/* LANES: of loops that compilers make vectors of. TOP_K_BLOCK: tokens that share a maximum, for
+ * the bound that top_k does not reach below. */
+enum { LANES = 16, TOP_K_BLOCK = 64 };
 
 lmd_status lmd_cpu_sample_scratch_init(lmd_cpu_sample_scratch *self, int32_t vocab_size,
                                        lmd_err *err) {
@@ -60,41 +58,10 @@ static float max_of(const float *x, int32_t n) {
     return max;
 }
 
-static double sum_of(const float *x, int32_t n) {
-    double lanes[LANES] = {0}, sum = 0.0;
-    int32_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int32_t j = 0; j < LANES; j++) lanes[j] += (double)x[i + j];
-    for (; i < n; i++) sum += (double)x[i];
-    for (int32_t j = 0; j < LANES; j++) sum += lanes[j];
+static uint64_t sum_of(const float *weights, int32_t n) {
+    uint64_t sum = 0;
+    for (int32_t i = 0; i < n; i++) sum += lmd_sample_weight(weights[i]);
     return sum;
-}
-
-/* exp(x) for x <= 0, 0 below -87: the Cephes polynomial on [-ln2/2, ln2/2], relative error
- * below 2e-7. */
-static inline float exp_negative(float x) {
-    const float round =
-        12582912.0f; /* 1.5 * 2^23: adding it leaves an integer in the low bits */
-    float low = x > -87.0f ? x : -87.0f;
-    float shifted = low * 1.44269504f + round, n = shifted - round;
-    float r = low - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    uint32_t exponent, bits;
-    memcpy(&exponent, &shifted, sizeof exponent);
-    memcpy(&bits, &p, sizeof bits);
-    bits += exponent << 23;
-    memcpy(&p, &bits, sizeof p);
-    return x > -87.0f ? p : 0.0f;
-}
-
-static void exp_all(const float *x, int32_t n, float max, float temperature, float *out) {
-    for (int32_t i = 0; i < n; i++) out[i] = exp_negative((x[i] - max) / temperature);
 }
 
 /* ---- log-probabilities ---- */
@@ -117,34 +84,30 @@ static void find_top(const float *logits, int32_t vocab_size, int32_t n_top, dou
     out->n_top = n;
 }
 
-/* ---- processing: values become what is sampled from ---- */
-
-static float bounded(float x) { return x > FLT_MAX ? FLT_MAX : x < -FLT_MAX ? -FLT_MAX : x; }
-
-static void penalise(float *values, const lmd_sample_params *params) {
-    for (int32_t i = 0; i < params->n_counts; i++) {
-        lmd_token_count count = params->counts[i];
-        float value = values[count.token_id];
-        if (value == -INFINITY) continue; /* banned */
-        value = value > 0.0f ? value / params->repetition_penalty
-                             : value * params->repetition_penalty;
-        if (count.n_output > 0)
-            value -=
-                params->presence_penalty + params->frequency_penalty * (float)count.n_output;
-        values[count.token_id] = bounded(value);
-    }
-}
+/* ---- processing: logits become the values that are sampled from ---- */
 
 static void process(float *values, int32_t vocab_size, const lmd_sample_params *params) {
     for (int32_t i = 0; i < params->n_biases; i++) {
         float *value = &values[params->biases[i].token_id];
-        float bias = params->biases[i].bias;
-        *value = bias == -INFINITY || *value == -INFINITY ? -INFINITY : bounded(*value + bias);
+        *value = lmd_sample_add_bias(*value, params->biases[i].bias);
     }
-    penalise(values, params);
+    for (int32_t i = 0; i < params->n_counts; i++) {
+        float *value = &values[params->counts[i].token_id];
+        *value = lmd_sample_penalise(*value, params, params->counts[i].n_output);
+    }
     if (!params->mask) return;
     for (int32_t i = 0; i < vocab_size; i++)
         if (!(params->mask[i / 32] >> (i % 32) & 1)) values[i] = -INFINITY;
+}
+
+/* The logits themselves where nothing changes them. */
+static const float *processed(const float *logits, int32_t vocab_size,
+                              const lmd_sample_params *params,
+                              lmd_cpu_sample_scratch *scratch) {
+    if (!params->n_biases && !params->n_counts && !params->mask) return logits;
+    memcpy(scratch->values, logits, (size_t)vocab_size * sizeof *logits);
+    process(scratch->values, vocab_size, params);
+    return scratch->values;
 }
 
 /* The lowest index of the largest value. */
@@ -155,8 +118,7 @@ static int32_t argmax(const float *x, int32_t n) {
     return i;
 }
 
-/* ---- filters: candidates stand in ascending id; each filter finds a cut and keeps what
- * precedes it ---- */
+/* ---- filters: candidates lie in ascending id; each filter keeps some of them ---- */
 
 static bool comes_before(const float *values, int32_t a, int32_t b) {
     return values[a] > values[b] || (values[a] == values[b] && a < b);
@@ -201,20 +163,21 @@ static int32_t find_top_k(const float *values, int32_t n, int32_t k, int32_t *or
     }
 }
 
-/* The candidate that ends the shortest prefix of the order whose weight reaches `wanted`. */
-static int32_t find_top_p(const float *values, const float *weights, int32_t n, double wanted,
+/* The candidate that ends the shortest beginning of the order whose weights sum to `wanted`,
+ * which all of them do. */
+static int32_t find_top_p(const float *values, const float *weights, int32_t n, uint64_t wanted,
                           int32_t *order) {
     uint32_t state = 1;
     int32_t low = 0, high = n;
     number(order, n);
     while (high - low > 1) {
         int32_t at = partition(values, order, low, high, &state);
-        double before = 0.0;
-        for (int32_t i = low; i < at; i++) before += (double)weights[order[i]];
-        double with_pivot = before + (double)weights[order[at]];
+        uint64_t before = 0;
+        for (int32_t i = low; i < at; i++) before += lmd_sample_weight(weights[order[i]]);
+        uint64_t with_pivot = before + lmd_sample_weight(weights[order[at]]);
         if (at > low && before >= wanted) {
             high = at;
-        } else if (with_pivot >= wanted || at + 1 == high) {
+        } else if (with_pivot >= wanted) {
             return order[at];
         } else {
             wanted -= with_pivot;
@@ -226,23 +189,24 @@ static int32_t find_top_p(const float *values, const float *weights, int32_t n, 
 
 /* A value that k tokens reach: the k-th largest maximum of blocks; -INFINITY when blocks are
  * too few. */
-static float top_k_bound(lmd_cpu_sample_scratch *scratch, int32_t vocab_size, int32_t k) {
+static float top_k_bound(const float *values, int32_t vocab_size, int32_t k,
+                         lmd_cpu_sample_scratch *scratch) {
     float *maxima = scratch->weights;
     int32_t n = vocab_size / TOP_K_BLOCK;
     if (k > n) return -INFINITY;
     for (int32_t i = 0; i < n; i++)
-        maxima[i] = max_of(scratch->values + (int64_t)i * TOP_K_BLOCK, TOP_K_BLOCK);
+        maxima[i] = max_of(values + (int64_t)i * TOP_K_BLOCK, TOP_K_BLOCK);
     return maxima[find_top_k(maxima, n, k, scratch->order)];
 }
 
-/* Moves the tokens that are not banned and not below the bound together, and notes their ids.
- */
-static int32_t collect(lmd_cpu_sample_scratch *scratch, int32_t vocab_size, float bound) {
+/* Makes candidates of the tokens that are not banned and not below the bound. No branch: which
+ * tokens stay is hard to predict. */
+static int32_t collect(const float *values, int32_t vocab_size, float bound,
+                       lmd_cpu_sample_scratch *scratch) {
     int32_t n = 0;
     float least = bound > -INFINITY ? bound : -FLT_MAX;
-    for (int32_t i = 0; i < vocab_size;
-         i++) { /* no branch: which tokens stay is hard to predict */
-        float value = scratch->values[i];
+    for (int32_t i = 0; i < vocab_size; i++) {
+        float value = values[i];
         scratch->values[n] = value;
         scratch->ids[n] = i;
         n += value >= least;
@@ -265,10 +229,44 @@ static int32_t keep_until(lmd_cpu_sample_scratch *scratch, int32_t n_candidates,
     return n;
 }
 
-static int32_t keep_min_p(lmd_cpu_sample_scratch *scratch, int32_t n_candidates, float min_p) {
+static int32_t keep_top_k(const float *values, int32_t vocab_size, int32_t k,
+                          lmd_cpu_sample_scratch *scratch) {
+    float bound = top_k_bound(values, vocab_size, k, scratch);
+    int32_t n = collect(values, vocab_size, bound, scratch);
+    if (k >= n) return n;
+    return keep_until(scratch, n, find_top_k(scratch->values, n, k, scratch->order));
+}
+
+/* Drops candidates that are too light for top_p to reach: all those below an n-th of the tail
+ * that it leaves out weigh less than the tail together. A little less than an n-th allows for
+ * exponentials that are not quite monotone. */
+static int32_t drop_light(const float *values, int32_t n_candidates, uint64_t tail,
+                          lmd_cpu_sample_scratch *scratch) {
+    const float least = (float)((double)tail * (0.999 * 0x1p-40) / n_candidates);
     int32_t n = 0;
     for (int32_t i = 0; i < n_candidates; i++) {
-        bool kept = scratch->weights[i] >= min_p;
+        bool kept = scratch->weights[i] >= least;
+        scratch->values[n] = values[i];
+        scratch->weights[n] = scratch->weights[i];
+        scratch->ids[n] = scratch->ids[i];
+        n += kept;
+    }
+    return n;
+}
+
+static int32_t keep_top_p(const float *values, int32_t n, float top_p, uint64_t total,
+                          lmd_cpu_sample_scratch *scratch) {
+    uint64_t wanted = lmd_sample_share(total, lmd_sample_fraction(top_p));
+    n = drop_light(values, n, total - wanted, scratch);
+    return keep_until(scratch, n,
+                      find_top_p(scratch->values, scratch->weights, n, wanted, scratch->order));
+}
+
+static int32_t keep_min_p(lmd_cpu_sample_scratch *scratch, int32_t n_candidates, float min_p) {
+    const uint64_t least = lmd_sample_weight(min_p);
+    int32_t n = 0;
+    for (int32_t i = 0; i < n_candidates; i++) {
+        bool kept = lmd_sample_weight(scratch->weights[i]) >= least;
         scratch->weights[n] = scratch->weights[i];
         scratch->ids[n] = scratch->ids[i];
         n += kept;
@@ -278,36 +276,45 @@ static int32_t keep_min_p(lmd_cpu_sample_scratch *scratch, int32_t n_candidates,
 
 /* ---- drawing ---- */
 
-/* The first candidate whose running weight exceeds u * total. */
-static int32_t draw(const float *weights, int32_t n, double u) {
-    double wanted = u * sum_of(weights, n), sum = 0.0;
-    int32_t last = 0; /* the last with a weight, should rounding keep the sum below `wanted` */
-    for (int32_t i = 0; i < n; i++) {
-        sum += (double)weights[i];
-        if (weights[i] > 0.0f) last = i;
+/* The first candidate whose running sum exceeds the random share of the total. */
+static int32_t draw(const float *weights, int32_t n, uint64_t total, uint64_t random) {
+    uint64_t wanted = lmd_sample_share(total, random), sum = 0;
+    int32_t i = 0;
+    for (; i < n - 1; i++) {
+        sum += lmd_sample_weight(weights[i]);
         if (sum > wanted) break;
     }
-    return last;
+    return i;
 }
 
-static int32_t sample(int32_t vocab_size, const lmd_sample_params *params, float max,
+static int32_t sample(const lmd_cpu_kernels *kernels, const float *values, int32_t vocab_size,
+                      float max, const lmd_sample_params *params,
                       lmd_cpu_sample_scratch *scratch) {
-    float *values = scratch->values, *weights = scratch->weights;
-    int32_t k = params->top_k;
-    float bound = k > 0 ? top_k_bound(scratch, vocab_size, k) : -INFINITY;
-    int32_t n = collect(scratch, vocab_size, bound);
-    if (k > 0 && k < n) n = keep_until(scratch, n, find_top_k(values, n, k, scratch->order));
-    exp_all(values, n, max, params->temperature, weights);
-    if (params->top_p < 1.0f) {
-        double wanted = (double)params->top_p * sum_of(weights, n);
-        n = keep_until(scratch, n, find_top_p(values, weights, n, wanted, scratch->order));
+    int32_t n = vocab_size;
+    if (params->top_k > 0) {
+        n = keep_top_k(values, vocab_size, params->top_k, scratch);
+        values = scratch->values;
+    } else {
+        number(scratch->ids, n);
     }
+    uint64_t total = kernels->weigh(scratch->weights, values, n, max, params->temperature);
+    const int32_t n_weighed = n;
+    if (params->top_p < 1.0f) n = keep_top_p(values, n, params->top_p, total, scratch);
     if (params->min_p > 0.0f) n = keep_min_p(scratch, n, params->min_p);
-    double u = lmd_philox_uniform(params->seed, params->position, params->sample_idx, 0);
-    return scratch->ids[draw(weights, n, u)];
+    if (n < n_weighed) total = sum_of(scratch->weights, n);
+    uint64_t random = lmd_sample_random(params->seed, params->position, params->sample_idx, 0);
+    return scratch->ids[draw(scratch->weights, n, total, random)];
 }
 
-void lmd_cpu_sample_row(const float *logits, int32_t vocab_size,
+/* log(sum exp(logits)). */
+static double log_sum_of(const lmd_cpu_kernels *kernels, const float *logits,
+                         int32_t vocab_size, lmd_cpu_sample_scratch *scratch) {
+    float max = max_of(logits, vocab_size);
+    uint64_t total = kernels->weigh(scratch->weights, logits, vocab_size, max, 1.0f);
+    return (double)max + log((double)total * 0x1p-40);
+}
+
+void lmd_cpu_sample_row(const lmd_cpu_kernels *kernels, const float *logits, int32_t vocab_size,
                         const lmd_sample_params *params, lmd_cpu_sample_scratch *scratch,
                         lmd_sample_result *out) {
     double log_sum = 0.0;
@@ -319,22 +326,16 @@ void lmd_cpu_sample_row(const float *logits, int32_t vocab_size,
     if (params->logits_out)
         memcpy(params->logits_out, logits, (size_t)vocab_size * sizeof *logits);
     const bool scored = params->n_logprobs > 0 || params->target_id >= 0;
-    if (scored) {
-        float max = max_of(logits, vocab_size);
-        exp_all(logits, vocab_size, max, 1.0f, scratch->weights);
-        log_sum = (double)max + log(sum_of(scratch->weights, vocab_size));
-    }
+    if (scored) log_sum = log_sum_of(kernels, logits, vocab_size, scratch);
     if (params->target_id >= 0)
         out->target_logprob = (float)(logits[params->target_id] - log_sum);
     if (params->n_logprobs > 0) find_top(logits, vocab_size, params->n_logprobs, log_sum, out);
     if (!params->wants_token) return;
-    memcpy(scratch->values, logits, (size_t)vocab_size * sizeof *logits);
-    process(scratch->values, vocab_size, params);
-    int32_t best = argmax(scratch->values, vocab_size);
-    float best_value = scratch->values[best];
-    if (best_value == -INFINITY) return; /* everything is banned */
+    const float *values = processed(logits, vocab_size, params, scratch);
+    int32_t best = argmax(values, vocab_size);
+    if (values[best] == -INFINITY) return; /* everything is banned */
     out->token_id = params->greedy || params->temperature <= 0.0f
                         ? best
-                        : sample(vocab_size, params, best_value, scratch);
+                        : sample(kernels, values, vocab_size, values[best], params, scratch);
     if (scored) out->token_logprob = (float)(logits[out->token_id] - log_sum);
 }
