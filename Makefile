@@ -84,6 +84,8 @@ C11_FLAGS := -std=c11 $(WARN) -ffp-contract=off -fno-math-errno -Icsrc -pthread
 C11 := gcc $(C11_FLAGS)
 CORE := $(wildcard csrc/base/*.c csrc/io/*.c csrc/quant/*.c csrc/backend/*.c csrc/engine/*.c csrc/model/*.c csrc/cpu/cpu_*.c) csrc/cpu/kernels_ref.c
 
+HARNESS := $(addprefix tests/c/,check_kernels.c check_attention.c check_sampling.c)
+
 # Kernels of each ISA of this machine's kind, with its own flags; and those of every kind without,
 # with portable wrappers. Any aarch64 has NEON, so there the file is never portable.
 isas_of = $(shell awk '$$1 == "$(1)" {print $$2}' csrc/cpu/isa_flags)
@@ -106,7 +108,7 @@ kernels: $(ISA_OBJECTS) $(PORTABLE_OBJECTS) ## every kernel of every usable ISA 
 	$(C11) -O1 -Dmmap=test_mmap -Dmunmap=test_munmap -c csrc/base/memory.c -o build/memory_counted.o
 	$(C11) -O1 build/memory_counted.o csrc/base/status.c tests/c/check_memory.c -o build/check_memory
 	build/check_memory
-	$(C11) -O3 $(CORE) tests/c/check_kernels.c tests/c/check_attention.c $^ -lm -o build/check_kernels
+	$(C11) -O3 $(CORE) $(HARNESS) $^ -lm -o build/check_kernels
 	build/check_kernels
 
 # On another kind of machine: cross-compiled, and run by an emulator as two processors, one with
@@ -125,7 +127,7 @@ arm-tools:
 	echo "this needs: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }
 
 kernels-arm: $(ARM_OBJECTS) ## the aarch64 kernels, cross-compiled and under an emulator
-	$(ARM_CC) $(C11_FLAGS) -O3 -static -DCHECK_NO_PORTABLE $(CORE) tests/c/check_kernels.c tests/c/check_attention.c $^ -lm -o build/arm/check_kernels
+	$(ARM_CC) $(C11_FLAGS) -O3 -static -DCHECK_NO_PORTABLE $(CORE) $(HARNESS) $^ -lm -o build/arm/check_kernels
 	$(ARM_EMULATOR) -cpu max build/arm/check_kernels
 	$(ARM_EMULATOR) -cpu cortex-a72 build/arm/check_kernels
 

@@ -28,4 +28,7 @@ static inline bool same(const float *a, const float *b, int n) {
 /* Attention and the KV cache, in check_attention.c. */
 void check_attentions(const lmd_cpu_kernels *kernels);
 
+/* Sampling, in check_sampling.c. */
+void check_sampling(const lmd_cpu_kernels *kernels);
+
 #endif
