@@ -374,7 +374,7 @@ lmd_status lmd_model_load(const lmd_model_config *config, const lmd_checkpoint *
 
 lmd_status lmd_model_measure(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
                              lmd_backend *backend, lmd_model_sizes *out, lmd_err *err) {
-    lmd_model *model;
+    lmd_model *model = NULL;
     LMD_TRY(load(config, checkpoint, backend, NULL, true, &model, err));
     *out = model->sizes;
     lmd_model_free(model);
