@@ -45,6 +45,7 @@ const char *lmd_status_name(lmd_status code) {
     case LMD_OK: return "LMD_OK";
     case LMD_INVALID: return "LMD_INVALID";
     case LMD_NOT_FOUND: return "LMD_NOT_FOUND";
+    case LMD_UNKNOWN_ID: return "LMD_UNKNOWN_ID";
     case LMD_BAD_FILE: return "LMD_BAD_FILE";
     case LMD_UNSUPPORTED: return "LMD_UNSUPPORTED";
     case LMD_NO_MEMORY: return "LMD_NO_MEMORY";

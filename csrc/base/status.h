@@ -5,20 +5,19 @@
 #ifndef LMD_BASE_STATUS_H
 #define LMD_BASE_STATUS_H
 
+/* Each code, and the Python exception that it becomes. */
 typedef enum lmd_status {
     LMD_OK = 0,
-    LMD_INVALID,     /* an argument or a config value is wrong            -> ValueError */
-    LMD_NOT_FOUND,   /* a file or a tensor is missing                     -> FileNotFoundError /
-                        KeyError */
-    LMD_BAD_FILE,    /* a file is truncated, hostile or of another format -> CheckpointError
-                        (ValueError) */
-    LMD_UNSUPPORTED, /* known, and not served                             -> UnsupportedError
-                        (ValueError) */
-    LMD_NO_MEMORY,   /* host memory or KV blocks ran out                  -> MemoryError */
-    LMD_BUSY,        /* as much as is allowed is going on already; later  -> RuntimeError */
-    LMD_IO,          /* the operating system refused                      -> OSError */
-    LMD_CLOSED,      /* the object was closed                             -> RuntimeError */
-    LMD_INTERNAL     /* our own bug                                       -> RuntimeError */
+    LMD_INVALID,     /* ValueError: an argument or a config value is wrong */
+    LMD_NOT_FOUND,   /* FileNotFoundError: a file is missing */
+    LMD_UNKNOWN_ID,  /* KeyError: nothing has this id, or what had it has ended */
+    LMD_BAD_FILE,    /* CheckpointError: a file is truncated or hostile, or lacks a tensor */
+    LMD_UNSUPPORTED, /* UnsupportedError: known, and not served */
+    LMD_NO_MEMORY,   /* MemoryError: host memory or KV blocks ran out */
+    LMD_BUSY,        /* RuntimeError: as much as is allowed is going on already; later */
+    LMD_IO,          /* OSError: the operating system refused */
+    LMD_CLOSED,      /* RuntimeError: the object was closed */
+    LMD_INTERNAL     /* RuntimeError: our own bug */
 } lmd_status;
 
 enum { LMD_ERR_LEN = 512 };

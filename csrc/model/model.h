@@ -47,7 +47,7 @@ typedef struct lmd_progress {
 } lmd_progress;
 
 /* Loads the weights that config asks for, and takes the backend over (freed on failure too).
- * LMD_BAD_FILE and LMD_NOT_FOUND name the tensor, what was wanted and what was there. */
+ * LMD_BAD_FILE names the tensor, what was wanted and what was there. */
 lmd_status lmd_model_load(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
                           lmd_backend *backend, const lmd_progress *progress, lmd_model **out,
                           lmd_err *err);

@@ -20,6 +20,7 @@ static PyObject *exception_of(lmd_status code) {
     case LMD_UNSUPPORTED: return own_exception("UnsupportedError");
     case LMD_INVALID: type = PyExc_ValueError; break;
     case LMD_NOT_FOUND: type = PyExc_FileNotFoundError; break;
+    case LMD_UNKNOWN_ID: type = PyExc_KeyError; break;
     case LMD_NO_MEMORY: type = PyExc_MemoryError; break;
     case LMD_IO: type = PyExc_OSError; break;
     default: break;
