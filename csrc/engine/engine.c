@@ -8,6 +8,7 @@
 #include "base/memory.h"
 #include "engine/engine_state.h"
 #include "engine/engine_step.h"
+#include "engine/limits.h"
 #include "engine/live_list.h"
 
 /* ---- the thread ---- */
@@ -109,6 +110,24 @@ size_t lmd_engine_bytes(const lmd_engine_config *config, bool runs_ahead) {
         lmd_step_bytes(config->max_batch_size, config->max_prefill_token_num);
     return sizeof(lmd_engine) + lmd_scheduler_bytes(&scheduler) +
            (size_t)count_steps(runs_ahead) * step_bytes;
+}
+
+lmd_status lmd_engine_config_check(const lmd_engine_config *config, lmd_err *err) {
+    const lmd_scheduler_config scheduler = scheduler_config(config);
+    LMD_TRY(lmd_scheduler_config_check(&scheduler, err));
+    const int32_t n_drafts = config->num_speculative_tokens;
+    if (n_drafts < 0 || n_drafts > LMD_MAX_DRAFT_TOKENS)
+        return lmd_fail(err, LMD_INVALID, "num_speculative_tokens must be 0 to %d, not %d",
+                        LMD_MAX_DRAFT_TOKENS, n_drafts);
+    if (!(config->step_seconds >= 0.0))
+        return lmd_fail(err, LMD_INVALID,
+                        "target_step_ms must not be negative, but is %g; 0: no bound",
+                        config->step_seconds * 1e3);
+    if (config->max_waiting < 0)
+        return lmd_fail(err, LMD_INVALID,
+                        "max_waiting_requests must not be negative, but is %d; 0: no bound",
+                        config->max_waiting);
+    return LMD_OK;
 }
 
 static lmd_status setup(lmd_engine *self, lmd_err *err) {

@@ -70,6 +70,9 @@ typedef struct lmd_engine_metrics {
     int64_t n_submitted;    /* n_ended of every reason, n_running and n_waiting together */
 } lmd_engine_metrics;
 
+/* Checks a config before anything is made from it: LMD_INVALID names the field. */
+lmd_status lmd_engine_config_check(const lmd_engine_config *config, lmd_err *err);
+
 /* Takes ownership of the executor, also on failure. Free with lmd_engine_free. */
 lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executor,
                           lmd_engine **out, lmd_err *err);

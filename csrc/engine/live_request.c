@@ -6,8 +6,7 @@
 #include "base/clock.h"
 #include "base/ints.h"
 #include "base/memory.h"
-
-static const double MAX_TIMEOUT = 1e8; /* seconds */
+#include "engine/limits.h"
 
 /* ---- checks ---- */
 
@@ -45,9 +44,9 @@ static lmd_status check_lengths(const lmd_request_params *params,
             (long long)params->n_tokens, (long long)n_kv);
     if (params->return_ppl && params->n_tokens < 2)
         return lmd_fail(err, LMD_INVALID, "return_ppl needs a prompt of at least two tokens");
-    if (!(params->timeout >= 0.0 && params->timeout <= MAX_TIMEOUT))
-        return lmd_fail(err, LMD_INVALID, "timeout must be 0 (none) to %g seconds, not %g",
-                        MAX_TIMEOUT, params->timeout);
+    if (!(params->timeout >= 0.0 && params->timeout <= LMD_MAX_TIMEOUT))
+        return lmd_fail(err, LMD_INVALID, "timeout must be 0 (none) to %d seconds, not %g",
+                        LMD_MAX_TIMEOUT, params->timeout);
     if (params->min_new_tokens < 0)
         return lmd_fail(err, LMD_INVALID, "min_new_tokens must not be negative, but is %lld",
                         (long long)params->min_new_tokens);

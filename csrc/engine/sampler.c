@@ -22,10 +22,25 @@ void lmd_sampler_params_init(lmd_sampler_params *params) {
     *params = (lmd_sampler_params){.temperature = 1.0, .top_p = 1.0, .repetition_penalty = 1.0};
 }
 
-static lmd_status check_range(const char *name, double value, double low, double high,
+const lmd_sampler_range lmd_sampler_ranges[] = {
+    {"temperature", offsetof(lmd_sampler_params, temperature), false, 0.0, 100.0},
+    {"top_p", offsetof(lmd_sampler_params, top_p), false, 0.0, 1.0},
+    {"min_p", offsetof(lmd_sampler_params, min_p), false, 0.0, 1.0},
+    {"top_k", offsetof(lmd_sampler_params, top_k), true, 0.0, INT32_MAX},
+    {"repetition_penalty", offsetof(lmd_sampler_params, repetition_penalty), false, 1e-3, 1e3},
+    {"presence_penalty", offsetof(lmd_sampler_params, presence_penalty), false, -1e2, 1e2},
+    {"frequency_penalty", offsetof(lmd_sampler_params, frequency_penalty), false, -1e2, 1e2},
+    {"logprobs", offsetof(lmd_sampler_params, n_logprobs), true, 0.0, LMD_MAX_LOGPROBS},
+    {NULL, 0, false, 0.0, 0.0},
+};
+
+static lmd_status check_range(const lmd_sampler_params *params, const lmd_sampler_range *range,
                               lmd_err *err) {
-    if (value >= low && value <= high) return LMD_OK; /* false for NaN */
-    return lmd_fail(err, LMD_INVALID, "%s must be %g to %g, not %g", name, low, high, value);
+    const void *at = (const char *)params + range->offset;
+    const double value = range->is_integer ? (double)*(const int64_t *)at : *(const double *)at;
+    if (value >= range->low && value <= range->high) return LMD_OK; /* false for NaN */
+    return lmd_fail(err, LMD_INVALID, "%s must be %g to %g, not %g", range->name, range->low,
+                    range->high, value);
 }
 
 static lmd_status check_words(const lmd_token_words *words, int32_t vocab_size, lmd_err *err) {
@@ -41,14 +56,8 @@ static lmd_status check_words(const lmd_token_words *words, int32_t vocab_size, 
 
 lmd_status lmd_sampler_params_check(const lmd_sampler_params *params, int32_t vocab_size,
                                     lmd_err *err) {
-    LMD_TRY(check_range("temperature", params->temperature, 0.0, 100.0, err));
-    LMD_TRY(check_range("top_p", params->top_p, 0.0, 1.0, err));
-    LMD_TRY(check_range("min_p", params->min_p, 0.0, 1.0, err));
-    LMD_TRY(check_range("top_k", (double)params->top_k, 0.0, INT32_MAX, err));
-    LMD_TRY(check_range("repetition_penalty", params->repetition_penalty, 1e-3, 1e3, err));
-    LMD_TRY(check_range("presence_penalty", params->presence_penalty, -1e3, 1e3, err));
-    LMD_TRY(check_range("frequency_penalty", params->frequency_penalty, -1e3, 1e3, err));
-    LMD_TRY(check_range("logprobs", (double)params->n_logprobs, 0.0, LMD_MAX_LOGPROBS, err));
+    for (const lmd_sampler_range *range = lmd_sampler_ranges; range->name; range++)
+        LMD_TRY(check_range(params, range, err));
     for (int32_t i = 0; i < params->n_biases; i++) {
         lmd_token_bias bias = params->biases[i];
         if (bias.token_id < 0 || bias.token_id >= vocab_size)

@@ -6,6 +6,7 @@
 #define LMD_ENGINE_SAMPLER_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "backend/plan.h"
@@ -23,6 +24,16 @@ typedef struct lmd_sampler_params {
     int64_t n_logprobs;
     uint64_t seed;
 } lmd_sampler_params;
+
+/* The numbers among the parameters, each with the range that the check holds it to. */
+typedef struct lmd_sampler_range {
+    const char *name;
+    size_t offset;   /* of the parameter in lmd_sampler_params */
+    bool is_integer; /* an int64_t; otherwise a double */
+    double low, high;
+} lmd_sampler_range;
+
+extern const lmd_sampler_range lmd_sampler_ranges[]; /* the last one's name is NULL */
 
 typedef struct lmd_sampler lmd_sampler;
 
