@@ -44,7 +44,6 @@ static bool wait_for_work(lmd_engine *self, lmd_live_request **inbox) {
     *inbox = self->inbox;
     self->inbox = NULL;
     self->inbox_end = &self->inbox;
-    self->n_inbox = 0;
     bool open = !self->closing;
     pthread_mutex_unlock(&self->lock);
     return open;
@@ -267,7 +266,6 @@ static lmd_status post(lmd_engine *self, lmd_live_request *live, lmd_err *err) {
     if (status == LMD_OK) {
         *self->inbox_end = live;
         self->inbox_end = &live->next;
-        self->n_inbox++;
         self->n_open++;
         self->n_submitted++;
         pthread_cond_signal(&self->wake);
@@ -276,10 +274,15 @@ static lmd_status post(lmd_engine *self, lmd_live_request *live, lmd_err *err) {
     return status;
 }
 
+/* The requests that were submitted, have not ended and do not run; the lock is held. */
+static int32_t count_waiting(const lmd_engine *self) {
+    return self->n_open - self->stats.scheduler.n_running;
+}
+
 /* LMD_BUSY where too many requests wait already. */
 static lmd_status check_queue(lmd_engine *self, lmd_err *err) {
     pthread_mutex_lock(&self->lock);
-    const int32_t n = self->n_open - self->stats.scheduler.n_running;
+    const int32_t n = count_waiting(self);
     const int32_t max = self->config.max_waiting;
     pthread_mutex_unlock(&self->lock);
     if (max == 0 || n < max) return LMD_OK;
@@ -316,7 +319,7 @@ lmd_status lmd_engine_submit(lmd_engine *self, const lmd_request_params *params,
 void lmd_engine_get_stats(lmd_engine *self, lmd_engine_stats *out) {
     pthread_mutex_lock(&self->lock);
     *out = self->stats;
-    out->scheduler.n_waiting += self->n_inbox;
+    out->scheduler.n_waiting = count_waiting(self);
     pthread_mutex_unlock(&self->lock);
 }
 
@@ -339,13 +342,11 @@ lmd_status lmd_engine_run_between_steps(lmd_engine *self, lmd_between_steps_fn f
 void lmd_engine_get_metrics(lmd_engine *self, lmd_engine_metrics *out) {
     pthread_mutex_lock(&self->lock);
     out->stats = self->stats;
+    out->stats.scheduler.n_waiting = count_waiting(self);
     out->metrics = self->shown;
     out->metrics.n_ended[LMD_FINISH_ERROR] += self->n_rejected;
     out->n_submitted = self->n_submitted;
     pthread_mutex_unlock(&self->lock);
-    int64_t n_waiting = out->n_submitted - out->stats.scheduler.n_running;
-    for (int32_t i = 0; i < LMD_FINISH_COUNT; i++) n_waiting -= out->metrics.n_ended[i];
-    out->stats.scheduler.n_waiting = (int32_t)n_waiting;
 }
 
 lmd_trace *lmd_engine_trace(lmd_engine *self) { return &self->trace; }

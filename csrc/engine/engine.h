@@ -58,16 +58,17 @@ typedef struct lmd_request_params {
 } lmd_request_params;
 
 typedef struct lmd_engine_stats {
-    lmd_scheduler_stats scheduler; /* after the last step; n_waiting counts the inbox too */
+    lmd_scheduler_stats scheduler; /* after the last step; n_waiting: every request that was
+                                      submitted, has not ended and does not run */
     int64_t n_steps, n_tokens_prefilled, n_tokens_generated;
     int64_t n_draft_tokens, n_accepted_tokens; /* computed as drafts; of these, accepted */
 } lmd_engine_stats;
 
 /* Everything that is counted, at one moment between two steps. */
 typedef struct lmd_engine_metrics {
-    lmd_engine_stats stats; /* n_waiting: every request that neither runs nor has ended */
-    lmd_metrics metrics;    /* n_ended counts rejected requests too, as errors */
-    int64_t n_submitted;    /* n_ended of every reason, n_running and n_waiting together */
+    lmd_engine_stats stats;
+    lmd_metrics metrics; /* n_ended counts rejected requests too, as errors */
+    int64_t n_submitted; /* n_ended of every reason, n_running and n_waiting together */
 } lmd_engine_metrics;
 
 /* Checks a config before anything is made from it: LMD_INVALID names the field. */
