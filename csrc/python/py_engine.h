@@ -1,15 +1,12 @@
-/* The Engine type: continuous batching for Python. With the GIL. */
+/* The Engine type: continuous batching for Python. The C engine has its own lock and thread; an
+ * object adds arguments, results and its end. With the GIL, which submitting and closing
+ * release. */
 #ifndef LMD_PYTHON_PY_ENGINE_H
 #define LMD_PYTHON_PY_ENGINE_H
 
-#include "python/py_module.h" /* Python.h stands before every other header */
-
-#include "engine/engine.h"
+#include "python/py_state.h"
 
 /* Creates the type and adds it to the module. */
-int lmd_py_engine_init(PyObject *module, lmd_py_state *state);
-
-/* The C engine of an Engine object, which keeps it alive. */
-lmd_engine *lmd_py_engine_get(PyObject *engine);
+int lmd_py_engine_init(PyObject *module);
 
 #endif

@@ -3,8 +3,8 @@
 
 #include <unistd.h>
 
-/* An exception class of this extension, found in its module, so that no state need be passed
- * along. */
+/* An exception class of this extension. It is found in the module by name, so that lmd_py_raise
+ * needs no module's state. */
 static PyObject *own_exception(const char *name) {
     PyObject *module = PyImport_ImportModule("lmdeploy_c._C");
     if (!module) return NULL;
@@ -39,6 +39,12 @@ PyObject *lmd_py_raise(const lmd_err *err) {
     Py_XDECREF(message);
     Py_DECREF(type);
     return NULL;
+}
+
+int lmd_py_check(lmd_status status, const lmd_err *err) {
+    if (status == LMD_OK) return 0;
+    lmd_py_raise(err);
+    return -1;
 }
 
 int lmd_py_check_fork(pid_t created_in) {

@@ -8,8 +8,11 @@
 
 #include "base/status.h"
 
-/* Sets the exception of err's code and returns NULL. */
+/* Sets the exception of err's code and returns NULL. Where a callback has raised already, its
+ * exception stays. */
 PyObject *lmd_py_raise(const lmd_err *err);
+/* Returns 0 for LMD_OK; otherwise sets the exception of err's code and returns -1. */
+int lmd_py_check(lmd_status status, const lmd_err *err);
 
 /* Returns 0 in the process `created_in`; in a forked child sets RuntimeError and returns -1. */
 int lmd_py_check_fork(pid_t created_in);

@@ -1,11 +1,12 @@
-/* The Gguf type: metadata as Python values, tensors by name. Immutable once constructed, so
- * that its methods need no lock. */
+/* The Gguf type: see py_gguf.h. An object never changes once it is constructed, so that its
+ * methods need no lock. */
 #include "python/py_gguf.h"
 
 #include <string.h>
 
 #include "python/py_array.h"
 #include "python/py_error.h"
+#include "python/py_values.h"
 #include "quant/weight_codec.h"
 
 typedef struct gguf_object {
@@ -19,22 +20,16 @@ const lmd_gguf *lmd_py_gguf_get(PyObject *obj) { return ((gguf_object *)obj)->gg
 
 /* ---- metadata ---- */
 
+/* Bytes that are no UTF-8 become surrogates: a vocabulary with such tokens must open. */
 static PyObject *string_object(lmd_gguf_string string) {
-    /* A vocabulary may hold bytes that are no UTF-8; they must not stop the file from opening.
-     */
     return PyUnicode_DecodeUTF8(string.data, (Py_ssize_t)string.len, "surrogateescape");
 }
 
 static PyObject *string_list(const lmd_gguf_value *value) {
     PyObject *list = PyList_New((Py_ssize_t)value->n_items);
     const uint8_t *at = value->data;
-    for (uint64_t i = 0; list && i < value->n_items; i++) {
-        PyObject *item = string_object(lmd_gguf_next_string(&at));
-        if (item)
-            PyList_SET_ITEM(list, (Py_ssize_t)i, item);
-        else
-            Py_CLEAR(list);
-    }
+    for (uint64_t i = 0; list && i < value->n_items; i++)
+        lmd_py_list_put(&list, (Py_ssize_t)i, string_object(lmd_gguf_next_string(&at)));
     return list;
 }
 
@@ -67,14 +62,18 @@ static PyObject *value_object(const lmd_gguf_value *value) {
     Py_RETURN_NONE;
 }
 
+/* Puts a value under a key, both new references that are taken over; as lmd_py_dict_put. */
+static void put(PyObject **dict, PyObject *key, PyObject *value) {
+    if (!key || !value || PyDict_SetItem(*dict, key, value) < 0) Py_CLEAR(*dict);
+    Py_XDECREF(key);
+    Py_XDECREF(value);
+}
+
 static PyObject *make_metadata(const lmd_gguf *gguf) {
     PyObject *dict = PyDict_New();
     for (size_t i = 0; dict && i < lmd_gguf_n_pairs(gguf); i++) {
         const lmd_gguf_pair *pair = lmd_gguf_pair_at(gguf, i);
-        PyObject *key = string_object(pair->key), *value = value_object(&pair->value);
-        if (!key || !value || PyDict_SetItem(dict, key, value) < 0) Py_CLEAR(dict);
-        Py_XDECREF(key);
-        Py_XDECREF(value);
+        put(&dict, string_object(pair->key), value_object(&pair->value));
     }
     return dict;
 }
@@ -86,7 +85,8 @@ static PyObject *get_metadata(PyObject *obj, void *unused) {
 
 /* ---- tensors ---- */
 
-static PyObject *shape_tuple(const lmd_tensor_view *view) {
+/* (type name, shape) */
+static PyObject *tensor_item(const lmd_tensor_view *view) {
     PyObject *shape = PyTuple_New(view->n_dims);
     for (int32_t i = 0; shape && i < view->n_dims; i++) {
         PyObject *dim = PyLong_FromLongLong(view->dims[i]);
@@ -95,7 +95,7 @@ static PyObject *shape_tuple(const lmd_tensor_view *view) {
         else
             Py_CLEAR(shape);
     }
-    return shape;
+    return Py_BuildValue("sN", lmd_dtype_name(view->dtype), shape);
 }
 
 static PyObject *get_tensors(PyObject *obj, void *unused) {
@@ -104,16 +104,13 @@ static PyObject *get_tensors(PyObject *obj, void *unused) {
     PyObject *dict = PyDict_New();
     for (size_t i = 0; dict && i < lmd_checkpoint_n_tensors(checkpoint); i++) {
         const lmd_tensor_view *view = lmd_checkpoint_tensor(checkpoint, i);
-        PyObject *name = string_object((lmd_gguf_string){view->name, strlen(view->name)});
-        PyObject *item = Py_BuildValue("sN", lmd_dtype_name(view->dtype), shape_tuple(view));
-        if (!name || !item || PyDict_SetItem(dict, name, item) < 0) Py_CLEAR(dict);
-        Py_XDECREF(name);
-        Py_XDECREF(item);
+        const lmd_gguf_string name = {view->name, strlen(view->name)};
+        put(&dict, string_object(name), tensor_item(view));
     }
     return dict;
 }
 
-/* The view of a name as `tensors` spells it, or NULL with an exception. */
+/* The tensor of that name, spelled as in `tensors`. NULL with KeyError. */
 static const lmd_tensor_view *find_tensor(const lmd_checkpoint *checkpoint, PyObject *name) {
     PyObject *bytes = PyUnicode_AsEncodedString(name, "utf-8", "surrogateescape");
     if (!bytes) return NULL;
@@ -126,6 +123,15 @@ static const lmd_tensor_view *find_tensor(const lmd_checkpoint *checkpoint, PyOb
     return view;
 }
 
+/* Dequantises every row into out [n_rows, n_cols]; without the GIL. */
+static void dequantize_rows(const lmd_tensor_view *view, int64_t n_rows, int64_t n_cols,
+                            float *out) {
+    const int64_t row_bytes = lmd_dtype_row_bytes(view->dtype, n_cols);
+    const uint8_t *data = view->data;
+    for (int64_t i = 0; i < n_rows; i++)
+        lmd_weight_row_to_float(view->dtype, data + i * row_bytes, n_cols, out + i * n_cols);
+}
+
 static PyObject *dequantize(PyObject *obj, PyObject *arg) {
     const lmd_checkpoint *checkpoint = lmd_gguf_checkpoint(((gguf_object *)obj)->gguf);
     const lmd_tensor_view *view = find_tensor(checkpoint, arg);
@@ -134,14 +140,11 @@ static PyObject *dequantize(PyObject *obj, PyObject *arg) {
     for (int32_t i = 0; i < view->n_dims; i++) dims[i] = (npy_intp)view->dims[i];
     PyArrayObject *array = (PyArrayObject *)PyArray_SimpleNew(view->n_dims, dims, NPY_FLOAT);
     if (!array) return NULL;
+    const int64_t n_cols = view->dims[view->n_dims - 1];
+    const int64_t n_rows = PyArray_SIZE(array) / n_cols;
     float *out = PyArray_DATA(array);
-    int64_t n_cols = view->dims[view->n_dims - 1], n_rows = PyArray_SIZE(array) / n_cols;
-    const uint8_t *data = view->data;
     Py_BEGIN_ALLOW_THREADS
-    for (int64_t i = 0; i < n_rows; i++)
-        lmd_weight_row_to_float(view->dtype,
-                                data + i * lmd_dtype_row_bytes(view->dtype, n_cols), n_cols,
-                                out + i * n_cols);
+    dequantize_rows(view, n_rows, n_cols, out);
     lmd_checkpoint_release(checkpoint, view);
     Py_END_ALLOW_THREADS
     return (PyObject *)array;
@@ -149,33 +152,30 @@ static PyObject *dequantize(PyObject *obj, PyObject *arg) {
 
 /* ---- the type ---- */
 
-static PyObject *gguf_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"path", NULL};
-    PyObject *path = NULL, *bytes = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&:Gguf", names, PyUnicode_FSConverter,
-                                     &bytes))
-        return NULL;
-    lmd_gguf *gguf = NULL;
+/* Opens the file of that path (bytes, for the operating system). -1 with an exception. */
+static int open_file(gguf_object *self, PyObject *path) {
+    const char *text = PyBytes_AS_STRING(path);
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = lmd_gguf_open(PyBytes_AS_STRING(bytes), &gguf, &err);
+    status = lmd_gguf_open(text, &self->gguf, &err);
     Py_END_ALLOW_THREADS
-    path = PyUnicode_DecodeFSDefault(PyBytes_AS_STRING(bytes));
-    Py_DECREF(bytes);
-    if (status != LMD_OK) lmd_py_raise(&err);
-    PyObject *metadata = status == LMD_OK ? make_metadata(gguf) : NULL;
-    gguf_object *self = metadata && path ? (gguf_object *)type->tp_alloc(type, 0) : NULL;
-    if (!self) {
-        lmd_gguf_free(gguf);
-        Py_XDECREF(path);
-        Py_XDECREF(metadata);
+    if (lmd_py_check(status, &err) < 0) return -1;
+    self->path = PyUnicode_DecodeFSDefault(text);
+    self->metadata = self->path ? make_metadata(self->gguf) : NULL;
+    return self->metadata ? 0 : -1;
+}
+
+static PyObject *gguf_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"path", NULL};
+    PyObject *path;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&:Gguf", names, PyUnicode_FSConverter,
+                                     &path))
         return NULL;
-    }
-    self->gguf = gguf;
-    self->path = path;
-    self->metadata = metadata;
-    return (PyObject *)self;
+    PyObject *self = type->tp_alloc(type, 0);
+    if (self && open_file((gguf_object *)self, path) < 0) Py_CLEAR(self);
+    Py_DECREF(path);
+    return self;
 }
 
 static void gguf_dealloc(PyObject *obj) {
@@ -231,7 +231,6 @@ static PyType_Spec gguf_spec = {
     .slots = gguf_slots,
 };
 
-int lmd_py_gguf_init(PyObject *module, lmd_py_state *state) {
-    state->gguf_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &gguf_spec, NULL);
-    return state->gguf_type ? PyModule_AddType(module, state->gguf_type) : -1;
+int lmd_py_gguf_init(PyObject *module) {
+    return lmd_py_add_type(module, LMD_PY_GGUF, &gguf_spec);
 }

@@ -1,17 +1,20 @@
-/* The Request and Output types: what a client reads from. With the GIL. */
+/* The Request type: what a client reads from.
+ * The C request's own lock makes a take atomic: two readers never see the same tokens. No lock
+ * is held while Python objects are made, because that can run any code and switch threads. With
+ * the GIL, which waiting releases. */
 #ifndef LMD_PYTHON_PY_REQUEST_H
 #define LMD_PYTHON_PY_REQUEST_H
 
-#include "python/py_module.h" /* Python.h stands before every other header */
+#include "python/py_state.h" /* Python.h comes before every other header */
 
-#include "engine/request.h"
+#include "engine/engine.h"
 
-/* Creates the types and adds them to the module. */
-int lmd_py_request_init(PyObject *module, lmd_py_state *state);
+/* Creates the type and adds it to the module. */
+int lmd_py_request_init(PyObject *module);
 
-/* Wraps a request and takes its reference over, on failure too. `engine` is kept alive with it.
- */
-PyObject *lmd_py_request_wrap(lmd_py_state *state, lmd_request *request, PyObject *engine,
+/* Wraps a request of `owner`, an Engine object, which is kept alive; takes the request's
+ * reference over, on failure too. */
+PyObject *lmd_py_request_wrap(lmd_request *request, PyObject *owner, lmd_engine *engine,
                               int32_t vocab_size);
 
 #endif

@@ -1,34 +1,37 @@
-/* The Scheduler and Plan types. Each Scheduler has one lock, taken without holding the GIL
- * back. */
+/* The Scheduler type: see py_scheduler.h. */
 #include "python/py_scheduler.h"
 
-#include <assert.h>
 #include <pthread.h>
-#include <string.h>
 #include <unistd.h>
 
-#include "base/memory.h"
+#include "engine/limits.h"
 #include "engine/scheduler.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
+#include "python/py_fields.h"
+#include "python/py_metrics.h"
 #include "python/py_snapshot.h"
+#include "python/py_step_plan.h"
 
-typedef struct in_flight {
+typedef struct plan_in_flight {
     int64_t plan_id;
     int32_t n_logits_rows;
-} in_flight;
+} plan_in_flight;
 
 typedef struct scheduler_object {
     PyObject_HEAD
     lmd_scheduler *scheduler;
     lmd_scheduler_config config;
     pthread_mutex_t lock;
-    PyObject *living; /* dict seq_id -> max_len */
+    PyObject *max_lens; /* dict seq_id -> max_len of the sequences that have not ended */
     int64_t next_seq_id;
-    in_flight plans[2]; /* plan p stands at p % 2 */
+    plan_in_flight plans[2]; /* plan p is at p % 2 */
     pid_t pid;
 } scheduler_object;
 
+/* ---- the lock ---- */
+
+/* Takes the lock. -1 with RuntimeError in a forked child. */
 static int enter(scheduler_object *self) {
     if (lmd_py_check_fork(self->pid) < 0) return -1;
     if (pthread_mutex_trylock(&self->lock) == 0) return 0;
@@ -38,7 +41,7 @@ static int enter(scheduler_object *self) {
     return 0;
 }
 
-/* Leaves the lock with a result, or with the exception of err where there is one. */
+/* Gives the lock back. Returns the result, or the exception of err when there is one. */
 static PyObject *leave(scheduler_object *self, lmd_status status, const lmd_err *err,
                        PyObject *result) {
     pthread_mutex_unlock(&self->lock);
@@ -47,41 +50,52 @@ static PyObject *leave(scheduler_object *self, lmd_status status, const lmd_err 
     return lmd_py_raise(err);
 }
 
-/* ---- lifetime ---- */
-
-static PyObject *scheduler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"n_blocks",
-                            "block_len",
-                            "max_batch_size",
-                            "max_prefill_token_num",
-                            "session_len",
-                            "enable_prefix_caching",
-                            NULL};
-    lmd_scheduler_config config = {0, 64, 64, 512, 8192, true};
-    int prefix_caching = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$iiiiip:Scheduler", names,
-                                     &config.n_blocks, &config.block_len,
-                                     &config.max_batch_size, &config.max_prefill_token_num,
-                                     &config.session_len, &prefix_caching))
-        return NULL;
-    config.prefix_caching = prefix_caching;
-    lmd_err err;
-    scheduler_object *self = (scheduler_object *)type->tp_alloc(type, 0);
-    if (!self) return NULL;
-    pthread_mutexattr_t
-        attr; /* recursive: a collection inside may run a finalizer that calls us */
+/* Makes the lock. It is recursive: a garbage collection inside may run a finalizer that calls a
+ * method of the same object. */
+static void make_lock(pthread_mutex_t *lock) {
+    pthread_mutexattr_t attr;
     pthread_mutexattr_init(&attr);
     pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
-    pthread_mutex_init(&self->lock, &attr);
+    pthread_mutex_init(lock, &attr);
     pthread_mutexattr_destroy(&attr);
+}
+
+/* ---- lifetime ---- */
+
+static const lmd_py_field config_fields[] = {
+    {"n_blocks", lmd_py_int32, offsetof(lmd_scheduler_config, n_blocks)},
+    {"block_len", lmd_py_int32, offsetof(lmd_scheduler_config, block_len)},
+    {"max_batch_size", lmd_py_int32, offsetof(lmd_scheduler_config, max_batch_size)},
+    {"max_prefill_token_num", lmd_py_int32,
+     offsetof(lmd_scheduler_config, max_prefill_token_num)},
+    {"session_len", lmd_py_int32, offsetof(lmd_scheduler_config, session_len)},
+    {"enable_prefix_caching", lmd_py_bool, offsetof(lmd_scheduler_config, prefix_caching)},
+    {NULL, NULL, 0},
+};
+
+static PyObject *scheduler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"Scheduler", 0, 1, config_fields};
+    lmd_scheduler_config config = {
+        .block_len = 64,
+        .max_batch_size = 64,
+        .max_prefill_token_num = 512,
+        .session_len = 8192,
+        .prefix_caching = true,
+    };
+    lmd_err err;
+    if (lmd_py_read_call(&signature, args, kwargs, &config) < 0 ||
+        lmd_py_check(lmd_scheduler_config_check(&config, &err), &err) < 0)
+        return NULL;
+    scheduler_object *self = (scheduler_object *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    make_lock(&self->lock);
     self->config = config;
     self->pid = getpid();
-    self->living = PyDict_New();
-    if (self->living && lmd_scheduler_new(&config, &self->scheduler, &err) == LMD_OK)
-        return (PyObject *)self;
-    if (self->living) lmd_py_raise(&err);
-    Py_DECREF(self);
-    return NULL;
+    self->max_lens = PyDict_New();
+    if (!self->max_lens ||
+        lmd_py_check(lmd_scheduler_new(&config, &self->scheduler, &err), &err) < 0)
+        Py_CLEAR(self);
+    return (PyObject *)self;
 }
 
 static void scheduler_dealloc(PyObject *obj) {
@@ -89,160 +103,142 @@ static void scheduler_dealloc(PyObject *obj) {
     PyTypeObject *type = Py_TYPE(obj);
     lmd_scheduler_free(self->scheduler);
     pthread_mutex_destroy(&self->lock);
-    Py_XDECREF(self->living);
+    Py_XDECREF(self->max_lens);
     type->tp_free(obj);
     Py_DECREF(type);
 }
 
-/* ---- add, finish, cancel ---- */
+/* ---- add ---- */
 
-static PyObject *scheduler_add(PyObject *obj, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"token_ids", "max_new_tokens", "snapshot", "priority", NULL};
-    scheduler_object *self = (scheduler_object *)obj;
-    PyObject *ids, *snapshot_obj = Py_None;
-    PyArrayObject *array;
-    lmd_snapshot *snapshot;
-    int max_new_tokens = 512, priority = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$iOi:add", names, &ids, &max_new_tokens,
-                                     &snapshot_obj, &priority))
-        return NULL;
-    if (lmd_py_snapshot_read(lmd_py_state_of_type(Py_TYPE(obj)), snapshot_obj, obj, &snapshot) <
-        0)
-        return NULL;
-    if (lmd_py_int32_array(ids, "token_ids", &array) < 0) return NULL;
-    int64_t n = PyArray_SIZE(array), max_len = n + max_new_tokens;
-    /* The last token is never computed and needs no KV. */
-    int64_t n_blocks = (max_len - 1 + self->config.block_len - 1) / self->config.block_len;
+typedef struct add_args {
+    PyObject *token_ids, *snapshot;
+    int32_t max_new_tokens, priority;
+} add_args;
+
+static const lmd_py_field add_fields[] = {
+    {"token_ids", lmd_py_object, offsetof(add_args, token_ids)},
+    {"max_new_tokens", lmd_py_int32, offsetof(add_args, max_new_tokens)},
+    {"snapshot", lmd_py_object, offsetof(add_args, snapshot)},
+    {"priority", lmd_py_int32, offsetof(add_args, priority)},
+    {NULL, NULL, 0},
+};
+
+/* Checks that a sequence of n_tokens and max_new_tokens fits when it is alone. */
+static int check_fits(const lmd_scheduler_config *config, int64_t n_tokens,
+                      int32_t max_new_tokens) {
+    const int64_t max_len = n_tokens + max_new_tokens;
+    const int64_t n_positions = (int64_t)config->n_blocks * config->block_len;
     if (max_new_tokens < 1) {
         PyErr_Format(PyExc_ValueError, "max_new_tokens must be at least 1, not %d",
                      max_new_tokens);
-        Py_DECREF(array);
-        return NULL;
+        return -1;
     }
-    if (n_blocks > self->config.n_blocks || max_len > self->config.session_len) {
-        PyErr_Format(PyExc_ValueError,
-                     "%lld tokens do not ever fit: session_len is %d, and %d blocks hold %lld",
-                     (long long)max_len, self->config.session_len, self->config.n_blocks,
-                     (long long)self->config.n_blocks * self->config.block_len);
-        Py_DECREF(array);
-        return NULL;
-    }
-    if (enter(self) < 0) {
-        Py_DECREF(array);
-        return NULL;
-    }
-    lmd_sequence_params params = {.seq_id = self->next_seq_id,
-                                  .token_ids = PyArray_DATA(array),
-                                  .n_tokens = (int32_t)n,
-                                  .max_len = (int32_t)max_len,
-                                  .snapshot = snapshot,
-                                  .priority = priority};
+    /* The last token is never computed and needs no KV. */
+    if (max_len <= config->session_len && max_len - 1 <= n_positions) return 0;
+    PyErr_Format(PyExc_ValueError,
+                 "%lld tokens do not ever fit: session_len is %d, and %d blocks hold %lld",
+                 (long long)max_len, config->session_len, config->n_blocks,
+                 (long long)n_positions);
+    return -1;
+}
+
+/* Notes a sequence that was added; a new reference to its seq_id. The lock is held. */
+static PyObject *note_added(scheduler_object *self, const lmd_sequence_params *params) {
+    PyObject *seq_id = PyLong_FromLongLong(params->seq_id);
+    PyObject *max_len = PyLong_FromLong(params->max_len);
+    if (!seq_id || !max_len || PyDict_SetItem(self->max_lens, seq_id, max_len) < 0)
+        Py_CLEAR(seq_id);
+    Py_XDECREF(max_len);
+    return seq_id;
+}
+
+static PyObject *add_sequence(scheduler_object *self, lmd_sequence_params *params) {
     lmd_err err;
-    lmd_status status = lmd_scheduler_add(self->scheduler, &params, &err);
-    PyObject *seq_id = status == LMD_OK ? PyLong_FromLongLong(self->next_seq_id++) : NULL;
-    PyObject *limit = seq_id ? PyLong_FromLongLong(max_len) : NULL;
-    if (limit && PyDict_SetItem(self->living, seq_id, limit) < 0) Py_CLEAR(seq_id);
-    Py_XDECREF(limit);
+    if (enter(self) < 0) return NULL;
+    params->seq_id = self->next_seq_id;
+    const lmd_status status = lmd_scheduler_add(self->scheduler, params, &err);
+    if (status != LMD_OK) return leave(self, status, &err, NULL);
+    self->next_seq_id++;
+    PyObject *seq_id = note_added(self, params);
+    if (!seq_id) lmd_scheduler_finish(self->scheduler, params->seq_id, NULL);
+    return leave(self, LMD_OK, NULL, seq_id);
+}
+
+static PyObject *scheduler_add(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"add", 1, 1, add_fields};
+    scheduler_object *self = (scheduler_object *)obj;
+    add_args call = {.snapshot = Py_None, .max_new_tokens = 512};
+    PyArrayObject *array;
+    lmd_snapshot *snapshot;
+    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0 ||
+        lmd_py_snapshot_read(call.snapshot, obj, &snapshot) < 0 ||
+        lmd_py_int32_array(call.token_ids, "token_ids", &array) < 0)
+        return NULL;
+    PyObject *seq_id = NULL;
+    const int64_t n_tokens = PyArray_SIZE(array);
+    if (check_fits(&self->config, n_tokens, call.max_new_tokens) == 0) {
+        lmd_sequence_params params = {.token_ids = PyArray_DATA(array),
+                                      .n_tokens = (int32_t)n_tokens,
+                                      .max_len = (int32_t)n_tokens + call.max_new_tokens,
+                                      .snapshot = snapshot,
+                                      .priority = call.priority};
+        seq_id = add_sequence(self, &params);
+    }
     Py_DECREF(array);
-    return leave(self, status, &err, seq_id);
+    return seq_id;
+}
+
+/* ---- one sequence ---- */
+
+/* LMD_UNKNOWN_ID unless the sequence was added and has not ended. The lock is held. */
+static lmd_status find(const scheduler_object *self, int64_t seq_id, lmd_err *err) {
+    int32_t n_tokens;
+    if (lmd_scheduler_tokens(self->scheduler, seq_id, &n_tokens)) return LMD_OK;
+    return lmd_fail(err, LMD_UNKNOWN_ID,
+                    "no sequence has seq_id %lld: it has ended, or it was never added",
+                    (long long)seq_id);
 }
 
 static PyObject *scheduler_finish(PyObject *obj, PyObject *arg) {
     scheduler_object *self = (scheduler_object *)obj;
-    long long seq_id = PyLong_AsLongLong(arg);
-    if (seq_id == -1 && PyErr_Occurred()) return NULL;
-    if (enter(self) < 0) return NULL;
+    int64_t seq_id;
     lmd_err err;
-    lmd_status status = lmd_scheduler_finish(self->scheduler, seq_id, &err);
-    if (status == LMD_OK) {
-        if (PyDict_DelItem(self->living, arg) < 0) PyErr_Clear();
-    } else {
-        PyErr_Format(PyExc_KeyError, "seq_id %lld does not live", seq_id);
-    }
-    return leave(self, status, &err, status == LMD_OK ? Py_NewRef(Py_None) : NULL);
-}
-
-static PyObject *scheduler_set_budget(PyObject *obj, PyObject *arg) {
-    scheduler_object *self = (scheduler_object *)obj;
-    long n = PyLong_AsLong(arg);
-    if (n == -1 && PyErr_Occurred()) return NULL;
-    if (n < 1 || n > self->config.max_prefill_token_num)
-        return PyErr_Format(PyExc_ValueError, "the budget must be 1 to %d tokens, not %ld",
-                            self->config.max_prefill_token_num, n);
-    if (enter(self) < 0) return NULL;
-    lmd_scheduler_set_budget(self->scheduler, (int32_t)n);
-    return leave(self, LMD_OK, NULL, Py_NewRef(Py_None));
+    if (lmd_py_int64(arg, "seq_id", &seq_id) < 0 || enter(self) < 0) return NULL;
+    const lmd_status status = find(self, seq_id, &err);
+    if (status != LMD_OK) return leave(self, status, &err, NULL);
+    lmd_scheduler_finish(self->scheduler, seq_id, NULL);
+    PyObject *key = PyLong_FromLongLong(seq_id);
+    const int code = key ? PyDict_DelItem(self->max_lens, key) : -1;
+    Py_XDECREF(key);
+    return leave(self, LMD_OK, NULL, code < 0 ? NULL : Py_NewRef(Py_None));
 }
 
 static PyObject *scheduler_snapshot(PyObject *obj, PyObject *arg) {
     scheduler_object *self = (scheduler_object *)obj;
-    long long seq_id = PyLong_AsLongLong(arg);
-    if (seq_id == -1 && PyErr_Occurred()) return NULL;
+    int64_t seq_id;
+    lmd_err err;
+    lmd_snapshot *snapshot = NULL;
+    if (lmd_py_int64(arg, "seq_id", &seq_id) < 0 || enter(self) < 0) return NULL;
+    lmd_status status = find(self, seq_id, &err);
+    if (status == LMD_OK) snapshot = lmd_scheduler_snapshot(self->scheduler, seq_id);
+    if (status == LMD_OK && !snapshot) status = lmd_no_memory(&err, "a snapshot");
+    if (status != LMD_OK) return leave(self, status, &err, NULL);
+    return leave(self, LMD_OK, NULL, lmd_py_snapshot_wrap(snapshot, obj, NULL));
+}
+
+/* ---- steps ---- */
+
+static PyObject *scheduler_set_budget(PyObject *obj, PyObject *arg) {
+    scheduler_object *self = (scheduler_object *)obj;
+    const int32_t max = self->config.max_prefill_token_num;
+    int64_t n;
+    if (lmd_py_int64(arg, "n_tokens", &n) < 0) return NULL;
+    if (n < 1 || n > max)
+        return PyErr_Format(PyExc_ValueError, "the budget must be 1 to %d tokens, not %lld",
+                            max, (long long)n);
     if (enter(self) < 0) return NULL;
-    int32_t n_tokens;
-    const bool lives = lmd_scheduler_tokens(self->scheduler, seq_id, &n_tokens) != NULL;
-    lmd_snapshot *snapshot = lmd_scheduler_snapshot(self->scheduler, seq_id);
-    pthread_mutex_unlock(&self->lock);
-    if (snapshot)
-        return lmd_py_snapshot_wrap(lmd_py_state_of_type(Py_TYPE(obj)), snapshot, obj);
-    return lives ? PyErr_NoMemory()
-                 : PyErr_Format(PyExc_KeyError, "seq_id %lld does not live", seq_id);
-}
-
-/* ---- schedule ---- */
-
-static const char *reason_name(lmd_wait_reason reason) {
-    switch (reason) {
-    case LMD_WAIT_SLOT: return "the batch is full";
-    case LMD_WAIT_BUDGET: return "the step's tokens are spent";
-    case LMD_WAIT_BLOCKS: return "no block is free";
-    case LMD_WAIT_TURN: return "behind another that waits";
-    }
-    return "?";
-}
-
-static PyObject *waiting_list(const lmd_schedule_report *report) {
-    PyObject *list = PyList_New(report->n_waiting);
-    for (int32_t i = 0; list && i < report->n_waiting; i++) {
-        PyObject *item = Py_BuildValue("Ls", (long long)report->waiting[i].seq_id,
-                                       reason_name(report->waiting[i].reason));
-        if (item)
-            PyList_SET_ITEM(list, i, item);
-        else
-            Py_CLEAR(list);
-    }
-    return list;
-}
-
-/* [n_copies, 2] */
-static PyObject *copies_array(const lmd_plan *plan) {
-    npy_intp dims[] = {plan->n_copies, 2};
-    PyObject *array = PyArray_SimpleNew(2, dims, NPY_INT32);
-    static_assert(sizeof(lmd_block_copy) == 2 * sizeof(int32_t), "copied as pairs");
-    if (array && plan->n_copies)
-        memcpy(PyArray_DATA((PyArrayObject *)array), plan->copies,
-               (size_t)plan->n_copies * sizeof *plan->copies);
-    return array;
-}
-
-static PyObject *plan_object(PyTypeObject *type, const lmd_plan *plan,
-                             const lmd_schedule_report *report) {
-    PyObject *const fields[] = {
-        PyLong_FromLongLong(plan->plan_id),
-        lmd_py_new_int64(plan->seq_ids, plan->n_seqs),
-        lmd_py_new_int32(plan->slots, plan->n_seqs),
-        lmd_py_new_int32(plan->history_lens, plan->n_seqs),
-        lmd_py_new_int32(plan->input_lens, plan->n_seqs),
-        lmd_py_new_int32(plan->token_ids, plan->n_tokens),
-        lmd_py_new_int32(plan->positions, plan->n_tokens),
-        lmd_py_new_int32(plan->block_offsets, plan->n_seqs + 1),
-        lmd_py_new_int32(plan->block_ids, plan->block_offsets[plan->n_seqs]),
-        lmd_py_new_int32(plan->logits_rows, plan->n_logits_rows),
-        lmd_py_new_int64(report->preempted, report->n_preempted),
-        waiting_list(report),
-        copies_array(plan),
-    };
-    return lmd_py_struct_new(type, fields, sizeof fields / sizeof *fields);
+    lmd_scheduler_set_budget(self->scheduler, (int32_t)n);
+    return leave(self, LMD_OK, NULL, Py_NewRef(Py_None));
 }
 
 static PyObject *scheduler_schedule(PyObject *obj, PyObject *unused) {
@@ -253,64 +249,72 @@ static PyObject *scheduler_schedule(PyObject *obj, PyObject *unused) {
     lmd_schedule_report report;
     PyObject *result = NULL;
     if (lmd_scheduler_schedule(self->scheduler, &plan, &report)) {
-        self->plans[plan.plan_id % 2] = (in_flight){plan.plan_id, plan.n_logits_rows};
-        result = plan_object(lmd_py_state_of_type(Py_TYPE(obj))->plan_type, &plan, &report);
+        self->plans[plan.plan_id % 2] = (plan_in_flight){plan.plan_id, plan.n_logits_rows};
+        result = lmd_py_step_plan_new(lmd_py_type_of(obj, LMD_PY_STEP_PLAN), &plan, &report);
     } else if (report.failed >= 0) {
-        PyErr_Format(
-            PyExc_MemoryError,
-            "seq_id %lld needs more KV blocks than there are; cancel it or make a scheduler "
-            "with more n_blocks",
-            (long long)report.failed);
+        PyErr_Format(PyExc_MemoryError,
+                     "seq_id %lld needs more KV blocks than there are; cancel it or make a "
+                     "scheduler with more n_blocks",
+                     (long long)report.failed);
     } else {
         result = Py_NewRef(Py_None);
     }
     return leave(self, LMD_OK, NULL, result);
 }
 
-/* ---- update ---- */
+/* Ends a sequence that has all its tokens, and appends (seq_id, "length") to `ended`. */
+static int end_if_full(scheduler_object *self, PyObject *seq_id, PyObject *max_len,
+                       PyObject *ended) {
+    const int64_t id = PyLong_AsLongLong(seq_id);
+    int32_t n_tokens = 0;
+    lmd_scheduler_tokens(self->scheduler, id, &n_tokens);
+    if (n_tokens < PyLong_AsLong(max_len)) return 0;
+    lmd_scheduler_finish(self->scheduler, id, NULL);
+    if (PyDict_DelItem(self->max_lens, seq_id) < 0) return -1;
+    PyObject *item = Py_BuildValue("Os", seq_id, "length");
+    const int code = item ? PyList_Append(ended, item) : -1;
+    Py_XDECREF(item);
+    return code;
+}
 
-/* Ends the sequences that have reached their max_len; a new list of (seq_id, "length"). */
-static PyObject *finish_full(scheduler_object *self) {
-    PyObject *ended = PyList_New(0), *items = PyDict_Items(self->living);
-    for (Py_ssize_t i = 0; ended && items && i < PyList_GET_SIZE(items); i++) {
-        PyObject *key = PyTuple_GET_ITEM(PyList_GET_ITEM(items, i), 0);
-        long long seq_id = PyLong_AsLongLong(key);
-        long limit = PyLong_AsLong(PyTuple_GET_ITEM(PyList_GET_ITEM(items, i), 1));
-        int32_t n_tokens = 0;
-        lmd_scheduler_tokens(self->scheduler, seq_id, &n_tokens);
-        if (n_tokens < limit) continue;
-        PyObject *item = Py_BuildValue("Ls", seq_id, "length");
-        if (!item || PyList_Append(ended, item) < 0 || PyDict_DelItem(self->living, key) < 0)
+/* Ends the sequences that have all their tokens: a new list of what update returns. */
+static PyObject *end_full(scheduler_object *self) {
+    PyObject *ended = PyList_New(0), *items = ended ? PyDict_Items(self->max_lens) : NULL;
+    if (!items) Py_CLEAR(ended);
+    for (Py_ssize_t i = 0; ended && i < PyList_GET_SIZE(items); i++) {
+        PyObject *item = PyList_GET_ITEM(items, i);
+        if (end_if_full(self, PyTuple_GET_ITEM(item, 0), PyTuple_GET_ITEM(item, 1), ended) < 0)
             Py_CLEAR(ended);
-        Py_XDECREF(item);
-        lmd_scheduler_finish(self->scheduler, seq_id, NULL);
     }
     Py_XDECREF(items);
     return ended;
 }
 
+static lmd_status update(scheduler_object *self, int64_t plan_id, PyArrayObject *token_ids,
+                         lmd_err *err) {
+    const plan_in_flight *plan = &self->plans[plan_id & 1];
+    const int64_t n = PyArray_SIZE(token_ids);
+    if (plan->plan_id == plan_id && n != plan->n_logits_rows)
+        return lmd_fail(err, LMD_INVALID, "plan %lld has %d logits rows, but %lld tokens came",
+                        (long long)plan_id, plan->n_logits_rows, (long long)n);
+    return lmd_scheduler_update(self->scheduler, plan_id, PyArray_DATA(token_ids), err);
+}
+
 static PyObject *scheduler_update(PyObject *obj, PyObject *args) {
     scheduler_object *self = (scheduler_object *)obj;
     long long plan_id;
-    PyObject *ids;
+    PyObject *ids, *result = NULL;
     PyArrayObject *array;
-    if (!PyArg_ParseTuple(args, "LO:update", &plan_id, &ids)) return NULL;
-    if (lmd_py_int32_array(ids, "token_ids", &array) < 0) return NULL;
-    if (enter(self) < 0) {
-        Py_DECREF(array);
-        return NULL;
-    }
     lmd_err err;
-    lmd_status status;
-    const in_flight *plan = &self->plans[plan_id & 1];
-    if (plan->plan_id == plan_id && PyArray_SIZE(array) != plan->n_logits_rows)
-        status =
-            lmd_fail(&err, LMD_INVALID, "plan %lld has %d logits rows, but %lld tokens came",
-                     plan_id, plan->n_logits_rows, (long long)PyArray_SIZE(array));
-    else
-        status = lmd_scheduler_update(self->scheduler, plan_id, PyArray_DATA(array), &err);
+    if (!PyArg_ParseTuple(args, "LO:update", &plan_id, &ids) ||
+        lmd_py_int32_array(ids, "token_ids", &array) < 0)
+        return NULL;
+    if (enter(self) == 0) {
+        const lmd_status status = update(self, plan_id, array, &err);
+        result = leave(self, status, &err, status == LMD_OK ? end_full(self) : NULL);
+    }
     Py_DECREF(array);
-    return leave(self, status, &err, status == LMD_OK ? finish_full(self) : NULL);
+    return result;
 }
 
 /* ---- looking ---- */
@@ -320,7 +324,7 @@ static PyObject *scheduler_check(PyObject *obj, PyObject *unused) {
     scheduler_object *self = (scheduler_object *)obj;
     if (enter(self) < 0) return NULL;
     lmd_err err;
-    lmd_status status = lmd_scheduler_check(self->scheduler, &err);
+    const lmd_status status = lmd_scheduler_check(self->scheduler, &err);
     return leave(self, status, &err, Py_NewRef(Py_None));
 }
 
@@ -330,43 +334,35 @@ static PyObject *scheduler_stats(PyObject *obj, PyObject *unused) {
     if (enter(self) < 0) return NULL;
     lmd_scheduler_stats stats;
     lmd_scheduler_get_stats(self->scheduler, &stats);
-    PyObject *dict = Py_BuildValue(
-        "{s:i, s:i, s:i, s:i, s:i, s:L, s:L, s:L}", "n_running", stats.n_running, "n_waiting",
-        stats.n_waiting, "n_free_blocks", stats.n_free_blocks, "n_active_blocks",
-        stats.n_active_blocks, "n_cached_blocks", stats.n_cached_blocks, "n_preempted",
-        (long long)stats.n_preempted, "n_prompt_tokens", (long long)stats.n_prompt_tokens,
-        "n_cached_tokens", (long long)stats.n_cached_tokens);
-    return leave(self, LMD_OK, NULL, dict);
+    return leave(self, LMD_OK, NULL, lmd_py_scheduler_stats(&stats));
 }
 
-/* ---- the types ---- */
+/* ---- the type ---- */
 
 static PyMethodDef scheduler_methods[] = {
     {"add", (PyCFunction)(void (*)(void))scheduler_add, METH_VARARGS | METH_KEYWORDS,
      "add(token_ids, *, max_new_tokens=512, snapshot=None, priority=0) -> int\n\nQueues a "
-     "sequence and "
-     "returns its seq_id; a snapshot's blocks serve as far as the texts agree. ValueError when "
-     "it cannot ever fit."},
+     "sequence and returns its seq_id; a snapshot's blocks serve as far as the texts agree. "
+     "ValueError when it cannot ever fit."},
     {"snapshot", scheduler_snapshot, METH_O,
-     "snapshot(seq_id) -> Snapshot\n\nWhat a living sequence has so far, for a later add; its "
-     "blocks stay cached when it ends. KeyError."},
+     "snapshot(seq_id) -> Snapshot\n\nThe text and the KV of a sequence that has not ended, "
+     "for "
+     "a later add; its blocks stay cached when it ends. KeyError."},
     {"set_budget", scheduler_set_budget, METH_O,
      "set_budget(n_tokens) -> None\n\nTokens that each of the next steps may have. "
      "ValueError."},
     {"schedule", scheduler_schedule, METH_NOARGS,
-     "schedule() -> Plan | None\n\nThe next step's plan; None when nothing can run now. "
-     "MemoryError "
-     "when nothing ever can."},
+     "schedule() -> StepPlan | None\n\nThe next step's plan; None when nothing can run now. "
+     "MemoryError when nothing ever can."},
     {"update", scheduler_update, METH_VARARGS,
      "update(plan_id, token_ids) -> list\n\nGives one token for each of the plan's logits_rows "
-     "and ends "
-     "the plan; returns (seq_id, reason) of the sequences that ended."},
+     "and ends the plan; returns (seq_id, reason) of the sequences that ended."},
     {"cancel", scheduler_finish, METH_O,
      "cancel(seq_id) -> None\n\nEnds a sequence. KeyError."},
     {"finish", scheduler_finish, METH_O,
      "finish(seq_id) -> None\n\nEnds a sequence. KeyError."},
     {"check", scheduler_check, METH_NOARGS,
-     "check() -> None\n\nAsserts every invariant; RuntimeError names the broken one."},
+     "check() -> None\n\nChecks every invariant; RuntimeError names the broken one."},
     {"stats", scheduler_stats, METH_NOARGS,
      "stats() -> dict\n\nCounts of sequences and blocks."},
     {NULL, NULL, 0, NULL},
@@ -389,35 +385,6 @@ static PyType_Spec scheduler_spec = {
     .slots = scheduler_slots,
 };
 
-static PyStructSequence_Field plan_fields[] = {
-    {"plan_id", NULL},
-    {"seq_ids", "[n] int64"},
-    {"slots", "[n] int32: seat in the batch"},
-    {"history_lens", "[n] int32: tokens already in KV"},
-    {"input_lens", "[n] int32: tokens of this step"},
-    {"token_ids", "[t] int32; -1: a token that the plan in flight will give"},
-    {"positions", "[t] int32"},
-    {"block_offsets", "[n + 1] int32 into block_ids"},
-    {"block_ids", "int32"},
-    {"logits_rows", "int32: rows of the step that give a token"},
-    {"preempted", "int64: seq_ids that lost their seat"},
-    {"waiting", "list of (seq_id, why it waits)"},
-    {"copies", "[n_copies, 2] int32: blocks copied (from, to) before the step writes"},
-    {NULL, NULL},
-};
-
-static PyStructSequence_Desc plan_desc = {
-    .name = "lmdeploy_c._C.StepPlan",
-    .doc = "One step's work as NumPy arrays: n sequences, t tokens in all.",
-    .fields = plan_fields,
-    .n_in_sequence = 13,
-};
-
-int lmd_py_scheduler_init(PyObject *module, lmd_py_state *state) {
-    state->scheduler_type =
-        (PyTypeObject *)PyType_FromModuleAndSpec(module, &scheduler_spec, NULL);
-    state->plan_type = PyStructSequence_NewType(&plan_desc);
-    if (!state->scheduler_type || !state->plan_type) return -1;
-    if (PyModule_AddObjectRef(module, "StepPlan", (PyObject *)state->plan_type) < 0) return -1;
-    return PyModule_AddType(module, state->scheduler_type);
+int lmd_py_scheduler_init(PyObject *module) {
+    return lmd_py_add_type(module, LMD_PY_SCHEDULER, &scheduler_spec);
 }

@@ -1,10 +1,11 @@
-/* The Scheduler and Plan types: the engine's scheduler by itself. With the GIL. */
+/* The Scheduler type: the engine's scheduler by itself. Each object has one lock, and waits for
+ * it without the GIL. */
 #ifndef LMD_PYTHON_PY_SCHEDULER_H
 #define LMD_PYTHON_PY_SCHEDULER_H
 
-#include "python/py_module.h"
+#include "python/py_state.h"
 
-/* Creates the types and adds them to the module. */
-int lmd_py_scheduler_init(PyObject *module, lmd_py_state *state);
+/* Creates the type and adds it to the module. */
+int lmd_py_scheduler_init(PyObject *module);
 
 #endif

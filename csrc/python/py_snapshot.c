@@ -1,4 +1,4 @@
-/* The Snapshot type: an unchanging value, so it needs no lock. */
+/* The Snapshot type: see py_snapshot.h. */
 #include "python/py_snapshot.h"
 
 #include <string.h>
@@ -7,18 +7,18 @@
 #include "base/memory.h"
 #include "engine/snapshot_kv.h"
 #include "python/py_array.h"
-#include "python/py_engine.h"
 #include "python/py_error.h"
 
 typedef struct snapshot_object {
     PyObject_HEAD
     lmd_snapshot *snapshot;
-    PyObject *owner; /* the Engine or Scheduler that made it; kept alive */
+    PyObject *owner;    /* the Engine or Scheduler that made it; kept alive */
+    lmd_engine *engine; /* the owner's; NULL: a Scheduler's snapshot, which has no KV */
     pid_t pid;
 } snapshot_object;
 
-PyObject *lmd_py_snapshot_wrap(lmd_py_state *state, lmd_snapshot *snapshot, PyObject *owner) {
-    PyTypeObject *type = state->snapshot_type;
+PyObject *lmd_py_snapshot_wrap(lmd_snapshot *snapshot, PyObject *owner, lmd_engine *engine) {
+    PyTypeObject *type = lmd_py_type_of(owner, LMD_PY_SNAPSHOT);
     snapshot_object *self = (snapshot_object *)type->tp_alloc(type, 0);
     if (!self) {
         lmd_snapshot_unref(snapshot);
@@ -26,15 +26,15 @@ PyObject *lmd_py_snapshot_wrap(lmd_py_state *state, lmd_snapshot *snapshot, PyOb
     }
     self->snapshot = snapshot;
     self->owner = Py_NewRef(owner);
+    self->engine = engine;
     self->pid = getpid();
     return (PyObject *)self;
 }
 
-int lmd_py_snapshot_read(lmd_py_state *state, PyObject *arg, const PyObject *owner,
-                         lmd_snapshot **out) {
+int lmd_py_snapshot_read(PyObject *arg, PyObject *owner, lmd_snapshot **out) {
     *out = NULL;
     if (arg == Py_None) return 0;
-    if (!PyObject_TypeCheck(arg, state->snapshot_type)) {
+    if (!PyObject_TypeCheck(arg, lmd_py_type_of(owner, LMD_PY_SNAPSHOT))) {
         PyErr_Format(PyExc_TypeError, "snapshot must be None or a Snapshot, not %.100s",
                      Py_TYPE(arg)->tp_name);
         return -1;
@@ -58,34 +58,60 @@ static void snapshot_dealloc(PyObject *obj) {
     Py_DECREF(type);
 }
 
-static PyObject *snapshot_token_ids(PyObject *obj, void *unused) {
-    (void)unused;
-    const lmd_snapshot_info *info = lmd_snapshot_get(((snapshot_object *)obj)->snapshot);
-    return lmd_py_new_int32(info->tokens, info->n_tokens);
+/* ---- KV in and out ---- */
+
+/* Imports the text and the KV of two checked arrays. */
+static PyObject *import_arrays(PyArrayObject *token_ids, PyArrayObject *blocks,
+                               lmd_snapshot_kv *kv, PyObject *owner, lmd_engine *engine) {
+    const lmd_snapshot_info text = {.tokens = PyArray_DATA(token_ids),
+                                    .n_tokens = (int32_t)PyArray_SIZE(token_ids)};
+    lmd_snapshot *snapshot;
+    lmd_err err;
+    lmd_status status;
+    kv->n_blocks = (int32_t)PyArray_DIM(blocks, 0);
+    kv->block_bytes = (size_t)PyArray_DIM(blocks, 1);
+    kv->data = PyArray_DATA(blocks);
+    Py_BEGIN_ALLOW_THREADS
+    status = lmd_snapshot_import(engine, &text, kv, &snapshot, &err);
+    Py_END_ALLOW_THREADS
+    if (status != LMD_OK) return lmd_py_raise(&err);
+    return lmd_py_snapshot_wrap(snapshot, owner, engine);
 }
 
-static PyObject *snapshot_n_computed(PyObject *obj, void *unused) {
-    (void)unused;
-    return PyLong_FromLong(lmd_snapshot_get(((snapshot_object *)obj)->snapshot)->n_computed);
+PyObject *lmd_py_snapshot_import(PyObject *args, PyObject *owner, lmd_engine *engine) {
+    PyObject *ids_obj, *kv_obj, *result = NULL;
+    PyArrayObject *token_ids = NULL;
+    lmd_snapshot_kv kv = {0};
+    if (!PyArg_ParseTuple(args, "OsiO:import_snapshot", &ids_obj, &kv.layout, &kv.n_computed,
+                          &kv_obj))
+        return NULL;
+    PyArrayObject *blocks =
+        (PyArrayObject *)PyArray_FROM_OTF(kv_obj, NPY_UINT8, NPY_ARRAY_IN_ARRAY);
+    if (!blocks) return NULL;
+    if (PyArray_NDIM(blocks) != 2 || kv.n_computed < 0 || PyArray_DIM(blocks, 0) > INT32_MAX)
+        PyErr_SetString(PyExc_ValueError,
+                        "kv must be [n_blocks, block_bytes], and n_computed not negative");
+    else if (lmd_py_int32_array(ids_obj, "token_ids", &token_ids) == 0)
+        result = import_arrays(token_ids, blocks, &kv, owner, engine);
+    Py_DECREF(blocks);
+    Py_XDECREF(token_ids);
+    return result;
 }
 
 static PyObject *snapshot_export_kv(PyObject *obj, PyObject *unused) {
     (void)unused;
     snapshot_object *self = (snapshot_object *)obj;
     if (lmd_py_check_fork(self->pid) < 0) return NULL;
-    if (Py_TYPE(self->owner) != lmd_py_state_of_type(Py_TYPE(obj))->engine_type) {
-        PyErr_SetString(PyExc_RuntimeError, "this snapshot is a Scheduler's: it has no KV");
-        return NULL;
-    }
-    lmd_engine *engine = lmd_py_engine_get(self->owner);
+    if (!self->engine)
+        return PyErr_Format(PyExc_RuntimeError, "this snapshot is a Scheduler's: it has no KV");
     lmd_snapshot_kv kv;
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = lmd_snapshot_export(engine, self->snapshot, &kv, &err);
+    status = lmd_snapshot_export(self->engine, self->snapshot, &kv, &err);
     Py_END_ALLOW_THREADS
     if (status != LMD_OK) return lmd_py_raise(&err);
-    npy_intp dims[] = {kv.n_blocks, (npy_intp)kv.block_bytes};
+    const npy_intp dims[] = {kv.n_blocks, (npy_intp)kv.block_bytes};
     PyObject *array = PyArray_SimpleNew(2, dims, NPY_UINT8);
     if (array)
         memcpy(PyArray_DATA((PyArrayObject *)array), kv.data,
@@ -94,17 +120,31 @@ static PyObject *snapshot_export_kv(PyObject *obj, PyObject *unused) {
     return array ? Py_BuildValue("siN", kv.layout, (int)kv.n_computed, array) : NULL;
 }
 
+/* ---- the type ---- */
+
+static PyObject *get_token_ids(PyObject *obj, void *unused) {
+    (void)unused;
+    const lmd_snapshot_info *info = lmd_snapshot_get(((snapshot_object *)obj)->snapshot);
+    return lmd_py_new_int32(info->tokens, info->n_tokens);
+}
+
+static PyObject *get_n_computed(PyObject *obj, void *unused) {
+    (void)unused;
+    return PyLong_FromLong(lmd_snapshot_get(((snapshot_object *)obj)->snapshot)->n_computed);
+}
+
 static PyGetSetDef snapshot_getset[] = {
-    {"token_ids", snapshot_token_ids, NULL, "[n] int32: the text, prompt and answer", NULL},
-    {"n_computed", snapshot_n_computed, NULL,
-     "how many of them, from the first on, had their KV when the request ended", NULL},
+    {"token_ids", get_token_ids, NULL, "[n] int32: the text, prompt and answer.", NULL},
+    {"n_computed", get_n_computed, NULL,
+     "How many of the tokens, from the first on, had their KV when the request ended.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMethodDef snapshot_methods[] = {
     {"export_kv", snapshot_export_kv, METH_NOARGS,
      "export_kv() -> (layout, n_computed, kv)\n\nWhat is left of its KV: the layout's name, "
-     "the positions covered, [n_blocks, block_bytes] uint8."},
+     "how many positions the blocks cover, [n_blocks, block_bytes] uint8. RuntimeError when "
+     "the engine is closed, or the snapshot a Scheduler's."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -113,8 +153,8 @@ static PyType_Slot snapshot_slots[] = {
     {Py_tp_methods, snapshot_methods},
     {Py_tp_getset, snapshot_getset},
     {Py_tp_doc,
-     "A text and what of it stands in the engine's KV: an unchanging value. Request.snapshot "
-     "and Engine.import_snapshot give one."},
+     "A text, and which part of it the engine's KV cache holds: an unchanging value. "
+     "Request.snapshot and Engine.import_snapshot give one."},
     {0, NULL},
 };
 
@@ -125,8 +165,6 @@ static PyType_Spec snapshot_spec = {
     .slots = snapshot_slots,
 };
 
-int lmd_py_snapshot_init(PyObject *module, lmd_py_state *state) {
-    state->snapshot_type =
-        (PyTypeObject *)PyType_FromModuleAndSpec(module, &snapshot_spec, NULL);
-    return state->snapshot_type ? PyModule_AddType(module, state->snapshot_type) : -1;
+int lmd_py_snapshot_init(PyObject *module) {
+    return lmd_py_add_type(module, LMD_PY_SNAPSHOT, &snapshot_spec);
 }

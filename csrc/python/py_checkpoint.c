@@ -1,0 +1,117 @@
+/* The tensors that a Model is made from: see py_checkpoint.h. */
+#include "python/py_checkpoint.h"
+
+#include <string.h>
+
+#include "python/py_error.h"
+#include "python/py_fields.h"
+#include "python/py_gguf.h"
+
+/* Maps a file that the checkpoint does not have yet. */
+static int add_file(lmd_checkpoint *checkpoint, PyObject *path, int32_t *out) {
+    PyObject *bytes = NULL;
+    if (!PyUnicode_FSConverter(path, &bytes)) return -1;
+    lmd_err err;
+    const lmd_status status =
+        lmd_checkpoint_add_file(checkpoint, PyBytes_AS_STRING(bytes), out, &err);
+    Py_DECREF(bytes);
+    return lmd_py_check(status, &err);
+}
+
+/* The index of a file in the checkpoint. `file_idxs` is a dict path -> index of those that it
+ * has; a new one is added to both. */
+static int find_file(lmd_checkpoint *checkpoint, PyObject *file_idxs, PyObject *path,
+                     int32_t *out) {
+    PyObject *known = PyDict_GetItemWithError(file_idxs, path);
+    if (known) {
+        *out = (int32_t)PyLong_AsLong(known);
+        return 0;
+    }
+    if (PyErr_Occurred() || add_file(checkpoint, path, out) < 0) return -1;
+    PyObject *idx = PyLong_FromLong(*out);
+    const int code = idx ? PyDict_SetItem(file_idxs, path, idx) : -1;
+    Py_XDECREF(idx);
+    return code;
+}
+
+static int find_dtype(const char *name, lmd_dtype *out) {
+    static const lmd_dtype served[] = {LMD_F32, LMD_F16, LMD_BF16, LMD_I32};
+    for (size_t i = 0; i < sizeof served / sizeof *served; i++)
+        if (strcmp(name, lmd_dtype_name(served[i])) == 0) {
+            *out = served[i];
+            return 0;
+        }
+    PyErr_Format(PyExc_ValueError,
+                 "tensor dtype \"%.20s\" is not served; served: F32, F16, BF16, I32", name);
+    return -1;
+}
+
+static int read_shape(PyObject *shape, lmd_tensor_spec *spec) {
+    if (PyTuple_GET_SIZE(shape) > LMD_MAX_DIMS) {
+        PyErr_Format(PyExc_ValueError, "tensor \"%.100s\" has more than %d dimensions",
+                     spec->name, LMD_MAX_DIMS);
+        return -1;
+    }
+    spec->n_dims = (int32_t)PyTuple_GET_SIZE(shape);
+    for (int32_t i = 0; i < spec->n_dims; i++) {
+        spec->dims[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, i));
+        if (spec->dims[i] == -1 && PyErr_Occurred()) return -1;
+    }
+    return 0;
+}
+
+/* Adds one tensor: (name, dtype, shape, path, offset, n_bytes). */
+static int add_tensor(lmd_checkpoint *checkpoint, PyObject *file_idxs, PyObject *item) {
+    const char *dtype;
+    PyObject *shape, *path;
+    unsigned long long offset, n_bytes;
+    lmd_tensor_spec spec = {0};
+    lmd_err err;
+    if (!PyTuple_Check(item)) {
+        PyErr_Format(PyExc_TypeError,
+                     "a tensor must be a tuple (name, dtype, shape, path, offset, n_bytes), "
+                     "not %R",
+                     item);
+        return -1;
+    }
+    if (!PyArg_ParseTuple(item, "ssO!OKK", &spec.name, &dtype, &PyTuple_Type, &shape, &path,
+                          &offset, &n_bytes))
+        return -1;
+    spec.offset = offset;
+    spec.n_bytes = n_bytes;
+    if (find_dtype(dtype, &spec.dtype) < 0 || read_shape(shape, &spec) < 0 ||
+        find_file(checkpoint, file_idxs, path, &spec.file_idx) < 0)
+        return -1;
+    return lmd_py_check(lmd_checkpoint_add_tensor(checkpoint, &spec, &err), &err);
+}
+
+static int add_tensors(lmd_checkpoint *checkpoint, PyObject *items) {
+    PyObject *file_idxs = PyDict_New();
+    int code = file_idxs ? 0 : -1;
+    for (Py_ssize_t i = 0; code == 0 && i < PyTuple_GET_SIZE(items); i++)
+        code = add_tensor(checkpoint, file_idxs, PyTuple_GET_ITEM(items, i));
+    Py_XDECREF(file_idxs);
+    return code;
+}
+
+int lmd_py_checkpoint_read(lmd_py_checkpoint *self, PyTypeObject *gguf_type, PyObject *source) {
+    lmd_err err;
+    *self = (lmd_py_checkpoint){NULL, NULL};
+    if (PyObject_TypeCheck(source, gguf_type)) {
+        self->tensors = lmd_gguf_checkpoint(lmd_py_gguf_get(source));
+        return 0;
+    }
+    PyObject *items = lmd_py_tuple_of(source, "source", "a Gguf or a sequence of tensors");
+    if (!items) return -1;
+    int code = lmd_py_check(lmd_checkpoint_new(&self->made, &err), &err);
+    if (code == 0) code = add_tensors(self->made, items);
+    Py_DECREF(items);
+    self->tensors = self->made;
+    if (code < 0) lmd_py_checkpoint_clear(self);
+    return code;
+}
+
+void lmd_py_checkpoint_clear(lmd_py_checkpoint *self) {
+    lmd_checkpoint_free(self->made);
+    *self = (lmd_py_checkpoint){NULL, NULL};
+}

@@ -1,0 +1,10 @@
+/* Devices for Python: the arguments that every opener of one has. With the GIL. */
+#ifndef LMD_PYTHON_PY_DEVICE_H
+#define LMD_PYTHON_PY_DEVICE_H
+
+#include "python/py_state.h" /* Python.h comes before every other header */
+
+/* A kind of field: num_threads as an int32_t; None is 0, as many as are usable. */
+int lmd_py_num_threads(PyObject *value, const char *name, void *out);
+
+#endif
