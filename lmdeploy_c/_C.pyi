@@ -21,6 +21,33 @@ class CheckpointError(ValueError):
 class UnsupportedError(ValueError):
     """A known architecture, type or option that this project does not serve."""
 
+#: Limits. The sizes of an Engine or a Scheduler, each at least 1: session_len, n_blocks, block_len
+#: (a device may serve fewer), max_batch_size, max_prefill_token_num.
+MAX_SESSION_LEN: int
+MAX_BLOCKS: int
+MAX_BLOCK_LEN: int
+MAX_BATCH_SIZE: int
+MAX_PREFILL_TOKEN_NUM: int
+#: Threads of a device.
+MAX_THREADS: int
+#: Tokens that one sequence may draft in a step: Engine's num_speculative_tokens.
+MAX_DRAFT_TOKENS: int
+#: Of a request: logprobs; priority, and as much below 0; timeout in seconds.
+MAX_LOGPROBS: int
+MAX_PRIORITY: int
+MAX_TIMEOUT: int
+#: Steps that a trace may keep: Engine.trace_start's max_steps.
+MAX_TRACE_STEPS: int
+#: A number that Engine.submit takes -> (lowest, highest) that it may be: temperature, top_p, min_p,
+#: top_k, repetition_penalty, presence_penalty, frequency_penalty, logprobs.
+SAMPLING_RANGES: Mapping[str, tuple[float, float]]
+#: The name of each `kind` of a trace's events, in the order of their numbers, which is the order in
+#: which a request passes them: ("submitted", "started", "first_token", "ended").
+TRACE_KINDS: tuple[str, ...]
+#: The name of each `finish_reason` of a trace's events, in the order of their numbers, as Output
+#: has it: (None, "stop", "length", "error", "abort").
+FINISH_REASONS: tuple[FinishReason | None, ...]
+
 #: (name, dtype, shape, path, byte offset in the file, bytes); dtype is "F32", "F16", "BF16" or
 #: "I32", the words of packed weights.
 TensorSpec = tuple[str, str, tuple[int, ...], str, int, int]
@@ -52,10 +79,13 @@ class Model:
     config: the normalised dict of `lmdeploy_c.model_config`.
     source: a Gguf, or the tensors of safetensors files. Where config's quant_method is not "none",
     a matrix may be packed: its qweight, qzeros and scales (and g_idx) in place of its weight.
-    device: "cpu". num_threads: None takes the affinity mask and the cgroup quota.
+    device: "cpu". num_threads: 1 to MAX_THREADS; None: as many as the affinity mask and the cgroup
+    quota allow.
     progress: called as progress(done_bytes, total_bytes) while weights are packed; an exception
     raised by it (KeyboardInterrupt too) stops the load and is passed on.
-    blank: matrices are as large, and of made-up values that come from nowhere: for timing.
+    blank: matrices have the same sizes and made-up values, which are not read: for timing.
+    Raises KeyError for a key that config lacks, TypeError for a value of a wrong type, ValueError
+    for a wrong value, CheckpointError or UnsupportedError for what source holds, MemoryError.
     """
 
     def __init__(
@@ -69,15 +99,18 @@ class Model:
         blank: bool = False,
     ) -> None: ...
     @property
-    def config(self) -> dict[str, Any]: ...
+    def config(self) -> dict[str, Any]:
+        """A copy of the normalised config."""
     @property
     def device(self) -> str: ...
     @property
-    def isa(self) -> str: ...
+    def isa(self) -> str:
+        """The instruction set in use."""
     @property
     def num_threads(self) -> int: ...
     @property
-    def weight_bytes(self) -> int: ...
+    def weight_bytes(self) -> int:
+        """Bytes of all matrices as the backend keeps them."""
 
 FinishReason = Literal["stop", "length", "error", "abort"]
 
@@ -115,7 +148,7 @@ class Request:
         """A descriptor that is readable while output waits, for asyncio's add_reader."""
     @property
     def snapshot(self) -> Snapshot | None:
-        """What an ended request with keep_snapshot has left for the next turn."""
+        """What a request with keep_snapshot has left for the next turn; None before its end."""
     def cancel(self) -> None:
         """Ends the request within one step; its last Output has finish_reason "abort"."""
 
@@ -131,14 +164,15 @@ class Engine:
     enable_prefix_caching: texts that begin alike share the KV of their full blocks, of prompts and
     answers alike, until it is evicted; no answer changes by a bit.
     enable_metrics: False keeps no histograms, and `metrics` raises RuntimeError.
-    num_speculative_tokens: 1 to 32: a sequence that decodes may compute so many guesses in a step,
-    copied from where its last 2 to 4 tokens stood before; what is right is taken, and no answer
-    changes by a bit. Requests with penalties or bad_words of several tokens draft nothing, others
-    nothing before min_new_tokens. adaptive_speculation: guesses fewer, or none, where that gives
-    more tokens a second, by measured step times and by how often guesses were right.
-    target_step_ms: while sequences decode, prompts come in chunks small enough for steps of so many
-    milliseconds, by measured times; 0: no bound but max_prefill_token_num. max_waiting_requests: a
-    request that finds so many waiting is refused; 0: no bound.
+    num_speculative_tokens: up to MAX_DRAFT_TOKENS, 0: none. A sequence that decodes may compute so
+    many drafts in a step: tokens copied from what followed an earlier occurrence of its last 2 to 4
+    tokens. The drafts that are right are kept, and no answer changes by a bit. Requests with
+    penalties or bad_words of several tokens draft nothing, others nothing before min_new_tokens.
+    adaptive_speculation: drafts fewer, or none, where that gives more tokens a second, by measured
+    step times and by how often drafts were right.
+    target_step_ms: while sequences decode, prompts are computed in chunks small enough for steps of
+    so many milliseconds, by measured times; 0: no bound but max_prefill_token_num.
+    max_waiting_requests: a request is refused when so many wait already; 0: no bound.
     Raises ValueError for a wrong value, MemoryError when the pool cannot be allocated.
     """
 
@@ -189,15 +223,18 @@ class Engine:
     ) -> Request:
         """Queues a request and returns at once. Any thread.
 
+        token_ids: integers, one-dimensional. do_sample: False is greedy, whatever temperature,
+        top_k, top_p and min_p say; top_k: 0 is off. Ranges of numbers: SAMPLING_RANGES.
+        random_seed: 0 to 2**64 - 1; None draws one, which `Request.random_seed` tells.
+        stop_token_ids end the answer and are not part of it; so do stop_words, token sequences.
         snapshot: of this engine; its KV serves as far as its text and the prompt agree. A snapshot
         is never used up: two requests may begin with the same. keep_snapshot: `Request.snapshot`
-        gives what this request leaves. priority: -1000 to 1000; each step of it passes up to 64
-        requests that came before, so that nobody waits for ever. timeout: seconds from now on,
-        after which the request ends as "abort" with what it has; 0: none.
+        gives what this request leaves. priority: -MAX_PRIORITY to MAX_PRIORITY; each step of it
+        lets a request pass up to 64 that came before, so that none waits for ever. timeout: seconds
+        from the call on, after which the request ends as "abort" with what it has; 0: none.
 
-        stop_token_ids end the answer and are not part of it; so do stop_words, token sequences.
-        A wrong argument gives a Request whose only Output has finish_reason "error". Raises
-        RuntimeError once the engine is closed, TypeError for an argument of a wrong type.
+        A wrong value gives a Request whose only Output has finish_reason "error". Raises
+        RuntimeError once the engine is closed, TypeError for an argument of a wrong type or name.
         """
     def reject(self, message: str, /) -> Request:
         """A request that failed before it could be submitted (its template raised, say).
@@ -213,13 +250,18 @@ class Engine:
         computed again. No other request reads KV that came from outside.
         """
     def stats(self) -> dict[str, int | float]:
-        """Counters: n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks, n_steps,
-        n_tokens_prefilled, n_tokens_generated, n_draft_tokens (computed as guesses),
-        n_accepted_tokens (of them right), n_preempted, n_allocs (allocations of the core)."""
+        """Counters. Requests: n_running (have a seat in the batch), n_waiting (submitted, not ended
+        and not running). KV blocks: n_free_blocks, n_active_blocks, n_cached_blocks. n_steps.
+        Tokens: n_tokens_prefilled, n_tokens_generated; n_prompt_tokens of the prompts that had a
+        seat, n_cached_tokens of these found in KV; n_draft_tokens computed as drafts,
+        n_accepted_tokens of these right. n_preempted: times that a request lost its seat. n_allocs:
+        allocations that the core has made in this process."""
     def metrics(self) -> dict[str, Any]:
-        """Counters and histograms of one moment: `Pipeline.metrics` says which. Any thread.
+        """What `stats` has, and n_submitted, n_ended, prefix_hit_rate and histograms, all of one
+        moment: `Pipeline.metrics` says what they are. Any thread.
 
-        Rejected requests count as submitted, and as ended by "error"."""
+        n_submitted is n_running, n_waiting and all of n_ended together; rejected requests count as
+        submitted, and as ended by "error". Raises RuntimeError with enable_metrics=False."""
     def trace_start(self, max_steps: int = 65536) -> None:
         """Starts to record the last max_steps steps. ValueError when a trace runs already."""
     def trace_stop(self) -> dict[str, Any]:
@@ -228,18 +270,18 @@ class Engine:
 
         steps: column -> int64 [n_steps]: start_ns, end_ns, n_seqs, n_prefilled and n_decoded
         (tokens), budget, n_free_blocks, n_active_blocks, n_cached_blocks, n_running, n_waiting,
-        n_preempted. events: column -> int64 [n_events]: at_ns, kind (0 submitted, 1 started,
-        2 first token, 3 ended), request_id, n_tokens (of the prompt; of it found in KV; of the
-        prompt; generated), finish_reason (0 none, 1 stop, 2 length, 3 error, 4 abort).
+        n_preempted. events: column -> int64 [n_events]: at_ns, kind (an index of TRACE_KINDS),
+        request_id, n_tokens (by kind: of the prompt; of it found in KV; of the prompt; generated),
+        finish_reason (an index of FINISH_REASONS).
         ValueError when no trace runs."""
     def close(self) -> None:
-        """Aborts every request, joins the thread, frees KV and scratch. Idempotent."""
+        """Aborts every request, joins the thread, frees KV and scratch. May be called again."""
 
 class Snapshot:
-    """A text and what of it stands in the engine's KV: an unchanging value.
+    """A text, and which part of it the KV cache holds: an unchanging value.
 
-    Its blocks are held by nobody: what was evicted is computed again. Made by Request.snapshot and
-    Engine.import_snapshot.
+    It reserves no blocks: KV that was evicted is computed again. Made by Request.snapshot,
+    Engine.import_snapshot and Scheduler.snapshot.
     """
 
     @property
@@ -247,9 +289,11 @@ class Snapshot:
         """[n] the text, prompt and answer."""
     @property
     def n_computed(self) -> int:
-        """How many of them, from the first on, had their KV when the request ended."""
+        """How many of the tokens, from the first on, had their KV when the request ended."""
     def export_kv(self) -> tuple[str, int, NDArray[np.uint8]]:
-        """(layout, n_computed, kv [n_blocks, block_bytes]): what is left of its KV."""
+        """(layout, n_computed, kv [n_blocks, block_bytes]): what is left of its KV; n_computed
+        positions are covered. Raises RuntimeError when the engine is closed, and for a snapshot of
+        a Scheduler, which has no KV."""
 
 class StepPlan(NamedTuple):
     """One step's work as NumPy arrays (int32): n sequences, t tokens in all."""
@@ -297,7 +341,8 @@ class Scheduler:
     def set_budget(self, n_tokens: int) -> None:
         """Tokens that each of the next steps may have: 1 to max_prefill_token_num. ValueError."""
     def snapshot(self, seq_id: int) -> Snapshot:
-        """What a living sequence has so far; its blocks stay cached when it ends. KeyError."""
+        """The text and the KV of a sequence that has not ended; its blocks stay cached when it
+        ends. KeyError."""
     def schedule(self) -> StepPlan | None:
         """The next step's plan; None when nothing can run now. At most one plan may be in flight
         besides the one returned. MemoryError names a sequence that can never proceed."""
@@ -313,7 +358,8 @@ class Scheduler:
     def check(self) -> None:
         """Asserts every invariant of pool and queues; RuntimeError names the broken one."""
     def stats(self) -> dict[str, int]:
-        """n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks, n_preempted."""
+        """n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks, n_preempted,
+        n_prompt_tokens and n_cached_tokens, as Engine.stats has them."""
 
 #: Older names of the same types.
 Session = Snapshot
@@ -330,20 +376,21 @@ def alloc_bytes() -> int:
     """The bytes of these allocations, freed ones included."""
 
 def model_sizes(
-    config: dict[str, Any], source: Gguf | Sequence[TensorSpec], *, device: str = "cpu"
+    config: Mapping[str, Any], source: Gguf | Sequence[TensorSpec], *, device: str = "cpu"
 ) -> dict[str, int]:
     """What a Model of these arguments would take. Reads headers and small vectors, allocates no
     weight, and refuses what a Model refuses.
 
     weight_bytes: of all matrices, as the backend keeps them. read_bytes: those that one decoded
-    token reads: all but an embedding that is not the lm_head too."""
+    token reads, which are all but an embedding that is not the lm_head too."""
 
 def read_bandwidth(n_bytes: int, num_threads: int = 0, seconds: float = 0.2) -> float:
     """Bytes a second that num_threads threads (0: all usable ones) read together from a buffer of
     n_bytes, in the best of the passes that fit into `seconds`. MemoryError, ValueError."""
 
 def alloc_fail_after(n: int) -> None:
-    """Makes the core's n-th allocation from now fail, once (0: off). For fault injection."""
+    """Makes the core's n-th allocation from now fail, once (0: none). For tests of what happens
+    then."""
 
 def kv_block_bytes(
     n_layer: int,

@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "python/py_constants.h"
 #include "python/py_engine.h"
 #include "python/py_gguf.h"
 #include "python/py_kv.h"
@@ -89,7 +90,8 @@ static int add_older_names(PyObject *module) {
 
 static int module_exec(PyObject *module) {
     import_array1(-1);
-    if (add_exceptions(module) < 0 || add_types(module) < 0 || add_older_names(module) < 0)
+    if (add_exceptions(module) < 0 || add_types(module) < 0 || add_older_names(module) < 0 ||
+        lmd_py_add_constants(module) < 0)
         return -1;
     return PyModule_AddStringConstant(module, "__version__", LMD_VERSION);
 }

@@ -81,11 +81,15 @@ static const lmd_py_field fields[] = {
     {NULL, NULL, 0},
 };
 
+static int copy_and_read(PyObject *mapping, PyObject *dict, lmd_model_config *out) {
+    if (PyDict_Update(dict, mapping) < 0)
+        return lmd_py_wrong_type(mapping, "config", "a mapping");
+    return lmd_py_read_dict(fields, "model config", dict, out);
+}
+
 PyObject *lmd_py_model_config(PyObject *mapping, lmd_model_config *out) {
     PyObject *dict = PyDict_New();
     memset(out, 0, sizeof *out);
-    if (dict && (PyDict_Update(dict, mapping) < 0 ||
-                 lmd_py_read_dict(fields, "model config", dict, out) < 0))
-        Py_CLEAR(dict);
+    if (dict && copy_and_read(mapping, dict, out) < 0) Py_CLEAR(dict);
     return dict;
 }
