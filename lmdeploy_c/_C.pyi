@@ -369,6 +369,13 @@ def cpu_info() -> dict[str, Any]:
     """features (words), isas (name -> usable here), isa (in use; None with error), error (why
     LMDEPLOY_C_ISA is refused, or None), usable_threads."""
 
+def device_info(device: str = "cpu", num_threads: int | None = None) -> dict[str, Any]:
+    """Facts about a device, as a Model with the same two arguments would find it: name, isa,
+    num_threads, runs_ahead (a step may begin while the one before runs); and where the backend can
+    tell, free_bytes and total_bytes of its memory.
+
+    Raises ValueError, UnsupportedError for a device that this build lacks."""
+
 def alloc_count() -> int:
     """Allocations the core has made in this process."""
 

@@ -55,6 +55,7 @@ def call(engine: _C.Engine, name: str, **kwargs: Any) -> object:
         "model_sizes": _C.model_sizes,
         "kv_block_bytes": _C.kv_block_bytes,
         "read_bandwidth": _C.read_bandwidth,
+        "device_info": _C.device_info,
     }
     return functions[name](**kwargs)
 
@@ -69,6 +70,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "model_sizes": {"config": {}, "source": ()},
     "kv_block_bytes": {"n_layer": 1, "n_kv_head": 1, "head_dim": 8},
     "read_bandwidth": {"n_bytes": 64},
+    "device_info": {},
 }
 
 
@@ -263,6 +265,9 @@ def test_limits_are_those_that_hold(tiny_model: _C.Model) -> None:
     for n in (-1, _C.MAX_DRAFT_TOKENS + 1):
         with pytest.raises(ValueError, match=f"num_speculative_tokens must be 0 to .*, not {n}"):
             make_engine(tiny_model, num_speculative_tokens=n)
+    for n in (0, _C.MAX_THREADS + 1):
+        with pytest.raises(ValueError, match=f"num_threads must be 1 to {_C.MAX_THREADS}, not {n}"):
+            _C.device_info(num_threads=n)
     engine = make_engine(tiny_model)
     with pytest.raises(ValueError, match=f"max_steps must be 1 to {_C.MAX_TRACE_STEPS}"):
         engine.trace_start(_C.MAX_TRACE_STEPS + 1)
@@ -411,3 +416,17 @@ def test_a_snapshot_outlives_what_made_it(tiny_model: _C.Model) -> None:
     layout, n_computed, kv = snapshot.export_kv()  # its engine lives on with it
     assert (n_computed, len(kv)) == (22, 1) and layout
     assert snapshot.token_ids.tolist() == [5, 6, 7, *tokens]
+
+
+# ---- devices ----
+
+
+def test_facts_of_a_device(tiny_model: _C.Model) -> None:
+    info = _C.device_info("cpu", num_threads=2)
+    assert (info["name"], info["num_threads"], info["runs_ahead"]) == ("cpu", 2, False)
+    assert info["isa"] == tiny_model.isa == _C.cpu_info()["isa"]
+    assert _C.device_info()["num_threads"] == _C.cpu_info()["usable_threads"]
+    if "free_bytes" in info:
+        assert 0 < info["free_bytes"] <= info["total_bytes"]
+    with pytest.raises(_C.UnsupportedError, match="not in this build"):
+        _C.device_info("abacus")

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "python/py_constants.h"
+#include "python/py_device.h"
 #include "python/py_engine.h"
 #include "python/py_gguf.h"
 #include "python/py_kv.h"
@@ -24,6 +25,9 @@ static PyMethodDef module_methods[] = {
     {"cpu_info", lmd_py_cpu_info, METH_NOARGS,
      "cpu_info() -> dict\n\nCPU features, the instruction sets of this build and whether each "
      "is usable, the one in use, usable threads."},
+    {"device_info", KEYWORDS(lmd_py_device_info),
+     "device_info(device='cpu', num_threads=None) -> dict\n\nFacts about a device, and how its "
+     "backend would run."},
     {"read_bandwidth", KEYWORDS(lmd_py_read_bandwidth),
      "read_bandwidth(n_bytes, num_threads=0, seconds=0.2) -> float\n\nBytes a second that all "
      "threads together read from a buffer."},

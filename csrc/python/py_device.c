@@ -2,7 +2,10 @@
 #include "python/py_device.h"
 
 #include "base/threads.h"
+#include "devices/devices.h"
+#include "python/py_error.h"
 #include "python/py_fields.h"
+#include "python/py_values.h"
 
 int lmd_py_num_threads(PyObject *value, const char *name, void *out) {
     int64_t n = 0;
@@ -16,4 +19,61 @@ int lmd_py_num_threads(PyObject *value, const char *name, void *out) {
     }
     *(int32_t *)out = (int32_t)n;
     return 0;
+}
+
+/* ---- device_info ---- */
+
+static void put_memory(PyObject **dict, const lmd_backend *backend) {
+    size_t free_bytes, total_bytes;
+    lmd_err err;
+    if (!backend->ops->memory) return; /* this backend cannot say */
+    if (backend->ops->memory(backend, &free_bytes, &total_bytes, &err) != LMD_OK) {
+        Py_CLEAR(*dict);
+        lmd_py_raise(&err);
+        return;
+    }
+    lmd_py_dict_put(dict, "free_bytes", PyLong_FromSize_t(free_bytes));
+    lmd_py_dict_put(dict, "total_bytes", PyLong_FromSize_t(total_bytes));
+}
+
+static PyObject *facts_dict(const lmd_backend *backend) {
+    const lmd_backend_ops *ops = backend->ops;
+    PyObject *dict = PyDict_New();
+    lmd_py_dict_put(&dict, "name", PyUnicode_FromString(ops->name));
+    lmd_py_dict_put(&dict, "isa", PyUnicode_FromString(ops->isa(backend)));
+    lmd_py_dict_put(&dict, "num_threads", PyLong_FromLong(ops->n_threads(backend)));
+    lmd_py_dict_put(&dict, "runs_ahead", PyBool_FromLong(ops->runs_ahead));
+    if (dict) put_memory(&dict, backend);
+    return dict;
+}
+
+typedef struct device_args {
+    const char *device;
+    int32_t n_threads;
+} device_args;
+
+static const lmd_py_field device_fields[] = {
+    {"device", lmd_py_text, offsetof(device_args, device)},
+    {"num_threads", lmd_py_num_threads, offsetof(device_args, n_threads)},
+    {NULL, NULL, 0},
+};
+
+PyObject *lmd_py_device_info(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"device_info", 2, 0, device_fields};
+    (void)module;
+    device_args call = {.device = "cpu"};
+    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0) return NULL;
+    const lmd_backend_config config = {.n_threads = call.n_threads};
+    lmd_backend *backend;
+    lmd_err err;
+    lmd_status status;
+    Py_BEGIN_ALLOW_THREADS /* starts the backend's threads */
+    status = lmd_backend_open(call.device, &config, &backend, &err);
+    Py_END_ALLOW_THREADS
+    if (status != LMD_OK) return lmd_py_raise(&err);
+    PyObject *dict = facts_dict(backend);
+    Py_BEGIN_ALLOW_THREADS /* joins them */
+    backend->ops->free(backend);
+    Py_END_ALLOW_THREADS
+    return dict;
 }
