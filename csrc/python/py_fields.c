@@ -140,7 +140,7 @@ static int read_integer(PyObject *value, const char *name, int n_bits, int64_t *
     const int64_t result = PyLong_AsLongLongAndOverflow(number, &overflow);
     Py_DECREF(number);
     if (overflow || (n_bits == 32 && (result < INT32_MIN || result > INT32_MAX))) {
-        PyErr_Format(PyExc_OverflowError, "%s does not fit %d bits", name, n_bits);
+        PyErr_Format(PyExc_ValueError, "%s does not fit %d bits", name, n_bits);
         return -1;
     }
     *out = result;

@@ -40,7 +40,8 @@ int lmd_py_read_call(const lmd_py_signature *signature, PyObject *args, PyObject
  * other thread may change the dict meanwhile. */
 int lmd_py_read_dict(const lmd_py_field *fields, const char *what, PyObject *dict, void *out);
 
-/* ---- kinds: the type of the member, and what is converted ---- */
+/* ---- kinds: the type of the member, and what is converted ----
+ * A value of another type is a TypeError, an integer of too many bits a ValueError. */
 
 int lmd_py_bool(PyObject *value, const char *name, void *out);   /* bool: any object's truth */
 int lmd_py_flag(PyObject *value, const char *name, void *out);   /* bool: True or False alone */

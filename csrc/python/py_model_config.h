@@ -7,8 +7,8 @@
 #include "model/model_config.h"
 
 /* Reads a mapping, and returns a dict with a copy of it. Every key that a model has must be
- * there, others may be. NULL with KeyError, TypeError (a value of a wrong type), OverflowError
- * or ValueError; sizes are checked when the model is loaded. */
+ * there, others may be. NULL with KeyError, TypeError (a value of a wrong type) or ValueError;
+ * sizes are checked when the model is loaded. */
 PyObject *lmd_py_model_config(PyObject *mapping, lmd_model_config *out);
 
 #endif
