@@ -31,7 +31,6 @@ struct lmd_engine {
     pthread_cond_t wake, job_ended;
     lmd_engine_job *jobs;
     lmd_live_request *inbox, **inbox_end;
-    int32_t n_inbox;
     int32_t n_open; /* requests that were submitted and have not ended */
     int64_t next_request_id;
     bool closing, joined;

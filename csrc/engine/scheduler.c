@@ -5,6 +5,7 @@
 
 #include "base/ints.h"
 #include "base/memory.h"
+#include "engine/limits.h"
 #include "engine/plan_builder.h"
 #include "engine/seq_queue.h"
 
@@ -32,22 +33,6 @@ struct lmd_scheduler {
 };
 
 /* ---- lifetime ---- */
-
-static lmd_status check_config(const lmd_scheduler_config *config, lmd_err *err) {
-    const struct {
-        const char *name;
-        int32_t value, max;
-    } fields[] = {{"n_blocks", config->n_blocks, INT32_MAX / 2},
-                  {"block_len", config->block_len, 65536},
-                  {"max_batch_size", config->max_batch_size, 65536},
-                  {"max_prefill_token_num", config->max_prefill_token_num, 1 << 20},
-                  {"session_len", config->session_len, INT32_MAX / 2}};
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        if (fields[i].value < 1 || fields[i].value > fields[i].max)
-            return lmd_fail(err, LMD_INVALID, "%s must be 1 to %d, not %d", fields[i].name,
-                            fields[i].max, fields[i].value);
-    return LMD_OK;
-}
 
 /* Of one sequence. */
 static int32_t most_blocks(const lmd_scheduler_config *config) {
@@ -82,7 +67,7 @@ static lmd_status allocate(lmd_scheduler *self, lmd_err *err) {
 
 lmd_status lmd_scheduler_new(const lmd_scheduler_config *config, lmd_scheduler **out,
                              lmd_err *err) {
-    LMD_TRY(check_config(config, err));
+    LMD_TRY(lmd_scheduler_config_check(config, err));
     lmd_scheduler *self = lmd_calloc(1, sizeof *self);
     if (!self) return lmd_no_memory(err, "a scheduler");
     self->config = *config;
@@ -172,7 +157,7 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
 lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *err) {
     lmd_sequence *seq = find(self, seq_id);
     if (!seq)
-        return lmd_fail(err, LMD_NOT_FOUND, "there is no sequence %lld", (long long)seq_id);
+        return lmd_fail(err, LMD_UNKNOWN_ID, "there is no sequence %lld", (long long)seq_id);
     if (seq->state == LMD_SEQ_WAITING) {
         lmd_seq_queue_unwait(&self->queue, seq); /* it holds no block */
         destroy(self, seq);

@@ -109,7 +109,7 @@ bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_re
 lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int32_t *token_ids,
                                 lmd_err *err);
 
-/* Ends a sequence; its blocks return once no plan in flight names them. LMD_NOT_FOUND. */
+/* Ends a sequence; its blocks return once no plan in flight names them. LMD_UNKNOWN_ID. */
 lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *err);
 
 /* A live sequence's text and KV so far, as a snapshot that the caller owns; its blocks stay
