@@ -425,7 +425,8 @@ def test_a_snapshot_outlives_what_made_it(tiny_model: _C.Model) -> None:
 
 def test_facts_of_a_device(tiny_model: _C.Model) -> None:
     info = _C.device_info("cpu", num_threads=2)
-    assert (info["name"], info["num_threads"], info["runs_ahead"]) == ("cpu", 2, False)
+    assert (info["name"], info["num_threads"]) == ("cpu", 2)
+    assert isinstance(info["runs_ahead"], bool)
     assert info["isa"] == tiny_model.isa == _C.cpu_info()["isa"]
     assert _C.device_info()["num_threads"] == _C.cpu_info()["usable_threads"]
     if "free_bytes" in info:

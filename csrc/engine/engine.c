@@ -13,7 +13,8 @@
 
 /* ---- the thread ---- */
 
-/* Does what clients wait for, or drops it; the lock is held, but not while a job runs. */
+/* Runs the jobs that clients wait for, or drops them. The lock is held, but not while a job
+ * runs. */
 static void run_jobs(lmd_engine *self, bool drop) {
     if (!self->jobs) return;
     while (self->jobs) {
@@ -216,7 +217,7 @@ void lmd_engine_free(lmd_engine *self) {
 
 /* ---- clients ---- */
 
-/* A request for the client; the engine may take a reference of its own. */
+/* Makes a request, of which the client gets the reference. */
 static lmd_status new_request(lmd_engine *self, const lmd_request_params *params,
                               lmd_request **out, lmd_err *err) {
     lmd_request_info info = {.max_new_tokens = 0};
@@ -259,7 +260,7 @@ lmd_status lmd_engine_reject(lmd_engine *self, const lmd_err *why, lmd_request *
     return LMD_OK;
 }
 
-/* Puts a request into the inbox; LMD_CLOSED when nobody would read it. */
+/* Puts a request into the inbox; LMD_CLOSED when the engine does not read it any more. */
 static lmd_status post(lmd_engine *self, lmd_live_request *live, lmd_err *err) {
     pthread_mutex_lock(&self->lock);
     lmd_status status = check_open(self, err);

@@ -25,12 +25,12 @@ typedef struct lmd_engine_config {
     int32_t max_prefill_token_num; /* the token budget of a step */
     int32_t n_blocks, block_len;
     int32_t vocab_size;
-    bool prefix_caching; /* texts that begin alike share their full KV blocks */
+    bool prefix_caching; /* sequences whose texts begin alike share full KV blocks */
     bool metrics_off;    /* no histograms */
-    double step_seconds; /* a step's time to aim at while sequences decode; 0: no bound */
-    int32_t max_waiting; /* requests that may wait for a seat; 0: no bound */
+    double step_seconds; /* time to aim at for a step in which sequences decode; 0: no bound */
+    int32_t max_waiting; /* requests that may wait for a slot; 0: no bound */
     int32_t num_speculative_tokens; /* most tokens drafted for a sequence in a step; 0: none */
-    bool adaptive_speculation;      /* fewer where they are not worth their rows */
+    bool adaptive_speculation;      /* fewer drafts where they are not worth their rows */
 } lmd_engine_config;
 
 typedef enum lmd_output_logits {
@@ -39,22 +39,21 @@ typedef enum lmd_output_logits {
     LMD_LOGITS_GENERATION /* the rows that gave the tokens */
 } lmd_output_logits;
 
-/* What a client asks; everything is copied by submit. */
+/* What a client asks for. Submit copies everything. */
 typedef struct lmd_request_params {
     const int32_t *token_ids; /* [n_tokens] the prompt */
     int64_t n_tokens;
-    int64_t
-        max_new_tokens; /* capped by session_len; 0: only with output_logits or return_ppl */
+    int64_t max_new_tokens; /* session_len caps it; 0: only with output_logits or return_ppl */
     int64_t min_new_tokens;
-    lmd_token_words stop_words; /* a stop token is a word of one */
+    lmd_token_words stop_words; /* a stop token is a word of one token */
     lmd_sampler_params sampler;
     lmd_output_logits output_logits;
     bool return_ppl;
-    int32_t priority; /* as lmd_sequence_params' */
-    double timeout;   /* seconds from submit on, after which it is aborted; 0: none */
+    int32_t priority; /* see lmd_sequence_params */
+    double timeout;   /* seconds after submit at which the request is aborted; 0: none */
     lmd_snapshot
-        *snapshot;      /* of this engine: its KV serves as far as the texts agree; or NULL */
-    bool keep_snapshot; /* lmd_request_snapshot gives what the request leaves */
+        *snapshot; /* of this engine, or NULL: its KV serves as far as the two texts agree */
+    bool keep_snapshot; /* the request leaves a snapshot: lmd_request_snapshot */
 } lmd_request_params;
 
 typedef struct lmd_engine_stats {
@@ -81,18 +80,19 @@ lmd_status lmd_engine_new(const lmd_engine_config *config, lmd_executor *executo
 /* The bytes that an engine allocates besides its executor and its requests. */
 size_t lmd_engine_bytes(const lmd_engine_config *config, bool runs_ahead);
 
-/* Queues a request; *out is the client's reference. A wrong one is a success here and has its
- * error output at once. LMD_CLOSED after close or a broken executor; LMD_NO_MEMORY. */
+/* Queues a request; *out is the client's reference. A request with a wrong parameter is a
+ * success here, and has its error output at once. LMD_CLOSED after close or a broken executor;
+ * LMD_NO_MEMORY. */
 lmd_status lmd_engine_submit(lmd_engine *self, const lmd_request_params *params,
                              lmd_request **out, lmd_err *err);
 
-/* Gives a request that has failed before it could be asked: `why` is its error. */
+/* Gives a request that failed before it could be submitted: `why` is its error. */
 lmd_status lmd_engine_reject(lmd_engine *self, const lmd_err *why, lmd_request **out,
                              lmd_err *err);
 
 void lmd_engine_get_stats(lmd_engine *self, lmd_engine_stats *out);
 void lmd_engine_get_metrics(lmd_engine *self, lmd_engine_metrics *out);
-/* The engine's trace, to start and to stop. */
+/* The engine's trace, for clients to start and to stop. */
 lmd_trace *lmd_engine_trace(lmd_engine *self);
 
 /* Has the engine's thread call fn between two steps, and waits for that. LMD_CLOSED. */

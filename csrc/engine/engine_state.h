@@ -17,7 +17,7 @@ typedef struct lmd_engine_job {
     lmd_between_steps_fn fn;
     void *arg;
     struct lmd_engine_job *next;
-    bool ended, ran; /* ended without having run: the engine closed first */
+    bool ended, ran; /* a job that ended and did not run: the engine closed first */
 } lmd_engine_job;
 
 enum { LMD_MAX_STEPS = 2 }; /* one that is waited for, and one that runs ahead */

@@ -70,7 +70,7 @@ lmd_status lmd_live_request_check(const lmd_request_params *params,
 
 /* ---- lifetime ---- */
 
-/* Requests whose rows depend on the tokens before them never draft. */
+/* A request whose rows depend on the tokens before them has no drafts. */
 static lmd_status setup_drafts(lmd_live_request *self, lmd_err *err) {
     if (self->max_new_tokens < 3 || !lmd_sampler_is_steady(self->sampler)) return LMD_OK;
     LMD_TRY(lmd_ngram_new(self->n_prompt + self->max_new_tokens, &self->ngram, err));
@@ -139,7 +139,7 @@ void lmd_live_request_free(lmd_live_request *self) {
 
 /* ---- rows ---- */
 
-/* Bans what would complete a stop word and leave an answer shorter than min_new_tokens. */
+/* Bans the tokens that would complete a stop word before the answer has min_new_tokens. */
 static void ban_early_stops(lmd_live_request *self) {
     for (int32_t i = 0; i < self->stops.n_words; i++) {
         int32_t n_before = lmd_token_match_len(&self->stops, i) - 1;
@@ -186,7 +186,8 @@ int32_t lmd_live_request_draft(const lmd_live_request *self, lmd_speculation *sp
                                   lmd_ngram_match_len(self->ngram), n);
 }
 
-/* The token itself first, then the most likely others. */
+/* Appends a token with its log-probabilities: the token's own, then those of the most likely
+ * others. */
 static void append_token(lmd_live_request *self, const lmd_sample_result *result) {
     lmd_logprob entries[LMD_MAX_LOGPROBS + 1];
     int32_t n = lmd_request_get_info(self->request)->n_logprobs, filled = 0;

@@ -15,24 +15,24 @@ typedef struct lmd_live_request {
     lmd_request *request;
     lmd_sampler *sampler;
     lmd_token_match stops;
-    int32_t *prompt; /* [n_prompt] until the scheduler has its own copy */
+    int32_t *prompt; /* [n_prompt] until the scheduler has a copy of its own */
     int32_t n_prompt, n_generated, max_new_tokens, min_new_tokens;
     lmd_output_logits output_logits;
     bool return_ppl;
     lmd_snapshot *snapshot; /* whose KV the prompt begins with; or NULL */
-    bool keep_snapshot;     /* its end makes a snapshot */
+    bool keep_snapshot;     /* the request leaves a snapshot */
     int32_t priority;
     int64_t deadline; /* of lmd_now_ns; INT64_MAX: none */
     double loss_sum;  /* of prompt tokens scored so far, natural log */
     int32_t n_losses;
-    lmd_logits_chunk *chunk; /* of the step under way; a list, one for each row, when several
-                                rows give tokens */
-    lmd_ngram *ngram;        /* of prompt and answer; NULL: never drafts */
+    lmd_logits_chunk *chunk; /* logits of the current step; a list of one chunk a row when
+                                several rows give tokens */
+    lmd_ngram *ngram;        /* of prompt and answer; NULL: the request has no drafts */
     lmd_acceptance acceptance;
     lmd_request_times times;
 } lmd_live_request;
 
-/* Checks what a client asks against the engine. LMD_INVALID says what to change. */
+/* Checks a client's parameters against the engine's config. LMD_INVALID says what to change. */
 lmd_status lmd_live_request_check(const lmd_request_params *params,
                                   const lmd_engine_config *config, lmd_err *err);
 /* Takes a reference to the request. The params must have passed the check. */
@@ -61,10 +61,10 @@ int32_t lmd_live_request_draft(const lmd_live_request *self, lmd_speculation *sp
 /* Forgets the logits of rows after a wrong draft token. */
 void lmd_live_request_drop_rows(lmd_live_request *self);
 
-/* Hands this step's rows of logits to the client, when they gave no token. */
+/* Hands this step's logits to the client, when their rows gave no token. */
 void lmd_live_request_hand_over(lmd_live_request *self);
 
-/* Ends it for its client. */
+/* Tells the client that the request has ended. */
 void lmd_live_request_finish(lmd_live_request *self, lmd_finish_reason reason,
                              const lmd_err *why);
 

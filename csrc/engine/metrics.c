@@ -1,13 +1,13 @@
 /* Metrics: see metrics.h. */
 #include "engine/metrics.h"
 
-/* Of what takes a step, or some: half a millisecond to a minute. */
+/* Bounds for times of a step or some steps: half a millisecond to a minute. */
 #define SHORT_TIMES                                                                            \
     24, {                                                                                      \
         0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, \
             0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0                         \
     }
-/* Of what a client waits for: a millisecond to an hour. */
+/* Bounds for times that a client waits: a millisecond to an hour. */
 #define LONG_TIMES                                                                             \
     24, {                                                                                      \
         0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0,   \

@@ -1,8 +1,8 @@
 /* Metrics: what an engine counts and times, as counters and histograms of fixed buckets.
  * Owns: the list of histograms, their buckets, and what of a request goes into which; no clock,
  * no lock. The engine's thread alone writes one copy, and shows it by copying it, whole, under
- * the engine's lock: who takes a copy under that lock, on any thread, sees a state that was
- * true at one moment. Nothing here allocates. Must not know: the scheduler, Python. */
+ * the engine's lock: a copy made under that lock, on any thread, is of one moment. Nothing here
+ * allocates. Must not know: the scheduler, Python. */
 #ifndef LMD_ENGINE_METRICS_H
 #define LMD_ENGINE_METRICS_H
 
@@ -16,14 +16,14 @@ typedef enum lmd_histogram_id {
     LMD_INTER_TOKEN_SECONDS, /* from each token to the next one of the same answer */
     LMD_STEP_SECONDS,        /* schedule, run, sample */
     LMD_STEP_TOKENS,         /* computed in one step: prefilled and decoded */
-    LMD_QUEUE_SECONDS,       /* submit to the first step that has a part of it */
-    LMD_PREFILL_SECONDS,     /* from there to the first token */
+    LMD_QUEUE_SECONDS,       /* submit to the request's first step */
+    LMD_PREFILL_SECONDS,     /* the first step to the first token */
     LMD_DECODE_SECONDS,      /* first token to the last one */
     LMD_INFERENCE_SECONDS,   /* the first step to the end */
     LMD_REQUEST_SECONDS,     /* submit to the end */
     LMD_PROMPT_TOKENS,       /* of a request that ended */
     LMD_GENERATED_TOKENS,
-    LMD_CACHED_TOKENS, /* of its prompt, found in KV; of requests that ran */
+    LMD_CACHED_TOKENS, /* tokens of a prompt that were found in KV; of requests that ran */
     LMD_CACHE_HIT_RATIO,
     LMD_HISTOGRAM_COUNT
 } lmd_histogram_id;
@@ -59,12 +59,12 @@ typedef struct lmd_request_times {
 
 void lmd_histogram_observe(lmd_metrics *self, lmd_histogram_id id, double value);
 
-/* A step has ended that took n_ns and computed n_tokens. */
+/* Counts a step that took n_ns and computed n_tokens. */
 void lmd_metrics_step(lmd_metrics *self, int64_t n_ns, int32_t n_tokens);
-/* A request is part of a step for the first time; `now` is that step's start. */
+/* Counts a request's first step, which began at `now`. */
 void lmd_metrics_started(lmd_metrics *self, lmd_request_times *times, int64_t now,
                          int32_t n_prompt, int32_t cached_len);
-/* A request has got a token; true for its first. */
+/* Counts a request's new token; true for the first one. */
 bool lmd_metrics_token(lmd_metrics *self, lmd_request_times *times, int64_t now);
 void lmd_metrics_ended(lmd_metrics *self, const lmd_request_times *times, int64_t now,
                        lmd_finish_reason reason, int32_t n_prompt, int32_t n_generated);

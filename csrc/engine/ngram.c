@@ -14,7 +14,7 @@ struct lmd_ngram {
     int32_t n_tokens, max_tokens;
     uint32_t n_slots;        /* of each table: a power of two, at least 2 * max_tokens */
     int32_t *tables[N_LENS]; /* [n_slots] tokens up to the end of an n-gram */
-    int32_t earlier[N_LENS]; /* up to where the last n tokens stood before */
+    int32_t earlier[N_LENS]; /* the place before, up to which the last n tokens occurred */
 };
 
 lmd_status lmd_ngram_new(int32_t max_tokens, lmd_ngram **out, lmd_err *err) {
@@ -46,7 +46,7 @@ void lmd_ngram_free(lmd_ngram *self) {
     lmd_free(self);
 }
 
-/* Notes that the n-gram which ends the sequence ends there, and returns where it did before. */
+/* Notes where the sequence's last n-gram ends, and returns where it ended before. */
 static int32_t note(lmd_ngram *self, int32_t *table, int32_t n) {
     const int32_t *end = self->tokens + self->n_tokens;
     const size_t n_bytes = (size_t)n * sizeof *end;

@@ -1,13 +1,13 @@
 /* The pace: see pace.h. */
 #include "engine/pace.h"
 
-/* A prompt goes on by at least so many tokens a step, however slow the machine. */
+/* A step leaves a prompt at least this many tokens, however slow the machine. */
 enum { LEAST_CHUNK = 16 };
 /* Tokens of a prompt in the first step beside decodes, before anything is measured. */
 enum { FIRST_CHUNK = 64 };
-/* Steps vary, and the longest are what is felt: less than the target is aimed at. */
+/* Aims below the target: step times vary, and users notice the longest. */
 static const double AIM = 0.85;
-/* What a new measurement counts. A longer step counts for more: decodes wait for it. */
+/* The weight of a new measurement. A longer step counts for more: decodes wait for it. */
 static const double WEIGHT = 0.25, WEIGHT_IF_LONGER = 0.5;
 
 void lmd_pace_init(lmd_pace *self, double target_seconds, int32_t n_max) {

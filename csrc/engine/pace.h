@@ -1,14 +1,15 @@
-/* The pace: how many tokens a step may have, so that those who decode get theirs in time.
- * Owns: how long a step of decodes takes, and a token of a prompt beside them, both as of late.
- * A step in which nobody decodes has no bound but the engine's. What it decides changes when
- * tokens come, never which. Must not know: sequences, clocks. The engine's thread alone. */
+/* The pace: how many tokens a step may have, so that sequences which decode get theirs in time.
+ * Owns: how long a step of decodes took lately, and how much longer each token of a prompt made
+ * it. A step without decodes is bounded by the engine's limit alone. What it decides changes
+ * when tokens come, never which. Must not know: sequences, clocks. The engine's thread alone.
+ */
 #ifndef LMD_ENGINE_PACE_H
 #define LMD_ENGINE_PACE_H
 
 #include <stdint.h>
 
 typedef struct lmd_pace {
-    double target;    /* seconds that a step may take while someone decodes; 0: no bound */
+    double target;    /* seconds that a step with decodes may take; 0: no bound */
     int32_t n_max;    /* tokens of a step at most */
     double decode;    /* seconds of a step of decodes alone */
     double per_token; /* seconds more for each token of a prompt; 0: not measured yet */

@@ -8,7 +8,8 @@
 
 enum { NO_ENTRY = -1 };
 
-/* Of the block with its index; generation 0: none, for a pool's first is 1. */
+/* What the block of the same index holds; generation 0: nothing, for the pool's first one is 1.
+ */
 typedef struct prefix_entry {
     uint64_t hash;
     int64_t before, prefix; /* the text before the block, and with it */
@@ -84,7 +85,7 @@ static lmd_block_ref ref_of(const lmd_prefix_cache *self, int32_t block_id) {
     return (lmd_block_ref){block_id, self->entries[block_id].generation};
 }
 
-/* The block whose entry is this text and whose content stands; NO_ENTRY. */
+/* The block that has this text, and still has its content; NO_ENTRY: there is none. */
 static int32_t find(const lmd_prefix_cache *self, uint64_t hash, int64_t before,
                     const int32_t *tokens) {
     const size_t n_bytes = (size_t)self->block_len * sizeof *tokens;
@@ -108,7 +109,7 @@ bool lmd_prefix_cache_share(lmd_prefix_cache *self, int64_t *prefix, const int32
     return lmd_block_pool_revive(self->pool, *out);
 }
 
-/* Removes what a block's entry says of its earlier content. */
+/* Removes the entry of a block's earlier content. */
 static void forget(lmd_prefix_cache *self, int32_t block_id) {
     prefix_entry *entry = &self->entries[block_id];
     if (entry->generation == 0) return;

@@ -22,11 +22,11 @@ struct lmd_request {
 
     pthread_mutex_t lock; /* what follows */
     pthread_cond_t changed;
-    int32_t n_published, n_taken, cached_len;
+    int32_t n_published, n_read, cached_len;
     lmd_snapshot *snapshot;
-    lmd_logits_chunk *chunks, **chunks_end; /* not taken; n_tokens ascends */
+    lmd_logits_chunk *chunks, **chunks_end; /* not read yet; n_tokens ascends */
     lmd_finish_reason finish_reason;
-    bool has_ppl, done; /* done: the end was taken */
+    bool has_ppl, done; /* done: the end was read */
     double ppl;
     lmd_err why;  /* of LMD_FINISH_ERROR */
     int event_fd; /* -1: not asked for yet */
@@ -94,12 +94,12 @@ bool lmd_request_cancelled(const lmd_request *self) { return atomic_load(&self->
 
 static bool has_output(const lmd_request *self) {
     if (self->done) return false;
-    return self->n_published > self->n_taken || self->finish_reason != LMD_FINISH_NONE ||
+    return self->n_published > self->n_read || self->finish_reason != LMD_FINISH_NONE ||
            (self->chunks && self->chunks->n_tokens <= self->n_published);
 }
 
-/* Takes the chunks that are shown from the front of the list, and counts their rows. */
-static lmd_logits_chunk *take_chunks(lmd_request *self, int32_t *n_rows) {
+/* Removes the visible chunks from the front of the list, and counts their rows. */
+static lmd_logits_chunk *pop_chunks(lmd_request *self, int32_t *n_rows) {
     lmd_logits_chunk *first = self->chunks, **link = &self->chunks;
     for (; *link && (*link)->n_tokens <= self->n_published; link = &(*link)->next)
         *n_rows += (*link)->n_rows;
@@ -110,7 +110,7 @@ static lmd_logits_chunk *take_chunks(lmd_request *self, int32_t *n_rows) {
     return first;
 }
 
-/* Makes the descriptor say what has_output says. */
+/* Makes the descriptor readable, or unreadable. */
 static void refresh_event(lmd_request *self, bool readable) {
     uint64_t count = 1;
     if (self->event_fd < 0) return;
@@ -141,25 +141,25 @@ bool lmd_request_wait(lmd_request *self, int64_t timeout_ms) {
     return ready;
 }
 
-bool lmd_request_take(lmd_request *self, lmd_output *out) {
+bool lmd_request_read(lmd_request *self, lmd_output *out) {
     pthread_mutex_lock(&self->lock);
     bool ready = has_output(self);
     if (ready) {
         int32_t n_logprobs = self->info.n_logprobs;
         *out = (lmd_output){
-            .n_tokens = self->n_published - self->n_taken,
+            .n_tokens = self->n_published - self->n_read,
             .n_logprobs = n_logprobs,
-            .token_ids = self->token_ids + self->n_taken,
+            .token_ids = self->token_ids + self->n_read,
             .logprobs =
-                self->logprobs ? self->logprobs + (int64_t)self->n_taken * n_logprobs : NULL,
+                self->logprobs ? self->logprobs + (int64_t)self->n_read * n_logprobs : NULL,
             .finish_reason = self->finish_reason,
             .cached_len = self->cached_len,
             .why = self->finish_reason == LMD_FINISH_ERROR ? &self->why : NULL,
             .has_ppl = self->has_ppl,
             .ppl = self->ppl,
         };
-        out->logits = take_chunks(self, &out->n_logits_rows);
-        self->n_taken = self->n_published;
+        out->logits = pop_chunks(self, &out->n_logits_rows);
+        self->n_read = self->n_published;
         self->done = self->finish_reason != LMD_FINISH_NONE;
         refresh_event(self, false);
     }

@@ -1,8 +1,8 @@
 /* A request as its client sees it: what comes out, and how to wait for it.
  * Owns: the output (tokens, logprobs, logits, the end), reserved at submit, and the ways to
- * wait. Counted references: the client has one, the engine another while the request lives
- * there. Must not know: how tokens are made, Python. Any thread, but for the functions of the
- * engine's thread. */
+ * wait. Counted references: the client has one, the engine another while the request is live.
+ * Must not know: how tokens are made, Python. Any thread, but for the functions of the engine's
+ * thread. */
 #ifndef LMD_ENGINE_REQUEST_H
 #define LMD_ENGINE_REQUEST_H
 
@@ -27,21 +27,21 @@ typedef struct lmd_logprob {
     float logprob;    /* natural log */
 } lmd_logprob;
 
-/* Rows of logits, made a step at a time and handed on to the reader, who frees them. */
+/* Rows of logits of one step. The reader gets and frees them. */
 typedef struct lmd_logits_chunk {
     struct lmd_logits_chunk *next;
     int32_t n_rows;
-    int32_t n_tokens; /* shown together with this many tokens of the answer */
+    int32_t n_tokens; /* visible to the reader once this many tokens of the answer are */
     float data[];     /* [n_rows, vocab_size] */
 } lmd_logits_chunk;
 
-/* What one take gives. Pointers into the request live as long as the caller's reference. */
+/* What one read gives. Pointers into the request live as long as the caller's reference. */
 typedef struct lmd_output {
     int32_t n_tokens, n_logprobs; /* n_logprobs: entries for each token; 0: not asked for */
     const int32_t *token_ids;     /* [n_tokens] */
     const lmd_logprob *logprobs;  /* [n_tokens, n_logprobs] the token itself first */
     int32_t n_logits_rows;        /* of all chunks */
-    lmd_logits_chunk *logits;     /* owned by the taker: lmd_logits_free */
+    lmd_logits_chunk *logits;     /* the reader's own: lmd_logits_free */
     lmd_finish_reason finish_reason;
     int32_t cached_len; /* prompt tokens that were found in KV */
     const lmd_err *why; /* NULL unless finish_reason is LMD_FINISH_ERROR */
@@ -68,15 +68,14 @@ const lmd_request_info *lmd_request_get_info(const lmd_request *self);
 void lmd_request_cancel(lmd_request *self);
 bool lmd_request_cancelled(const lmd_request *self);
 
-/* Waits until there is output to take, at most timeout_ms (0: a look); false when there is
- * none. */
+/* Waits until there is output to read, for at most timeout_ms (0: does not wait); false when
+ * there is none. */
 bool lmd_request_wait(lmd_request *self, int64_t timeout_ms);
-/* Takes what has come since the last take; false when nothing has, or the end was taken before.
- */
-bool lmd_request_take(lmd_request *self, lmd_output *out);
-/* True once the output that ends it was taken. */
+/* Reads the output since the last read; false: there is none, or the end was read before. */
+bool lmd_request_read(lmd_request *self, lmd_output *out);
+/* True once the output that ends the request was read. */
 bool lmd_request_done(lmd_request *self);
-/* What an ended request has left for the next turn, a new reference; NULL: it kept none. */
+/* The snapshot that an ended request left, as a new reference; NULL: it left none. */
 lmd_snapshot *lmd_request_snapshot(lmd_request *self);
 /* A descriptor that is readable while output waits; made at the first call, closed with the
  * request. */
@@ -84,17 +83,18 @@ lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err);
 
 /* The engine's thread (or, before the request is known to another, its maker). */
 
-/* Says how many prompt tokens were found in KV; before the first token is shown. */
+/* Notes how many prompt tokens were found in KV; before the first token is published. */
 void lmd_request_set_cached_len(lmd_request *self, int32_t cached_len);
-/* Takes over what the request leaves; before its end. NULL: nothing. */
+/* Sets the snapshot that the request leaves, before its end; takes the reference over. NULL:
+ * none. */
 void lmd_request_set_snapshot(lmd_request *self, lmd_snapshot *snapshot);
-/* Appends a token that no reader sees yet; entries: [info.n_logprobs] or NULL. */
+/* Appends a token that the reader does not see yet; entries: [info.n_logprobs] or NULL. */
 void lmd_request_append(lmd_request *self, int32_t token_id, const lmd_logprob *entries);
-/* Shows the first n_tokens appended ones, and takes a chunk over (NULL: none), which is shown
- * once its n_tokens are. */
+/* Makes the first n_tokens visible to the reader, and adds a chunk (NULL: none), visible once
+ * its n_tokens are. */
 void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *chunk);
-/* Ends it, once, for LMD_FINISH_ERROR with *why; later calls are ignored. The tokens not
- * published are dropped. */
+/* Ends the request, with *why where reason is LMD_FINISH_ERROR. Later calls are ignored, and
+ * tokens that were not published are dropped. */
 void lmd_request_finish(lmd_request *self, lmd_finish_reason reason, const lmd_err *why,
                         const double *ppl);
 

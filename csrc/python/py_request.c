@@ -69,7 +69,7 @@ static int wait_for_output(request_object *self, double timeout) {
 /* Takes what there is: an Output, or None. RuntimeError after the end. */
 static PyObject *take_output(request_object *self) {
     lmd_output output;
-    if (lmd_request_take(self->request, &output)) {
+    if (lmd_request_read(self->request, &output)) {
         PyTypeObject *type = lmd_py_type_of((PyObject *)self, LMD_PY_OUTPUT);
         PyObject *result = lmd_py_output_new(type, &output, self->vocab_size);
         lmd_logits_free(output.logits);

@@ -233,7 +233,7 @@ static bool read_request(lmd_request *request, const int32_t *prompt, int32_t n_
     int32_t answer[64], n = 0;
     for (;;) {
         lmd_output output;
-        if (!lmd_request_wait(request, 10000) || !lmd_request_take(request, &output))
+        if (!lmd_request_wait(request, 10000) || !lmd_request_read(request, &output))
             return false;
         memcpy(answer + n, output.token_ids, (size_t)output.n_tokens * sizeof *answer);
         n += output.n_tokens;
@@ -392,7 +392,7 @@ static int run(bool runs_ahead, device_counts *counts, lmd_engine_stats *stats) 
 static bool ends_as_error(lmd_request *request) {
     lmd_output output = {0};
     while (output.finish_reason == LMD_FINISH_NONE) {
-        if (!lmd_request_wait(request, 10000) || !lmd_request_take(request, &output))
+        if (!lmd_request_wait(request, 10000) || !lmd_request_read(request, &output))
             return false;
         lmd_logits_free(output.logits);
     }
