@@ -26,14 +26,14 @@ typedef struct lmd_weight lmd_weight; /* a matrix or a vector in the backend's l
 typedef struct lmd_buffer lmd_buffer; /* activations of a step in the backend's format */
 typedef struct lmd_workspace lmd_workspace;
 
-/* What becomes of a model's matrices. */
+/* What upload makes of a model's matrices. */
 typedef enum lmd_matrices {
     LMD_MATRICES_PACKED, /* from the checkpoint */
-    LMD_MATRICES_BLANK   /* as large, of made-up values: they take as long */
+    LMD_MATRICES_BLANK   /* as large, of made-up values: operations take as long */
 } lmd_matrices;
 
 typedef struct lmd_backend_config {
-    int32_t n_threads; /* 0: the affinity mask and the cgroup quota */
+    int32_t n_threads; /* 0: as many as the affinity mask and the cgroup quota allow */
     lmd_matrices matrices;
 } lmd_backend_config;
 
@@ -77,7 +77,7 @@ typedef enum lmd_buffer_role {
 
 typedef enum lmd_epilogue {
     LMD_EPILOGUE_STORE,   /* out = x W^T + b */
-    LMD_EPILOGUE_ADD,     /* out += x W^T + b: the residual workspace */
+    LMD_EPILOGUE_ADD,     /* out += x W^T + b, out being the residual stream */
     LMD_EPILOGUE_SILU_MUL /* out = silu(gate) * up, from a weight of two equal parts */
 } lmd_epilogue;
 

@@ -57,11 +57,12 @@ typedef struct lmd_plan {
     int64_t plan_id;
     int32_t n_seqs, n_tokens, n_logits_rows, n_copies;
     const int64_t *seq_ids; /* [n_seqs] */
-    const int32_t *slots;   /* [n_seqs] seat in the batch; -1: padding that writes nothing */
+    const int32_t *slots;   /* [n_seqs] place in the batch; -1: padding that writes nothing */
     const int32_t *history_lens;  /* [n_seqs] tokens already in KV */
     const int32_t *input_lens;    /* [n_seqs] tokens of this step, at least 1 */
     const int32_t *token_offsets; /* [n_seqs + 1] first row of each sequence */
-    const int32_t *token_ids;     /* [n_tokens]; -1: what the plan before gives this slot */
+    const int32_t
+        *token_ids; /* [n_tokens]; -1: the token that the plan before gives this slot */
     const int32_t *positions;     /* [n_tokens] */
     const int32_t *block_offsets; /* [n_seqs + 1] into block_ids */
     const int32_t *block_ids;   /* block i of a sequence holds positions i * block_len and on */

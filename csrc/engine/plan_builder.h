@@ -1,6 +1,6 @@
 /* The plan builder: the arrays of one plan, allocated once for the largest step.
- * Owns: the arrays and, for each sequence of the plan, where its token will come from.
- * Must not know: queues, pools. The engine's thread alone. */
+ * Owns: the arrays and, for each sequence of the plan, which row gives its next token. Must not
+ * know: queues, pools. The engine's thread alone. */
 #ifndef LMD_ENGINE_PLAN_BUILDER_H
 #define LMD_ENGINE_PLAN_BUILDER_H
 
@@ -38,8 +38,8 @@ size_t lmd_plan_builder_bytes(int32_t max_seqs, int32_t max_tokens, int32_t seq_
 void lmd_plan_builder_begin(lmd_plan_builder *self);
 /* Adds a sequence with n tokens of this step; its blocks must cover them. */
 void lmd_plan_builder_add(lmd_plan_builder *self, lmd_sequence *seq, int32_t n);
-/* Adds a copy to be made before the plan's own writes, in the order of these calls; at most one
- * for each sequence. */
+/* Adds a block copy. Copies are made before the plan's own writes, in the order of these calls;
+ * there is at most one for each sequence. */
 void lmd_plan_builder_copy(lmd_plan_builder *self, lmd_block_copy copy);
 /* Adds n draft tokens, which the sequence holds after its own, to an entry that decodes and is
  * the only one in flight of its sequence. Its blocks must cover them. */

@@ -15,7 +15,7 @@ struct lmd_sampler {
     int32_t n_counts;
     int32_t *slots; /* [n_slots] hash of token ids: index into counts + 1, 0: empty */
     uint32_t n_slots;
-    bool counting; /* any penalty is on */
+    bool counting; /* whether any penalty is on */
 };
 
 void lmd_sampler_params_init(lmd_sampler_params *params) {
@@ -90,7 +90,7 @@ static void count_token(lmd_sampler *self, int32_t token_id, int32_t n_output) {
     self->counts[*slot - 1].n_output += n_output;
 }
 
-/* Room for every token that can come, so that no step allocates. */
+/* Reserves counts for every token that can come, so that no step allocates. */
 static lmd_status reserve_counts(lmd_sampler *self, const lmd_sampler_room *room,
                                  lmd_err *err) {
     int64_t n = (int64_t)room->n_prompt + room->n_new;

@@ -1,4 +1,4 @@
-/* The sampler's parameters and state of one request: what a row of logits is processed with.
+/* The sampler of one request: the parameters with which its rows of logits are processed.
  * Owns: checked parameters, counts of tokens, bans that depend on the tokens so far. The
  * arithmetic is the backend's. Must not know: devices, Python. Made by the client's thread,
  * then the engine's alone. */
@@ -65,7 +65,7 @@ bool lmd_sampler_is_steady(const lmd_sampler *self);
 /* Fills a row that wants the token at `position`. Arrays are valid until the next call. */
 void lmd_sampler_fill(const lmd_sampler *self, int32_t position, lmd_sample_params *out);
 
-/* Takes note of a generated token. O(1) amortised, no malloc. */
+/* Counts a generated token. O(1) amortised, no malloc. */
 void lmd_sampler_push(lmd_sampler *self, int32_t token_id);
 
 #endif

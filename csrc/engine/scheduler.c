@@ -24,7 +24,7 @@ struct lmd_scheduler {
     int64_t next_plan_id, next_arrival, n_preempted;
     int64_t n_prompt_tokens, n_cached_tokens;
     lmd_plan_builder plans[N_PLANS]; /* plan p is at p % N_PLANS */
-    int64_t oldest_plan_id;          /* in flight when it is below next_plan_id */
+    int64_t oldest_plan_id;          /* it is in flight if it is below next_plan_id */
 
     int64_t *preempted; /* [max_batch_size] of the last schedule */
     int32_t n_now_preempted;
@@ -177,7 +177,7 @@ lmd_snapshot *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id) {
     return seq ? lmd_sequence_snapshot(seq, self->config.block_len) : NULL;
 }
 
-/* Takes new blocks for a snapshot's computed positions. */
+/* Allocates blocks for a snapshot's computed positions. */
 static void alloc_blocks(lmd_scheduler *self, const lmd_snapshot_info *info,
                          lmd_block_ref *blocks, int32_t *block_ids) {
     const int32_t block_len = self->config.block_len;

@@ -21,12 +21,12 @@ typedef struct lmd_scheduler_config {
     int32_t max_batch_size;        /* slots */
     int32_t max_prefill_token_num; /* the token budget of a step */
     int32_t session_len;           /* most tokens of one sequence */
-    bool prefix_caching;           /* full blocks are shared by texts that begin alike */
+    bool prefix_caching;           /* sequences whose texts begin alike share full blocks */
 } lmd_scheduler_config;
 
 enum {
     LMD_PRIORITY_STEP = 64,
-    LMD_MAX_PRIORITY = 1000 /* and as much below 0 */
+    LMD_MAX_PRIORITY = 1000 /* and no lower than the negative of it */
 };
 
 typedef struct lmd_sequence_params {
@@ -35,10 +35,10 @@ typedef struct lmd_sequence_params {
     const int32_t *token_ids; /* [n_tokens] the prompt; copied */
     int32_t n_tokens;         /* at least 1 */
     int32_t max_len;          /* prompt and answer together, at most session_len */
-    bool all_logits;          /* a logits row for every prompt token, not for the last alone;
-                                 each is given once, preempted or not */
-    int32_t priority;         /* each step of it lets the sequence pass those that came up to
-                                 LMD_PRIORITY_STEP before it: nobody is passed for ever */
+    bool all_logits;  /* logits rows for every prompt token, and not for the last alone; each
+                         once, even when the sequence is preempted */
+    int32_t priority; /* each step of it lets the sequence pass those that came up to
+                         LMD_PRIORITY_STEP before it: nobody is passed for ever */
     const lmd_snapshot *snapshot; /* whose KV the prompt begins with; NULL: none */
 } lmd_sequence_params;
 
@@ -54,11 +54,11 @@ typedef struct lmd_waiting {
     lmd_wait_reason reason;
 } lmd_waiting;
 
-/* What schedule() decided beside the plan; arrays are valid until the next call. */
+/* What schedule() decided besides the plan. Arrays are valid until the next call. */
 typedef struct lmd_schedule_report {
     int32_t budget; /* tokens that the step could have */
     int32_t n_preempted, n_waiting;
-    const int64_t *preempted; /* seq_ids that lost their seat in this call */
+    const int64_t *preempted; /* seq_ids of sequences that lost their slot in this call */
     const lmd_waiting *waiting;
     void *const *owners; /* [n_seqs of the plan]; set when there is a plan */
     int64_t failed;     /* the sequence that can never proceed and must be finished; -1: none */
@@ -69,7 +69,8 @@ typedef struct lmd_scheduler_stats {
     int32_t n_running, n_waiting, n_free_blocks, n_active_blocks, n_cached_blocks;
     int32_t budget; /* tokens of the next step */
     int64_t n_preempted;
-    int64_t n_prompt_tokens, n_cached_tokens; /* of sequences seated so far; found in KV */
+    int64_t n_prompt_tokens,
+        n_cached_tokens; /* of sequences that ever had a slot; of these tokens, found in KV */
 } lmd_scheduler_stats;
 
 lmd_status lmd_scheduler_new(const lmd_scheduler_config *config, lmd_scheduler **out,
@@ -117,8 +118,9 @@ lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *er
 lmd_snapshot *lmd_scheduler_snapshot(lmd_scheduler *self, int64_t seq_id);
 
 /* Makes a snapshot of a text (its tokens, n_tokens and n_computed) whose KV comes from outside:
- * `fill` writes the blocks, in the text's order, which are left cached. Where the pool has too
- * few the snapshot knows fewer. LMD_NO_MEMORY, or what `fill` fails with. Between steps. */
+ * `fill` writes the blocks, in the text's order, which then are cached. Where the pool has too
+ * few blocks, the snapshot has fewer. LMD_NO_MEMORY, or what `fill` fails with. Between steps.
+ * */
 typedef lmd_status (*lmd_block_fill)(void *arg, const int32_t *block_ids, int32_t n);
 lmd_status lmd_scheduler_import(lmd_scheduler *self, const lmd_snapshot_info *text,
                                 lmd_block_fill fill, void *arg, lmd_snapshot **out,

@@ -109,7 +109,7 @@ void lmd_sequence_index_blocks(lmd_sequence *self, lmd_prefix_cache *cache, int3
                              self->blocks[self->n_indexed]);
 }
 
-/* Goes on behind n_blocks full ones with blocks of other texts that begin like this one. */
+/* Adds blocks of other sequences whose texts begin like this one, after n_blocks full ones. */
 static void share_blocks(lmd_sequence *self, lmd_prefix_cache *cache, int32_t block_len) {
     int32_t n = self->n_blocks;
     while ((int64_t)(n + 1) * block_len < self->n_tokens &&
@@ -158,7 +158,7 @@ lmd_block_copy lmd_sequence_copy_tail(lmd_sequence *self, lmd_block_pool *pool,
     const int32_t from = tail->block_id;
     lmd_block_pool_alloc(pool, tail);
     lmd_block_pool_set_written(pool, tail->block_id, self->history_len % block_len);
-    lmd_block_pool_release(pool, from, true); /* whoever gets it writes after the copy */
+    lmd_block_pool_release(pool, from, true); /* the next holder writes after the copy */
     self->n_kept = lmd_min_i32(self->n_kept, self->history_len / block_len);
     return (lmd_block_copy){from, tail->block_id};
 }

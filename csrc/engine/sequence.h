@@ -13,7 +13,7 @@
 #include "engine/snapshot.h"
 
 typedef enum lmd_sequence_state {
-    LMD_SEQ_WAITING, /* for a seat; may have references to cached blocks */
+    LMD_SEQ_WAITING, /* waits for a slot; may have references to cached blocks */
     LMD_SEQ_RUNNING, /* has a slot */
     LMD_SEQ_ENDED    /* finished while a plan in flight names it: released when that ends */
 } lmd_sequence_state;
@@ -28,7 +28,7 @@ typedef struct lmd_sequence {
     int32_t n_prompt, n_tokens, max_len;
     int32_t n_pending; /* tokens that plans in flight will give: placeholders after n_tokens */
     int32_t history_len; /* tokens in KV once the plans in flight have run */
-    int32_t n_computed;  /* tokens in KV by the plans that have ended */
+    int32_t n_computed;  /* tokens in KV now: written by plans that have ended */
     int32_t n_in_flight; /* plans that name it */
     int32_t n_draft;     /* draft tokens after its own that the next plan may compute */
     int32_t slot;        /* -1: none */
@@ -36,11 +36,13 @@ typedef struct lmd_sequence {
     int32_t n_logits_done; /* prompt positions whose logits were planned */
     lmd_block_ref *blocks; /* [ceil(max_len / block_len)] */
     int32_t n_blocks;
-    int32_t n_indexed;  /* of them stand in the prefix cache, or others with their text do */
-    int64_t prefix;     /* their text's number there */
-    bool is_private;    /* some of its KV came from outside: nothing of it is indexed */
-    int32_t n_kept;     /* blocks that a snapshot remembers: cached, not free, in the end */
-    int32_t cached_len; /* prompt tokens that were found in KV at the first seat; -1 before */
+    int32_t n_indexed; /* leading blocks whose text the prefix cache has */
+    int64_t prefix;    /* the number of that text in the prefix cache */
+    bool is_private;   /* some of its KV came from outside: nothing of it is indexed */
+    int32_t n_kept; /* blocks that a snapshot remembers: cached, and not free, once the sequence
+                       ends */
+    int32_t cached_len; /* prompt tokens found in KV when it first got a slot; -1: it never had
+                           one */
     struct lmd_sequence *next;           /* in the waiting queue */
     struct lmd_sequence *next_in_bucket; /* in the index by seq_id */
 } lmd_sequence;
@@ -49,14 +51,14 @@ lmd_sequence *lmd_sequence_new(int64_t seq_id, const int32_t *token_ids, int32_t
                                int32_t max_len, int32_t block_len);
 void lmd_sequence_free(lmd_sequence *self);
 
-/* Whether it goes before another: a seat, tokens and blocks are its first. */
+/* Whether a sequence goes before another: it gets slot, tokens and blocks first. */
 bool lmd_sequence_is_before(const lmd_sequence *self, const lmd_sequence *other);
 
 /* Tokens that could be computed now: known ones and placeholders not yet in KV. The last token
  * of an answer at max_len is never computed: nothing follows it. 0 with a draft in flight. */
 int32_t lmd_sequence_n_todo(const lmd_sequence *self);
 
-/* Begins with the KV that a snapshot has of the same text; before the sequence first runs. */
+/* Gives a sequence that has not run yet the KV that a snapshot has of the same text. */
 void lmd_sequence_begin_with(lmd_sequence *self, const lmd_snapshot *snapshot,
                              int32_t block_len);
 /* The text and its KV so far as a snapshot; NULL when host memory is out. */
@@ -69,17 +71,17 @@ bool lmd_sequence_grow(lmd_sequence *self, lmd_block_pool *pool, int32_t n_posit
 /* Gives every block back, the deepest first; all are kept and can be revived by their
  * references. */
 void lmd_sequence_release_blocks(lmd_sequence *self, lmd_block_pool *pool);
-/* Gives every block back for good; what the prefix cache (NULL: none) knows or a snapshot
- * remembers is kept. */
+/* Gives every block back for good. Blocks that the prefix cache (NULL: none) has or a snapshot
+ * remembers stay cached. */
 void lmd_sequence_drop_blocks(lmd_sequence *self, lmd_block_pool *pool,
                               const lmd_prefix_cache *cache);
-/* Takes back the longest prefix of blocks that still have their content, goes on with those
- * that the prefix cache (NULL: none) has, and sets history_len: at least one token is left to
- * compute. */
+/* Revives the longest prefix of blocks that still have their content, adds those that the
+ * prefix cache (NULL: none) has, and sets history_len. At least one token is left to compute.
+ * */
 void lmd_sequence_revive_blocks(lmd_sequence *self, lmd_block_pool *pool,
                                 lmd_prefix_cache *cache, int32_t block_len);
-/* Whether the block that the next token goes into must not be written, because there is more in
- * it already: another sequence's, a snapshot's, or what the prefix cache knows. */
+/* Whether the block of the next token must not be written, because more of it is written
+ * already: by another sequence, for a snapshot, or for the prefix cache. */
 bool lmd_sequence_tail_is_shared(const lmd_sequence *self, const lmd_block_pool *pool,
                                  int32_t block_len);
 /* Replaces that block by a new one, which the pool must have; says what to copy first. */

@@ -1,4 +1,4 @@
-/* A snapshot: a text and what of it stands in KV, as a value that never changes.
+/* A snapshot: a text and what of it is in KV, as a value that never changes.
  * Owns: the tokens, and references to blocks that nobody holds for it: one whose generation has
  * changed was evicted, and its positions are computed again. So a snapshot can lose time, never
  * content; a fork is another reference, a rewind a shorter prompt. Counted references, any
@@ -15,10 +15,11 @@ typedef struct lmd_snapshot lmd_snapshot;
 typedef struct lmd_snapshot_info {
     const int32_t *tokens; /* [n_tokens] */
     int32_t n_tokens;
-    int32_t n_computed;          /* of them had their KV in the blocks */
+    int32_t n_computed;          /* leading tokens whose KV is in the blocks */
     const lmd_block_ref *blocks; /* [n_blocks] cover n_computed positions */
     int32_t n_blocks;
-    bool is_private; /* KV from outside: only this snapshot and what comes of it may read it */
+    bool
+        is_private; /* its KV came from outside: only requests that begin with it may read it */
 } lmd_snapshot_info;
 
 /* Copies the arrays. NULL when host memory is out. */

@@ -1,6 +1,6 @@
-/* A snapshot's KV as bytes: to a file and back, also after a restart of the process.
- * Owns nothing: the bytes are the executor's own layout, block after block. Any thread; the
- * copying is done by the engine's, between two steps. Must not know: files, Python. */
+/* A snapshot's KV as bytes: to a file and back, also after a restart of the process. Owns
+ * nothing: the bytes are the executor's own layout, block after block. Any thread; the engine's
+ * thread copies, between two steps. Must not know: files, Python. */
 #ifndef LMD_ENGINE_SNAPSHOT_KV_H
 #define LMD_ENGINE_SNAPSHOT_KV_H
 
@@ -18,9 +18,9 @@ typedef struct lmd_snapshot_kv {
 lmd_status lmd_snapshot_export(lmd_engine *engine, const lmd_snapshot *snapshot,
                                lmd_snapshot_kv *out, lmd_err *err);
 
-/* Makes a snapshot of a text (its tokens, n_tokens) and what KV of it there is. Its layout and
- * block_bytes must be the engine's, or none of it is taken; of the rest as much as fits. Nobody
- * but the snapshot's own requests reads it. LMD_NO_MEMORY, LMD_CLOSED. */
+/* Makes a snapshot of a text (its tokens, n_tokens) and what KV of it there is. KV whose layout
+ * or block_bytes are not the engine's is left out, and so are blocks that do not fit. Only
+ * requests that begin with the snapshot read it. LMD_NO_MEMORY, LMD_CLOSED. */
 lmd_status lmd_snapshot_import(lmd_engine *engine, const lmd_snapshot_info *text,
                                const lmd_snapshot_kv *kv, lmd_snapshot **out, lmd_err *err);
 

@@ -5,14 +5,14 @@
 
 enum { MAX_AGE = 512 }; /* steps after which a measurement is void: the context has grown */
 
-/* With more sequences at once rows fill the machine by themselves: what drafts gain there is
- * less than what wrong estimates cost. */
+/* With more sequences than this, rows fill the machine without drafts, which then gain less
+ * than wrong estimates cost. */
 enum { MAX_SEQS = 8 };
 
-/* What is expected of a row more, relative to a step of one, before it is measured: little, so
- * that it is tried. */
+/* The expected cost of one more row, relative to a step of one row, until it is measured:
+ * little, so that drafts are tried. */
 static const double ROW_COST = 0.1;
-/* A draft must promise so much: estimates are noisy, and a wrong one costs. */
+/* The least gain for which a draft is worth it: estimates are noisy, and a wrong one costs. */
 static const double LEAST_GAIN = 1.12;
 static const float FADE = 0.95f;
 
@@ -46,8 +46,8 @@ static int32_t find_fresh(const lmd_speculation *self, int32_t first, int32_t st
     return 0;
 }
 
-/* A step of n_rows, on the line through what was measured around it, or else before it.
- * Seconds; of no unit while nothing was measured. */
+/* Estimates a step of n_rows, on the line through the measurements around n_rows, or else below
+ * it. In seconds; without a unit while nothing was measured. */
 static double estimate(const lmd_speculation *self, int32_t n_rows) {
     const lmd_step_cost *costs = self->costs;
     const double expected = 1.0 + ROW_COST * (n_rows - 1);
@@ -66,9 +66,10 @@ void lmd_speculation_note(lmd_speculation *self, int32_t n_rows, double seconds)
     if (n_rows < 1 || n_rows > LMD_MAX_DRAFT_ROWS) return;
     lmd_step_cost *cost = &self->costs[n_rows];
     const bool fresh = is_fresh(self, n_rows);
-    const double most = 4.0 * estimate(self, n_rows); /* more: it was interrupted */
+    const double most =
+        4.0 * estimate(self, n_rows); /* a step that took longer was interrupted */
     if (self->step_id > 1 && seconds > most) seconds = most;
-    /* Others on the machine make steps longer, never shorter: shorter ones weigh more. */
+    /* Other processes make steps longer, never shorter: so shorter measurements weigh more. */
     const double weight = seconds < cost->seconds ? 0.5 : 0.125;
     cost->seconds = fresh ? cost->seconds + (seconds - cost->seconds) * weight : seconds;
     cost->step_id = self->step_id;
@@ -98,7 +99,8 @@ int32_t lmd_speculation_choose(lmd_speculation *self, const lmd_acceptance *acce
     /* What a step costs without drafts is measured first. */
     if (n_max <= 0 || !is_fresh(self, self->n_seqs)) return 0;
     double best_rate = rate(self, 0, 0.0) * LEAST_GAIN, best_more = 0.0;
-    double n_more = 0.0, all_right = 1.0; /* that the draft so far is */
+    double n_more = 0.0,
+           all_right = 1.0; /* the chance that every draft token so far is accepted */
     int32_t best = 0;
     for (int32_t n = 1; n <= n_max; n++) {
         all_right *= (double)(acceptance->n_right[match_len] / acceptance->n_all[match_len]);

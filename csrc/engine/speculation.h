@@ -13,7 +13,7 @@
 
 enum {
     LMD_MAX_DRAFT_TOKENS = 32, /* of one sequence in a step */
-    LMD_MAX_DRAFT_ROWS = 64    /* a step of more rows is not drafted for */
+    LMD_MAX_DRAFT_ROWS = 64    /* a step of more rows has no drafts */
 };
 
 /* How often a match of each length foresaw the next token: sums that fade. */
@@ -25,7 +25,7 @@ void lmd_acceptance_init(lmd_acceptance *self);
 void lmd_acceptance_note(lmd_acceptance *self, int32_t match_len, bool right);
 
 typedef struct lmd_step_cost {
-    double seconds;  /* as of late, rather the shorter ones */
+    double seconds;  /* a mean of recent steps, in which shorter ones weigh more */
     int64_t step_id; /* when it was last measured; 0: never */
 } lmd_step_cost;
 
@@ -34,9 +34,9 @@ typedef struct lmd_speculation {
     bool adaptive; /* false: always n_max, to measure what adapting is worth */
     lmd_step_cost costs[LMD_MAX_DRAFT_ROWS + 1]; /* by rows */
     int64_t step_id;
-    int32_t n_seqs;    /* that decode in the step in planning */
-    int32_t n_rows;    /* of them and their drafts so far */
-    double n_expected; /* tokens that it will give */
+    int32_t n_seqs;    /* sequences of the step that is being planned */
+    int32_t n_rows;    /* rows of these sequences and of their drafts so far */
+    double n_expected; /* tokens that the step is expected to give */
 } lmd_speculation;
 
 void lmd_speculation_init(lmd_speculation *self, int32_t n_max, bool adaptive);
@@ -45,7 +45,8 @@ void lmd_speculation_init(lmd_speculation *self, int32_t n_max, bool adaptive);
 bool lmd_speculation_may_draft(const lmd_speculation *self, int32_t n_seqs);
 /* Starts a step of n_seqs sequences that decode. */
 void lmd_speculation_begin(lmd_speculation *self, int32_t n_seqs);
-/* Chooses how many tokens, at most n_max, to draft for one of them with such a match. */
+/* Chooses how many tokens, at most n_max, to draft for a sequence with a match of that length.
+ * */
 int32_t lmd_speculation_choose(lmd_speculation *self, const lmd_acceptance *acceptance,
                                int32_t match_len, int32_t n_max);
 /* Notes how long a step took whose n_rows rows all gave logits. */

@@ -1,8 +1,8 @@
-/* The trace: what each step did and when, and the turns in the life of each request.
- * Owns: two rings of records, there only while a trace runs; a full one forgets its oldest. The
- * engine's thread adds, any thread starts and stops, under the trace's lock, which nobody holds
- * for longer than a copy of a record. Start allocates, adding never does. Must not know: who
- * reads it, Python. */
+/* The trace: what each step did and when, and the events in the life of each request.
+ * Owns: two rings of records, which exist only while a trace runs; a full ring overwrites its
+ * oldest record. The engine's thread adds, any thread starts and stops, under the trace's lock,
+ * which nobody holds for longer than a copy of a record. Start allocates, adding never does.
+ * Must not know: who reads it, Python. */
 #ifndef LMD_ENGINE_TRACE_H
 #define LMD_ENGINE_TRACE_H
 
@@ -25,8 +25,8 @@ typedef struct lmd_trace_step {
 } lmd_trace_step;
 
 typedef enum lmd_trace_kind {
-    LMD_TRACE_SUBMITTED,   /* seen by the engine's thread; its time is that of the submit */
-    LMD_TRACE_STARTED,     /* part of a step; n_tokens: of its prompt, found in KV */
+    LMD_TRACE_SUBMITTED,   /* the engine's thread admitted it; the time is that of the submit */
+    LMD_TRACE_STARTED,     /* its first step; n_tokens: of its prompt, found in KV */
     LMD_TRACE_FIRST_TOKEN, /* n_tokens: of its prompt */
     LMD_TRACE_ENDED        /* n_tokens: generated */
 } lmd_trace_kind;
@@ -37,7 +37,7 @@ typedef struct lmd_trace_event {
 } lmd_trace_event;
 
 typedef struct lmd_trace_ring {
-    int64_t *values; /* [capacity, width] record i stands at row i % capacity */
+    int64_t *values; /* [capacity, width] record i is row i % capacity */
     int64_t capacity, n_added;
     int32_t width;
 } lmd_trace_ring;
@@ -49,7 +49,7 @@ typedef struct lmd_trace_log {
 } lmd_trace_log;
 
 typedef struct lmd_trace {
-    atomic_bool running; /* changed under the lock, and looked at without it */
+    atomic_bool running; /* written under the lock, read without it */
     pthread_mutex_t lock;
     lmd_trace_log log;
 } lmd_trace;
@@ -59,8 +59,8 @@ enum { LMD_TRACE_EVENTS_PER_STEP = 4, LMD_TRACE_MAX_STEPS = 1 << 24 };
 void lmd_trace_init(lmd_trace *self);
 void lmd_trace_clear(lmd_trace *self);
 
-/* Starts a trace that keeps the last max_steps steps. LMD_INVALID: one runs, or a wrong number;
- * LMD_NO_MEMORY. */
+/* Starts a trace that keeps the last max_steps steps. LMD_INVALID: a trace runs, or max_steps
+ * is out of range; LMD_NO_MEMORY. */
 lmd_status lmd_trace_start(lmd_trace *self, int64_t max_steps, lmd_err *err);
 /* Ends it and hands it over: free with lmd_trace_log_clear. LMD_INVALID: none runs. */
 lmd_status lmd_trace_stop(lmd_trace *self, lmd_trace_log *out, lmd_err *err);
