@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmdeploy_c import _C
-from lmdeploy_c.checkpoint import open_checkpoint
+from lmdeploy_c.files.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / "build"

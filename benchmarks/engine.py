@@ -24,7 +24,7 @@ from peer_report import number
 from roofline import Roofline, Turn, roofline, share_of_limit, timed
 from startup import build_seconds, startup
 
-from lmdeploy_c.checkpoint import resolve_model
+from lmdeploy_c.files.checkpoint import resolve_model
 
 sys.path.insert(0, str(Path(__file__).parent / "workers"))
 

@@ -22,7 +22,7 @@ from common import ROOT, Neighbours, append_csv, machine
 from peer_report import number
 
 from lmdeploy_c import _C
-from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
+from lmdeploy_c.files.checkpoint import open_checkpoint, resolve_model
 
 sys.path.insert(0, str(Path(__file__).parent / "workers"))
 

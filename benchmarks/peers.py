@@ -28,7 +28,7 @@ from peer_process import PeerError, PeerProcess
 from peer_report import Result
 from roofline import Turn, roofline, timed
 
-from lmdeploy_c.checkpoint import resolve_model
+from lmdeploy_c.files.checkpoint import resolve_model
 
 OURS = "lmdeploy_c"
 PATIENCE_S = 240  # an engine that took longer on a case has run its last round of it

@@ -31,7 +31,7 @@ from peer_report import FAST, W4A16
 from serving_load import LONGEST, poisson_arrivals, read_lengths, sample
 from serving_report import Result
 
-from lmdeploy_c.checkpoint import resolve_model
+from lmdeploy_c.files.checkpoint import resolve_model
 
 LLAMA = "llama.cpp"
 ENGINES = [W4A16, FAST, LLAMA]

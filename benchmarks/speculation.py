@@ -20,8 +20,8 @@ from common import ROOT, Neighbours, append_csv, machine
 from peer_report import number
 
 from lmdeploy_c import _C
-from lmdeploy_c.chat_template import ChatTemplateConfig
-from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
+from lmdeploy_c.files.checkpoint import open_checkpoint, resolve_model
+from lmdeploy_c.text.chat_template import ChatTemplateConfig
 from lmdeploy_c.tokenizer import Tokenizer
 
 N_NEW = 128

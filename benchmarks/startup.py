@@ -20,7 +20,7 @@ LOAD_AND_REPORT = """
 import resource, time
 import lmdeploy_c
 from lmdeploy_c import _C
-from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
+from lmdeploy_c.files.checkpoint import open_checkpoint, resolve_model
 def resident():
     with open("/proc/self/status") as file:
         lines = (line.split(":") for line in file if line.startswith(("VmRSS", "VmHWM")))

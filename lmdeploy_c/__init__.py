@@ -10,7 +10,8 @@ Importing it is cheap: the engine, NumPy and the tokenizer are loaded when they 
 
 from typing import TYPE_CHECKING, Any
 
-from .chat_template import ChatTemplateConfig
+from . import _older_names
+from .engine.session import Session
 from .messages import (
     GenerationConfig,
     PytorchEngineConfig,
@@ -21,7 +22,7 @@ from .messages import (
 )
 from .pipeline import Pipeline, pipeline
 from .planning import Plan, plan
-from .session import Session
+from .text.chat_template import ChatTemplateConfig
 from .tokenizer import Tokenizer
 from .version import __version__, version_info
 
@@ -50,6 +51,8 @@ __all__ = [
     "plan",
     "version_info",
 ]
+
+_older_names.install()
 
 _FROM_CORE = ("CheckpointError", "Engine", "Model", "Scheduler", "UnsupportedError")
 _LATER = ("serve", "client", "KVTransferConfig", "vl", "lite")

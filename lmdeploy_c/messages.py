@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from ._memory import parse_size
+from .units import parse_size
 
 if TYPE_CHECKING:
     import numpy as np

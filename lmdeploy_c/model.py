@@ -1,5 +1,5 @@
 """LMDeploy's place for users' own chat templates: `from lmdeploy_c.model import MODELS`."""
 
-from .chat_template import MODELS, BaseChatTemplate, ChatTemplateConfig
+from .text.chat_template import MODELS, BaseChatTemplate, ChatTemplateConfig
 
 __all__ = ["MODELS", "BaseChatTemplate", "ChatTemplateConfig"]

@@ -14,11 +14,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from .answer import Answer, Failed, interleave, read_ppl, whole
-from .asking import Asker, ModelText, template_kwargs
-from .chat_template import ChatTemplateConfig
-from .checkpoint import Checkpoint, fingerprint, open_checkpoint, resolve_model
-from .loading import (
+from .engine.answer import Answer, Failed, interleave, read_ppl, whole
+from .engine.loading import (
     EngineConfig,
     check_model_format,
     engine_config,
@@ -27,6 +24,11 @@ from .loading import (
     set_log_level,
     start_engine,
 )
+from .engine.session import Session
+from .engine.stateful import NumberedSessions
+from .engine.text_engine import Asker, ModelText, template_kwargs
+from .engine.trace import recording
+from .files.checkpoint import Checkpoint, fingerprint, open_checkpoint, resolve_model
 from .messages import (
     GenerationConfig,
     Response,
@@ -38,11 +40,9 @@ from .messages import (
 )
 from .planning import plan_memory
 from .progress import prompt_bar
-from .prompts import Prompt, parse_prompts, per_prompt
-from .session import Session
-from .stateful import NumberedSessions
+from .text.chat_template import ChatTemplateConfig
+from .text.prompts import Prompt, parse_prompts, per_prompt
 from .tokenizer import Tokenizer
-from .trace import recording
 
 if TYPE_CHECKING:
     from ._C import Engine
@@ -385,7 +385,7 @@ class Pipeline:
         but this session reads KV from a file. Raises OSError, and ValueError for a file that is
         damaged, no session's, or another tokenizer's.
         """
-        from . import session_file
+        from .engine import session_file
 
         return session_file.read(self, Path(path))
 

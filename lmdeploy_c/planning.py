@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._memory import KvSize, available_memory, cgroup_memory, format_size, system_memory
-from .checkpoint import Checkpoint, open_checkpoint, resolve_model
-from .decode_time import MOST_TOKENS, decode_time
-from .loading import (
+from .engine.decode_time import MOST_TOKENS, decode_time
+from .engine.loading import (
     EngineConfig,
     check_model_format,
     describe_kv_bits,
@@ -19,7 +17,10 @@ from .loading import (
     kv_block_bytes,
     plan_kv_cache,
 )
+from .engine.memory import KvSize, available_memory, cgroup_memory, system_memory
+from .files.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from .messages import TurbomindEngineConfig
+from .units import format_size
 
 logger = logging.getLogger("lmdeploy_c")
 

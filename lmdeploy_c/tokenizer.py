@@ -9,7 +9,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from . import safetensors
+from .files import safetensors
 from .messages import unsupported
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lmdeploy_c import _C
-from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
+from lmdeploy_c.files.checkpoint import open_checkpoint, resolve_model
 
 GOLDEN = Path(__file__).parent / "golden"
 #: How much longer things may take under a sanitizer.

@@ -11,9 +11,9 @@ import pytest
 
 from lmdeploy_c import GenerationConfig, UnsupportedError
 from lmdeploy_c._C import Output
-from lmdeploy_c.answer import Answer, StopMatcher, stop_rules
+from lmdeploy_c.engine.answer import Answer, StopMatcher, stop_rules
 from lmdeploy_c.messages import ResponseType
-from lmdeploy_c.prompts import as_messages, parse_prompts, per_prompt
+from lmdeploy_c.text.prompts import as_messages, parse_prompts, per_prompt
 
 
 def run(

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN
 
-from lmdeploy_c.chat_template import MODELS, BaseChatTemplate, ChatTemplateConfig
-from lmdeploy_c.jinja_sandbox import MAX_SECONDS, ChatTemplateError, render
+from lmdeploy_c.text.chat_template import MODELS, BaseChatTemplate, ChatTemplateConfig
+from lmdeploy_c.text.jinja_sandbox import MAX_SECONDS, ChatTemplateError, render
 from lmdeploy_c.tokenizer import Tokenizer
 
 GOLDEN_TEMPLATES = json.loads((GOLDEN / "smollm2" / "tokenizer.json").read_text())["chat_templates"]

@@ -142,7 +142,7 @@ def test_check_env(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_check_env_yaml(tmp_path: Path) -> None:
-    from lmdeploy_c.check_env import collect, dump
+    from lmdeploy_c.cli.check_env import collect, dump
 
     report = collect()
     dump(report, tmp_path / "x.yml")

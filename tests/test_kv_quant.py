@@ -18,11 +18,11 @@ from lmdeploy_c import (
     UnsupportedError,
     pipeline,
 )
-from lmdeploy_c.checkpoint import open_checkpoint
 from lmdeploy_c.cli import main, make_parser
-from lmdeploy_c.loading import warn_of_few_bits
+from lmdeploy_c.engine.loading import warn_of_few_bits
+from lmdeploy_c.files.checkpoint import open_checkpoint
+from lmdeploy_c.files.safetensors import read_directory
 from lmdeploy_c.messages import QuantPolicy
-from lmdeploy_c.safetensors import read_directory
 
 KV_BITS = [8, 4, (8, 4)]
 F32 = NDArray[np.float32]

@@ -15,14 +15,13 @@ from lmdeploy_c import (
     UnsupportedError,
     VisionConfig,
 )
-from lmdeploy_c._memory import (
-    GIB,
+from lmdeploy_c.engine.memory import (
     available_memory,
     cgroup_memory,
     kv_size,
-    parse_size,
     system_memory,
 )
+from lmdeploy_c.units import GIB, parse_size
 
 CONFIGS = (GenerationConfig, TurbomindEngineConfig, PytorchEngineConfig, VisionConfig)
 

@@ -18,8 +18,9 @@ from conftest import make_engine, read_all
 from test_engine import only_output, wait_until
 
 import lmdeploy_c
-from lmdeploy_c import _C, GenerationConfig, TurbomindEngineConfig, trace
+from lmdeploy_c import _C, GenerationConfig, TurbomindEngineConfig
 from lmdeploy_c import metrics as prometheus
+from lmdeploy_c.engine import trace
 
 Metrics = dict[str, Any]
 #: An engine whose requests of 190 000 tokens are met before they end.

@@ -10,7 +10,7 @@ import pytest
 from conftest import GOLDEN
 
 from lmdeploy_c import _C
-from lmdeploy_c.model_config import from_gguf, from_hf
+from lmdeploy_c.files.model_config import from_gguf, from_hf
 
 MODELS = sorted(path.parent for path in GOLDEN.glob("models/*/config.json"))
 NOT_SERVED = {"llama-rope-longrope"}

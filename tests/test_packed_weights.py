@@ -11,9 +11,9 @@ import pytest
 from conftest import GOLDEN, load_model, make_engine, read_all
 
 from lmdeploy_c import _C, TurbomindEngineConfig
-from lmdeploy_c.checkpoint import open_checkpoint
-from lmdeploy_c.loading import check_model_format
-from lmdeploy_c.model_config import from_hf
+from lmdeploy_c.engine.loading import check_model_format
+from lmdeploy_c.files.checkpoint import open_checkpoint
+from lmdeploy_c.files.model_config import from_hf
 
 UP = "model.layers.1.mlp.up_proj"
 

@@ -28,7 +28,7 @@ from lmdeploy_c import (
     UnsupportedError,
     pipeline,
 )
-from lmdeploy_c.loading import make_chat_template, warn_of_slow_kernels
+from lmdeploy_c.engine.loading import make_chat_template, warn_of_slow_kernels
 
 ENGINE = TurbomindEngineConfig(session_len=1024, max_batch_size=16, cache_max_entry_count="128MB")
 PROMPTS = ["What is the capital of France?", "Name a colour.", "Count to five."]

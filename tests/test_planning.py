@@ -14,10 +14,11 @@ from conftest import GOLDEN, SLOWER, load_model
 from packed_models import FORMS, config_of, dense_tensors, packed_tensors, write_model
 
 import lmdeploy_c
-from lmdeploy_c import _C, PytorchEngineConfig, TurbomindEngineConfig, decode_time, planning
-from lmdeploy_c._memory import GIB, parse_size
-from lmdeploy_c.checkpoint import open_checkpoint
-from lmdeploy_c.loading import kv_block_bytes
+from lmdeploy_c import _C, PytorchEngineConfig, TurbomindEngineConfig, planning
+from lmdeploy_c.engine import decode_time
+from lmdeploy_c.engine.loading import kv_block_bytes
+from lmdeploy_c.files.checkpoint import open_checkpoint
+from lmdeploy_c.units import GIB, parse_size
 
 TINY = GOLDEN / "models" / "llama-gqa-tied"
 MODELS = [
@@ -117,7 +118,8 @@ def test_kv_of_fewer_bits() -> None:
 def test_nothing_is_loaded(smollm2_path: Path) -> None:
     code = """
 import time
-from lmdeploy_c import TurbomindEngineConfig, _C, checkpoint, planning
+from lmdeploy_c import TurbomindEngineConfig, _C, planning
+from lmdeploy_c.files import checkpoint
 def resident():
     status = open("/proc/self/status").read()
     return int(status.split("RssAnon:")[1].split()[0]) << 10  # without pages of the file

@@ -14,9 +14,10 @@ import pytest
 from conftest import GOLDEN
 from safetensors.numpy import save_file
 
-from lmdeploy_c import _C, safetensors
-from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
-from lmdeploy_c.model_config import from_gguf, from_hf
+from lmdeploy_c import _C
+from lmdeploy_c.files import safetensors
+from lmdeploy_c.files.checkpoint import open_checkpoint, resolve_model
+from lmdeploy_c.files.model_config import from_gguf, from_hf
 
 MODEL = GOLDEN / "models" / "llama-mha"
 ALLOWED = (ValueError, MemoryError)  # CheckpointError and UnsupportedError are ValueErrors

@@ -12,7 +12,7 @@ from typing import Any
 from serve import Case, Worker, prompt_ids, serve
 
 from lmdeploy_c import _C, __version__
-from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
+from lmdeploy_c.files.checkpoint import open_checkpoint, resolve_model
 
 W4A16, FAST = "W4A16", "fast activations"
 

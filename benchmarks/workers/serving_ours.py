@@ -9,7 +9,7 @@ from drive import Target, answer
 from serve import serve
 
 from lmdeploy_c import _C, __version__
-from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
+from lmdeploy_c.files.checkpoint import open_checkpoint, resolve_model
 
 BLOCK_LEN = 64
 SEATS = 64  # those of a pipeline

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._C import TensorSpec
+    from .._C import TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own bound
 BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4}
 
 
 def bad_file(path: Path, problem: str) -> ValueError:
-    from ._C import CheckpointError
+    from .._C import CheckpointError
 
     return CheckpointError(f'"{path}": {problem}')
 

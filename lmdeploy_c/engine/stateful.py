@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .session import Session
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline
+    from ..pipeline import Pipeline
 
 #: The keywords, with what stands for a request without state.
 KEYWORDS = {"session_id": None, "sequence_start": True, "sequence_end": True, "step": 0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .messages import unsupported
+from ..messages import unsupported
 
 Message = Mapping[str, Any]
 #: A text, or one conversation in OpenAI's form: dicts with "role" and "content".

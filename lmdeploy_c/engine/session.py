@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..messages import GenerationConfig, Response
+from ..text.prompts import Message, Prompt
 from .answer import Answer, Failed
-from .messages import GenerationConfig, Response
-from .prompts import Message, Prompt
 
 if TYPE_CHECKING:
-    from . import _C
-    from .pipeline import Pipeline
+    from .. import _C
+    from ..pipeline import Pipeline
 
 _ids = itertools.count(1)
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..messages import unsupported
 from . import quantization
-from .messages import unsupported
 
 #: Hugging Face architecture -> arch.
 ARCHITECTURES = {

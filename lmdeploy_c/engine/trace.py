@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._C import Engine
+    from .._C import Engine
 
 #: Of an event's `kind`, in the order in which a request passes them.
 SUBMITTED, STARTED, FIRST_TOKEN, ENDED = range(4)

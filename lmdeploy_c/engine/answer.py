@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from .messages import GenerationConfig, Response, ResponseType
+from ..messages import GenerationConfig, Response, ResponseType
 
 if TYPE_CHECKING:
-    from ._C import Output, Request
+    from .._C import Output, Request
 
 #: Requests of one stream that are in the engine at once; each takes a file descriptor.
 STREAM_WINDOW = 256

@@ -11,16 +11,16 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..messages import GenerationConfig
+from ..text.chat_template import ChatTemplate
+from ..text.prompts import Prompt, as_messages
+from ..tokenizer import Tokenizer
 from .answer import Answer, Failed, stop_rules
-from .chat_template import ChatTemplate
-from .messages import GenerationConfig
-from .prompts import Prompt, as_messages
 from .session import Session
 from .stateful import KEYWORDS as STATEFUL_KEYWORDS
-from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from ._C import Engine
+    from .._C import Engine
 
 logger = logging.getLogger("lmdeploy_c")
 

@@ -10,8 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ._memory import available_memory, cgroup_memory, format_size, system_memory
-from .version import __version__
+from ..engine.memory import available_memory, cgroup_memory, system_memory
+from ..units import format_size
+from ..version import __version__
 
 _REQUIRED = ("numpy", "tokenizers", "jinja2")
 _OPTIONAL = (
@@ -39,7 +40,7 @@ def _versions(packages: tuple[str, ...]) -> dict[str, str]:
 
 def _cpu() -> dict[str, Any]:
     try:
-        from . import _C
+        from .. import _C
     except ImportError as e:
         return {"error": f"the C core can't be imported: {e}"}
     return {key: value for key, value in _C.cpu_info().items() if value is not None}
@@ -67,7 +68,7 @@ def _memory() -> dict[str, str]:
 
 
 def _default_model() -> str:
-    from .checkpoint import resolve_model
+    from ..files.checkpoint import resolve_model
 
     try:
         return str(resolve_model(None))

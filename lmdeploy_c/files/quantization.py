@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .messages import unsupported
+from ..messages import unsupported
 
 if TYPE_CHECKING:
-    from ._C import TensorSpec
+    from .._C import TensorSpec
 
 #: quant_method -> bits that are served.
 BITS = {"awq": (4,), "gptq": (4, 8)}

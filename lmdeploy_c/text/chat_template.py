@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from ..tokenizer import Tokenizer
     from .jinja_sandbox import ChatTemplateError as ChatTemplateError
-    from .tokenizer import Tokenizer
 
 Messages = str | Sequence[Mapping[str, Any]]
 T = TypeVar("T", bound=type)

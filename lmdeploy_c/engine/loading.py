@@ -7,16 +7,16 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ._memory import KvSize, kv_size
-from .chat_template import ChatTemplate, ChatTemplateConfig
-from .checkpoint import Checkpoint
-from .messages import PytorchEngineConfig, SpeculativeConfig, TurbomindEngineConfig
-from .progress import loading_progress
-from .tokenizer import Tokenizer
+from ..files.checkpoint import Checkpoint
+from ..messages import PytorchEngineConfig, SpeculativeConfig, TurbomindEngineConfig
+from ..progress import loading_progress
+from ..text.chat_template import ChatTemplate, ChatTemplateConfig
+from ..tokenizer import Tokenizer
+from .memory import KvSize, kv_size
 
 if TYPE_CHECKING:
-    from ._C import Engine, Model
-    from .planning import MemoryPlan
+    from .._C import Engine, Model
+    from ..planning import MemoryPlan
 
 logger = logging.getLogger("lmdeploy_c")
 
@@ -50,7 +50,7 @@ def check_model_format(config: TurbomindEngineConfig, checkpoint: Checkpoint) ->
 
 def load_model(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Model:
     """Packs the weights, with a progress bar."""
-    from . import _C
+    from .. import _C
 
     with loading_progress() as progress:
         model = _C.Model(
@@ -79,7 +79,7 @@ def start_engine(
     memory: MemoryPlan,
     speculative_config: SpeculativeConfig | None,
 ) -> Engine:
-    from . import _C
+    from .. import _C
 
     drafts: dict[str, Any] = {}
     if speculative_config is not None:
@@ -111,7 +111,7 @@ def make_chat_template(config: ChatTemplateConfig | None, tokenizer: Tokenizer) 
 
 def kv_block_bytes(shape: Mapping[str, Any], block_len: int, bits: tuple[int, int]) -> int:
     """Bytes of one KV block of a model with this (normalised) config, as the backend stores it."""
-    from . import _C
+    from .. import _C
 
     sizes = (shape["n_layer"], shape["n_kv_head"], shape["head_dim"])
     return _C.kv_block_bytes(*sizes, block_len=block_len, kv_bits=bits)

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .messages import GenerationConfig, SpeculativeConfig, TurbomindEngineConfig
-from .version import __version__
+from ..messages import GenerationConfig, SpeculativeConfig, TurbomindEngineConfig
+from ..version import __version__
 
 if TYPE_CHECKING:
-    from .chat_template import ChatTemplateConfig
-    from .pipeline import Pipeline
-    from .session import Session
+    from ..engine.session import Session
+    from ..pipeline import Pipeline
+    from ..text.chat_template import ChatTemplateConfig
 
 PROG = "lmdeploy_c"
 _LATER_COMMANDS = ("serve", "lite", "convert")
@@ -291,7 +291,7 @@ def _generation_config(args: argparse.Namespace) -> GenerationConfig:
 def _template_config(name: str | None) -> ChatTemplateConfig | None:
     if name is None:
         return None
-    from .chat_template import ChatTemplateConfig
+    from ..text.chat_template import ChatTemplateConfig
 
     return (
         ChatTemplateConfig.from_json(name) if name.endswith(".json") else ChatTemplateConfig(name)
@@ -316,7 +316,7 @@ def _chat(args: argparse.Namespace) -> int:
         prompt = sys.stdin.read().strip()
         if not prompt:
             raise ValueError("no prompt: standard input is empty")
-    from .pipeline import pipeline
+    from ..pipeline import pipeline
 
     with pipeline(
         args.model_path,
@@ -424,7 +424,7 @@ def _read_prompt(read: Callable[[str], str] = input) -> str:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from .planning import plan
+    from ..planning import plan
 
     config = TurbomindEngineConfig(**_values(args, _ENGINE_OPTIONS))
     print(plan(args.model_path, config, measure=not args.no_measure))
@@ -442,8 +442,8 @@ def _check_env(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from .chat_template import MODELS
-    from .model_config import ARCHITECTURES, GGUF_ARCHITECTURES
+    from ..files.model_config import ARCHITECTURES, GGUF_ARCHITECTURES
+    from ..text.chat_template import MODELS
 
     print("Hugging Face architectures:", ", ".join(ARCHITECTURES))
     print("GGUF architectures:        ", ", ".join(GGUF_ARCHITECTURES))

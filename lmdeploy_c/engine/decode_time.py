@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .checkpoint import Checkpoint
-from .messages import TurbomindEngineConfig
+from ..files.checkpoint import Checkpoint
+from ..messages import TurbomindEngineConfig
 
 if TYPE_CHECKING:
-    from ._C import Engine, Snapshot
+    from .._C import Engine, Snapshot
 
 #: Most bytes of layers that are made up.
 _MOST_BYTES = 1 << 30
@@ -44,7 +44,7 @@ def decode_time(config: TurbomindEngineConfig, checkpoint: Checkpoint, context: 
 
     config: of the engine to be. The model must fit in memory, with the KV of that context.
     """
-    from . import _C
+    from .. import _C
 
     def read_bytes(n_layer: int) -> int:
         return _C.model_sizes({**shape, "n_layer": n_layer}, checkpoint.source)["read_bytes"]

@@ -1,0 +1,43 @@
+"""Names that users may have in their programs stay importable, whatever moves inside."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lmdeploy_c
+from lmdeploy_c import _older_names
+
+LISTED = (Path(__file__).parent / "public_names.txt").read_text().splitlines()
+NAMES = [line for line in LISTED if not line.startswith("#")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_is_importable(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_importing_by_old_names_in_a_fresh_process() -> None:
+    """Nothing that another test imported helps here."""
+    lines = [f"from {n.rpartition('.')[0]} import {n.rpartition('.')[2]}" for n in NAMES]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+@pytest.mark.parametrize(("old", "place"), _older_names.MODULES.items())
+def test_an_old_module_is_the_new_one(
+    old: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module(f"lmdeploy_c.{place}")
+    assert importlib.import_module(f"lmdeploy_c.{old}") is module
+    assert getattr(lmdeploy_c, old) is module
+    monkeypatch.setattr(f"lmdeploy_c.{old}.new_attribute", 1, raising=False)
+    assert module.new_attribute == 1
+    assert module.__name__ == module.__spec__.name == f"lmdeploy_c.{place}"
+
+
+def test_a_module_that_never_was_is_an_import_error() -> None:
+    with pytest.raises(ModuleNotFoundError, match="lmdeploy_c.nothing"):
+        importlib.import_module("lmdeploy_c.nothing")
