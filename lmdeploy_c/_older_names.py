@@ -1,8 +1,9 @@
 """Older names: modules, and names in modules, that have moved stay importable from their old place.
 
 `import lmdeploy_c.checkpoint` gives the module `lmdeploy_c.files.checkpoint` itself, so that a
-change made through either name (monkeypatch.setattr) is seen through both. Code that uses the
-places of today never gets here: the finder is the last that Python's import asks.
+change made through either name (monkeypatch.setattr) is seen through both. A name that left a
+module for another one is read and written there. Code that uses the places of today meets none of
+this: the finder is the last that an import asks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 _PACKAGE = __name__.rpartition(".")[0]
 
-#: Modules: old name -> place, both below lmdeploy_c.
+#: Modules: old name -> place. All names here are below lmdeploy_c.
 MODULES = {
     "answer": "engine.answer",
     "asking": "engine.text_engine",
@@ -35,17 +36,40 @@ MODULES = {
     "trace": "engine.trace",
 }
 
+#: Names that have left a module: module of today -> old name -> (place, name).
+NAMES = {
+    "engine.answer": {
+        "Detokenizer": ("text.detokenizer", "IncrementalDetokenizer"),
+        "stop_rules": ("text.stop_words", "stop_rules"),
+    },
+    "tokenizer": {
+        name: ("text.gguf_vocab", name)
+        for name in (
+            "ADD_BOS",
+            "CONTROL",
+            "IGNORE_MERGES",
+            "PRE_TOKENIZERS",
+            "SPECIAL",
+            "UNKNOWN",
+            "USER_DEFINED",
+        )
+    },
+}
+
+
+def _module(place: str) -> ModuleType:
+    return import_module(f"{_PACKAGE}.{place}")
+
 
 class _Loader:
-    """Puts the real module in the place of an old name."""
+    """Puts the module of today in the place of an old name."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
         old = module.__name__
-        place = MODULES[old.rpartition(".")[2]]
-        sys.modules[old] = import_module(f"{_PACKAGE}.{place}")
+        sys.modules[old] = _module(MODULES[old.rpartition(".")[2]])
 
 
 class _Finder:
@@ -59,6 +83,22 @@ class _Finder:
         return ModuleSpec(name, _Loader())  # type: ignore[arg-type]
 
 
+class _Moved:
+    """An attribute that has left a module: reads and writes go to its place."""
+
+    def __init__(self, place: str, name: str) -> None:
+        self._place, self._name = place, name
+
+    def __get__(self, module: ModuleType | None, owner: type) -> Any:
+        return getattr(_module(self._place), self._name)
+
+    def __set__(self, module: ModuleType, value: Any) -> None:
+        setattr(_module(self._place), self._name, value)
+
+
 def install() -> None:
-    """Makes the old names importable. Called once, by the package."""
+    """Makes the old names importable. The package calls it once it has loaded its modules."""
     sys.meta_path.append(_Finder)
+    for module, names in NAMES.items():
+        moved = {old: _Moved(place, new) for old, (place, new) in names.items()}
+        sys.modules[f"{_PACKAGE}.{module}"].__class__ = type("module", (ModuleType,), moved)

@@ -11,9 +11,10 @@ import pytest
 
 from lmdeploy_c import GenerationConfig, UnsupportedError
 from lmdeploy_c._C import Output
-from lmdeploy_c.engine.answer import Answer, StopMatcher, stop_rules
+from lmdeploy_c.engine.answer import Answer
 from lmdeploy_c.messages import ResponseType
 from lmdeploy_c.text.prompts import as_messages, parse_prompts, per_prompt
+from lmdeploy_c.text.stop_words import StopMatcher, stop_rules
 
 
 def run(

@@ -41,3 +41,18 @@ def test_an_old_module_is_the_new_one(
 def test_a_module_that_never_was_is_an_import_error() -> None:
     with pytest.raises(ModuleNotFoundError, match="lmdeploy_c.nothing"):
         importlib.import_module("lmdeploy_c.nothing")
+
+
+def test_a_name_that_left_its_module_is_read_and_written_where_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old, new = (
+        importlib.import_module(f"lmdeploy_c.{m}") for m in ("tokenizer", "text.gguf_vocab")
+    )
+    assert old.PRE_TOKENIZERS is new.PRE_TOKENIZERS
+    monkeypatch.setattr(old, "PRE_TOKENIZERS", {})
+    assert new.PRE_TOKENIZERS == {}
+    monkeypatch.undo()
+    assert new.PRE_TOKENIZERS
+    with pytest.raises(AttributeError, match=r"'lmdeploy_c.tokenizer' has no attribute 'nothing'"):
+        _ = old.nothing

@@ -9,7 +9,8 @@ import pytest
 from conftest import GOLDEN, SLOWER
 
 from lmdeploy_c import _C
-from lmdeploy_c.tokenizer import Tokenizer, _spelling_of
+from lmdeploy_c.text.detokenizer import spelling_of
+from lmdeploy_c.tokenizer import Tokenizer
 
 TOKEN_FILES = sorted((GOLDEN / "gguf").glob("*.tokens.json"))
 SMOLLM2 = json.loads((GOLDEN / "smollm2" / "tokenizer.json").read_text())
@@ -140,7 +141,7 @@ def test_other_decoders_lose_no_space() -> None:
         decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()]),
     ):
         tokenizer._tokenizer.decoder = decoder
-        tokenizer._spelling = _spelling_of(tokenizer._tokenizer)
+        tokenizer._spelling = spelling_of(tokenizer._tokenizer)
         for _ in range(60):
             ids = random.choices(range(tokenizer.vocab_size), k=200)
             for skip in (True, False):

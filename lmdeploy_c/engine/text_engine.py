@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ..messages import GenerationConfig
 from ..text.chat_template import ChatTemplate
 from ..text.prompts import Prompt, as_messages
+from ..text.stop_words import stop_rules
 from ..tokenizer import Tokenizer
-from .answer import Answer, Failed, stop_rules
+from .answer import Answer, Failed
 from .session import Session
 from .stateful import KEYWORDS as STATEFUL_KEYWORDS
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from ..tokenizer import Tokenizer
     from .jinja_sandbox import ChatTemplateError as ChatTemplateError
 
 Messages = str | Sequence[Mapping[str, Any]]
@@ -23,6 +22,17 @@ def __getattr__(name: str) -> Any:
 
         return ChatTemplateError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class TemplateTokens(Protocol):
+    """The parts of a `Tokenizer` that templates use."""
+
+    @property
+    def bos_token(self) -> str | None: ...
+    @property
+    def eos_token(self) -> str | None: ...
+    @property
+    def chat_templates(self) -> Mapping[str, str]: ...
 
 
 class ChatTemplate(Protocol):
@@ -59,7 +69,9 @@ class JinjaChatTemplate:
 
     adds_bos = True
 
-    def __init__(self, source: str, tokenizer: Tokenizer, stop_words: Sequence[str] = ()) -> None:
+    def __init__(
+        self, source: str, tokenizer: TemplateTokens, stop_words: Sequence[str] = ()
+    ) -> None:
         self.source = source
         self.stop_words = list(stop_words)
         self._tokens = {
@@ -239,7 +251,7 @@ class ChatTemplateConfig:
         del values["model_name"], values["model_path"]
         return {key: value for key, value in values.items() if value is not None}
 
-    def template(self, tokenizer: Tokenizer | None = None) -> ChatTemplate:
+    def template(self, tokenizer: TemplateTokens | None = None) -> ChatTemplate:
         """The template itself. ValueError for an unknown name or a tokenizer without a template."""
         changes = self._changes()
         if self.model_name != "hf":

@@ -1,0 +1,22 @@
+"""What the readers of tokenizer.json and of GGUF metadata give to a `Tokenizer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens, the rules to find them in a text, and what a model's files say about them."""
+
+    tokenizer: tokenizers.Tokenizer
+    special: dict[int, str]  # special tokens: id -> text
+    bos_id: int | None
+    eos_id: int | None
+    add_bos: bool  # every text begins with the bos token
+    chat_templates: dict[str, str]  # name -> jinja source; the usual one is "default"
+    space_prefix: bool = False  # a space is put before every text
