@@ -1,6 +1,7 @@
 """Configurations: LMDeploy's names and defaults, refusals in words; sizes of memory."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lmdeploy_c import (
     GenerationConfig,
     PytorchEngineConfig,
     Response,
+    SpeculativeConfig,
     TurbomindEngineConfig,
     UnsupportedError,
     VisionConfig,
@@ -84,6 +86,13 @@ def test_unserved_fields_are_refused_by_name(config: type) -> None:
                 config(**{field.name: "odd"})
             n_refused += 1
     assert n_refused > 0
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, SpeculativeConfig, Response])
+def test_every_field_that_is_served_is_documented(config: type) -> None:
+    documented = re.findall(r"\w+", re.sub(r":.*", "", config.__doc__ or ""))
+    for field in dataclasses.fields(config):
+        assert field.metadata.get("served") or field.name in documented, field.name
 
 
 @pytest.mark.parametrize(

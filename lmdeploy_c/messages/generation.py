@@ -1,0 +1,127 @@
+"""How one answer is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Literal
+
+from . import limits
+from .checks import Checked, only
+
+_ONE_ANSWER = "send the prompt several times with different seeds"
+_PENALTY = "use repetition_penalty"
+
+
+@dataclass
+class GenerationConfig(Checked):
+    """How one answer is generated. Names, order and defaults are LMDeploy's.
+
+    Raises ValueError for a value out of range, UnsupportedError for one this release lacks.
+
+    Attributes:
+        max_new_tokens: most tokens of the answer.
+        do_sample: False takes the likeliest token, whatever temperature, top_k, top_p and min_p.
+        top_p: samples from the likeliest tokens that together have this probability; 1: from all.
+        top_k: samples from so many likeliest tokens; 0: from all.
+        min_p: leaves out tokens below this share of the likeliest one's probability.
+        temperature: of sampling, 0 to 2; 0 takes the likeliest token.
+        repetition_penalty: above 1 makes tokens of prompt and answer less likely.
+        ignore_eos: neither the model's end tokens nor the template's stop words end the answer.
+        random_seed: of sampling; None draws one, which `Response.random_seed` reports.
+        stop_words: strings that end the answer wherever they appear, also in the middle of a token.
+            The chat template's stop words hold too.
+        bad_words: strings whose tokens are never generated in a row.
+        stop_token_ids: tokens that end the answer.
+        bad_token_ids: tokens that are never generated.
+        min_new_tokens: the answer does not end before it has so many tokens.
+        skip_special_tokens: leaves special tokens out of the text.
+        logprobs: for each token, reports so many of the likeliest tokens beside the chosen one.
+        output_logits: "generation" or "all" (also the prompt's) gives `Response.logits`.
+        include_stop_str_in_output: keeps the stop word that ended the answer in the text.
+        return_ppl: gives `Response.ppl`, the mean cross-entropy of the prompt.
+        presence_penalty: subtracted from the logit of every token that the answer has.
+        frequency_penalty: the same, as often as the answer has the token.
+        logit_bias: token id -> value added to its logit.
+        priority: -1000 to 1000. Each step of it passes up to 64 requests that came before; none
+            waits for ever.
+        timeout: seconds after which the answer ends as "abort" with what it has; None: never.
+        others: LMDeploy's; accepted at their defaults and refused, never ignored, otherwise.
+    """
+
+    n: int = only(1, hint=_ONE_ANSWER)  # answers per prompt
+    max_new_tokens: int = 512
+    do_sample: bool = False
+    top_p: float = 1.0
+    top_k: int = 50
+    min_p: float = 0.0
+    temperature: float = 0.8
+    repetition_penalty: float = 1.0
+    ignore_eos: bool = False
+    random_seed: int | None = None
+    stop_words: Sequence[str] | None = None
+    bad_words: Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    bad_token_ids: Sequence[int] | None = None
+    min_new_tokens: int | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = only(True)
+    logprobs: int | None = None
+    response_format: Mapping[str, Any] | None = only(None, hint="no constrained decoding yet")
+    logits_processors: Sequence[Any] | None = only(None, hint="use logit_bias or bad_words")
+    output_logits: Literal["all", "generation"] | None = None
+    output_last_hidden_state: Literal["all", "generation"] | None = only(None)
+    include_stop_str_in_output: bool = False
+    return_ppl: bool = False
+    with_cache: bool = only(False)  # of disaggregated serving, as the next two
+    preserve_cache: bool = only(False)
+    migration_request: object = only(None)
+    return_routed_experts: bool = only(False)  # of mixtures of experts
+    repetition_ngram_size: int = only(0, hint=_PENALTY)  # ends an answer that repeats n-grams
+    repetition_ngram_threshold: int = only(0, hint=_PENALTY)  # as often as this
+    logprob_start_len: int = only(-1)  # logprobs of the prompt from this token on
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    priority: int = 0
+    timeout: float | None = None
+
+    def check(self) -> None:
+        super().check()
+        self._check_ranges()
+        self._check_bool(
+            "do_sample",
+            "ignore_eos",
+            "skip_special_tokens",
+            "include_stop_str_in_output",
+            "return_ppl",
+        )
+        self._check_list("stop_words", str, "strings")
+        self._check_list("bad_words", str, "strings")
+        self._check_list("stop_token_ids", Integral, "token ids")
+        self._check_list("bad_token_ids", Integral, "token ids")
+        if self.output_logits not in (None, "all", "generation"):
+            raise self._wrong("output_logits", "None, 'all' or 'generation'")
+        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
+            raise self._wrong("logit_bias", "None or a mapping of token id to number")
+        if any(not word for word in (*(self.stop_words or ()), *(self.bad_words or ()))):
+            raise ValueError("GenerationConfig.stop_words and bad_words: a word must not be empty")
+
+    def _check_ranges(self) -> None:
+        self._check_number("priority", -limits.MAX_PRIORITY, limits.MAX_PRIORITY)
+        self._check_int("priority", -limits.MAX_PRIORITY)
+        if self.timeout is not None:
+            self._check_number("timeout", limits.MIN_TIMEOUT, limits.MAX_TIMEOUT)
+        self._check_int("max_new_tokens", 0)
+        self._check_int("min_new_tokens", 0, optional=True)
+        self._check_int("top_k", 0)
+        self._check_int("random_seed", 0, optional=True)
+        self._check_int("logprobs", 0, optional=True)
+        self._check_number("top_p", 0, 1)
+        self._check_number("min_p", 0, 1)
+        self._check_number("temperature", 0, limits.MAX_TEMPERATURE)
+        factor = limits.MAX_REPETITION_PENALTY
+        self._check_number("repetition_penalty", 1 / factor, factor)
+        self._check_number("presence_penalty", -limits.MAX_PENALTY, limits.MAX_PENALTY)
+        self._check_number("frequency_penalty", -limits.MAX_PENALTY, limits.MAX_PENALTY)
