@@ -23,6 +23,7 @@ from lmdeploy_c.engine.memory import (
     kv_size,
     system_memory,
 )
+from lmdeploy_c.messages import ResponseType
 from lmdeploy_c.units import GIB, parse_size
 
 CONFIGS = (GenerationConfig, TurbomindEngineConfig, PytorchEngineConfig, VisionConfig)
@@ -173,6 +174,23 @@ def test_response_extend() -> None:
     assert whole.logprobs == [{1: -0.5}, {2: -1.0}]
     assert whole.logits is not None and whole.logits.shape == (2, 3)
     assert last.token_ids == [2]
+
+
+def test_a_response_fits_a_terminal() -> None:
+    response = Response("Paris", 3, 40, "stop", [5, 6, 7], logits=np.zeros((3, 49152), np.float32))
+    shown = (
+        "Response(text='Paris', generate_token_len=3, input_token_len=40, finish_reason='stop', "
+        "token_ids=<3 tokens>, logits=<float32 [3, 49152]>, index=0, cached_tokens=0)"
+    )
+    assert repr(response) == str(response) == shown
+    n = 100_000
+    long = Response(
+        "begin " + "word " * n + "end", n, 5, token_ids=[1] * n, logprobs=[{1: 0.0}] * n
+    )
+    assert len(repr(long)) < 800
+    assert "'begin word" in repr(long) and "word end' (500009 characters)" in repr(long)
+    failed = Response("", 0, 0, "error", error_code=ResponseType.BAD_REQUEST, error_message="no!")
+    assert "error_code=BAD_REQUEST, error_message='no!'" in repr(failed)
 
 
 # Memory

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+#: Characters of a text, at most, that the repr of a Response shows.
+_SHOWN_CHARS = 500
 
 
 class ResponseType(enum.Enum):
@@ -27,7 +30,7 @@ class ResponseType(enum.Enum):
     QUEUE_FULL = enum.auto()  # max_waiting_requests were waiting
 
 
-@dataclass
+@dataclass(repr=False)
 class Response:
     """An answer, or in a stream the next piece of one.
 
@@ -87,3 +90,21 @@ class Response:
         if other.ppl is not None:
             self.ppl = other.ppl
         return self
+
+    def __repr__(self) -> str:
+        """Fits a terminal: of a long text the middle is left out, of lists and arrays all but
+        their sizes, and fields that are None."""
+        shown = (f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self)
+                 if getattr(self, f.name) is not None)  # fmt: skip
+        return f"Response({', '.join(shown)})"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, str) and len(value) > _SHOWN_CHARS:
+        half = _SHOWN_CHARS // 2
+        return f"{value[:half]!r}...{value[-half:]!r} ({len(value)} characters)"
+    if isinstance(value, list):
+        return f"<{len(value)} tokens>"
+    if hasattr(value, "shape"):
+        return f"<{value.dtype} {list(value.shape)}>"  # type: ignore[attr-defined]
+    return value.name if isinstance(value, enum.Enum) else repr(value)
