@@ -42,17 +42,27 @@ NAMES = {
         "Detokenizer": ("text.detokenizer", "IncrementalDetokenizer"),
         "stop_rules": ("text.stop_words", "stop_rules"),
     },
+    "engine.loading": {
+        "describe_kv_bits": ("engine.sizes", "describe_kv_bits"),
+        "kv_block_bytes": ("engine.sizes", "kv_block_bytes"),
+        "plan_kv_cache": ("engine.sizes", "size_kv_cache"),
+        "warn_of_few_bits": ("engine.sizes", "warn_of_few_bits"),
+    },
+    "planning": {
+        "CPU_BATCH_SIZE": ("engine.sizes", "CPU_BATCH_SIZE"),
+        "CPU_PREFILL_TOKENS": ("engine.sizes", "CPU_PREFILL_TOKENS"),
+        "KV_BITS": ("engine.sizes", "KV_BITS"),
+        "MemoryPlan": ("engine.sizes", "Sizes"),
+        "plan_memory": ("engine.sizes", "compute_sizes"),
+    },
     "tokenizer": {
-        name: ("text.gguf_vocab", name)
-        for name in (
-            "ADD_BOS",
-            "CONTROL",
-            "IGNORE_MERGES",
-            "PRE_TOKENIZERS",
-            "SPECIAL",
-            "UNKNOWN",
-            "USER_DEFINED",
-        )
+        "ADD_BOS": ("text.gguf_vocab", "ADD_BOS"),
+        "CONTROL": ("text.gguf_vocab", "CONTROL"),
+        "IGNORE_MERGES": ("text.gguf_vocab", "IGNORE_MERGES"),
+        "PRE_TOKENIZERS": ("text.gguf_vocab", "PRE_TOKENIZERS"),
+        "SPECIAL": ("text.gguf_vocab", "SPECIAL"),
+        "UNKNOWN": ("text.gguf_vocab", "UNKNOWN"),
+        "USER_DEFINED": ("text.gguf_vocab", "USER_DEFINED"),
     },
 }
 

@@ -25,6 +25,7 @@ from .engine.loading import (
     start_engine,
 )
 from .engine.session import Session
+from .engine.sizes import compute_sizes
 from .engine.stateful import NumberedSessions
 from .engine.text_engine import Asker, ModelText, template_kwargs
 from .engine.trace import recording
@@ -38,7 +39,7 @@ from .messages import (
     VisionConfig,
     unsupported,
 )
-from .planning import plan_memory
+from .planning import Plan, plan_of
 from .progress import prompt_bar
 from .text.chat_template import ChatTemplateConfig
 from .text.prompts import Prompt, parse_prompts, per_prompt
@@ -110,18 +111,17 @@ class Pipeline:
 
     def _load(self, config: TurbomindEngineConfig, checkpoint: Checkpoint) -> None:
         """Sizes everything, says so, then loads the weights and starts the engine."""
-        memory = plan_memory(config, checkpoint)
-        size, batch_size = memory.kv, memory.max_batch_size
-        prefill_tokens = memory.max_prefill_token_num
+        sizes = compute_sizes(config, checkpoint)
+        kv = sizes.kv
         model = load_model(config, checkpoint)
-        engine = start_engine(model, config, memory, self.speculative_config)
+        engine = start_engine(model, config, sizes, self.speculative_config)
         self._core: Engine | None = engine
         self._kv_tags = {
             "model": fingerprint(checkpoint),
             "device": f"{model.device} {model.isa}",
-            "rope_len": size.session_len if checkpoint.config["rope_type"] == "dynamic" else None,
-            "block_len": size.block_len,
-            "kv_bits": list(config.stored_kv_bits()),
+            "rope_len": kv.session_len if checkpoint.config["rope_type"] == "dynamic" else None,
+            "block_len": kv.block_len,
+            "kv_bits": list(sizes.kv_bits),
             "fast_activations": config.fast_activations,
         }
         self._finalizer = weakref.finalize(self, engine.close)
@@ -129,27 +129,19 @@ class Pipeline:
             config,
             device=model.device,
             num_threads=model.num_threads,
-            session_len=size.session_len,
-            max_batch_size=batch_size,
-            max_prefill_token_num=prefill_tokens,
-            cache_max_entry_count=size.n_blocks,
+            session_len=kv.session_len,
+            max_batch_size=sizes.max_batch_size,
+            max_prefill_token_num=sizes.max_prefill_token_num,
+            cache_max_entry_count=kv.n_blocks,
         )
-        self.plan: dict[str, Any] = {
-            "model": str(checkpoint.path),
-            "device": model.device,
-            "isa": model.isa,
-            "num_threads": model.num_threads,
-            "weight_bytes": model.weight_bytes,
-            "scratch_bytes": memory.scratch_bytes,
-            "kv_bytes": size.n_bytes,
-            "kv_blocks": size.n_blocks,
-            "kv_block_len": size.block_len,
-            "kv_bits": config.stored_kv_bits(),
-            "kv_bytes_per_token": size.block_bytes / size.block_len,
-            "session_len": size.session_len,
-            "max_batch_size": batch_size,
-            "max_prefill_token_num": prefill_tokens,
-        }
+        self.plan: Plan = plan_of(
+            sizes,
+            model=checkpoint.path,
+            arch=checkpoint.config["arch"],
+            device=model.device,
+            isa=model.isa,
+            num_threads=model.num_threads,
+        )
 
     # Asking
 

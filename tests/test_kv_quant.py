@@ -19,7 +19,7 @@ from lmdeploy_c import (
     pipeline,
 )
 from lmdeploy_c.cli import main, make_parser
-from lmdeploy_c.engine.loading import warn_of_few_bits
+from lmdeploy_c.engine.sizes import warn_of_few_bits
 from lmdeploy_c.files.checkpoint import open_checkpoint
 from lmdeploy_c.files.safetensors import read_directory
 from lmdeploy_c.messages import QuantPolicy

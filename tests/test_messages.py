@@ -17,12 +17,8 @@ from lmdeploy_c import (
     UnsupportedError,
     VisionConfig,
 )
-from lmdeploy_c.engine.memory import (
-    available_memory,
-    cgroup_memory,
-    kv_size,
-    system_memory,
-)
+from lmdeploy_c.engine.memory import available_memory, cgroup_memory, system_memory
+from lmdeploy_c.engine.sizes import kv_size
 from lmdeploy_c.messages import ResponseType
 from lmdeploy_c.units import GIB, parse_size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -15,8 +16,8 @@ from packed_models import FORMS, config_of, dense_tensors, packed_tensors, write
 
 import lmdeploy_c
 from lmdeploy_c import _C, PytorchEngineConfig, TurbomindEngineConfig, planning
-from lmdeploy_c.engine import decode_time
-from lmdeploy_c.engine.loading import kv_block_bytes
+from lmdeploy_c.engine import decode_time, sizes
+from lmdeploy_c.engine.sizes import kv_block_bytes
 from lmdeploy_c.files.checkpoint import open_checkpoint
 from lmdeploy_c.units import GIB, parse_size
 
@@ -71,6 +72,21 @@ def test_the_plan_and_the_pipeline_tell_one_story(smollm2_path: Path) -> None:
     assert 0 < plan.available_memory_bytes <= plan.total_memory_bytes
 
 
+def test_a_plan_is_a_mapping_too(smollm2_path: Path) -> None:
+    config = TurbomindEngineConfig(session_len=1024, cache_max_entry_count="128MB", num_threads=1)
+    plan = planned(smollm2_path, **dataclasses.asdict(config))
+    assert plan["kv_blocks"] == plan.kv_blocks == plan.get("kv_blocks")
+    assert dict(plan) == {name: plan[name] for name in plan} == {**plan}
+    assert list(plan.keys())[:3] == ["model", "arch", "device"]
+    assert "session_len" in plan and len(plan) == len(plan.values()) == len(plan.items())
+    for measured in ("available_memory_bytes", "tokens_per_second", "kv_tokens", "nothing"):
+        assert measured not in plan
+        with pytest.raises(KeyError, match=measured):
+            plan[measured]
+    assert plan == dataclasses.replace(plan, available_memory_bytes=1) == dict(plan)
+    assert plan != dataclasses.replace(plan, kv_blocks=1)
+
+
 @pytest.mark.parametrize("name", ["qwen3", "llama-headdim40", "internlm2", "smollm2"])
 @pytest.mark.parametrize(
     "config",
@@ -118,14 +134,15 @@ def test_kv_of_fewer_bits() -> None:
 def test_nothing_is_loaded(smollm2_path: Path) -> None:
     code = """
 import time
-from lmdeploy_c import TurbomindEngineConfig, _C, planning
+from lmdeploy_c import TurbomindEngineConfig, _C
+from lmdeploy_c.engine.sizes import compute_sizes
 from lmdeploy_c.files import checkpoint
 def resident():
     status = open("/proc/self/status").read()
     return int(status.split("RssAnon:")[1].split()[0]) << 10  # without pages of the file
 model = checkpoint.open_checkpoint(checkpoint.resolve_model(None))  # its metadata stays
 before, allocated, start = resident(), _C.alloc_bytes(), time.monotonic()
-plan = planning.plan_memory(TurbomindEngineConfig(), model)
+plan = compute_sizes(TurbomindEngineConfig(), model)
 seconds = time.monotonic() - start
 print(seconds, resident() - before, _C.alloc_bytes() - allocated, plan.weight_bytes)
 """
@@ -184,14 +201,14 @@ def test_what_does_not_fit_is_refused_before_it_is_loaded(
     error: type[Exception],
     why: str,
 ) -> None:
-    monkeypatch.setattr(planning, "available_memory", lambda: available)
+    monkeypatch.setattr(sizes, "available_memory", lambda: available)
     for make in (lmdeploy_c.pipeline, lmdeploy_c.plan):
         with pytest.raises(error, match=why):
             make(None, TurbomindEngineConfig(**config))
 
 
 def test_weights_and_scratch_leave_the_rest_to_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "available_memory", lambda: 400 << 20)
+    monkeypatch.setattr(sizes, "available_memory", lambda: 400 << 20)
     plan = planned(None, cache_max_entry_count=0.999)
     assert plan.total_bytes <= 400 << 20
     assert plan.total_bytes > 390 << 20

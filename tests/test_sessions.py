@@ -29,7 +29,7 @@ from lmdeploy_c import (
     TurbomindEngineConfig,
     pipeline,
 )
-from lmdeploy_c.engine.loading import kv_block_bytes
+from lmdeploy_c.engine.sizes import kv_block_bytes
 from lmdeploy_c.messages import ResponseType
 
 ENGINE = TurbomindEngineConfig(session_len=1024, max_batch_size=8, cache_max_entry_count="64MB")

@@ -1,7 +1,7 @@
 """How long a decoded token will take, timed before a model is loaded.
 
-The engine itself runs, with matrices of the model's sizes and formats but made-up values: what is
-timed is what will be done. Layers are alike, so some of a large model's stand for all of them.
+The engine itself runs, with matrices of the model's sizes and formats but made-up values, so that
+what is timed is what will be done. Layers are alike: of a large model, some stand for all of them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..files.checkpoint import Checkpoint
 from ..messages import TurbomindEngineConfig
 
@@ -22,18 +20,19 @@ if TYPE_CHECKING:
 
 #: Most bytes of layers that are made up.
 _MOST_BYTES = 1 << 30
-#: Tokens of a sequence that are waited for, then timed; fewer where they take longer than that.
+#: Tokens of a sequence that are waited for, and then timed; fewer where they take longer than that
+#: many seconds.
 _WARM, _TIMED, _ENOUGH_S = 4, 24, 0.5
-#: Tokens that a timed sequence may have behind its context.
+#: Tokens that a timed sequence may have after its context.
 MOST_TOKENS = _WARM + _TIMED + 1
 
 
 @dataclass(frozen=True)
 class DecodeTime:
-    """Seconds for a token of one sequence: without a context, and more for each token of it."""
+    """Seconds for one token of one sequence."""
 
-    alone: float
-    of_context: float
+    alone: float  # without a context
+    of_context: float  # more for each token of context
 
     def tokens_per_second(self, context: int) -> float:
         return 1.0 / (self.alone + context * self.of_context)
@@ -43,6 +42,7 @@ def decode_time(config: TurbomindEngineConfig, checkpoint: Checkpoint, context: 
     """Times one sequence without a context, and with one of about `context` tokens.
 
     config: of the engine to be. The model must fit in memory, with the KV of that context.
+    Raises RuntimeError where nothing can be timed, MemoryError.
     """
     from .. import _C
 
@@ -71,16 +71,24 @@ def decode_time(config: TurbomindEngineConfig, checkpoint: Checkpoint, context: 
     )
     try:
         snapshot, seconds = _token_seconds(engine, [0])
-        layout, _, blocks = snapshot.export_kv()
         more = 0.0
         if n_blocks:
-            text = [0] * (n_blocks * block_len)
-            kv = np.zeros((n_blocks, blocks.shape[1]), np.uint8)
-            before = engine.import_snapshot(np.asarray(text, np.int32), layout, len(text), kv)
-            more = max(_token_seconds(engine, [*text, 0], before)[1] - seconds, 0.0) / len(text)
+            n_tokens = n_blocks * block_len
+            before = _blank_context(engine, snapshot, n_blocks, n_tokens)
+            longer = _token_seconds(engine, [0] * (n_tokens + 1), before)[1]
+            more = max(longer - seconds, 0.0) / n_tokens
     finally:
         engine.close()
     return DecodeTime(seconds * whole / read_bytes(n_layer), more * all_layers / n_layer)
+
+
+def _blank_context(engine: Engine, snapshot: Snapshot, n_blocks: int, n_tokens: int) -> Snapshot:
+    """A snapshot of n_tokens tokens, whose KV is all zeros. snapshot: of the same engine."""
+    import numpy as np  # not needed to import this module, which the package does
+
+    layout, _, blocks = snapshot.export_kv()
+    kv = np.zeros((n_blocks, blocks.shape[1]), np.uint8)
+    return engine.import_snapshot(np.zeros(n_tokens, np.int32), layout, n_tokens, kv)
 
 
 def _token_seconds(
