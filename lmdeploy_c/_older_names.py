@@ -48,6 +48,9 @@ NAMES = {
         "plan_kv_cache": ("engine.sizes", "size_kv_cache"),
         "warn_of_few_bits": ("engine.sizes", "warn_of_few_bits"),
     },
+    "engine.text_engine": {
+        "template_kwargs": ("text.chat_template", "template_kwargs"),
+    },
     "planning": {
         "CPU_BATCH_SIZE": ("engine.sizes", "CPU_BATCH_SIZE"),
         "CPU_PREFILL_TOKENS": ("engine.sizes", "CPU_PREFILL_TOKENS"),

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-if TYPE_CHECKING:
-    from .pipeline import Pipeline
+from typing import Any, Literal, Protocol
 
 PREFIX = "lmdeploy:"
 #: What `prometheus_text` is, for an HTTP header.
@@ -65,6 +62,14 @@ _HISTOGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
     "step_tokens": (("iteration_tokens_total",), "Tokens computed in one step."),
     "step_seconds": (("iteration_time_seconds",), "Seconds of one step."),
 }
+
+
+class Measured(Protocol):
+    """What has metrics: a `Pipeline` or a `TextEngine`."""
+
+    @property
+    def model_name(self) -> str: ...
+    def metrics(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,7 @@ def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
     return f"{name}{{{inside}}} {value!r}\n"
 
 
-def prometheus_text(pipe: Pipeline) -> str:
+def prometheus_text(pipe: Measured) -> str:
     """The pipeline's metrics in Prometheus' text format, `CONTENT_TYPE`.
 
     Raises RuntimeError when metrics are off (enable_metrics=False) or the pipeline is closed.
@@ -174,7 +179,7 @@ def prometheus_text(pipe: Pipeline) -> str:
 class Collector:
     """A collector for a registry of prometheus-client, which must be installed to use it."""
 
-    def __init__(self, pipe: Pipeline) -> None:
+    def __init__(self, pipe: Measured) -> None:
         self._pipe = pipe
 
     def collect(self) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""The pipeline: prompts in, Responses out. Text becomes tokens here; the C engine does the rest.
+"""The pipeline: prompts in, Responses out. LMDeploy's calls on a `TextEngine`.
 
 Every method may be called from any thread, also inside a running event loop: the synchronous ones
 wait in C with the GIL released and never touch asyncio.
@@ -7,29 +7,16 @@ wait in C with the GIL released and never touch asyncio.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import warnings
-import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any, Literal, overload
 
-from .engine.answer import Answer, Failed, interleave, read_ppl, whole
-from .engine.loading import (
-    EngineConfig,
-    check_model_format,
-    engine_config,
-    load_model,
-    make_chat_template,
-    set_log_level,
-    start_engine,
-)
+from .engine.answer import Answer, interleave, read_ppl, whole
+from .engine.loading import EngineConfig, set_log_level
 from .engine.session import Session
-from .engine.sizes import compute_sizes
-from .engine.stateful import NumberedSessions
-from .engine.text_engine import Asker, ModelText, template_kwargs
-from .engine.trace import recording
-from .files.checkpoint import Checkpoint, fingerprint, open_checkpoint, resolve_model
+from .engine.stateful import KEYWORDS, NumberedSessions, read_keywords
+from .engine.text_engine import TextEngine, check_gen_configs
 from .messages import (
     GenerationConfig,
     Response,
@@ -41,12 +28,9 @@ from .messages import (
 )
 from .planning import Plan, plan_of
 from .progress import prompt_bar
-from .text.chat_template import ChatTemplateConfig
+from .text.chat_template import ChatTemplate, ChatTemplateConfig, template_kwargs
 from .text.prompts import Prompt, parse_prompts, per_prompt
 from .tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from ._C import Engine
 
 #: One prompt: a text, or a conversation.
 OnePrompt = str | Sequence[Mapping[str, Any]]
@@ -57,13 +41,14 @@ GenConfigs = GenerationConfig | list[GenerationConfig] | None
 class Pipeline:
     """A model, ready to answer. `pipeline()` documents the arguments.
 
-    tokenizer: the model's. chat_template: what renders conversations. backend_config: the
-    configuration with every automatic value filled in. plan: what was loaded and how large it is.
-    model_name: the name given, or the file's.
-
     A bad request never raises: its Response has finish_reason "error" and an error_message. Wrong
     arguments of a call (a prompt that is no prompt, an unknown keyword) raise TypeError or
     ValueError; calls after `close` raise RuntimeError.
+
+    Attributes:
+        engine: the `TextEngine`, which answers.
+        plan: what was loaded and how large it is: a `Plan`, which also is a mapping.
+        speculative_config: as given.
     """
 
     def __init__(
@@ -81,67 +66,52 @@ class Pipeline:
         vision_config: VisionConfig | None = None,
     ) -> None:
         set_log_level(log_level)
-        if speculative_config is not None:
-            if not isinstance(speculative_config, SpeculativeConfig):
-                raise TypeError(
-                    f"speculative_config: a SpeculativeConfig, "
-                    f"not {type(speculative_config).__name__}"
-                )
-            speculative_config.check()
-        self.speculative_config = speculative_config
         if allowed_media_domains is not None:
             raise unsupported("allowed_media_domains: this release serves text only")
         if vision_config is not None:
             vision_config.check()
-        config = engine_config(backend_config)
-        path = resolve_model(model_path, config.revision, config.download_dir)
-        checkpoint = open_checkpoint(path, config.hf_overrides)
-        check_model_format(config, checkpoint)
-        self.model_name = model_name or path.stem
-        self.tokenizer = (
-            Tokenizer.from_gguf(checkpoint.metadata)
-            if checkpoint.metadata
-            else Tokenizer(checkpoint.path)
-        )
-        self.chat_template = make_chat_template(chat_template_config, self.tokenizer)
-        self._max_log_len = max_log_len
-        self._end_ids = list(checkpoint.eos_token_ids)
-        self._numbered = NumberedSessions()
-        self._load(config, checkpoint)
-
-    def _load(self, config: TurbomindEngineConfig, checkpoint: Checkpoint) -> None:
-        """Sizes everything, says so, then loads the weights and starts the engine."""
-        sizes = compute_sizes(config, checkpoint)
-        kv = sizes.kv
-        model = load_model(config, checkpoint)
-        engine = start_engine(model, config, sizes, self.speculative_config)
-        self._core: Engine | None = engine
-        self._kv_tags = {
-            "model": fingerprint(checkpoint),
-            "device": f"{model.device} {model.isa}",
-            "rope_len": kv.session_len if checkpoint.config["rope_type"] == "dynamic" else None,
-            "block_len": kv.block_len,
-            "kv_bits": list(sizes.kv_bits),
-            "fast_activations": config.fast_activations,
-        }
-        self._finalizer = weakref.finalize(self, engine.close)
-        self.backend_config = dataclasses.replace(
-            config,
-            device=model.device,
-            num_threads=model.num_threads,
-            session_len=kv.session_len,
-            max_batch_size=sizes.max_batch_size,
-            max_prefill_token_num=sizes.max_prefill_token_num,
-            cache_max_entry_count=kv.n_blocks,
+        self.speculative_config = speculative_config
+        self.engine = engine = TextEngine(
+            model_path,
+            backend_config,
+            chat_template_config,
+            speculative_config,
+            model_name=model_name,
+            max_log_len=max_log_len,
         )
         self.plan: Plan = plan_of(
-            sizes,
-            model=checkpoint.path,
-            arch=checkpoint.config["arch"],
-            device=model.device,
-            isa=model.isa,
-            num_threads=model.num_threads,
+            engine.sizes,
+            model=engine.model_path,
+            arch=engine.arch,
+            device=engine.backend_config.device,
+            isa=engine.isa,
+            num_threads=engine.num_threads,
         )
+        self._numbered = NumberedSessions(engine)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.engine.tokenizer
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """What renders conversations."""
+        return self.engine.chat_template
+
+    @property
+    def backend_config(self) -> TurbomindEngineConfig:
+        """The configuration with every automatic value filled in."""
+        return self.engine.backend_config
+
+    @property
+    def model_name(self) -> str:
+        """The name given, or the file's."""
+        return self.engine.model_name
+
+    @property
+    def async_engine(self) -> Pipeline:
+        """LMDeploy's name for what has `generate`, `tokenizer` and `backend_config`."""
+        return self
 
     # Asking
 
@@ -199,23 +169,23 @@ class Pipeline:
         one raises KeyboardInterrupt.
         """
         items, single = parse_prompts(prompts)
-        turn = self._numbered_turn(items, gen_config, do_preprocess, adapter_name, kwargs)
-        if turn is not None:
-            *_, response = whole(turn)
-            return response
-        ask = self._asker(items, gen_config, do_preprocess, adapter_name, kwargs)
-        answers: list[Answer | Failed] = []
+        start = self._starter(items, gen_config, do_preprocess, adapter_name, kwargs)
+        answers: list[Answer] = []
         try:
-            with prompt_bar(use_tqdm, len(items)) as advance:
-                for i in range(len(items)):
-                    answers.append(ask(i))
+            try:
+                with prompt_bar(use_tqdm, len(items)) as advance:
+                    for i in range(len(items)):
+                        answers.append(start(i))
+                    for answer in answers:
+                        answer.read_all()
+                        advance()
+            except KeyboardInterrupt:
                 for answer in answers:
-                    answer.read_all()
-                    advance()
-        except KeyboardInterrupt:
+                    answer.cancel()
+            responses = [answer.read_all() for answer in answers]
+        finally:
             for answer in answers:
-                answer.cancel()
-        responses = [answer.read_all() for answer in answers]
+                answer.close()
         for i in range(len(responses), len(items)):
             responses.append(Response("", 0, 0, finish_reason="abort", index=i))
         return responses[0] if single else responses
@@ -242,19 +212,16 @@ class Pipeline:
         iteration early, or Ctrl-C, cancels what is still running.
         """
         items, _ = parse_prompts(prompts)
-        turn = self._numbered_turn(items, gen_config, do_preprocess, adapter_name, kwargs)
-        if turn is not None:
-            return turn if stream_response else whole(turn)
-        ask = self._asker(items, gen_config, do_preprocess, adapter_name, kwargs)
+        start = self._starter(items, gen_config, do_preprocess, adapter_name, kwargs)
         owners = per_prompt(sessions, len(items), "sessions")
 
-        def start(i: int) -> Answer | Failed:
-            answer = ask(i)
+        def start_watched(i: int) -> Answer:
+            answer = start(i)
             if owners[i] is not None:
-                owners[i].running(answer)
+                owners[i].watch(answer)
             return answer
 
-        deltas = interleave(start, len(items))
+        deltas = interleave(start_watched, len(items))
         return deltas if stream_response else whole(deltas)
 
     async def generate(
@@ -273,38 +240,17 @@ class Pipeline:
         they share the engine's batch. Leaving the iteration, or cancelling its task, cancels the
         request.
         """
-        import asyncio  # takes 40 ms, and who gets here has it
-
         items, single = parse_prompts(prompt)
         if not single:
             raise TypeError("generate answers one prompt; start it once for each")
+        answer = self._starter(items, gen_config, do_preprocess, adapter_name, kwargs, session)(0)
         try:
-            numbered = self._numbered.take(self, kwargs)
-        except LookupError as e:
-            yield Failed(str(e), code=ResponseType.SESSION_NOT_EXIST).response
-            return
-        session = numbered.session if numbered else session
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        ask = self._asker(items, gen_config, do_preprocess, adapter_name, kwargs, session)
-        try:
-            with self._turn(items[0], ask, session) as answer:
-                if isinstance(answer, Failed):
-                    yield answer.response
-                    return
-                fd = answer.request.fileno()
-                loop.add_reader(fd, ready.set)
-                try:
-                    while not answer.done:
-                        await ready.wait()
-                        ready.clear()
-                        delta = answer.read(timeout=0)
-                        if delta is not None and stream_response:
-                            yield delta
-                finally:
-                    loop.remove_reader(fd)
+            async with contextlib.aclosing(answer.deltas()) as deltas:
+                async for delta in deltas:
+                    if stream_response:
+                        yield delta
         finally:
-            if numbered:
-                self._numbered.leave(numbered)
+            answer.close()
         if not stream_response:
             yield answer.response
 
@@ -312,7 +258,7 @@ class Pipeline:
 
     def session(self, gen_config: GenerationConfig | None = None) -> Session:
         """A new, empty conversation."""
-        return Session(self, gen_config)
+        return Session(self.engine, gen_config)
 
     @overload
     def chat(
@@ -346,97 +292,24 @@ class Pipeline:
         """One turn of a conversation; without a session, the first of a new one.
 
         Returns the session, whose `response` is the answer; with stream_response an iterator of
-        Response deltas, which updates the session when it ends. A turn that fails is not kept in
-        the history; one that is cut off, by Ctrl-C too, is kept as far as it came.
+        Response deltas, which updates the session when it ends. gen_config holds for later turns
+        too. A turn that fails is not kept in the history; one that is cut off, by Ctrl-C too, is
+        kept as far as it came.
         """
-        items, single = parse_prompts(prompt)
-        if not single:
-            raise TypeError("chat takes one prompt: a text, or the messages of one turn")
+        _check_adapter(adapter_name)
         session = self.session() if session is None else session
-        session.gen_config = gen_config or session.gen_config
-        config = session.gen_config
-        ask = self._asker(items, config, do_preprocess, adapter_name, kwargs, session)
-
-        def deltas() -> Iterator[Response]:
-            with self._turn(items[0], ask, session) as answer:
-                yield from interleave(lambda _: answer, 1)
-
-        if stream_response:
-            return deltas()
-        # An interrupt ends the turn, and the session has what there is.
-        with contextlib.suppress(KeyboardInterrupt):
-            for _ in deltas():
-                pass
-        return session
+        answer = session(prompt, gen_config, stream_response, do_preprocess, **kwargs)
+        return session if isinstance(answer, Response) else answer
 
     def load_session(self, path: str | Path) -> Session:
         """A conversation that `Session.save` wrote, here or in an earlier process.
 
-        It goes on where it was. KV that was saved with it serves if model, device, instruction set
-        and KV cache are the same; otherwise the text is computed again by the next turn. Nobody
-        but this session reads KV from a file. Raises OSError, and ValueError for a file that is
-        damaged, no session's, or another tokenizer's.
+        It goes on where it was. KV that was saved with it is used if model, device, instruction set
+        and KV cache are the same; otherwise the next turn computes the text again. No other session
+        reads KV from a file. Raises OSError, and ValueError for a file that is damaged, holds no
+        session, or was saved with another tokenizer.
         """
-        from .engine import session_file
-
-        return session_file.read(self, Path(path))
-
-    def session_tags(self) -> dict[str, Any]:
-        """What KV depends on, as a file of a session says it."""
-        return {"tokenizer": self.tokenizer.fingerprint(), **self._kv_tags}
-
-    def import_snapshot(self, token_ids: Any, layout: str, n_computed: int, kv: Any) -> Any:
-        """`_C.Engine.import_snapshot`, for `session_file`."""
-        return self._engine().import_snapshot(token_ids, layout, n_computed, kv)
-
-    @contextlib.contextmanager
-    def _turn(
-        self, prompt: Prompt, ask: Asker, session: Session | None
-    ) -> Iterator[Answer | Failed]:
-        """Asks one prompt, with a session as its next turn; what still runs in the end is
-        cancelled."""
-        answer = None
-        if session is not None:
-            session.begin(prompt)
-        try:
-            answer = ask(0)
-            if session is not None:
-                session.running(answer)
-            yield answer
-        finally:
-            if answer is not None and not answer.done:
-                answer.cancel()
-            if session is not None:
-                session.end(answer)
-
-    def _numbered_turn(
-        self,
-        items: list[Prompt],
-        gen_config: GenConfigs,
-        do_preprocess: bool,
-        adapter_name: str | None,
-        kwargs: Mapping[str, Any],
-    ) -> Iterator[Response] | None:
-        """The deltas of a request with LMDeploy's older keywords for sessions; None without."""
-        try:
-            numbered = self._numbered.take(self, kwargs)
-        except LookupError as e:
-            return iter([Failed(str(e), code=ResponseType.SESSION_NOT_EXIST).response])
-        if numbered is None:
-            return None
-        if len(items) != 1:
-            raise ValueError("session_id takes one prompt; ask each by itself")
-        session = numbered.session
-        ask = self._asker(items, gen_config, do_preprocess, adapter_name, kwargs, session)
-
-        def deltas() -> Iterator[Response]:
-            try:
-                with self._turn(items[0], ask, session) as answer:
-                    yield from interleave(lambda _: answer, 1)
-            finally:
-                self._numbered.leave(numbered)
-
-        return deltas()
+        return Session.load(self.engine, path)
 
     # Scores
 
@@ -451,8 +324,8 @@ class Pipeline:
         for ids in batch:
             if len(ids) < 2:
                 raise ValueError(f"get_ppl needs at least 2 tokens, not {len(ids)}")
-        engine = self._engine()
-        requests = [engine.submit(ids, max_new_tokens=0, return_ppl=True) for ids in batch]
+        core = self.engine.core
+        requests = [core.submit(ids, max_new_tokens=0, return_ppl=True) for ids in batch]
         return [read_ppl(request) for request in requests]
 
     def get_reward_score(self, input_ids: list[int] | list[list[int]]) -> list[float]:
@@ -463,8 +336,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Aborts what runs and frees the model's memory. Idempotent."""
-        self._core = None
-        self._finalizer()
+        self.engine.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -472,14 +344,9 @@ class Pipeline:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    @property
-    def async_engine(self) -> Pipeline:
-        """LMDeploy's name for what has `generate`, `tokenizer` and `backend_config`."""
-        return self
-
     def stats(self) -> dict[str, int | float]:
         """The engine's counters: see `_C.Engine.stats`."""
-        return self._engine().stats()
+        return self.engine.stats()
 
     def metrics(self) -> dict[str, Any]:
         """What the engine has counted and timed, at one moment between two steps.
@@ -496,11 +363,11 @@ class Pipeline:
         inference_seconds, request_seconds, prompt_tokens, generated_tokens, cached_tokens,
         cache_hit_ratio (0 to 1).
 
-        A prompt that was refused before it reached the engine (a template that failed) is not
-        counted. `lmdeploy_c.metrics` has them for Prometheus. Raises RuntimeError when
+        A prompt that could not be asked (its template failed, say) counts as submitted and as ended
+        by "error". `lmdeploy_c.metrics` has the numbers for Prometheus. Raises RuntimeError when
         enable_metrics is False.
         """
-        return self._engine().metrics()
+        return self.engine.metrics()
 
     def trace(
         self, path: str | Path, max_steps: int = 1 << 16
@@ -514,14 +381,11 @@ class Pipeline:
         and holds the last max_steps steps (about 100 bytes of memory each, and 160 for events of
         requests). One trace at a time: a second one raises ValueError.
         """
-        return recording(self._engine(), path, max_steps)
+        return self.engine.trace(path, max_steps)
 
-    def _engine(self) -> Engine:
-        if self._core is None:
-            raise RuntimeError("this pipeline is closed")
-        return self._core
+    # The door
 
-    def _asker(
+    def _starter(
         self,
         prompts: list[Prompt],
         gen_config: GenConfigs,
@@ -529,24 +393,46 @@ class Pipeline:
         adapter_name: str | None,
         kwargs: Mapping[str, Any],
         session: Session | None = None,
-    ) -> Asker:
-        """Checks a call's arguments; the result asks the i-th prompt."""
-        self._engine()
-        configs = per_prompt(gen_config or GenerationConfig(), len(prompts), "gen_config")
-        for config in configs:
-            if not isinstance(config, GenerationConfig):
-                raise TypeError(f"gen_config: a GenerationConfig, not {type(config).__name__}")
-        if adapter_name is not None:
-            raise unsupported(f"adapter_name={adapter_name!r}: this release has no LoRA adapters")
-        text = ModelText(
-            self.tokenizer,
-            self.chat_template,
-            self._end_ids,
-            self.backend_config.session_len or 0,
-            self._max_log_len,
-        )
-        options = template_kwargs(kwargs)
-        return Asker(self._engine, text, prompts, configs, do_preprocess, options, session)
+    ) -> Callable[[int], Answer]:
+        """Checks a call's arguments; the result starts the answer to the i-th prompt.
+
+        This is where LMDeploy's numbered sessions become Sessions, and nowhere else. session: the
+        prompt is its next turn.
+        """
+        engine = self.engine
+        _ = engine.core  # a closed pipeline is known now, not with the first answer
+        _check_adapter(adapter_name)
+        configs = check_gen_configs(gen_config, len(prompts))
+        numbered = read_keywords(kwargs)
+        options = template_kwargs({k: v for k, v in kwargs.items() if k not in KEYWORDS})
+        if numbered is not None:
+            if len(prompts) != 1:
+                raise ValueError("session_id takes one prompt; ask each by itself")
+            try:
+                session = self._numbered.resolve(numbered)
+            except LookupError as e:
+                message = str(e)
+                return lambda i: engine.reject(message, code=ResponseType.SESSION_NOT_EXIST)
+
+        def start(i: int) -> Answer:
+            if session is not None:
+                return session.start(
+                    prompts[i], configs[i], do_preprocess=do_preprocess, template_kwargs=options
+                )
+            return engine.ask(
+                prompts[i],
+                configs[i],
+                do_preprocess=do_preprocess,
+                template_kwargs=options,
+                index=i,
+            )
+
+        return start
+
+
+def _check_adapter(name: str | None) -> None:
+    if name is not None:
+        raise unsupported(f"adapter_name={name!r}: this release has no LoRA adapters")
 
 
 def pipeline(

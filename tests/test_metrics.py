@@ -21,6 +21,7 @@ import lmdeploy_c
 from lmdeploy_c import _C, GenerationConfig, TurbomindEngineConfig
 from lmdeploy_c import metrics as prometheus
 from lmdeploy_c.engine import trace
+from lmdeploy_c.messages import ResponseType
 
 Metrics = dict[str, Any]
 #: An engine whose requests of 190 000 tokens are met before they end.
@@ -357,6 +358,19 @@ def test_a_pipeline_writes_a_trace(pipe: lmdeploy_c.Pipeline, tmp_path: Path) ->
     with pytest.raises(KeyError), pipe.trace(path):
         raise KeyError
     assert json.loads(path.read_text())["traceEvents"]
+
+
+def test_requests_that_could_not_be_asked_are_counted(pipe: lmdeploy_c.Pipeline) -> None:
+    before = pipe.metrics()
+    bad = [[{"role": "user"}], [{"role": "user", "content": [{"type": "image_url"}]}]]
+    assert [r.finish_reason for r in pipe(bad)] == ["error"] * 2
+    assert [r.finish_reason for r in pipe.stream_infer(bad)] == ["error"] * 2
+    unknown = pipe("Hi", session_id=77, sequence_start=False)
+    assert unknown.error_code is ResponseType.SESSION_NOT_EXIST
+    after = pipe.metrics()
+    check(after, pipe.plan.kv_blocks)
+    assert after["n_submitted"] == before["n_submitted"] + 5
+    assert after["n_ended"] == {**before["n_ended"], "error": before["n_ended"]["error"] + 5}
 
 
 def test_a_pipeline_without_metrics() -> None:

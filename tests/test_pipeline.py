@@ -563,7 +563,7 @@ def test_what_pipeline_refuses(
 
 def test_close_frees_and_refuses() -> None:
     pipe = pipeline(backend_config=ENGINE)
-    engine = pipe._engine()
+    engine = pipe.engine.core
     stream = pipe.stream_infer(PROMPTS[0], gen_config=LONG)
     next(stream)
     pipe.close()
@@ -581,7 +581,7 @@ def test_close_frees_and_refuses() -> None:
 
 def test_a_dropped_pipeline_ends_its_engine() -> None:
     pipe = pipeline(backend_config=ENGINE)
-    engine = pipe._engine()
+    engine = pipe.engine.core
     del pipe
     gc.collect()
     with pytest.raises(RuntimeError):

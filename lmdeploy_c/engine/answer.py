@@ -1,6 +1,5 @@
 """One running request, seen as text: tokens of the engine become pieces of a Response.
 
-Text that could be the beginning of a stop word is held back until it is clear that it is none.
 Nothing here is shared between threads: an Answer belongs to the call that made it.
 """
 
@@ -8,7 +7,7 @@ from __future__ import annotations
 
 import select
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..messages import Response, ResponseType
@@ -25,7 +24,9 @@ STREAM_WINDOW = 256
 class Answer:
     """A request in the engine and what of it was read: `read` gives Response deltas.
 
-    index: position of the prompt. input_ids: the prompt's tokens. `response` is what came so far.
+    index: position of the prompt. input_ids, prompt_text: the prompt's tokens and text.
+    error_code, error_message: what the Response of an error says instead of what follows from the
+    core's. on_close: called once with the answer by `close`. `response` is what came so far.
     """
 
     def __init__(
@@ -36,18 +37,22 @@ class Answer:
         *,
         index: int = 0,
         input_ids: Sequence[int] = (),
-        too_long: bool = False,
+        prompt_text: str = "",
+        error_code: ResponseType | None = None,
+        error_message: str | None = None,
         skip_special_tokens: bool = True,
     ) -> None:
         self.request = request
         self.input_ids = list(input_ids)
+        self.prompt_text = prompt_text
         self.response = Response(
             "", 0, len(self.input_ids), index=index, random_seed=request.random_seed
         )
+        self.skip_special_tokens = skip_special_tokens
+        self.on_close: Callable[[Answer], None] | None = None
         self._detokenizer = detokenizer
         self._matcher = matcher
-        self._too_long = too_long
-        self.skip_special_tokens = skip_special_tokens
+        self._error_code, self._error_message = error_code, error_message
 
     @property
     def done(self) -> bool:
@@ -59,7 +64,7 @@ class Answer:
         if self.request.done:  # an interrupt fell between the engine's last output and its use
             return self._show(self._matcher.finish(""), "abort")
         output = self.request.read(timeout)
-        return None if output is None else self._take(output)
+        return None if output is None else self._next(output)
 
     def read_all(self) -> Response:
         """Waits for the end and gives the whole answer."""
@@ -67,11 +72,38 @@ class Answer:
             self.read()
         return self.response
 
+    async def deltas(self) -> AsyncGenerator[Response, None]:
+        """Reads to the end in an event loop. Leaving the iteration does not cancel the request:
+        `close` does."""
+        import asyncio  # takes 40 ms, and a program with an event loop has it
+
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        fd = self.request.fileno()
+        loop.add_reader(fd, ready.set)
+        try:
+            while not self.done:
+                await ready.wait()
+                ready.clear()
+                delta = self.read(timeout=0)
+                if delta is not None:
+                    yield delta
+        finally:
+            loop.remove_reader(fd)
+
     def cancel(self) -> None:
         """Ends the request; the last delta has finish_reason "abort"."""
         self.request.cancel()
 
-    def _take(self, output: Output) -> Response | None:
+    def close(self) -> None:
+        """The caller reads no further: cancels the request if it still runs. Idempotent."""
+        if not self.done:
+            self.request.cancel()
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close(self)
+
+    def _next(self, output: Output) -> Response | None:
+        """The delta of an output; None where all of it is held back."""
         piece = Piece("", [], [], False)
         text, tokens, logprobs = [], [], []
         for i, token_id in enumerate(output.token_ids):
@@ -111,72 +143,47 @@ class Answer:
         if output is not None:
             delta.logits, delta.ppl = output.logits, output.ppl
             delta.error_message = output.error_message
-        if reason == "error":
-            delta.error_code = self._error_code(output)
+        if output is not None and reason == "error":
+            delta.error_code = self._code_of(output)
+            delta.error_message = self._error_message or output.error_message
         so_far.extend(delta)
         return delta
 
-    def _error_code(self, output: Output | None) -> ResponseType:
-        code = output.error_code if output else None
-        if code == "LMD_BUSY":
+    def _code_of(self, output: Output) -> ResponseType:
+        if output.error_code == "LMD_BUSY":
             return ResponseType.QUEUE_FULL
-        if self._too_long:
-            return ResponseType.INPUT_LENGTH_ERROR
-        if code == "LMD_INVALID":
+        if self._error_code is not None:
+            return self._error_code
+        if output.error_code == "LMD_INVALID":
             return ResponseType.BAD_REQUEST
         return ResponseType.INTERNAL_ENGINE_ERROR
 
 
-class Failed:
-    """Stands for an Answer where a prompt could not be asked: its only delta is an error."""
-
-    done = True
-
-    def __init__(
-        self, message: str, index: int = 0, code: ResponseType = ResponseType.BAD_REQUEST
-    ) -> None:
-        self.input_ids: list[int] = []
-        self.response = Response(
-            "",
-            0,
-            0,
-            finish_reason="error",
-            index=index,
-            error_code=code,
-            error_message=message,
-        )
-
-    def read_all(self) -> Response:
-        return self.response
-
-    def cancel(self) -> None:
-        pass
-
-
-def interleave(start: Callable[[int], Answer | Failed], n: int) -> Iterator[Response]:
+def interleave(start: Callable[[int], Answer], n: int) -> Iterator[Response]:
     """Pieces of n answers as they come. Ending the iteration cancels what is still running."""
     poll, waiting = select.poll(), deque(range(n))
-    running: dict[int, Answer] = {}  # by file descriptor
+    running: dict[int, Answer] = {}  # by index
+    index_of: dict[int, int] = {}  # by file descriptor
     try:
         while waiting or running:
             while waiting and len(running) < STREAM_WINDOW:
-                answer = start(waiting.popleft())
-                if isinstance(answer, Failed):
-                    yield answer.response
-                    continue
-                fd = answer.request.fileno()
-                running[fd] = answer
+                i = waiting.popleft()
+                running[i] = start(i)
+                fd = running[i].request.fileno()
+                index_of[fd] = i
                 poll.register(fd, select.POLLIN)
-            for fd, _ in poll.poll() if running else ():
-                delta = running[fd].read(timeout=0)
-                if running[fd].done:
+            for fd, _ in poll.poll():
+                answer = running[index_of[fd]]
+                delta = answer.read(timeout=0)
+                if answer.done:
                     poll.unregister(fd)
-                    del running[fd]
+                    del running[index_of[fd]]
+                    answer.close()
                 if delta is not None:
                     yield delta
     finally:
         for answer in running.values():
-            answer.cancel()
+            answer.close()
 
 
 def whole(deltas: Iterator[Response]) -> Iterator[Response]:

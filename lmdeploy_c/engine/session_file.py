@@ -2,9 +2,9 @@
 
 A file holds, in little-endian: 8 bytes MAGIC, the header's length (uint64), the header (JSON), the
 tokens (int32), the KV blocks as the backend has them, and a BLAKE2b checksum of all that (32
-bytes). The checksum finds accidents; it is no proof of who wrote the file. So nothing in it is
+bytes). The checksum finds accidents; it does not prove who wrote the file. So nothing in it is
 believed: every length is checked against the file's, tokens against the model's vocabulary, KV is
-taken only where its tags are those of the running engine, and is then read by this session alone.
+taken only where its tags are those of the running engine, and no other session reads it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ import logging
 import os
 import struct
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from .session import Session, Turn
+from ..text.prompts import Prompt
 
 if TYPE_CHECKING:
-    from ..pipeline import Pipeline
+    from numpy.typing import NDArray
+
+    from .._C import Snapshot
 
 logger = logging.getLogger("lmdeploy_c")
 
@@ -32,6 +36,35 @@ MAGIC = b"LMDSESS1"
 _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 1 << 28
 _CHUNK = 1 << 24  # bytes hashed at once
+
+
+@dataclass(frozen=True)
+class Kv:
+    """The KV of a text, as `Snapshot.export_kv` gives it."""
+
+    layout: str
+    token_ids: NDArray[np.int32]  # [n] of the text
+    blocks: NDArray[np.uint8]  # [n_blocks, block_bytes]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a file holds of a session."""
+
+    history: list[tuple[Prompt, str]]  # (prompt, answer) of the turns
+    #: (end of the prompt, end of the answer, text up to there) of the turns, the ends in token_ids.
+    turns: list[tuple[int, int, str | None]]
+    token_ids: list[int]
+    kv: Kv | None
+
+
+def export_kv(snapshot: Snapshot) -> Kv:
+    """The KV that the engine still has of a snapshot."""
+    layout, n_computed, blocks = snapshot.export_kv()
+    return Kv(layout, snapshot.token_ids[:n_computed], blocks)
+
+
+# ---- writing ----
 
 
 class _Hashed:
@@ -45,30 +78,29 @@ class _Hashed:
         self.hash.update(data)
 
 
-def write(session: Session, path: Path, *, kv: bool) -> None:
-    """Writes a session that is not answering; the file is replaced whole. OSError, TypeError."""
-    turns, kept = session.known_turns(), session.kept()
+def write(conversation: Conversation, path: Path, tags: Mapping[str, Any]) -> None:
+    """Writes a file, or replaces it whole. tags: what its tokens and KV depend on. OSError,
+    TypeError."""
+    kv = conversation.kv
     header: dict[str, Any] = {
-        "tags": session.pipeline.session_tags(),
-        "history": session.history,
-        "turns": [(t.prompt_end, t.end, t.rendered) for t in turns],
-        "n_tokens": len(session.token_ids),
+        "tags": tags,
+        "history": conversation.history,
+        "turns": conversation.turns,
+        "n_tokens": len(conversation.token_ids),
         "kv": None,
     }
-    blocks = np.empty((0, 0), np.uint8)
-    if kv and kept is not None:
-        layout, n_computed, blocks = kept.export_kv()
-        tokens = kept.token_ids[:n_computed].tolist()
-        header["kv"] = {"layout": layout, "tokens": tokens, "shape": list(blocks.shape)}
+    if kv is not None:
+        tokens = kv.token_ids.tolist()
+        header["kv"] = {"layout": kv.layout, "tokens": tokens, "shape": list(kv.blocks.shape)}
     text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
     try:
         with os.fdopen(descriptor, "wb") as file:
             out = _Hashed(file)
             out.write(MAGIC + _LENGTH.pack(len(text)) + text)
-            out.write(np.asarray(session.token_ids, "<i4").tobytes())
-            if blocks.size:
-                out.write(blocks.data.cast("B"))
+            out.write(np.asarray(conversation.token_ids, "<i4").tobytes())
+            if kv is not None and kv.blocks.size:
+                out.write(kv.blocks.data.cast("B"))
             file.write(out.hash.digest())
             file.flush()
             os.fsync(file.fileno())
@@ -79,12 +111,22 @@ def write(session: Session, path: Path, *, kv: bool) -> None:
         raise
 
 
-def read(pipeline: Pipeline, path: Path) -> Session:
-    """A session from a file. Raises OSError, and ValueError for a file that is damaged, is no
-    session's, or holds the tokens of another tokenizer."""
+# ---- reading ----
+
+
+class _FileError(ValueError):
+    """What is wrong with a file, in words for its user."""
+
+
+def read(path: Path, tags: Mapping[str, Any], vocab_size: int) -> Conversation:
+    """A conversation from a file; without its KV where that has other tags than these.
+
+    Raises OSError, and ValueError for a file that is damaged, holds no session, or holds the tokens
+    of another tokenizer.
+    """
     with path.open("rb") as file:
         try:
-            return _read(pipeline, file)
+            return _read(file, tags, vocab_size)
         except _FileError as error:
             raise ValueError(f"{path}: {error}") from error
         except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
@@ -94,11 +136,7 @@ def read(pipeline: Pipeline, path: Path) -> Session:
             ) from error
 
 
-class _FileError(ValueError):
-    """What is wrong with a file, in words for its user."""
-
-
-def _read(pipeline: Pipeline, file: BinaryIO) -> Session:
+def _read(file: BinaryIO, tags: Mapping[str, Any], vocab_size: int) -> Conversation:
     size = os.fstat(file.fileno()).st_size
     start = file.read(len(MAGIC) + _LENGTH.size)
     if not start.startswith(MAGIC) or len(start) != len(MAGIC) + _LENGTH.size:
@@ -116,13 +154,13 @@ def _read(pipeline: Pipeline, file: BinaryIO) -> Session:
     n_bytes = len(start) + n_header + n_tokens * 4 + shape[0] * shape[1] + 32
     if n_bytes != size:
         raise _FileError(
-            f"the file is truncated or damaged: {size} bytes, but {n_bytes} are wanted"
+            f"the file is truncated or damaged: it has {size} bytes and needs {n_bytes}"
         )
     _check_sum(file, size - 32)
     file.seek(len(start) + n_header)
-    token_ids = np.fromfile(file, "<i4", n_tokens).tolist()
+    token_ids = np.fromfile(file, "<i4", n_tokens)
     blocks = np.fromfile(file, np.uint8, shape[0] * shape[1]).reshape(shape)
-    return _restore(pipeline, header, token_ids, blocks)
+    return _check_header(header, token_ids, blocks, tags, vocab_size)
 
 
 def _size(value: object) -> int:
@@ -144,38 +182,40 @@ def _check_sum(file: BinaryIO, n_bytes: int) -> None:
         raise _FileError("the file is damaged: its checksum is wrong")
 
 
-def _restore(
-    pipeline: Pipeline, header: dict[str, Any], token_ids: list[int], blocks: Any
-) -> Session:
-    here, there = pipeline.session_tags(), header["tags"]
-    if there["tokenizer"] != here["tokenizer"]:
+def _check_header(
+    header: dict[str, Any],
+    token_ids: NDArray[np.int32],
+    blocks: NDArray[np.uint8],
+    tags: Mapping[str, Any],
+    vocab_size: int,
+) -> Conversation:
+    saved_tags = header["tags"]
+    if saved_tags["tokenizer"] != tags["tokenizer"]:
         raise _FileError(
             "the session was saved with another model's tokenizer; load it with the model it was "
             "saved with"
         )
-    if not all(0 <= t < pipeline.tokenizer.vocab_size for t in token_ids):
-        raise _FileError("the file is damaged: a token is none of the model's")
+    _check_tokens(token_ids, vocab_size)
     history = [(_prompt(p), str(text)) for p, text in header["history"]]
     turns, end = [], 0
-    for (prompt, text), place in zip(history, header["turns"], strict=False):
-        prompt_end, next_end, rendered = _size(place[0]), _size(place[1]), place[2]
-        if not end <= prompt_end <= next_end <= len(token_ids):
-            raise _FileError("the file is damaged: its turns do not lie in its tokens")
-        if rendered is not None and not isinstance(rendered, str):
-            raise _FileError("the file is damaged: a turn's text is none")
-        turns.append(Turn(prompt, text, prompt_end, next_end, rendered))
-        end = next_end
-    session = pipeline.session()
-    different = sorted(k for k in here if there.get(k) != here[k])
+    for place in header["turns"][: len(history)]:
+        turn = _turn(place, end, len(token_ids))
+        turns.append(turn)
+        end = turn[1]
+    different = sorted(k for k in tags if saved_tags.get(k) != tags[k])
     kv = header["kv"]
     if kv is not None and different:
         logger.warning("the session's KV is computed again: other %s", ", ".join(different))
     if kv is None or different:
-        kv = {"layout": "none", "tokens": []}
+        return Conversation(history, turns, token_ids.tolist(), None)
     tokens = np.asarray(kv["tokens"], np.int32)
-    kept = pipeline.import_snapshot(tokens, str(kv["layout"]), len(tokens), blocks)
-    session.restore(history, turns, token_ids, kept)
-    return session
+    _check_tokens(tokens, vocab_size)
+    return Conversation(history, turns, token_ids.tolist(), Kv(str(kv["layout"]), tokens, blocks))
+
+
+def _check_tokens(token_ids: NDArray[np.int32], vocab_size: int) -> None:
+    if token_ids.size and not 0 <= token_ids.min() <= token_ids.max() < vocab_size:
+        raise _FileError("the file is damaged: the model's vocabulary lacks one of its tokens")
 
 
 def _prompt(value: object) -> Any:
@@ -184,3 +224,13 @@ def _prompt(value: object) -> Any:
     if isinstance(value, list) and all(isinstance(m, dict) for m in value):
         return value
     raise _FileError("the file is damaged: a prompt is neither a text nor messages")
+
+
+def _turn(place: Any, begin: int, n_tokens: int) -> tuple[int, int, str | None]:
+    """A turn's ends, which must not lie before `begin` nor after the tokens, and its text."""
+    prompt_end, end, rendered = _size(place[0]), _size(place[1]), place[2]
+    if not begin <= prompt_end <= end <= n_tokens:
+        raise _FileError("the file is damaged: its turns do not lie in its tokens")
+    if rendered is not None and not isinstance(rendered, str):
+        raise _FileError("the file is damaged: the text of a turn is not a string")
+    return prompt_end, end, rendered

@@ -1,71 +1,72 @@
 """LMDeploy's older way to say that a request goes on from an earlier one: session_id,
-sequence_start, sequence_end and step. A number names a `Session` of the pipeline.
+sequence_start, sequence_end and step. A number names a `Session`.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .session import Session
+from .text_engine import TextEngine
 
-if TYPE_CHECKING:
-    from ..pipeline import Pipeline
-
-#: The keywords, with what stands for a request without state.
+#: The keywords, with their values in a request without a session.
 KEYWORDS = {"session_id": None, "sequence_start": True, "sequence_end": True, "step": 0}
 
 
 class Numbered(NamedTuple):
-    """The session that a request's keywords name, and what to do with it in the end."""
+    """What a request's keywords say of its session."""
 
-    session: Session
     number: int
-    ends: bool
+    starts: bool  # with a new conversation
+    ends: bool  # with this request
+    step: int  # goes on from the conversation's first `step` tokens; 0: from all of it
+
+
+def read_keywords(kwargs: Mapping[str, Any]) -> Numbered | None:
+    """None where the keywords ask for no session. Raises TypeError or ValueError for wrong ones."""
+    asked = {name: kwargs.get(name, value) for name, value in KEYWORDS.items()}
+    number, step = asked["session_id"], asked["step"]
+    if number is None:
+        if asked != KEYWORDS:
+            raise ValueError("sequence_start, sequence_end and step need a session_id")
+        return None
+    for name, value in (("session_id", number), ("step", step)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise TypeError(f"{name}: an integer that is not negative, not {value!r}")
+    return Numbered(number, bool(asked["sequence_start"]), bool(asked["sequence_end"]), step)
 
 
 class NumberedSessions:
-    """A pipeline's sessions by the caller's numbers. Any thread."""
+    """Sessions by the caller's numbers. Any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: TextEngine) -> None:
+        self._engine = engine
         self._sessions: dict[int, Session] = {}
         self._lock = threading.Lock()
 
-    def take(self, pipeline: Pipeline, kwargs: Mapping[str, Any]) -> Numbered | None:
-        """The session of a request; None when its keywords ask for none.
+    def resolve(self, numbered: Numbered) -> Session:
+        """The session whose next turn a request is; the last request of a session frees its number.
 
-        sequence_start begins the session anew; without it the request goes on from the turns
-        before, with step from their first `step` tokens alone. sequence_end forgets the session
-        after the answer. Raises LookupError for a session that was not begun, TypeError or
-        ValueError for a wrong value.
+        Raises LookupError for a session that was not begun, ValueError for a step beyond its end.
         """
-        asked = {name: kwargs.get(name, value) for name, value in KEYWORDS.items()}
-        number, step = asked["session_id"], asked["step"]
-        if number is None:
-            if asked != KEYWORDS:
-                raise ValueError("sequence_start, sequence_end and step need a session_id")
-            return None
-        for name, value in (("session_id", number), ("step", step)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise TypeError(f"{name}: an integer that is not negative, not {value!r}")
+        number = numbered.number
         with self._lock:
-            if asked["sequence_start"]:
-                self._sessions[number] = pipeline.session()
-            session = self._sessions.get(number)
-        if session is None:
-            raise LookupError(f"session {number} does not exist; begin it with sequence_start=True")
-        if step:
-            n_tokens = len(session.token_ids)
-            if step > n_tokens:
-                raise ValueError(f"step={step}, but session {number} has {n_tokens} tokens")
-            session.rewind(tokens=n_tokens - step)
-        return Numbered(session, number, bool(asked["sequence_end"]))
-
-    def leave(self, numbered: Numbered) -> None:
-        """After the answer."""
-        if not numbered.ends:
-            return
-        with self._lock:
-            if self._sessions.get(numbered.number) is numbered.session:
-                del self._sessions[numbered.number]
+            session = Session(self._engine) if numbered.starts else self._sessions.get(number)
+            if session is None:
+                raise LookupError(
+                    f"session {number} does not exist; begin it with sequence_start=True"
+                )
+            if numbered.step:
+                n_tokens = len(session.token_ids)
+                if numbered.step > n_tokens:
+                    raise ValueError(
+                        f"step={numbered.step}, but session {number} has {n_tokens} tokens"
+                    )
+                session.rewind(tokens=n_tokens - numbered.step)
+            if numbered.ends:
+                self._sessions.pop(number, None)
+            else:
+                self._sessions[number] = session
+        return session

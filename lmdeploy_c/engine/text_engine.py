@@ -1,127 +1,304 @@
-"""One call's prompts become requests of the engine, each by its index.
+"""A loaded model with text in and answers out: what pipeline, sessions and servers stand on.
 
-Whatever is wrong with a prompt, or with its configuration, becomes its answer. What raises is an
-engine that is closed or has no memory left.
+Whatever is wrong with a prompt, or with its configuration, becomes its answer. Only an engine that
+is closed, or that has no memory left, raises. Must not know: sessions, pipelines.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..messages import GenerationConfig
-from ..text.chat_template import ChatTemplate
-from ..text.prompts import Prompt, as_messages
-from ..text.stop_words import stop_rules
+from ..files.checkpoint import Checkpoint, fingerprint
+from ..messages import GenerationConfig, ResponseType, SpeculativeConfig
+from ..text.chat_template import ChatTemplateConfig
+from ..text.prompts import Message, Prompt, as_messages, as_turn, per_prompt
+from ..text.stop_words import StopMatcher, stop_rules
 from ..tokenizer import Tokenizer
-from .answer import Answer, Failed
-from .session import Session
-from .stateful import KEYWORDS as STATEFUL_KEYWORDS
+from .answer import Answer
+from .loading import (
+    EngineConfig,
+    check_speculative_config,
+    engine_config,
+    load_model,
+    make_chat_template,
+    make_tokenizer,
+    open_model,
+    start_engine,
+)
+from .sizes import compute_sizes
+from .trace import recording
 
 if TYPE_CHECKING:
-    from .._C import Engine
+    from .._C import Engine, Snapshot
 
 logger = logging.getLogger("lmdeploy_c")
 
-#: Keywords that go to the chat template.
-_TEMPLATE_KEYWORDS = ("tools", "enable_thinking", "reasoning_effort", "add_generation_prompt")
+
+@dataclass(frozen=True)
+class History:
+    """What a prompt goes on from: the turns of a conversation, as a `Session` brings them."""
+
+    messages: Sequence[Message] = ()
+    #: The tokens in which the turns were read and written.
+    token_ids: Sequence[int] = ()
+    #: The text of these tokens; None where it is not known.
+    text: str | None = None
+    #: Their KV, as far as the engine still has it.
+    snapshot: Snapshot | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelText:
-    """What of a model makes tokens of prompts and text of answers.
+NO_HISTORY = History()
 
-    end_ids: tokens that end an answer. session_len: most tokens of prompt and answer together.
-    max_log_len: most characters of a prompt in the log; None: all.
+
+class TextEngine:
+    """A model that answers. Any thread.
+
+    The arguments are those of `pipeline`, which says also what is raised.
+
+    Attributes:
+        model_path, model_name: the model's files, and the name given or the files'.
+        arch: the model's architecture. isa, num_threads: of the device that runs it.
+        tokenizer, chat_template: the model's.
+        backend_config: the configuration with every automatic value filled in.
+        sizes: what the engine holds.
     """
 
-    tokenizer: Tokenizer
-    chat_template: ChatTemplate
-    end_ids: list[int]
-    session_len: int
-    max_log_len: int | None
+    def __init__(
+        self,
+        model_path: str | Path | None = None,
+        backend_config: EngineConfig | None = None,
+        chat_template_config: ChatTemplateConfig | None = None,
+        speculative_config: SpeculativeConfig | None = None,
+        *,
+        model_name: str | None = None,
+        max_log_len: int | None = None,
+    ) -> None:
+        check_speculative_config(speculative_config)
+        config = engine_config(backend_config)
+        checkpoint = open_model(model_path, config)
+        self.model_path = checkpoint.path
+        self.model_name = model_name or checkpoint.path.stem
+        self.arch: str = checkpoint.config["arch"]
+        self.tokenizer = make_tokenizer(checkpoint)
+        self.chat_template = make_chat_template(chat_template_config, self.tokenizer)
+        self._max_log_len = max_log_len
+        self._end_ids = list(checkpoint.eos_token_ids)
+        self.sizes = sizes = compute_sizes(config, checkpoint)
+        model = load_model(config, checkpoint)
+        self.isa, self.num_threads = model.isa, model.num_threads
+        core = start_engine(model, config, sizes, speculative_config)
+        self._core: Engine | None = core
+        self._finalizer = weakref.finalize(self, core.close)
+        self.backend_config = dataclasses.replace(
+            config,
+            device=model.device,
+            num_threads=model.num_threads,
+            session_len=sizes.kv.session_len,
+            max_batch_size=sizes.max_batch_size,
+            max_prefill_token_num=sizes.max_prefill_token_num,
+            cache_max_entry_count=sizes.kv.n_blocks,
+        )
+        self._kv_tags = self._make_kv_tags(checkpoint)
 
+    def _make_kv_tags(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        config, kv = self.backend_config, self.sizes.kv
+        return {
+            "model": fingerprint(checkpoint),
+            "device": f"{config.device} {self.isa}",
+            "rope_len": kv.session_len if checkpoint.config["rope_type"] == "dynamic" else None,
+            "block_len": kv.block_len,
+            "kv_bits": list(self.sizes.kv_bits),
+            "fast_activations": config.fast_activations,
+        }
 
-@dataclasses.dataclass(frozen=True)
-class Asker:
-    """The prompts of one call, with a configuration for each; calling it asks the i-th one.
+    # ---- from a prompt to its answer ----
 
-    engine: gives the pipeline's, or says that it is closed; keeps the pipeline while it is held.
-    do_preprocess: prompts go through the chat template, with template_kwargs. session: the one
-    whose next turn the only prompt is.
-    """
+    def ask(
+        self,
+        prompt: Prompt,
+        config: GenerationConfig | None = None,
+        *,
+        do_preprocess: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+        history: History = NO_HISTORY,
+        keep_snapshot: bool = False,
+        index: int = 0,
+    ) -> Answer:
+        """Starts the answer to a prompt: `render`, `encode` and `submit` in one.
 
-    engine: Callable[[], Engine]
-    text: ModelText
-    prompts: list[Prompt]
-    configs: list[GenerationConfig]
-    do_preprocess: bool
-    template_kwargs: Mapping[str, Any]
-    session: Session | None
+        do_preprocess: False takes a text as it is, without the chat template. template_kwargs: for
+        the chat template. history: the turns before. keep_snapshot, index: see `submit`.
+        """
+        try:
+            text = self.render(prompt, do_preprocess, template_kwargs, history)
+            logger.debug("prompt %d: %r", index, text[: self._max_log_len])
+            add_bos = not (do_preprocess and self.chat_template.adds_bos)
+            ids = self.encode(text, add_bos=add_bos, history=history)
+        except Exception as e:  # a template may raise anything
+            return self.reject(str(e) or type(e).__name__, index=index)
+        return self.submit(
+            ids,
+            config,
+            stop_words=self.chat_template.stop_words if do_preprocess else (),
+            snapshot=history.snapshot,
+            keep_snapshot=keep_snapshot,
+            index=index,
+            prompt_text=text,
+        )
 
-    def __call__(self, i: int) -> Answer | Failed:
-        engine, config, tokenizer = self.engine(), self.configs[i], self.text.tokenizer
+    def render(
+        self,
+        prompt: Prompt,
+        do_preprocess: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+        history: History = NO_HISTORY,
+    ) -> str:
+        """The text of the history and the prompt; arguments as for `ask`. Raises ValueError, and
+        whatever a template raises."""
+        if do_preprocess:
+            messages = as_messages([*history.messages, *as_turn(prompt)])
+            return self.chat_template.messages2prompt(messages, **(template_kwargs or {}))
+        if not isinstance(prompt, str):
+            raise ValueError("do_preprocess=False takes a text; a conversation needs the template")
+        before = history.text
+        if before is None:
+            before = self.tokenizer.decode(history.token_ids, skip_special_tokens=False)
+        return before + prompt
+
+    def encode(
+        self, text: str, *, add_bos: bool = True, history: History = NO_HISTORY
+    ) -> list[int]:
+        """The tokens of a text. Where it goes on from the history's text, they are the history's
+        tokens and new ones for the rest."""
+        tokenizer, before = self.tokenizer, history.text
+        if before is not None and text.startswith(before):
+            rest = text[len(before) :]
+            ids = [*history.token_ids, *tokenizer.encode(rest, add_bos=False)]
+            so_far = tokenizer.decode(history.token_ids, skip_special_tokens=False)
+            if tokenizer.decode(ids, skip_special_tokens=False) == so_far + rest:
+                return ids
+        return tokenizer.encode(text, add_bos=add_bos)
+
+    def submit(
+        self,
+        ids: Sequence[int],
+        config: GenerationConfig | None = None,
+        *,
+        stop_words: Sequence[str] = (),
+        snapshot: Snapshot | None = None,
+        keep_snapshot: bool = False,
+        index: int = 0,
+        prompt_text: str = "",
+    ) -> Answer:
+        """Starts the answer to a prompt's tokens.
+
+        config: None takes the defaults. stop_words: the chat template's. snapshot: KV that is used
+        as far as its text and ids agree. keep_snapshot: the request leaves a snapshot of its own.
+        index, prompt_text: for the Answer.
+        """
+        core, config, tokenizer = self.core, config or GenerationConfig(), self.tokenizer
         try:
             config.check()
-            ids = self._encode(i)
-            words = self.text.chat_template.stop_words if self.do_preprocess else []
-            matcher, stop_ids = stop_rules(config, words, tokenizer.special_ids, self.text.end_ids)
+            matcher, stop_ids = stop_rules(config, stop_words, tokenizer.special_ids, self._end_ids)
             parameters = _parameters(config, tokenizer)
-            detokenizer = tokenizer.detokenizer(
-                config.skip_special_tokens, config.spaces_between_special_tokens
-            )
-        except Exception as e:  # a template may raise anything
-            return Failed(str(e) or type(e).__name__, i)
+        except Exception as e:  # a configuration may hold anything
+            return self.reject(str(e) or type(e).__name__, index=index)
         try:
-            request = engine.submit(
+            request = core.submit(
                 ids,
                 stop_token_ids=stop_ids,
-                snapshot=self.session.kept() if self.session else None,
-                keep_snapshot=self.session is not None,
+                snapshot=snapshot,
+                keep_snapshot=keep_snapshot,
                 **parameters,
             )
         except (OverflowError, TypeError, ValueError) as e:
-            return Failed(str(e), i)
+            return self.reject(str(e), index=index)
+        too_long = len(ids) >= self.sizes.kv.session_len
         return Answer(
             request,
-            detokenizer,
+            tokenizer.detokenizer(config.skip_special_tokens),
             matcher,
-            index=i,
+            index=index,
             input_ids=ids,
-            too_long=len(ids) >= self.text.session_len,
+            prompt_text=prompt_text,
+            error_code=ResponseType.INPUT_LENGTH_ERROR if too_long else None,
             skip_special_tokens=config.skip_special_tokens,
         )
 
-    def _encode(self, i: int) -> list[int]:
-        prompt, session = self.prompts[i], self.session
-        if self.do_preprocess:
-            template = self.text.chat_template
-            messages = session.messages(prompt) if session else prompt
-            text = template.messages2prompt(as_messages(messages), **self.template_kwargs)
-            add_bos = not template.adds_bos
-        elif isinstance(prompt, str):
-            text, add_bos = session.text_so_far() + prompt if session else prompt, True
-        else:
-            raise ValueError("do_preprocess=False takes a text; a conversation needs the template")
-        logger.debug("prompt %d: %r", i, text[: self.text.max_log_len])
-        if session:
-            return session.encode(text, add_bos)
-        return self.text.tokenizer.encode(text, add_bos=add_bos)
+    def reject(
+        self, message: str, *, index: int = 0, code: ResponseType = ResponseType.BAD_REQUEST
+    ) -> Answer:
+        """The answer to a prompt that could not be asked: an error with this message and code. The
+        engine counts it like any other request."""
+        request = self.core.reject(message.encode("utf-8", "replace").decode())
+        answer = Answer(
+            request,
+            self.tokenizer.detokenizer(),
+            StopMatcher(),
+            index=index,
+            error_code=code,
+            error_message=message,
+        )
+        answer.response.random_seed = None  # it has none
+        return answer
+
+    # ---- KV that outlives a request ----
+
+    def session_tags(self) -> dict[str, Any]:
+        """What tokens and KV depend on: KV of an engine with other tags is of no use here."""
+        return {"tokenizer": self.tokenizer.fingerprint(), **self._kv_tags}
+
+    def import_snapshot(self, token_ids: Any, layout: str, n_computed: int, kv: Any) -> Snapshot:
+        """`_C.Engine.import_snapshot`."""
+        return self.core.import_snapshot(token_ids, layout, n_computed, kv)
+
+    # ---- numbers ----
+
+    def stats(self) -> dict[str, int | float]:
+        """The engine's counters: see `_C.Engine.stats`."""
+        return self.core.stats()
+
+    def metrics(self) -> dict[str, Any]:
+        """What the engine has counted and timed: `Pipeline.metrics` describes it."""
+        return self.core.metrics()
+
+    def trace(
+        self, path: str | Path, max_steps: int = 1 << 16
+    ) -> contextlib.AbstractContextManager[None]:
+        """Records what the engine does: `Pipeline.trace` describes it."""
+        return recording(self.core, path, max_steps)
+
+    # ---- life ----
+
+    @property
+    def core(self) -> Engine:
+        """The C engine. Raises RuntimeError once this engine is closed."""
+        if self._core is None:
+            raise RuntimeError("this pipeline is closed")
+        return self._core
+
+    def close(self) -> None:
+        """Aborts what runs and frees the model's memory. Idempotent."""
+        self._core = None
+        self._finalizer()
 
 
-def template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a call that are the chat template's. TypeError for one that nobody knows."""
-    found: dict[str, Any] = {}
-    for name, value in kwargs.items():
-        if name == "chat_template_kwargs":
-            found.update(value or {})
-        elif name in _TEMPLATE_KEYWORDS:
-            found[name] = value
-        elif name not in STATEFUL_KEYWORDS:
-            raise TypeError(f"unknown keyword {name!r}")
-    return found
+def check_gen_configs(
+    gen_config: GenerationConfig | list[GenerationConfig] | None, n_prompts: int
+) -> list[GenerationConfig | None]:
+    """A configuration for each prompt: one for all, or a list. TypeError, ValueError."""
+    configs = per_prompt(gen_config or None, n_prompts, "gen_config")
+    for config in configs:
+        if config is not None and not isinstance(config, GenerationConfig):
+            raise TypeError(f"gen_config: a GenerationConfig, not {type(config).__name__}")
+    return configs
 
 
 def _parameters(config: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 if TYPE_CHECKING:
     from .jinja_sandbox import ChatTemplateError as ChatTemplateError
 
+#: Keywords of a call that go to the chat template.
+_KEYWORDS = ("tools", "enable_thinking", "reasoning_effort", "add_generation_prompt")
+
 Messages = str | Sequence[Mapping[str, Any]]
 T = TypeVar("T", bound=type)
 
@@ -57,6 +60,20 @@ def _as_list(messages: Messages) -> list[dict[str, Any]]:
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
     return [dict(message) for message in messages]
+
+
+def template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a call, all of which go to the chat template; those in chat_template_kwargs
+    on a level with the others. TypeError for one that nobody knows."""
+    found: dict[str, Any] = {}
+    for name, value in kwargs.items():
+        if name == "chat_template_kwargs":
+            found.update(value or {})
+        elif name in _KEYWORDS:
+            found[name] = value
+        else:
+            raise TypeError(f"unknown keyword {name!r}")
+    return found
 
 
 # ---- jinja ----

@@ -46,6 +46,11 @@ def _parse_one(prompt: object) -> Prompt:
     raise TypeError(f"{_FORMS}; an item here is a {type(prompt).__name__}: {prompt!r:.60}")
 
 
+def as_turn(prompt: Prompt) -> list[Message]:
+    """The prompt as messages, as they are."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
 def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
     """The prompt as a conversation; contents given in parts become texts.
 
