@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from lmdeploy_c import GenerationConfig, __version__
-from lmdeploy_c.cli import _read_prompt, main, make_parser
+from lmdeploy_c.cli import main, make_parser
+from lmdeploy_c.cli.terminal import read_prompt
 
 LMDEPLOY_C = [sys.executable, "-m", "lmdeploy_c"]
 SMALL = ["--session-len", "512", "--cache-max-entry-count", "32MB"]
@@ -65,13 +66,13 @@ def test_chat_answers_standard_input_once() -> None:
 
 
 def test_flags_become_configs() -> None:
-    from lmdeploy_c.cli import _generation_config
+    from lmdeploy_c.cli.chat import generation_config
 
     parse = make_parser().parse_args
-    assert _generation_config(parse(["chat"])) == GenerationConfig()
-    config = _generation_config(parse(["chat", "--temperature", "0.8", "--seed", "4"]))
+    assert generation_config(parse(["chat"])) == GenerationConfig()
+    config = generation_config(parse(["chat", "--temperature", "0.8", "--seed", "4"]))
     assert config == GenerationConfig(do_sample=True, random_seed=4)
-    assert not _generation_config(parse(["chat", "--repetition-penalty", "1.2"])).do_sample
+    assert not generation_config(parse(["chat", "--repetition-penalty", "1.2"])).do_sample
 
 
 def test_the_template_may_be_a_file(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_lines_of_a_prompt(typed: list[str], prompt: str) -> None:
     lines = iter(typed)
-    assert _read_prompt(lambda _: next(lines)) == prompt
+    assert read_prompt(lambda _: next(lines)) == prompt
 
 
 class Terminal:
@@ -222,14 +223,15 @@ def test_a_conversation_on_a_terminal(tmp_path: Path) -> None:
     terminal.type("/help\n")
     terminal.wait_for("forget the conversation")
     terminal.type("/nonsense\n")
-    terminal.wait_for("is no command")
+    terminal.wait_for("/nonsense is not a command")
     for line, said in (
         (f"/save {tmp_path}/talk", "(saved: 1 turns)"),
         ("/undo", "(0 turns)"),
         ("/undo", "there are 0 turns"),
         (f"/load {tmp_path}/none", "No such file"),
         (f"/load {tmp_path}/talk", "(loaded: 1 turns)"),
-        ("/save", "is no command as it stands"),
+        ("/save", "/save takes a file"),
+        ("/undo now", "/undo takes nothing after it"),
         ("/reset", "(a new conversation)"),
     ):
         terminal.type(line + "\n")

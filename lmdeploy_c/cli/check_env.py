@@ -1,18 +1,17 @@
-"""What a bug report needs to know about a machine: `lmdeploy_c check_env`."""
+"""`lmdeploy_c check_env`: what a bug report needs to know about a machine."""
 
 from __future__ import annotations
 
-import ctypes
+import argparse
 import json
-import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..engine.memory import available_memory, cgroup_memory, system_memory
 from ..units import format_size
 from ..version import __version__
+from .options import Commands, Formatter
 
 _REQUIRED = ("numpy", "tokenizers", "jinja2")
 _OPTIONAL = (
@@ -28,7 +27,30 @@ _OPTIONAL = (
 Report = dict[str, dict[str, Any]]
 
 
+def add_parser(commands: Commands[Any]) -> None:
+    parser = commands.add_parser(
+        "check_env",
+        help="show versions, CPU, memory and what else a report needs",
+        formatter_class=Formatter,
+    )
+    parser.add_argument("--dump-file", help="Also write it to this file: .json, .yml or .yaml.")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    report = collect()
+    if args.dump_file is not None:
+        dump(report, args.dump_file)
+    print(render(report), end="")
+    return 0
+
+
+# ---- the report ----
+
+
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    from importlib import metadata  # takes 10 ms, which --help need not spend
+
     found = {}
     for name in packages:
         try:
@@ -47,6 +69,8 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cuda() -> dict[str, str]:
+    import ctypes
+
     try:
         ctypes.CDLL("libcuda.so.1")
         driver = "found (libcuda.so.1)"
@@ -78,6 +102,8 @@ def _default_model() -> str:
 
 def collect() -> Report:
     """Sections of the report; nothing in it leaves the machine."""
+    import platform
+
     return {
         "lmdeploy_c": {"version": __version__, "default model": _default_model()},
         "python": {"version": platform.python_version(), "executable": sys.executable},

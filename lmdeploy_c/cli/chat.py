@@ -1,0 +1,153 @@
+"""`lmdeploy_c chat`: one answer, or a conversation on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..messages import GenerationConfig, SpeculativeConfig, TurbomindEngineConfig
+from .options import (
+    ENGINE_OPTIONS,
+    GENERATION_OPTIONS,
+    SAMPLING_OPTIONS,
+    Commands,
+    Formatter,
+    Later,
+    Sample,
+    add_model,
+    add_options,
+    values,
+)
+from .output import PROG, note
+
+if TYPE_CHECKING:
+    from ..text.chat_template import ChatTemplateConfig
+
+#: LMDeploy's flags that no configuration of this release has.
+_LATER_FLAGS = (
+    "--adapters",
+    "--dllm-block-length",
+    "--eager-mode",
+    "--prefix-cache-decode-state-interval",
+    "--prefix-cache-state-budget",
+    "--speculative-dflash-block-size",
+    "--speculative-draft-model",
+)
+
+
+def add_parser(commands: Commands[Any]) -> None:
+    chat = commands.add_parser(
+        "chat",
+        usage=f"{PROG} chat [MODEL] [--prompt TEXT] [options]",
+        formatter_class=Formatter,
+        help="talk to a model",
+        description="Talk to a model. With --prompt, or when standard input is no terminal, "
+        "it answers once and exits. '_' and '-' are the same in flags.",
+        epilog="Enter sends; /help lists what else there is.",
+    )
+    add_model(chat)
+    chat.add_argument("--prompt", help="Answer this and exit.")
+    chat.add_argument(
+        "--chat-template", help="A built-in template's name, or a file.json; None: the model's own."
+    )
+    chat.add_argument(
+        "--backend",
+        choices=("turbomind", "pytorch"),
+        default="turbomind",
+        help="pytorch, too, runs on the C engine.",
+    )
+    chat.add_argument("--log-level", default="WARNING", help="INFO reports sizes before loading.")
+    chat.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="Accepted; code that comes with a model is never run.",
+    )
+    _add_engine_options(chat)
+    _add_generation_options(chat)
+    for flag in _LATER_FLAGS:
+        chat.add_argument(flag, nargs="*", action=Later, help=argparse.SUPPRESS)
+    chat.set_defaults(run=run)
+
+
+def _add_engine_options(chat: argparse.ArgumentParser) -> None:
+    engine = chat.add_argument_group("engine")
+    add_options(engine, ENGINE_OPTIONS, TurbomindEngineConfig)
+    engine.add_argument(
+        "--enable-prefix-caching", action="store_true", help="Accepted; it is the default."
+    )
+    engine.add_argument(
+        "--language-model-only", action="store_true", help="Accepted; models are text only."
+    )
+    engine.add_argument(
+        "--speculative-algorithm",
+        help="ngram: draft tokens from earlier text; answers stay the same. None: no drafts.",
+    )
+    engine.add_argument(
+        "--speculative-num-draft-tokens",
+        type=int,
+        default=SpeculativeConfig.num_speculative_tokens,
+        help="Most draft tokens of a step.",
+    )
+
+
+def _add_generation_options(chat: argparse.ArgumentParser) -> None:
+    generation = chat.add_argument_group("generation")
+    add_options(generation, GENERATION_OPTIONS, GenerationConfig)
+    add_options(generation, SAMPLING_OPTIONS, GenerationConfig, Sample)
+    generation.add_argument(
+        "--do-sample",
+        action="store_true",
+        help="Sample; without it, and without --temperature, --top-p, --top-k, --min-p and "
+        "--seed, the likeliest token is taken.",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    engine_config = TurbomindEngineConfig(**values(args, ENGINE_OPTIONS))
+    config = generation_config(args)
+    template_config = _template_config(args.chat_template)
+    speculative_config = _speculative_config(args)
+    if args.backend == "pytorch":
+        note("--backend pytorch: this release has no PyTorch engine; the C engine runs")
+    prompt = args.prompt
+    if prompt is None and not sys.stdin.isatty():
+        prompt = sys.stdin.read().strip()
+        if not prompt:
+            raise ValueError("no prompt: standard input is empty")
+    from ..pipeline import pipeline
+    from .terminal import show_answer, talk
+
+    with pipeline(
+        args.model_path,
+        engine_config,
+        template_config,
+        args.log_level,
+        speculative_config=speculative_config,
+    ) as pipe:
+        session = pipe.session(config)
+        if prompt is not None:
+            return show_answer(session, prompt)
+        talk(pipe, session)
+        return 0
+
+
+def generation_config(args: argparse.Namespace) -> GenerationConfig:
+    options = (*GENERATION_OPTIONS, *SAMPLING_OPTIONS)
+    return GenerationConfig(do_sample=args.do_sample, **values(args, options))
+
+
+def _template_config(name: str | None) -> ChatTemplateConfig | None:
+    if name is None:
+        return None
+    from ..text.chat_template import ChatTemplateConfig
+
+    return (
+        ChatTemplateConfig.from_json(name) if name.endswith(".json") else ChatTemplateConfig(name)
+    )
+
+
+def _speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
+    if args.speculative_algorithm is None:
+        return None
+    return SpeculativeConfig(args.speculative_algorithm, "", args.speculative_num_draft_tokens)

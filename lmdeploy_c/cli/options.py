@@ -1,0 +1,154 @@
+"""Options of the command line, and how they become configurations."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..version import __version__
+
+Commands = argparse._SubParsersAction  # what a command's parser is added to
+#: A flag, its type, its help. It sets the field of its name; its default is the field's.
+Option = tuple[str, Callable[[str], Any], str]
+
+
+class Formatter(argparse.HelpFormatter):
+    """Adds type and default to each option's help."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        if action.nargs == 0 or not action.option_strings or action.help == argparse.SUPPRESS:
+            return text
+        kind = getattr(action.type, "__name__", "str")
+        return f"{text} Default: %(default)s. Type: {kind}"
+
+
+class Later(argparse.Action):
+    """A flag that LMDeploy has and this release does not."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        parser.error(f"{option_string} is not served by release {__version__}")
+
+
+class Sample(argparse.Action):
+    """An option of sampling: giving it asks for sampling."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.do_sample = True
+
+
+def cache_size(text: str) -> float | int | str:
+    """0.5, 1000 or 512MB, as cache_max_entry_count takes it."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def quant_policy(text: str) -> int:
+    """0, 4, 8, int4 or int8."""
+    number = text.lower().removeprefix("int")
+    if number not in ("0", "4", "8"):
+        raise argparse.ArgumentTypeError(f"0, 4, 8, int4 or int8, not {text!r}")
+    return int(number)
+
+
+def kv_bits(text: str) -> int | tuple[int, ...]:
+    """16, 8, 4, or bits of keys and of values, as 8,4."""
+    try:
+        bits = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"16, 8, 4 or a pair such as 8,4, not {text!r}") from None
+    return bits if len(bits) > 1 else bits[0]
+
+
+ENGINE_OPTIONS: tuple[Option, ...] = (
+    ("--session-len", int, "Most tokens of the conversation; None: the model's own length."),
+    ("--max-batch-size", int, "Sequences that run at once; None: 64."),
+    (
+        "--cache-max-entry-count",
+        cache_size,
+        "KV cache: a fraction of available memory, a number of blocks, or a size such as 512MB.",
+    ),
+    ("--cache-block-seq-len", int, "Tokens in a KV block."),
+    ("--max-prefill-token-num", int, "Token budget of a step; None: 512."),
+    ("--num-threads", int, "Threads; None: what affinity mask and cgroup quota allow."),
+    ("--device", str, "auto or cpu."),
+    ("--dtype", str, "auto."),
+    ("--model-format", str, "hf, awq, gptq or gguf; None: as found."),
+    ("--revision", str, "Version of a model id."),
+    ("--download-dir", str, "Where model ids are downloaded to."),
+    ("--quant-policy", quant_policy, "KV cache: 0 (fp16), 8 or int8, 4 or int4."),
+    ("--kv-bits", kv_bits, "KV cache: 16, 8, 4, or keys and values as 8,4."),
+    ("--rope-scaling-factor", float, "0: as the model says."),
+    ("--tp", int, "Devices: 1."),
+    ("--cp", int, "Devices: 1."),
+    ("--ep", int, "Devices: 1."),
+    ("--communicator", str, "Between devices; there is one."),
+    ("--moe-a2a-backend", str, "Between devices; there is one."),
+    ("--async", int, "1."),
+)
+
+GENERATION_OPTIONS: tuple[Option, ...] = (
+    ("--max-new-tokens", int, "Most tokens of an answer."),
+    ("--repetition-penalty", float, "Above 1: repeat less."),
+)
+#: Giving one of these asks for sampling.
+SAMPLING_OPTIONS: tuple[Option, ...] = (
+    ("--temperature", float, "Sampling temperature."),
+    ("--top-p", float, "Sample from the most likely tokens that sum to this probability."),
+    ("--top-k", int, "Sample from so many tokens; 0: all."),
+    ("--min-p", float, "Leave out tokens below this share of the likeliest one's probability."),
+    ("--seed", int, "Sampling's seed; None draws one."),
+)
+
+
+def _field(flag: str) -> str:
+    name = flag[2:].replace("-", "_")
+    return {"async": "async_", "seed": "random_seed"}.get(name, name)
+
+
+def add_options(
+    group: argparse._ArgumentGroup,
+    options: Sequence[Option],
+    config: type,
+    action: type[argparse.Action] | str = "store",
+) -> None:
+    """Adds options that set fields of a configuration."""
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    for flag, kind, text in options:
+        name = _field(flag)
+        group.add_argument(
+            flag, dest=name, type=kind, default=defaults[name], action=action, help=text
+        )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model_path",
+        nargs="?",
+        metavar="MODEL",
+        help="a GGUF file, a Hugging Face directory or a model id; default: the embedded model",
+    )
+
+
+def values(args: argparse.Namespace, options: Sequence[Option]) -> dict[str, Any]:
+    """The fields that the options set."""
+    return {_field(flag): getattr(args, _field(flag)) for flag, _, _ in options}
