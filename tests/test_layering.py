@@ -1,8 +1,12 @@
-"""The order of folders in csrc/: an include may point down, never up."""
+"""The order of folders in csrc/ and of modules in lmdeploy_c/: an include or an import may point
+down, never up."""
 
+import ast
+import graphlib
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -78,3 +82,77 @@ def test_files_stay_readable(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) <= 800
     assert lines[0].startswith("/*"), "a file starts with what it owns"
+
+
+# ---- lmdeploy_c ----
+
+PACKAGE = ROOT / "lmdeploy_c"
+#: Packages and flat modules from the lowest to the highest; those of one set never import each
+#: other. Imports for types alone count, and those inside functions.
+PYTHON_ORDER = [
+    {"_C", "_older_names", "progress", "units", "version"},
+    {"messages"},
+    {"files", "text"},
+    {"model", "tokenizer"},
+    {"engine"},
+    {"metrics", "planning"},
+    {"pipeline"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+PYTHON_LEVEL = {room: i for i, rooms in enumerate(PYTHON_ORDER) for room in rooms}
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def existing(name: str) -> str:
+    """The module's name in MODULES: a package is its __init__."""
+    package = f"{name}.__init__" if name else "__init__"
+    return package if package in MODULES else name
+
+
+def imports(module: str) -> Iterator[str]:
+    """The modules of lmdeploy_c that a module imports, by their names in it."""
+    package = module.split(".")[:-1]
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                assert not alias.name.startswith("lmdeploy_c"), f"{module}: imports are relative"
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level or not (node.module or "").startswith("lmdeploy_c"), module
+            if not node.level:
+                continue
+            base = package[: len(package) + 1 - node.level] + (node.module or "").split(".")
+            base = [part for part in base if part]
+            for alias in node.names:
+                inside = existing(".".join([*base, alias.name]))
+                is_module = inside in MODULES or inside == "_C"
+                yield inside if is_module else existing(".".join(base))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    room = module.split(".")[0]
+    for other in imports(module):
+        assert other in MODULES or other == "_C", f"{module} imports {other}, which does not exist"
+        below = other.split(".")[0]
+        down = below == room or PYTHON_LEVEL[below] < PYTHON_LEVEL[room]
+        assert down, f"{module} imports {other}, which is not below it"
+
+
+def test_every_module_has_a_place() -> None:
+    assert {module.split(".")[0] for module in MODULES} == set(PYTHON_LEVEL) - {"_C"}
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    graph = {module: set(imports(module)) for module in MODULES}
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the modules
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_stay_readable(module: str) -> None:
+    text = MODULES[module].read_text()
+    assert text.startswith(('"""', 'r"""')), "a module starts with what it owns"
+    assert text.count("\n") < 500
