@@ -8,6 +8,7 @@
 Importing it is cheap: the engine, NumPy and the tokenizer are loaded when they are used.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from . import _older_names
@@ -53,6 +54,13 @@ __all__ = [
 ]
 
 _older_names.install()
+
+if not any(name.startswith("_C.") and name != "_C.pyi" for name in os.listdir(__path__[0])):
+    # Python was started at the root of a clone, whose folder of sources hides the installed package
+    # with the compiled core: that one is searched too.
+    from pkgutil import extend_path
+
+    __path__ = extend_path(__path__, __name__)
 
 _FROM_CORE = ("CheckpointError", "Engine", "Model", "Scheduler", "UnsupportedError")
 _LATER = ("serve", "client", "KVTransferConfig", "vl", "lite")

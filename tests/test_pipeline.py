@@ -5,6 +5,7 @@ import gc
 import importlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -616,6 +617,28 @@ def test_import_is_light() -> None:
         assert done.returncode == 0, done.stderr
         times.append(float(done.stdout))
     assert min(times) < 0.15, times
+
+
+def test_numpy_is_imported_when_it_is_needed() -> None:
+    code = "import lmdeploy_c, sys; assert not {'numpy', 'lmdeploy_c._C'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_python_at_the_root_of_a_clone(tmp_path: Path) -> None:
+    """The sources there, which come first, lack the core; the installed package has it."""
+    installed = Path(lmdeploy_c.__file__).parent
+    without_core = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(installed, tmp_path / "lmdeploy_c", ignore=without_core)
+    code = "import lmdeploy_c; print(lmdeploy_c.__file__); lmdeploy_c.Engine"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "lmdeploy_c" / "__init__.py")
 
 
 def test_the_top_level() -> None:
