@@ -17,8 +17,8 @@ PREFIX = "lmdeploy:"
 #: What `prometheus_text` is, for an HTTP header.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-#: Histogram of Engine.metrics -> Prometheus names and help. Tokens are timed one by one (several of
-#: a step, by right guesses, stand 0 s apart), so that LMDeploy's time per output token and its
+#: Histogram of Engine.metrics -> Prometheus names and help. Tokens are timed one by one (those that
+#: accepted drafts give in one step are 0 s apart), so that LMDeploy's time per output token and its
 #: inter-token latency are the same here.
 _HISTOGRAMS: dict[str, tuple[tuple[str, ...], str]] = {
     "time_to_first_token_seconds": (
@@ -74,7 +74,8 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class Family:
-    """One metric. samples: (labels, value); of a histogram the dict of `Engine.metrics`."""
+    """One metric. samples: (labels, value); the value of a histogram is its dict in
+    `Engine.metrics`."""
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]
@@ -83,7 +84,7 @@ class Family:
 
 
 def families(metrics: Mapping[str, Any], model_name: str) -> Iterator[Family]:
-    """What `Engine.metrics` says, as Prometheus' metrics."""
+    """The numbers of `Engine.metrics` as Prometheus' metrics."""
     labels = {"model_name": model_name, "engine": "0"}
     ended = metrics["n_ended"]
     n_used, n_free = metrics["n_active_blocks"], metrics["n_free_blocks"]
@@ -98,9 +99,9 @@ def families(metrics: Mapping[str, Any], model_name: str) -> Iterator[Family]:
         ),
         "num_api_requests_routed": (
             metrics["n_running"] + metrics["n_waiting"],
-            "Requests that the engine has taken on: every one, at once.",
+            "Requests that the engine has accepted: all that have not ended.",
         ),
-        "num_api_requests_waiting": (0, "Requests that the engine has yet to take on: none."),
+        "num_api_requests_waiting": (0, "Requests that the engine has not accepted yet: none."),
         "gpu_cache_usage_perc": (n_used / n_blocks, "Share of the KV blocks in use. 1 means all."),
         "prefix_cache_hit_rate": (
             metrics["prefix_hit_rate"],
@@ -140,7 +141,7 @@ def families(metrics: Mapping[str, Any], model_name: str) -> Iterator[Family]:
 
 
 def _buckets(histogram: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """(upper bound, number of values up to it), as Prometheus wants them."""
+    """(upper bound, number of values up to it) of each bucket, as Prometheus counts them."""
     found, total = [], 0
     bounds = [*map(repr, histogram["bounds"]), "+Inf"]
     for bound, count in zip(bounds, histogram["counts"], strict=True):
@@ -183,7 +184,7 @@ class Collector:
         self._pipe = pipe
 
     def collect(self) -> Iterator[Any]:
-        """The pipeline's metrics of now; called by the registry at each scrape."""
+        """The metrics at this moment; the registry calls it at each scrape."""
         from prometheus_client import core
 
         kinds = {"gauge": core.GaugeMetricFamily, "counter": core.CounterMetricFamily}

@@ -1,4 +1,4 @@
-"""LMDeploy's place for users' own chat templates: `from lmdeploy_c.model import MODELS`."""
+"""Where LMDeploy's users find chat templates: `from lmdeploy_c.model import MODELS`."""
 
 from .text.chat_template import MODELS, BaseChatTemplate, ChatTemplateConfig
 

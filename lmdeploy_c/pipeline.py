@@ -105,7 +105,7 @@ class Pipeline:
 
     @property
     def model_name(self) -> str:
-        """The name given, or the file's."""
+        """The name given, or that of the model's files."""
         return self.engine.model_name
 
     @property
@@ -113,7 +113,7 @@ class Pipeline:
         """LMDeploy's name for what has `generate`, `tokenizer` and `backend_config`."""
         return self
 
-    # Asking
+    # ---- asking ----
 
     @overload
     def __call__(
@@ -165,8 +165,8 @@ class Pipeline:
         kwargs: for the chat template (tools, enable_thinking, chat_template_kwargs, ...), or for
         one prompt LMDeploy's session_id, sequence_start, sequence_end and step (`stateful`).
 
-        Ctrl-C ends the call early: it returns what there is, with finish_reason "abort". A second
-        one raises KeyboardInterrupt.
+        Ctrl-C ends the call early: it returns the answers as far as they came, with finish_reason
+        "abort". A second Ctrl-C raises KeyboardInterrupt.
         """
         items, single = parse_prompts(prompts)
         start = self._starter(items, gen_config, do_preprocess, adapter_name, kwargs)
@@ -205,10 +205,10 @@ class Pipeline:
         stream_response: bool = True,
         **kwargs: Any,
     ) -> Iterator[Response]:
-        """Yields pieces of the answers as they come, `index` naming the prompt of each.
+        """Yields pieces of the answers as they come; `index` says of which prompt.
 
-        Arguments as for `infer`; a session given for a prompt can abort its answer. With
-        stream_response=False each answer comes as one piece, when it is complete. Ending the
+        Arguments as for `infer`. sessions: one for each prompt, whose `abort` ends the answer.
+        stream_response: False yields each answer as one piece, when it is complete. Ending the
         iteration early, or Ctrl-C, cancels what is still running.
         """
         items, _ = parse_prompts(prompts)
@@ -236,8 +236,8 @@ class Pipeline:
     ) -> AsyncIterator[Response]:
         """Answers one prompt in an event loop: `async for piece in pipe.generate(prompt)`.
 
-        Arguments as for `infer`; with a session it is that one's next turn. Many may run at once;
-        they share the engine's batch. Leaving the iteration, or cancelling its task, cancels the
+        Arguments as for `infer`. session: the prompt is its next turn. Many calls may run at once,
+        and share the engine's batch. Leaving the iteration, or cancelling its task, cancels the
         request.
         """
         items, single = parse_prompts(prompt)
@@ -254,7 +254,7 @@ class Pipeline:
         if not stream_response:
             yield answer.response
 
-    # Conversations
+    # ---- conversations ----
 
     def session(self, gen_config: GenerationConfig | None = None) -> Session:
         """A new, empty conversation."""
@@ -311,7 +311,7 @@ class Pipeline:
         """
         return Session.load(self.engine, path)
 
-    # Scores
+    # ---- scores ----
 
     def get_ppl(self, input_ids: list[int] | list[list[int]]) -> list[float]:
         """The mean cross-entropy (natural log, not exponentiated) of each list of token ids.
@@ -332,7 +332,7 @@ class Pipeline:
         """Refused: this release serves no reward model."""
         raise unsupported("get_reward_score needs a reward model; this release serves none")
 
-    # Life
+    # ---- life ----
 
     def close(self) -> None:
         """Aborts what runs and frees the model's memory. Idempotent."""
@@ -353,7 +353,8 @@ class Pipeline:
 
         n_submitted: requests so far; of them n_running have a seat in the batch, n_waiting have
         none yet, and n_ended counts the others by finish_reason. n_free_blocks, n_active_blocks,
-        n_cached_blocks: of the KV cache. n_steps. n_tokens_prefilled, n_tokens_generated: computed.
+        n_cached_blocks: of the KV cache. n_steps: of the engine. n_tokens_prefilled,
+        n_tokens_generated: tokens of prompts and answers that were computed.
         n_prompt_tokens, n_cached_tokens: tokens of prompts, and those found in the KV cache;
         prefix_hit_rate: their ratio. n_preempted: times that a request has lost its seat.
         histograms: name -> {"bounds", "counts", "count", "sum"}; counts[i] values were above
@@ -383,7 +384,7 @@ class Pipeline:
         """
         return self.engine.trace(path, max_steps)
 
-    # The door
+    # ---- the door ----
 
     def _starter(
         self,
@@ -400,7 +401,7 @@ class Pipeline:
         prompt is its next turn.
         """
         engine = self.engine
-        _ = engine.core  # a closed pipeline is known now, not with the first answer
+        _ = engine.core  # a closed pipeline raises here, not with the first answer
         _check_adapter(adapter_name)
         configs = check_gen_configs(gen_config, len(prompts))
         numbered = read_keywords(kwargs)

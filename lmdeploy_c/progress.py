@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-#: Prompts up to which a call shows no bar by itself.
+#: A call of at most so many prompts shows no bar unless it is asked to.
 FEW_PROMPTS = 8
 
 
 def is_interactive() -> bool:
-    """Whether somebody watches: standard error is a terminal, or this is a notebook."""
+    """Whether standard error is a terminal, or this is a notebook."""
     return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
 
 
@@ -26,7 +26,8 @@ def _tqdm(**kwargs: Any) -> Any:
 
 @contextmanager
 def prompt_bar(use_tqdm: bool | None, n_prompts: int) -> Iterator[Callable[[], object]]:
-    """Gives a function to call once for each answer. use_tqdm: None decides by FEW_PROMPTS."""
+    """Gives a function to call once for each answer. use_tqdm: None shows a bar for more than
+    FEW_PROMPTS prompts, if somebody can see it."""
     if not (is_interactive() and n_prompts > FEW_PROMPTS if use_tqdm is None else use_tqdm):
         yield lambda: None
         return
@@ -36,7 +37,8 @@ def prompt_bar(use_tqdm: bool | None, n_prompts: int) -> Iterator[Callable[[], o
 
 @contextmanager
 def loading_progress() -> Iterator[Callable[[int, int], object] | None]:
-    """Gives the `progress` argument of `_C.Model`: a bar if loading takes over half a second."""
+    """Gives the `progress` argument of `_C.Model`: a bar, once loading takes over half a second;
+    None where nobody can see it."""
     if not is_interactive():
         yield None
         return

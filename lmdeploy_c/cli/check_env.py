@@ -101,7 +101,7 @@ def _default_model() -> str:
 
 
 def collect() -> Report:
-    """Sections of the report; nothing in it leaves the machine."""
+    """The report's sections. It is made and kept on this machine."""
     import platform
 
     return {

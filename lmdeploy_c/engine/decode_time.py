@@ -1,7 +1,7 @@
 """How long a decoded token will take, timed before a model is loaded.
 
-The engine itself runs, with matrices of the model's sizes and formats but made-up values, so that
-what is timed is what will be done. Layers are alike: of a large model, some stand for all of them.
+The engine itself is timed, with matrices that have the model's sizes and formats and made-up
+values. Layers are alike, so of a large model only some are made.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def _cgroup_dirs(root: Path) -> list[tuple[Path, str, str]]:
 
 
 def _cgroup_reclaimable(folder: Path) -> int:
-    """Page cache that counts as used but is given back under pressure."""
+    """Bytes of page cache, which count as used and are given back when memory is short."""
     try:
         stat = dict(
             line.split()[:2] for line in (folder / "memory.stat").read_text().splitlines() if line
@@ -72,7 +72,7 @@ def system_memory(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that this process can still take: the machine's and its cgroups', whichever is less."""
+    """Bytes that this process can still take: what the machine has left, or its cgroups if less."""
     available = system_memory(root)[1]
     cgroup = cgroup_memory(root)
     return available if cgroup is None else min(available, cgroup[1])

@@ -87,7 +87,7 @@ class Session:
         self.gen_config = gen_config or self.gen_config
         (config,) = check_gen_configs(self.gen_config, 1)
         options = template_kwargs(kwargs)
-        _ = self.engine.core  # a closed engine is known now, not with the first delta
+        _ = self.engine.core  # a closed engine raises here, not with the first delta
 
         def answer_to(index: int) -> Answer:
             return self.start(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .._C import Engine
 
-#: Of an event's `kind`, in the order in which a request passes them.
+#: Values of an event's `kind`, in the order in which a request passes them.
 SUBMITTED, STARTED, FIRST_TOKEN, ENDED = range(4)
-#: The part of a request's life that begins with a kind of event.
+#: The part of a request's life that begins with an event of a kind.
 _PHASES = {SUBMITTED: "queue", STARTED: "prefill", FIRST_TOKEN: "decode"}
 _REASONS = (None, "stop", "length", "error", "abort")
 _PID, _TID = 1, 1
@@ -30,7 +30,7 @@ def _rows(columns: Mapping[str, Any]) -> Iterator[dict[str, int]]:
 
 
 def _step_events(step: Mapping[str, int], us: Clock) -> Iterator[Event]:
-    """A step as a slice of the engine's row, and what it left as counters."""
+    """A step as a slice in the engine's row, and counters of blocks and requests after it."""
     kinds = {(True, True): "mixed step", (True, False): "prefill step"}
     name = kinds.get((step["n_prefilled"] > 0, step["n_decoded"] > 0), "decode step")
     start, end = us(step["start_ns"]), us(step["end_ns"])
@@ -46,7 +46,7 @@ def _step_events(step: Mapping[str, int], us: Clock) -> Iterator[Event]:
 def _request_events(
     request_id: int, passed: Mapping[int, Mapping[str, int]], end: float, us: Clock
 ) -> Iterator[Event]:
-    """A request as one track: its whole life, and in it queue, prefill and decode."""
+    """A request as one track: its whole life, and inside that queue, prefill and decode."""
     where = {"cat": "request", "id": str(request_id), "pid": _PID, "tid": _TID}
     name = f"request {request_id}"
     ended = passed.get(ENDED)
@@ -74,11 +74,11 @@ def _request_events(
 
 
 def chrome_trace(trace: Mapping[str, Any]) -> dict[str, Any]:
-    """What `Engine.trace_stop` returned, as the object that a trace file holds.
+    """The result of `Engine.trace_stop` as the object that a trace file holds.
 
-    Times are microseconds since the trace's start; a request that was submitted before begins at 0,
+    Times are microseconds since the trace's start. A request that was submitted before begins at 0;
     one that still runs ends with the trace. One row has the engine's steps, counters show blocks
-    and requests, each request has an asynchronous track of its own.
+    and requests, and each request has an asynchronous track of its own.
     """
 
     start_ns: int = trace["start_ns"]
@@ -94,7 +94,7 @@ def chrome_trace(trace: Mapping[str, Any]) -> dict[str, Any]:
         requests.setdefault(event["request_id"], {})[event["kind"]] = event
     for request_id, passed in requests.items():
         events += _request_events(request_id, passed, us(trace["end_ns"]), us)
-    events.sort(key=lambda event: event["ts"])  # stable: what nests stays nested
+    events.sort(key=lambda event: event["ts"])  # stable: nested events stay nested
     names = [("process_name", "lmdeploy_c"), ("thread_name", "engine steps")]
     meta = [
         {"name": kind, "ph": "M", "pid": _PID, "tid": _TID, "args": {"name": name}}
@@ -107,7 +107,7 @@ def chrome_trace(trace: Mapping[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def recording(engine: Engine, path: str | Path, max_steps: int) -> Iterator[None]:
     """Traces the engine while the context lasts, and writes the file at its end."""
-    with open(path, "w", encoding="utf-8") as file:  # before the work: a wrong path is known now
+    with open(path, "w", encoding="utf-8") as file:  # first, so that a wrong path fails at once
         engine.trace_start(max_steps)
         try:
             yield

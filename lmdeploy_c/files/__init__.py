@@ -1,1 +1,4 @@
-"""A model's files: found, opened and checked. Nothing here loads weights or knows an engine."""
+"""A model's files: found, opened and checked. Weights are not read here, only described.
+
+Must not know: tokenizers, the engine.
+"""

@@ -23,29 +23,22 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 @dataclass
 class Checkpoint:
-    """A model's files, opened and checked; no weights are read yet.
+    """A model's files, opened and checked; no weights are read yet."""
 
-    path: the GGUF file, or the directory. config: what `_C.Model` takes (`model_config`).
-    source: what `_C.Model` takes. metadata: the GGUF's, or {}. hf_config: config.json's, or {}.
-    generation_config: defaults that the model brings (generation_config.json; {} when none).
-    eos_token_ids: every id that ends an answer; may be empty. bos_token_id: None for none.
-    file_bytes: size of the weights' files.
-    """
-
-    path: Path
-    config: dict[str, Any]
-    source: Gguf | list[TensorSpec]
-    metadata: dict[str, Any]
-    hf_config: dict[str, Any]
-    generation_config: dict[str, Any]
-    eos_token_ids: list[int]
+    path: Path  # the GGUF file, or the directory
+    config: dict[str, Any]  # normalised (`model_config`), for `_C.Model`
+    source: Gguf | list[TensorSpec]  # the weights, for `_C.Model`
+    metadata: dict[str, Any]  # of a GGUF file, or {}
+    hf_config: dict[str, Any]  # config.json, or {}
+    generation_config: dict[str, Any]  # the model's own defaults: generation_config.json, or {}
+    eos_token_ids: list[int]  # every id that ends an answer; may be empty
     bos_token_id: int | None
-    file_bytes: int
+    file_bytes: int  # size of the weights' files
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """A checksum of the configuration and of samples of the weights' files: another model, or
-    other weights, have another one. Reads at most 256 KiB of each file."""
+    """A checksum of the configuration and of samples of the weights' files, which differs for
+    another model or other weights. Reads at most 256 KiB of each file."""
     digest = hashlib.blake2b(repr(sorted(checkpoint.config.items())).encode(), digest_size=16)
     source = checkpoint.source
     paths = {spec[3] for spec in source} if isinstance(source, list) else {source.path}
@@ -112,7 +105,8 @@ def resolve_model(
 ) -> Path:
     """The model's GGUF file or directory. None: the embedded default model.
 
-    Raises FileNotFoundError that says what was tried, ValueError for an id that is none.
+    Raises FileNotFoundError, which says what was tried, and ValueError for what is neither a path
+    nor a model id.
     """
     if path_or_id is None:
         return _default_model()
@@ -165,7 +159,7 @@ def _open_directory(path: Path, hf_overrides: Mapping[str, Any] | None) -> Check
     config_path = path / "config.json"
     if not config_path.is_file():
         raise safetensors.bad_file(
-            path, "it has no config.json (and not exactly one .gguf file): this is no model"
+            path, "this is no model: it has no config.json (and not exactly one .gguf file)"
         )
     hf = {**safetensors.read_json(config_path), **(hf_overrides or {})}
     config = model_config.from_hf(hf)

@@ -1,7 +1,7 @@
-"""Normalises a model's config: config.json or GGUF metadata to the one flat dict that C reads.
+"""Normalises a model's config: config.json or GGUF metadata to one flat dict, which C reads.
 
-Every key is always present (`KEYS`). What this release does not serve is refused by name, with what
-was found and what is served.
+The dict has the same keys for every model. What this release does not serve is refused by name,
+with what was found and what is served.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _rope(scaling: Mapping[str, Any], theta: float, max_position: int) -> Config
         "rope_type": kind,
         "rope_theta": theta,
         "rope_factor": factor,
-        # dynamic NTK stretches from the length that config.json gives, whatever the original was
+        # dynamic NTK scales from the length that config.json gives, whatever the original was
         "rope_original_max_position": max_position if kind == "dynamic" else original,
         "rope_low_freq_factor": _float(scaling, "low_freq_factor", 1.0),
         "rope_high_freq_factor": _float(scaling, "high_freq_factor", 4.0),
@@ -144,7 +144,7 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
     n_head, hidden_dim = _int(hf, "num_attention_heads"), _int(hf, "hidden_size")
     max_position = _int(hf, "max_position_embeddings", 2048)
     _refuse_unserved(hf, arch, max_position)
-    # rope_scaling is what hf_overrides gives; transformers 5 writes rope_parameters, theta in it.
+    # hf_overrides gives rope_scaling; transformers 5 writes rope_parameters, with theta in it.
     scaling, parameters = hf.get("rope_scaling") or {}, hf.get("rope_parameters") or {}
     if not isinstance(scaling, Mapping) or not isinstance(parameters, Mapping):
         raise ValueError("config: rope_scaling and rope_parameters must be objects")
@@ -191,7 +191,7 @@ def _gguf_scaling(metadata: Mapping[str, Any], arch: str) -> Config:
         return {}
     factor = _float({"factor": factor}, "factor", 1.0)
     attention = _float({"attn_factor": get("attn_factor")}, "attn_factor", 1.0)
-    if kind == "yarn":  # given or not, the paper's factor multiplies it
+    if kind == "yarn":  # the paper's factor multiplies attn_factor, whether that is given or not
         attention *= _yarn_attention_factor({}, factor)
     elif attention != 1.0:
         raise unsupported(f"rope.scaling.attn_factor {attention:g} is served with type yarn only")

@@ -1,7 +1,7 @@
 """Reads config.json's quantization_config: how packed weights are stored, and what is refused.
 
 Served: AWQ (gemm, with zero points) and GPTQ (v1 and v2, without desc_act). The tensors themselves
-are checked in C; a matrix that has no packed tensors is read as it stands.
+are checked in C. A matrix that has no packed tensors is read as floats.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 #: quant_method -> bits that are served.
 BITS = {"awq": (4,), "gptq": (4, 8)}
 GROUP_SIZES = (32, 64, 128, -1)
-MAX_NAMES = 10_000  # in modules_to_not_convert: each is looked for in every tensor's name
+MAX_NAMES = 10_000  # in modules_to_not_convert; every tensor's name is searched for each of them
 PACKED_SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def _get(source: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
-    """A value of a type; a missing one and null are the default."""
+    """The value of a key, checked to be of a type; the default where it is missing or null."""
     value = source.get(key)
     value = default if value is None else value
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):

@@ -1,7 +1,7 @@
 """Reads the headers of safetensors files: names, shapes and places of tensors, all checked.
 
-Format: an 8-byte little-endian length, a JSON header of that length, then the data. The data itself
-is mapped in C. Files are untrusted: every number is checked here, and once more where it is used.
+Format: an 8-byte little-endian length, a JSON header of that length, then the data, which C maps.
+Files are untrusted: every number is checked here, and once more where it is used.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4}
 
 
 def bad_file(path: Path, problem: str) -> ValueError:
+    """The exception for a file with a problem: a CheckpointError."""
     from .._C import CheckpointError
 
     return CheckpointError(f'"{path}": {problem}')
@@ -49,7 +50,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header, and where the data begins."""
+    """The header, and the offset in bytes at which the data begins."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -83,7 +84,7 @@ def _spec(path: Path, name: str, entry: Any, begin: int, size: int) -> TensorSpe
     if last - first != n_bytes:
         raise bad_file(path, f'tensor "{name}" has {last - first} bytes, its shape needs {n_bytes}')
     if begin + last > size:
-        raise bad_file(path, f'tensor "{name}" ends behind the file: it is truncated')
+        raise bad_file(path, f'tensor "{name}" ends after the end of the file: it is truncated')
     return (name, dtype, tuple(shape), str(path), begin + first, n_bytes)
 
 

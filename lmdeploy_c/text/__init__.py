@@ -1,1 +1,4 @@
-"""Text of prompts and answers: templates, forms of prompts, stop words, vocabularies. No engine."""
+"""Text of prompts and answers: prompts and templates, stop words, vocabularies, detokenizers.
+
+Must not know: model files, the engine.
+"""

@@ -1,4 +1,4 @@
-"""Chat templates: the tokenizer's jinja, the built-in ones, and users' own."""
+"""Chat templates, which make a text of messages: the model's jinja, built-in ones, users' own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T", bound=type)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ChatTemplateError":  # jinja2 comes with it: only when it is needed
+    if name == "ChatTemplateError":  # imports jinja2, so only when it is needed
         from .jinja_sandbox import ChatTemplateError
 
         return ChatTemplateError
@@ -39,9 +39,10 @@ class TemplateTokens(Protocol):
 
 
 class ChatTemplate(Protocol):
-    """What a pipeline uses: `ChatTemplateConfig.template(tokenizer)` gives one.
+    """What makes the text of a prompt: `ChatTemplateConfig.template(tokenizer)` gives one.
 
-    adds_bos: the text brings the model's first token itself, or wants none.
+    stop_words: end an answer. adds_bos: the text has the model's first token, or must not have it:
+    the tokenizer adds none.
     """
 
     stop_words: list[str]
@@ -51,8 +52,8 @@ class ChatTemplate(Protocol):
         self, messages: Messages, add_generation_prompt: bool = True, **kwargs: Any
     ) -> str:
         """The prompt's text, to be encoded with add_bos=False if `adds_bos` and True otherwise.
-        A text is one user message. A last message by the assistant is continued.
-        Raises ChatTemplateError."""
+        messages: a text is one message of the user. Where the last message is the assistant's, the
+        answer goes on from it. Raises ChatTemplateError."""
         ...
 
 
@@ -63,8 +64,8 @@ def _as_list(messages: Messages) -> list[dict[str, Any]]:
 
 
 def template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a call, all of which go to the chat template; those in chat_template_kwargs
-    on a level with the others. TypeError for one that nobody knows."""
+    """The values of a call's keywords that go to the chat template, those inside
+    chat_template_kwargs among them. Raises TypeError for an unknown keyword."""
     found: dict[str, Any] = {}
     for name, value in kwargs.items():
         if name == "chat_template_kwargs":
@@ -106,7 +107,7 @@ class JinjaChatTemplate:
             raise ChatTemplateError("the conversation has no messages")
         is_answer = conversation[-1].get("role") == "assistant"
         continued = is_answer and add_generation_prompt
-        if continued:  # a mark shows where the answer ends in the text, whatever it says
+        if continued:  # a mark in the answer shows where it ends in the template's text
             said = conversation[-1].get("content") or ""
             conversation[-1]["content"] = f"{said}{_CONTINUED}"
         values = {
@@ -170,7 +171,7 @@ class BaseChatTemplate:
             return "".join(str(message.get("content") or "") for message in conversation)
         before = {"user": self.user, "assistant": self.assistant, "system": self.system,
                   "tool": self.tool}  # fmt: skip
-        behind = {"user": self.eoh, "assistant": self.eoa + self.separator, "system": self.eosys,
+        after = {"user": self.eoh, "assistant": self.eoa + self.separator, "system": self.eosys,
                   "tool": self.eotool}  # fmt: skip
         out = []
         if self.meta_instruction and (not conversation or conversation[0]["role"] != "system"):
@@ -183,12 +184,12 @@ class BaseChatTemplate:
             continued = role == "assistant" and i == len(conversation) - 1 and add_generation_prompt
             if continued:
                 return "".join(out)
-            out.append(behind[role])
+            out.append(after[role])
         return "".join(out) + (self.assistant if add_generation_prompt else "")
 
 
 class _Registry:
-    """Names of template classes."""
+    """Template classes by their names."""
 
     def __init__(self) -> None:
         self.classes: dict[str, Callable[..., ChatTemplate]] = {}

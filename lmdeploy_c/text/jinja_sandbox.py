@@ -1,9 +1,10 @@
 """Renders a model's jinja template, which is untrusted: no escapes, bounded time and memory.
 
-jinja2's immutable sandbox keeps a template from reaching what it should not. Three bounds come on
-top. Time: each turn of a loop, each call and each filter looks at the clock. One step: operands are
-weighed before what may take long in Python's core or make a large value. All steps: the bytes of
-the values made are added up. Nothing here needs a signal, a tracer or the main thread.
+jinja2's immutable sandbox keeps a template from files, modules and the attributes of Python's own
+objects. This module adds three bounds. Time: each turn of a loop, each call and each filter checks
+the clock. One step: before an operation that may run long inside Python, or make a large value, its
+operands are weighed (`_weigh`). All steps: the bytes of the values that are made are added up. None
+of this needs a signal, a tracer or the main thread.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MAX_SECONDS = 3.0
-MAX_SIZE = 16_000_000  # weight of one step's operands and of any value, about characters
+MAX_SIZE = 16_000_000  # weight (about the characters) of one step's operands and of any value
 MAX_BYTES = 512_000_000  # of all values that one rendering makes
 MAX_TEMPLATE = 60_000  # characters; the longest known has 17,000
 MAX_WIDTH = 10_000  # of a field, an indentation, a batch
-ITEM_WEIGHT = 16  # what an item costs beside its characters
+ITEM_WEIGHT = 16  # of an item of a list or mapping, besides its characters
 _WIDE_FORMAT = re.compile(r"\d{4}|\*|\{[^{}]*\{")  # widths of four digits, or computed ones
 
-#: Filters that look at a value without walking through it; those after them give an iterator.
+#: Filters that do not walk through their value, and filters that return an iterator.
 _SHALLOW = {"attr", "count", "d", "default", "first", "items", "last", "length"}
 _LAZY = {"batch", "map", "reject", "rejectattr", "select", "selectattr", "slice"}
-#: Filters that go through a value item by item, through a text by characters.
+#: Filters that walk through a value item by item, through a text character by character.
 _WALKING = {"groupby", "join", "list", "max", "min", "reverse", "sort", "sum", "title", "unique",
             *_LAZY}  # fmt: skip
 _OF_TEXT = {"capitalize", "e", "escape", "float", "format", "indent", "int", "lower", "replace",
@@ -47,9 +48,9 @@ _OF_TEXT = {"capitalize", "e", "escape", "float", "format", "indent", "int", "lo
 _FILTERS = _SHALLOW | _WALKING | _OF_TEXT | {"abs", "dictsort"}
 _COMPARING = {"==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", ">=", "ge", "<", "lt",
               "lessthan", "<=", "le", "in"}  # fmt: skip
-#: Names of filters and methods whose numbers size what they make.
+#: Filters and methods with numbers as arguments that set the size of the result.
 _SIZING = {"batch", "center", "indent", "ljust", "rjust", "round", "slice", "zfill"}
-#: Methods that no template needs and that would need bounds of their own.
+#: Methods that no known template uses, and that would need bounds of their own.
 _NO_METHODS = {"encode", "expandtabs", "maketrans", "to_bytes", "translate"}
 
 
@@ -69,7 +70,7 @@ def _too_large(what: str) -> SecurityError:
 
 
 def _children(value: Any) -> Iterator[Any] | None:
-    """What is written out, compared or hashed with the value."""
+    """The values inside a value: they are written out, compared and hashed with it."""
     if isinstance(value, (str, int)):
         return None
     if isinstance(value, Mapping):
@@ -82,8 +83,8 @@ def _children(value: Any) -> Iterator[Any] | None:
 
 
 def _weigh(*values: Any) -> int:
-    """About the characters of the values written out: what is shared counts each time, as it does
-    in text. Refuses more than MAX_SIZE, and so a value that contains itself."""
+    """About the characters of the values written out as text, where a value that is in two places
+    counts twice. Refuses more than MAX_SIZE, and with that a value that contains itself."""
     total = 0
     stack = [iter(values)]
     while stack:
@@ -101,7 +102,7 @@ def _weigh(*values: Any) -> int:
 
 
 def _growth(name: str, value: Any, args: tuple[Any, ...]) -> int:
-    """The size of what a filter or method makes, where that is not about the size of its input."""
+    """The size of the result of a filter or method, where it may be far from the input's size."""
     if name == "join" and args and hasattr(args[0], "__len__") and hasattr(value, "__len__"):
         return len(value) * len(args[0])
     text = str(value)
@@ -123,7 +124,8 @@ _GROWING = {"join", "replace", "indent", "split", "rsplit", "splitlines",
 
 
 def _check_step(name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Before a filter or a method runs: value is what it is applied to."""
+    """Refuses a filter or method that may run long or make a large value. value: what it is applied
+    to."""
     _limits.check_time()
     if name == "replace" and kwargs:
         args = (*args, *(kwargs[k] for k in ("old", "new") if k in kwargs))
@@ -139,7 +141,7 @@ def _check_step(name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[st
 
 
 def _weighed(value: Any) -> Any:
-    """The value, once it is known to be cheap to write out or to compare."""
+    """The value itself, once it is known that writing it out or comparing it is cheap."""
     _limits.check_time()
     if value is not None and not isinstance(value, (str, int, float)):
         _weigh(value)
@@ -147,13 +149,14 @@ def _weighed(value: Any) -> Any:
 
 
 def _weight(value: Any) -> int:
-    """Of the value itself, without what is in its items."""
+    """The weight of a text or list without what is inside its items."""
     if isinstance(value, str):
         return len(value)
     return ITEM_WEIGHT * len(value) if isinstance(value, (list, tuple)) else 0
 
 
 def _fits(factor: Any, value: Any) -> bool:
+    """Whether factor * value is small enough to be computed."""
     if not isinstance(factor, int):
         return True
     return factor.bit_length() <= 4096 and factor * _weight(value) <= MAX_SIZE
@@ -163,7 +166,7 @@ def _fits(factor: Any, value: Any) -> bool:
 
 
 class _Limits(threading.local):
-    """Time and bytes that the rendering in this thread has."""
+    """The time and the bytes that are left to the rendering in this thread."""
 
     end = 0.0
     n_bytes = 0
@@ -197,7 +200,7 @@ _OPERATORS = {"eq": "==", "ne": "!=", "gt": ">", "gteq": ">=", "lt": "<", "lteq"
 
 
 class _BoundedCode(CodeGenerator):
-    """Compiles to checked code what jinja2's sandbox leaves to Python."""
+    """Compiles the operations that jinja2's sandbox leaves to Python to code that is bounded."""
 
     def _visit_weighed(self, node: nodes.Node, frame: Frame) -> None:
         self.write("environment.finalize(")
@@ -233,7 +236,7 @@ class _BoundedCode(CodeGenerator):
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training: here it only shows them."""
+    """`{% generation %}` marks the assistant's words for training: here its content is shown."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -306,7 +309,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def _bounded_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    first = 1 if hasattr(function, "jinja_pass_arg") else 0  # jinja2's own argument, then the value
+    # Some filters get an argument of jinja2's own before the value.
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
     @functools.wraps(function)
     def bounded(*args: Any, **kwargs: Any) -> Any:
@@ -345,7 +349,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As transformers': no escapes for HTML."""
+    """As transformers' filter: without escapes for HTML."""
     if indent is not None and not 0 <= indent <= ITEM_WEIGHT:
         raise _too_large("tojson with a wide indent")
     return json.dumps(

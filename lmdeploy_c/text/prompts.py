@@ -1,4 +1,4 @@
-"""The forms in which a prompt may come, made one: a text, or the messages of a conversation."""
+"""The forms of a prompt: a text or the messages of a conversation, alone or in a list."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _FORMS = (
 
 
 def parse_prompts(prompts: object) -> tuple[list[Prompt], bool]:
-    """The prompts as a list, and whether there was only one, which gets one Response.
+    """The prompts as a list, and whether a single one was given, which gets a single Response.
 
-    Raises TypeError for a form that is none, UnsupportedError for images.
+    Raises TypeError for what is no prompt, UnsupportedError for images.
     """
     if isinstance(prompts, (str, tuple)) or _is_conversation(prompts):
         return [_parse_one(prompts)], True
@@ -47,12 +47,12 @@ def _parse_one(prompt: object) -> Prompt:
 
 
 def as_turn(prompt: Prompt) -> list[Message]:
-    """The prompt as messages, as they are."""
+    """The prompt as messages, not checked: a text is one message of the user."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """The prompt as a conversation; contents given in parts become texts.
+    """The prompt as messages, checked; contents that are given in parts become texts.
 
     Raises ValueError for a message without role or content, UnsupportedError for a part that is
     not text.
