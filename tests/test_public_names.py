@@ -1,6 +1,7 @@
 """Names that users may have in their programs stay importable, whatever moves inside."""
 
 import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +17,13 @@ NAMES = [line for line in LISTED if not line.startswith("#")]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_name_is_importable(name: str) -> None:
-    module, _, attribute = name.rpartition(".")
-    assert hasattr(importlib.import_module(module), attribute)
+    assert pkgutil.resolve_name(name) is not None
 
 
-def test_importing_by_old_names_in_a_fresh_process() -> None:
+def test_the_names_are_importable_in_a_fresh_process() -> None:
     """Nothing that another test imported helps here."""
-    lines = [f"from {n.rpartition('.')[0]} import {n.rpartition('.')[2]}" for n in NAMES]
-    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+    code = "import pkgutil, sys; [pkgutil.resolve_name(name) for name in sys.stdin.read().split()]"
+    subprocess.run([sys.executable, "-c", code], input="\n".join(NAMES), text=True, check=True)
 
 
 @pytest.mark.parametrize(("old", "place"), _older_names.MODULES.items())

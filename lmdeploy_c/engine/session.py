@@ -136,6 +136,10 @@ class Session:
         """The history and the next prompt as one conversation."""
         return self._said() + as_turn(prompt)
 
+    def text_so_far(self) -> str:
+        """The text of token_ids: what a prompt without the chat template goes on from."""
+        return self.engine.text_of(self._past())
+
     # ---- a value: forked, rewound, saved ----
 
     def fork(self) -> Session:

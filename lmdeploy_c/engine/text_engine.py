@@ -167,10 +167,13 @@ class TextEngine:
             return self.chat_template.messages2prompt(messages, **(template_kwargs or {}))
         if not isinstance(prompt, str):
             raise ValueError("do_preprocess=False takes a text; a conversation needs the template")
-        before = history.text
-        if before is None:
-            before = self.tokenizer.decode(history.token_ids, skip_special_tokens=False)
-        return before + prompt
+        return self.text_of(history) + prompt
+
+    def text_of(self, history: History) -> str:
+        """The text of a history's tokens."""
+        if history.text is not None:
+            return history.text
+        return self.tokenizer.decode(history.token_ids, skip_special_tokens=False)
 
     def encode(
         self, text: str, *, add_bos: bool = True, history: History = NO_HISTORY
