@@ -56,6 +56,7 @@ NAMES = {
         "CPU_PREFILL_TOKENS": ("engine.sizes", "CPU_PREFILL_TOKENS"),
         "KV_BITS": ("engine.sizes", "KV_BITS"),
         "MemoryPlan": ("engine.sizes", "Sizes"),
+        "available_memory": ("engine.sizes", "available_memory"),
         "plan_memory": ("engine.sizes", "compute_sizes"),
     },
     "tokenizer": {
