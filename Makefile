@@ -41,7 +41,7 @@ test: $(VENV)/.test-tools kernels ## the whole suite
 	$(PYTEST) tests
 
 # Leaves out the tests of Python over the same engine: they start many processes, and are slow here.
-CORE_ONLY := $(foreach t,pipeline sessions lifetime planning cli examples,--ignore=tests/test_$(t).py)
+CORE_ONLY := $(foreach t,pipeline pipeline_life text_engine sessions session_files lifetime planning cli package examples,--ignore=tests/test_$(t).py)
 
 test-ref: $(VENV)/.test-tools ## the suite on the reference kernels; ALL=1 with pipeline and CLI
 	LMDEPLOY_C_ISA=ref $(PYTEST) tests $(if $(ALL),,$(CORE_ONLY))
