@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from .engine.answer import Answer, interleave, read_ppl, whole
+from .engine.answer import Answer, gather, interleave, whole
 from .engine.loading import EngineConfig, set_log_level
 from .engine.session import Session
 from .engine.stateful import KEYWORDS, NumberedSessions, read_keywords
@@ -170,24 +170,8 @@ class Pipeline:
         """
         items, single = parse_prompts(prompts)
         start = self._starter(items, gen_config, do_preprocess, adapter_name, kwargs)
-        answers: list[Answer] = []
-        try:
-            try:
-                with prompt_bar(use_tqdm, len(items)) as advance:
-                    for i in range(len(items)):
-                        answers.append(start(i))
-                    for answer in answers:
-                        answer.read_all()
-                        advance()
-            except KeyboardInterrupt:
-                for answer in answers:
-                    answer.cancel()
-            responses = [answer.read_all() for answer in answers]
-        finally:
-            for answer in answers:
-                answer.close()
-        for i in range(len(responses), len(items)):
-            responses.append(Response("", 0, 0, finish_reason="abort", index=i))
+        with prompt_bar(use_tqdm, len(items)) as advance:
+            responses = gather(start, len(items), advance)
         return responses[0] if single else responses
 
     def batch_infer(self, *args: Any, **kwargs: Any) -> Any:
@@ -324,9 +308,7 @@ class Pipeline:
         for ids in batch:
             if len(ids) < 2:
                 raise ValueError(f"get_ppl needs at least 2 tokens, not {len(ids)}")
-        core = self.engine.core
-        requests = [core.submit(ids, max_new_tokens=0, return_ppl=True) for ids in batch]
-        return [read_ppl(request) for request in requests]
+        return self.engine.cross_entropies(batch)
 
     def get_reward_score(self, input_ids: list[int] | list[list[int]]) -> list[float]:
         """Refused: this release serves no reward model."""

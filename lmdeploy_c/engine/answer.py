@@ -159,6 +159,34 @@ class Answer:
         return ResponseType.INTERNAL_ENGINE_ERROR
 
 
+def gather(
+    start: Callable[[int], Answer], n: int, advance: Callable[[], object] = lambda: None
+) -> list[Response]:
+    """n answers, each as a whole, in order. advance: called once for each.
+
+    Ctrl-C ends all of them early: an answer that was begun has what it has, with finish_reason
+    "abort", the others are empty. A second Ctrl-C raises KeyboardInterrupt.
+    """
+    answers: list[Answer] = []
+    try:
+        try:
+            for i in range(n):
+                answers.append(start(i))
+            for answer in answers:
+                answer.read_all()
+                advance()
+        except KeyboardInterrupt:
+            for answer in answers:
+                answer.cancel()
+        responses = [answer.read_all() for answer in answers]
+    finally:
+        for answer in answers:
+            answer.close()
+    for i in range(len(responses), n):
+        responses.append(Response("", 0, 0, finish_reason="abort", index=i))
+    return responses
+
+
 def interleave(start: Callable[[int], Answer], n: int) -> Iterator[Response]:
     """Pieces of n answers as they come. Ending the iteration cancels what is still running."""
     poll, waiting = select.poll(), deque(range(n))

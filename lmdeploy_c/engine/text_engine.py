@@ -21,7 +21,7 @@ from ..text.chat_template import ChatTemplateConfig
 from ..text.prompts import Message, Prompt, as_messages, as_turn, per_prompt
 from ..text.stop_words import StopMatcher, stop_rules
 from ..tokenizer import Tokenizer
-from .answer import Answer
+from .answer import Answer, read_ppl
 from .loading import (
     EngineConfig,
     check_speculative_config,
@@ -251,6 +251,12 @@ class TextEngine:
         )
         answer.response.random_seed = None  # it has none
         return answer
+
+    def cross_entropies(self, batch: Sequence[Sequence[int]]) -> list[float]:
+        """The mean cross-entropy (natural log) of each list of token ids. ValueError."""
+        core = self.core
+        requests = [core.submit(ids, max_new_tokens=0, return_ppl=True) for ids in batch]
+        return [read_ppl(request) for request in requests]
 
     # ---- KV that outlives a request ----
 
