@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import GOLDEN, make_engine, read_all
+from lmdeploy_c.checkpoint import open_checkpoint
 
 from lmdeploy_c import _C
-from lmdeploy_c import messages as messages_module
-from lmdeploy_c.checkpoint import open_checkpoint
-from lmdeploy_c.messages import GenerationConfig, SpeculativeConfig
+from lmdeploy_c.messages import GenerationConfig, SpeculativeConfig, limits
 
-STUB = Path(messages_module.__file__).with_name("_C.pyi").read_text()
+STUB = Path(_C.__file__).with_name("_C.pyi").read_text()
 MODEL = GOLDEN / "models" / "llama-gqa-tied"
 
 
@@ -329,17 +328,17 @@ def test_the_configurations_have_the_same_limits() -> None:
     most = _C.MAX_DRAFT_TOKENS
     assert accepts(SpeculativeConfig, num_speculative_tokens=most)
     assert not accepts(SpeculativeConfig, num_speculative_tokens=most + 1)
-    assert most == messages_module.MAX_DRAFT_TOKENS
+    assert most == limits.MAX_DRAFT_TOKENS
 
 
 def test_block_lens_are_those_that_a_device_serves(tiny_model: _C.Model) -> None:
-    for n in (1, 8, 15, *messages_module.BLOCK_LENS, 48, 192, 512, _C.MAX_BLOCK_LEN):
+    for n in (1, 8, 15, *limits.BLOCK_LENS, 48, 192, 512, _C.MAX_BLOCK_LEN):
         try:
             make_engine(tiny_model, block_len=n, n_blocks=1).close()
         except ValueError:
-            assert n not in messages_module.BLOCK_LENS
+            assert n not in limits.BLOCK_LENS
         else:
-            assert n in messages_module.BLOCK_LENS
+            assert n in limits.BLOCK_LENS
 
 
 def test_constants_cannot_be_changed() -> None:

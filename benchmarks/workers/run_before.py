@@ -11,8 +11,9 @@ import sys
 import time
 from typing import Any
 
-from lmdeploy_c import _C
 from lmdeploy_c.checkpoint import open_checkpoint, resolve_model
+
+from lmdeploy_c import _C
 
 LONG, SHORT, N_SEQUENCES = 4096, 8, 16
 

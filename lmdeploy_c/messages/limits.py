@@ -9,7 +9,7 @@ MAX_DRAFT_TOKENS = 32
 MAX_PRIORITY = 1000
 #: repetition_penalty, a factor, is 1 / MAX_REPETITION_PENALTY to MAX_REPETITION_PENALTY.
 MAX_REPETITION_PENALTY = 1e3
-#: presence_penalty and frequency_penalty are -MAX_PENALTY to MAX_PENALTY. The core takes more.
+#: presence_penalty and frequency_penalty are -MAX_PENALTY to MAX_PENALTY.
 MAX_PENALTY = 100.0
 #: temperature is at most LMDeploy's bound. The core takes more.
 MAX_TEMPERATURE = 2.0
