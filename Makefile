@@ -82,24 +82,26 @@ comma := ,
 WARN := -Wall -Wextra -Wshadow -Wpointer-arith -Wvla -Wno-psabi -Werror
 C11_FLAGS := -std=c11 $(WARN) -ffp-contract=off -fno-math-errno -Icsrc -pthread
 C11 := gcc $(C11_FLAGS)
-CORE := $(wildcard csrc/base/*.c csrc/io/*.c csrc/quant/*.c csrc/backend/*.c csrc/engine/*.c csrc/model/*.c csrc/cpu/cpu_*.c) csrc/cpu/kernels_ref.c
+KERNELS := csrc/cpu/kernels
+KERNEL_HEADERS := $(wildcard $(KERNELS)/*.h csrc/quant/*.h csrc/base/*.h)
+CORE := $(wildcard csrc/base/*.c csrc/io/*.c csrc/quant/*.c csrc/backend/*.c csrc/engine/*.c csrc/model/*.c csrc/cpu/*.c) $(KERNELS)/isa_ref.c
 
 HARNESS := $(addprefix tests/c/,check_kernels.c check_attention.c check_sampling.c)
 
 # Kernels of each ISA of this machine's kind, with its own flags; and those of every kind without,
 # with portable wrappers. Any aarch64 has NEON, so there the file is never portable.
-isas_of = $(shell awk '$$1 == "$(1)" {print $$2}' csrc/cpu/isa_flags)
+isas_of = $(shell awk '$$1 == "$(1)" {print $$2}' $(KERNELS)/isa_flags)
 MACHINE := $(shell uname -m)
 ISAS := $(call isas_of,$(MACHINE))
-PORTABLE := $(filter-out $(if $(filter aarch64,$(MACHINE)),neon),$(shell awk '{print $$2}' csrc/cpu/isa_flags))
-ISA_OBJECTS := $(ISAS:%=build/kernels_%.o)
+PORTABLE := $(filter-out $(if $(filter aarch64,$(MACHINE)),neon),$(shell awk '{print $$2}' $(KERNELS)/isa_flags))
+ISA_OBJECTS := $(ISAS:%=build/isa_%.o)
 PORTABLE_OBJECTS := $(PORTABLE:%=build/portable_%.o)
 
-$(ISA_OBJECTS): build/kernels_%.o: csrc/cpu/kernels_%.c csrc/cpu/*.h csrc/cpu/isa_flags
+$(ISA_OBJECTS): build/isa_%.o: $(KERNELS)/isa_%.c $(KERNEL_HEADERS) $(KERNELS)/isa_flags
 	@mkdir -p build
-	$(C11) -O3 -fno-tree-ter $$(sed -n 's/^[^ ]* $* //p' csrc/cpu/isa_flags) -c $< -o $@
+	$(C11) -O3 -fno-tree-ter $$(sed -n 's/^[^ ]* $* //p' $(KERNELS)/isa_flags) -c $< -o $@
 
-$(PORTABLE_OBJECTS): build/portable_%.o: csrc/cpu/kernels_%.c csrc/cpu/*.h
+$(PORTABLE_OBJECTS): build/portable_%.o: $(KERNELS)/isa_%.c $(KERNEL_HEADERS)
 	@mkdir -p build
 	$(C11) -O1 -c $< -o $@
 
@@ -115,11 +117,11 @@ kernels: $(ISA_OBJECTS) $(PORTABLE_OBJECTS) ## every kernel of every usable ISA 
 # every instruction set and one with none that is optional.
 ARM_CC := aarch64-linux-gnu-gcc
 ARM_EMULATOR := qemu-aarch64
-ARM_OBJECTS := $(patsubst %,build/arm/kernels_%.o,$(call isas_of,aarch64))
+ARM_OBJECTS := $(patsubst %,build/arm/isa_%.o,$(call isas_of,aarch64))
 
-$(ARM_OBJECTS): build/arm/kernels_%.o: csrc/cpu/kernels_%.c csrc/cpu/*.h csrc/cpu/isa_flags | arm-tools
+$(ARM_OBJECTS): build/arm/isa_%.o: $(KERNELS)/isa_%.c $(KERNEL_HEADERS) $(KERNELS)/isa_flags | arm-tools
 	@mkdir -p build/arm
-	$(ARM_CC) $(C11_FLAGS) -O3 -fno-tree-ter $$(sed -n 's/^[^ ]* $* //p' csrc/cpu/isa_flags) -c $< -o $@
+	$(ARM_CC) $(C11_FLAGS) -O3 -fno-tree-ter $$(sed -n 's/^[^ ]* $* //p' $(KERNELS)/isa_flags) -c $< -o $@
 
 .PHONY: arm-tools kernels-arm
 arm-tools:

@@ -39,8 +39,8 @@ NUMERIC = ["-ffp-contract=off", "-fno-math-errno"]
 
 
 def isa_flags() -> dict[str, list[str]]:
-    """ISA -> the flags that kernels_<isa>.c may use, and no other file, on this machine's kind."""
-    lines = (ROOT / "csrc" / "cpu" / "isa_flags").read_text().splitlines()
+    """ISA -> the flags that isa_<isa>.c may use, and no other file, on this machine's kind."""
+    lines = (ROOT / "csrc" / "cpu" / "kernels" / "isa_flags").read_text().splitlines()
     rows = [line.split() for line in lines]
     return {isa: flags for machine, isa, *flags in rows if machine == platform.machine()}
 
@@ -49,11 +49,11 @@ ISA_FLAGS = isa_flags()
 
 
 def flags_for(source: str) -> list[str]:
-    return ISA_FLAGS.get(Path(source).stem.removeprefix("kernels_"), [])
+    return ISA_FLAGS.get(Path(source).stem.removeprefix("isa_"), [])
 
 
 def is_for_this_machine(path: Path) -> bool:
-    isa = path.stem.removeprefix("kernels_")
+    isa = path.stem.removeprefix("isa_")
     return isa == path.stem or isa == "ref" or isa in ISA_FLAGS
 
 

@@ -24,6 +24,10 @@ ORDER = [
     {"python"},
 ]
 LEVEL = {folder: i for i, folders in enumerate(ORDER) for folder in folders}
+#: The kernels' own folder, what it may include, and its one header for the rest of cpu/.
+KERNELS = CSRC / "cpu" / "kernels"
+BELOW_KERNELS = ("base/", "quant/", "cpu/kernels/")
+KERNELS_HEADER = "cpu/kernels/kernels.h"
 FILES = sorted([*CSRC.rglob("*.c"), *CSRC.rglob("*.h")])
 
 
@@ -44,9 +48,21 @@ def test_includes_point_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CSRC)))
+def test_kernels_know_nothing_of_the_backend(path: Path) -> None:
+    for name in includes(path):
+        if not (CSRC / name).exists():
+            continue
+        if path.is_relative_to(KERNELS):
+            assert name.startswith(BELOW_KERNELS), f"{path} includes {name}"
+        else:
+            inner = name.startswith("cpu/kernels/") and name != KERNELS_HEADER
+            assert not inner, f"{path} includes {name}; {KERNELS_HEADER} is for others"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CSRC)))
 def test_rooms_of_special_headers(path: Path) -> None:
     in_python = path.relative_to(CSRC).parts[0] == "python"
-    is_isa_file = re.fullmatch(r"kernels_(avx|amx|neon)\w*\.[ch]", path.name) is not None
+    is_isa_file = re.fullmatch(r"(isa|vector)_(avx|amx|neon)\w*\.[ch]", path.name) is not None
     for name in includes(path):
         assert in_python or not name.startswith(("Python.h", "numpy/")), f"{path}: {name}"
         assert is_isa_file or name not in ("immintrin.h", "arm_neon.h"), f"{path}: {name}"

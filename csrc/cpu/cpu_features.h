@@ -7,7 +7,7 @@
 #include <stdbool.h>
 
 #include "base/status.h"
-#include "cpu/cpu_kernels.h"
+#include "cpu/kernels/kernels.h"
 
 enum { LMD_MAX_ISAS = 8 };
 

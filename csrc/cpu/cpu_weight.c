@@ -1,4 +1,4 @@
-/* Packing weights into panels of 16 rows: see cpu_weight.h and the layout in cpu_kernels.h. */
+/* Packing weights into panels of 16 rows: see cpu_weight.h and the layout in kernels.h. */
 #include "cpu/cpu_weight.h"
 
 #include <math.h>

@@ -7,7 +7,7 @@
 #include "backend/backend.h"
 #include "base/memory.h"
 #include "base/threads.h"
-#include "cpu/cpu_kernels.h"
+#include "cpu/kernels/kernels.h"
 
 typedef struct lmd_weight_segment {
     lmd_weight_format format;
@@ -24,6 +24,9 @@ struct lmd_weight {
     size_t n_bytes;     /* of all panels */
     float *vector;      /* [n_cols] of a vector; NULL for a matrix */
 };
+
+/* Bytes of one panel of n_cols columns. */
+int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols);
 
 lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads,
                                lmd_arena *arena, lmd_weight **out, lmd_err *err);

@@ -9,7 +9,7 @@
 #include "backend/backend.h"
 #include "base/memory.h"
 #include "base/threads.h"
-#include "cpu/cpu_kernels.h"
+#include "cpu/kernels/kernels.h"
 #include "cpu/cpu_sampling.h"
 #include "cpu/cpu_weight.h"
 

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "cpu/cpu_kernels.h"
+#include "cpu/kernels/kernels.h"
 
 uint32_t random_u32(void);
 float random_float(void); /* in [-1, 1) */

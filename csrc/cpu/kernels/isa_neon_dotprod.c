@@ -2,7 +2,7 @@
 enum { LANES = 4, BYTE_FLIP = 128 };
 
 #if defined(__ARM_FEATURE_DOTPROD)
-#include "cpu/kernels_neon.h"
+#include "cpu/kernels/vector_neon.h"
 
 typedef i32v chain_v;
 
@@ -21,7 +21,7 @@ INLINE i32v chain_end(i32v acc, chain_v chain) {
 #define KERNELS_NAME lmd_cpu_kernels_neon_dotprod
 #define KERNELS_ISA  "neon_dotprod"
 #else
-#include "cpu/kernels_portable.h"
+#include "cpu/kernels/vector_portable.h"
 
 #define KERNELS_NAME lmd_portable_kernels_neon_dotprod
 #define KERNELS_ISA  "neon_dotprod (portable)"
@@ -31,4 +31,4 @@ INLINE i32v chain_end(i32v acc, chain_v chain) {
 #define WIDE_ROWS 2
 #define FAST_ROWS 4
 
-#include "cpu/kernels_digits.h"
+#include "cpu/kernels/table_digits.h"

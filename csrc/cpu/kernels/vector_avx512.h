@@ -1,7 +1,7 @@
-/* The wrappers of kernels_vector.h for AVX-512 (F, BW, VL, VNNI): one vector holds a panel's 16
- * rows. For kernels_avx512.c and kernels_amx.c; without the flags, the portable bodies. */
-#ifndef LMD_CPU_KERNELS_AVX512_H
-#define LMD_CPU_KERNELS_AVX512_H
+/* The wrappers of vector.h for AVX-512 (F, BW, VL, VNNI): one vector holds a panel's 16
+ * rows. For isa_avx512.c and isa_amx.c; without the flags, the portable bodies. */
+#ifndef LMD_CPU_KERNELS_VECTOR_AVX512_H
+#define LMD_CPU_KERNELS_VECTOR_AVX512_H
 
 enum { LANES = 16, BYTE_FLIP = 0 };
 
@@ -13,7 +13,7 @@ enum { LANES = 16, BYTE_FLIP = 0 };
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
 
-#include "cpu/kernels_vector.h"
+#include "cpu/kernels/vector.h"
 
 #define fma1(a, b, c) __builtin_fmaf((a), (b), (c))
 
@@ -41,7 +41,7 @@ INLINE i32v chain_end(i32v acc, chain_v chain) {
     return chain;
 }
 #else
-#include "cpu/kernels_portable.h"
+#include "cpu/kernels/vector_portable.h"
 #endif
 
 #endif

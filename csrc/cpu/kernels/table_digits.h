@@ -1,10 +1,10 @@
 /* Kernels for products of bytes and 32 vector registers: everything on digits. Included by an
- * ISA's file, which has defined the wrappers of kernels_vector.h, WIDE_ROWS and FAST_ROWS (rows
+ * ISA's file, which has defined the wrappers of vector.h, WIDE_ROWS and FAST_ROWS (rows
  * of W4A16 and of fast activations whose sums fit the registers: 1, 2, 4, 6, 8 or 12), and
  * KERNELS_NAME and KERNELS_ISA; without a name there is no table, for another template builds
  * on these kernels. */
-#include "cpu/kernels_kv.h"
-#include "cpu/kernels_linear.h"
+#include "cpu/kernels/kv.h"
+#include "cpu/kernels/linear.h"
 
 /* An ISA may have a tile of W4A16 of its own, on the same layout. */
 #ifndef TILE_WIDE

@@ -1,5 +1,5 @@
 /* The AVX-512 kernels: vpdpbusd on digits, two for W4A16 and one for fast activations. */
-#include "cpu/kernels_avx512.h"
+#include "cpu/kernels/vector_avx512.h"
 
 #if defined(__AVX512VNNI__)
 #define KERNELS_NAME lmd_cpu_kernels_avx512
@@ -9,4 +9,4 @@
 #define KERNELS_ISA  "avx512 (portable)"
 #endif
 
-#include "cpu/kernels_digits.h"
+#include "cpu/kernels/table_digits.h"

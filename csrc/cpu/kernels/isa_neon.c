@@ -3,7 +3,7 @@
 enum { LANES = 4, BYTE_FLIP = 128 };
 
 #if defined(__ARM_NEON)
-#include "cpu/kernels_neon.h"
+#include "cpu/kernels/vector_neon.h"
 
 /* Nibbles are summed in int16: 8 products of 15 by -128 reach -15360, and two such sums still
  * fit. A product of bytes is widened at once. */
@@ -36,7 +36,7 @@ INLINE i32v chain_end(i32v acc, chain_v chain) {
 #define KERNELS_NAME lmd_cpu_kernels_neon
 #define KERNELS_ISA  "neon"
 #else
-#include "cpu/kernels_portable.h"
+#include "cpu/kernels/vector_portable.h"
 
 #define KERNELS_NAME lmd_portable_kernels_neon
 #define KERNELS_ISA  "neon (portable)"
@@ -46,4 +46,4 @@ INLINE i32v chain_end(i32v acc, chain_v chain) {
 #define WIDE_ROWS 1
 #define FAST_ROWS 2
 
-#include "cpu/kernels_digits.h"
+#include "cpu/kernels/table_digits.h"

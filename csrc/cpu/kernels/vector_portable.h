@@ -1,9 +1,9 @@
-/* Portable bodies of the wrappers that kernels_vector.h names: for the reference, and so that
+/* Portable bodies of the wrappers that vector.h names: for the reference, and so that
  * the source of an ISA that a machine lacks still builds and runs there in the harness. */
-#ifndef LMD_CPU_KERNELS_PORTABLE_H
-#define LMD_CPU_KERNELS_PORTABLE_H
+#ifndef LMD_CPU_KERNELS_VECTOR_PORTABLE_H
+#define LMD_CPU_KERNELS_VECTOR_PORTABLE_H
 
-#include "cpu/kernels_vector.h"
+#include "cpu/kernels/vector.h"
 
 #define fma1(a, b, c) fmaf((a), (b), (c))
 

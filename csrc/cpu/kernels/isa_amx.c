@@ -3,7 +3,7 @@
  * one call, so nothing is kept between calls. */
 #include <assert.h>
 
-#include "cpu/kernels_avx512.h"
+#include "cpu/kernels/vector_avx512.h"
 
 struct tile_shapes;
 
@@ -93,4 +93,4 @@ static void tile_dot(tile_file *tiles, int32_t sums, int32_t acts, int32_t codes
 #define TABLE_ISA  "amx (portable)"
 #endif
 
-#include "cpu/kernels_tiles.h"
+#include "cpu/kernels/table_tiles.h"

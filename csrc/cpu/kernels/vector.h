@@ -1,6 +1,6 @@
 /* Vectors of LANES lanes for the kernels that are written once and compiled for every
  * instruction set. An ISA's file defines LANES (4, 8 or 16), BYTE_FLIP, and these wrappers,
- * each an intrinsic or the portable body of kernels_portable.h:
+ * each an intrinsic or the portable body of vector_portable.h:
  *   f32v half_v(const uint16_t *p)         LANES halves as floats
  *
  *   f32v fma_v(a, b, c)                    a * b + c, rounded once; fma1 for a scalar
@@ -21,7 +21,7 @@
 #include <string.h>
 
 #include "base/half.h"
-#include "cpu/cpu_kernels.h"
+#include "cpu/kernels/kernels.h"
 
 #define INLINE static inline __attribute__((always_inline))
 

@@ -1,11 +1,11 @@
-/* The wrappers of kernels_vector.h that every NEON table shares; the file that includes it adds
- * the chains. For kernels_neon*.c. */
-#ifndef LMD_CPU_KERNELS_NEON_H
-#define LMD_CPU_KERNELS_NEON_H
+/* The wrappers of vector.h that every NEON table shares; the file that includes it adds
+ * the chains. For isa_neon*.c. */
+#ifndef LMD_CPU_KERNELS_VECTOR_NEON_H
+#define LMD_CPU_KERNELS_VECTOR_NEON_H
 
 #include <arm_neon.h>
 
-#include "cpu/kernels_vector.h"
+#include "cpu/kernels/vector.h"
 
 #define fma1(a, b, c) __builtin_fmaf((a), (b), (c))
 

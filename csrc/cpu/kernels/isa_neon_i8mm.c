@@ -4,7 +4,7 @@
 enum { LANES = 4, BYTE_FLIP = 0 };
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
-#include "cpu/kernels_neon.h"
+#include "cpu/kernels/vector_neon.h"
 
 typedef i32v chain_v;
 
@@ -38,7 +38,7 @@ INLINE i32v odd_lanes(i32v a, i32v b) { return (i32v)vuzp2q_s32((int32x4_t)a, (i
 #define KERNELS_NAME lmd_cpu_kernels_neon_i8mm
 #define KERNELS_ISA  "neon_i8mm"
 #else
-#include "cpu/kernels_portable.h"
+#include "cpu/kernels/vector_portable.h"
 
 INLINE i32v dot_2x2(i32v acc, u8v w, u8v x) {
     for (int32_t i = 0; i < 4; i++)
@@ -58,7 +58,7 @@ INLINE i32v odd_lanes(i32v a, i32v b) { return (i32v){a[1], a[3], b[1], b[3]}; }
 #define KERNELS_ISA  "neon_i8mm (portable)"
 #endif
 
-#include "cpu/kernels_linear.h"
+#include "cpu/kernels/linear.h"
 
 /* Four vectors of sums a row, of half a panel at a time. */
 #define WIDE_ROWS 6
@@ -118,4 +118,4 @@ INLINE void tile_matrices(float *out, const uint8_t *weights, const lmd_weight_f
 
 #define TILE_WIDE tile_matrices
 
-#include "cpu/kernels_digits.h"
+#include "cpu/kernels/table_digits.h"

@@ -2,8 +2,8 @@
  * Every kernel takes pointers, sizes and strides. Its result for one row is one function of
  * that row's inputs: how many rows come together, and which thread computes them, never changes
  * a bit. Must not know: models, plans, threads. */
-#ifndef LMD_CPU_CPU_KERNELS_H
-#define LMD_CPU_CPU_KERNELS_H
+#ifndef LMD_CPU_KERNELS_KERNELS_H
+#define LMD_CPU_KERNELS_KERNELS_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -32,9 +32,6 @@ static inline bool lmd_kind_is_nibbles(lmd_weight_kind kind) {
 static inline int32_t lmd_kind_bias(lmd_weight_kind kind) {
     return kind == LMD_WEIGHT_I8 ? LMD_I8_BIAS : kind == LMD_WEIGHT_I4 ? LMD_I4_BIAS : 0;
 }
-
-/* Bytes of one panel of n_cols columns. */
-int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols);
 
 /* Activations of a step: in fp32 for float weights, and quantised per group for codes, as
  * integers of |q| <= LMD_ACT16_MAX (W4A16) or LMD_ACT8_MAX (fast activations).

@@ -1,7 +1,7 @@
 /* A table of kernels for a processor that multiplies tiles: up to 16 rows of 64 bytes each.
  * Panels of codes meet many rows in tiles, and few rows, like everything else, in the kernels
- * of kernels_digits.h. Included by an ISA's file, which has defined the wrappers of
- * kernels_vector.h; TABLE_NAME and TABLE_ISA; and, with tile_file as the registers:
+ * of table_digits.h. Included by an ISA's file, which has defined the wrappers of
+ * vector.h; TABLE_NAME and TABLE_ISA; and, with tile_file as the registers:
  *   tile_configure(tiles, const tile_shapes *)   sets every register's shape, zeroes them
  *   tile_barrier(tiles)                          loads after it see what was written before it
  *   tile_zero(tiles, n)
@@ -14,7 +14,7 @@
 #include <assert.h>
 
 #include "base/ints.h"
-#include "cpu/kernels_digits.h"
+#include "cpu/kernels/table_digits.h"
 #include "quant/packed_codec.h"
 
 /* Sums of two groups, the even ones' and the odd ones'. */

@@ -1,13 +1,13 @@
 /* Attention kernels over keys and values that are halves or floats: one KV chunk against query
- * rows, for decode and prefill alike. Written once, for every ISA; see kernels_vector.h, and
- * kernels_kv.h for codes. Each row's arithmetic is fixed: QK over d
+ * rows, for decode and prefill alike. Written once, for every ISA; see vector.h, and
+ * kv.h for codes. Each row's arithmetic is fixed: QK over d
  * ascending, exp against the running maximum block by block, PV over t ascending; rows come
  * together only to share loads. A lane is a position in QK and a value's column in PV, so the
  * width changes no bit. */
 #ifndef LMD_CPU_KERNELS_ATTENTION_H
 #define LMD_CPU_KERNELS_ATTENTION_H
 
-#include "cpu/kernels_rows.h"
+#include "cpu/kernels/rows.h"
 
 enum {
     ATTEND_TILE = 6 * LANES / 8 < 4 ? 4 : 6 * LANES / 8, /* rows: 4, 6, 12 */

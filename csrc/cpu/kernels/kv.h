@@ -1,5 +1,5 @@
 /* Attention kernels over keys and values that are codes (see kv_quant.h), and the choice
- * between them and those of kernels_attention.h. Written once, for every ISA.
+ * between them and those of attention.h. Written once, for every ISA.
  * Queries, and the softmax's weights block by block, become integers of 16 bits: their products
  * with codes sum up exactly in int32, in any order. What is rounded is one function of (row,
  * block): a score is fma(sum, q_scale * k_scale, k_min * q_sum), and a block adds fma(sum,
@@ -10,7 +10,7 @@
 
 #include <assert.h>
 
-#include "cpu/kernels_attention.h"
+#include "cpu/kernels/attention.h"
 #include "quant/kv_quant.h"
 
 static_assert((int64_t)255 * LMD_ACT16_MAX * LMD_MAX_HEAD_DIM <= INT32_MAX, "a key's sum");

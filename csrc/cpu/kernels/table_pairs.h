@@ -1,8 +1,8 @@
 /* A table of kernels for 16 vector registers: W4A16 on pairs of int16, fast activations on
- * digits. Included by an ISA's file, which has defined the wrappers of kernels_vector.h, and
+ * digits. Included by an ISA's file, which has defined the wrappers of vector.h, and
  * KERNELS_NAME and KERNELS_ISA. */
-#include "cpu/kernels_kv.h"
-#include "cpu/kernels_linear.h"
+#include "cpu/kernels/kv.h"
+#include "cpu/kernels/linear.h"
 
 enum {
     FEW_ROWS = 4,   /* in a tile that unpacks weights itself */

@@ -1,10 +1,10 @@
 /* Kernels that work on one row: quantisation, norm, RoPE, SiLU, sampling's weights. Written
- * once, for every ISA; see kernels_vector.h. Sums run in 16 chains and one fixed tree, whatever
+ * once, for every ISA; see vector.h. Sums run in 16 chains and one fixed tree, whatever
  * the width. */
 #ifndef LMD_CPU_KERNELS_ROWS_H
 #define LMD_CPU_KERNELS_ROWS_H
 
-#include "cpu/kernels_vector.h"
+#include "cpu/kernels/vector.h"
 
 /* Rounds to the nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 pushes the
  * fraction out. */

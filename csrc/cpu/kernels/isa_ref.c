@@ -3,10 +3,10 @@
  * hand. */
 enum { LANES = 8, BYTE_FLIP = 0 };
 
-#include "cpu/kernels_portable.h"
+#include "cpu/kernels/vector_portable.h"
 
-#include "cpu/kernels_kv.h"
-#include "cpu/kernels_linear.h"
+#include "cpu/kernels/kv.h"
+#include "cpu/kernels/linear.h"
 
 static int32_t tile_rows(int32_t bits, int32_t n_rows) {
     (void)bits;

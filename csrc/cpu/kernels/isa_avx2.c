@@ -6,7 +6,7 @@ enum { LANES = 8, BYTE_FLIP = 0 };
 #if defined(__AVX2__)
 #include <immintrin.h>
 
-#include "cpu/kernels_vector.h"
+#include "cpu/kernels/vector.h"
 
 #define fma1(a, b, c) __builtin_fmaf((a), (b), (c))
 
@@ -40,10 +40,10 @@ INLINE i32v chain_end(i32v acc, chain_v chain) {
 #define KERNELS_NAME lmd_cpu_kernels_avx2
 #define KERNELS_ISA  "avx2"
 #else
-#include "cpu/kernels_portable.h"
+#include "cpu/kernels/vector_portable.h"
 
 #define KERNELS_NAME lmd_portable_kernels_avx2
 #define KERNELS_ISA  "avx2 (portable)"
 #endif
 
-#include "cpu/kernels_pairs.h"
+#include "cpu/kernels/table_pairs.h"

@@ -1,12 +1,12 @@
 /* Linear kernels: a panel of 16 output rows times tiles of activation rows. Written once, for
- * every ISA; see kernels_vector.h and the layouts in cpu_kernels.h.
+ * every ISA; see vector.h and the layouts in kernels.h.
  * The integers of a group are exact, so how they are summed is free: as pairs of int16, or as
  * int8 digits (q = 256 * hi + lo) through the products of bytes. The step after them is fixed:
  * one conversion, fma(dot, d * s), fma(min, s * sum), groups ascending. */
 #ifndef LMD_CPU_KERNELS_LINEAR_H
 #define LMD_CPU_KERNELS_LINEAR_H
 
-#include "cpu/kernels_rows.h"
+#include "cpu/kernels/rows.h"
 
 INLINE int32_t header_bytes(lmd_group_offset offset) {
     return offset == LMD_OFFSET_NONE ? 32 : 64;
