@@ -1,6 +1,8 @@
 /* The AMX kernels (TILE and INT8): tdpbsud on digits where many rows meet a panel of codes; the
  * kernels of AVX-512 for everything else. A thread's tile registers are set and released within
  * one call, so nothing is kept between calls. */
+#define ISA amx
+
 #include <assert.h>
 
 #include "cpu/kernels/vector_avx512.h"
@@ -35,10 +37,9 @@ INLINE void tile_release(tile_file *tiles) {
 #define tile_load(tiles, n, from, stride)  _tile_loadd(n, from, stride)
 #define tile_store(tiles, n, to, stride)   _tile_stored(n, to, stride)
 #define tile_dot(tiles, sums, acts, codes) _tile_dpbsud(sums, acts, codes)
-
-#define TABLE_NAME lmd_cpu_kernels_amx
-#define TABLE_ISA  "amx"
 #else
+#define IS_PORTABLE
+
 enum { N_TILES = 8 };
 
 typedef struct tile_file {
@@ -88,9 +89,6 @@ static void tile_dot(tile_file *tiles, int32_t sums, int32_t acts, int32_t codes
             memcpy(&tiles->bytes[sums][r][4 * n], &sum, sizeof sum);
         }
 }
-
-#define TABLE_NAME lmd_portable_kernels_amx
-#define TABLE_ISA  "amx (portable)"
 #endif
 
 #include "cpu/kernels/table_tiles.h"

@@ -1,15 +1,17 @@
-/* The kernels for any aarch64: smlal on digits. Every such machine has these instructions, so
- * there are no flags. */
+/* The kernels for any aarch64: smlal on digits. Every aarch64 machine has these instructions,
+ * so this file needs no compiler flags. */
+#define ISA neon
+
 enum { LANES = 4, BYTE_FLIP = 128 };
 
 #if defined(__ARM_NEON)
 #include "cpu/kernels/vector_neon.h"
 
-/* Nibbles are summed in int16: 8 products of 15 by -128 reach -15360, and two such sums still
- * fit. A product of bytes is widened at once. */
+/* Products of nibbles are summed in int16: 8 products of 15 by -128 reach -15360, and two such
+ * sums still fit together. Products of bytes are widened at once. */
 typedef struct chain_v {
     int32x4_t sums;
-    int16x8_t low, high; /* of the first and the last two lanes' bytes */
+    int16x8_t low, high; /* for the bytes of lanes 0 and 1, and of lanes 2 and 3 */
 } chain_v;
 
 INLINE chain_v chain_begin(i32v acc) {
@@ -32,14 +34,8 @@ INLINE i32v chain_end(i32v acc, chain_v chain) {
     (void)acc;
     return (i32v)vpadalq_s16(chain.sums, vpaddq_s16(chain.low, chain.high));
 }
-
-#define KERNELS_NAME lmd_cpu_kernels_neon
-#define KERNELS_ISA  "neon"
 #else
 #include "cpu/kernels/vector_portable.h"
-
-#define KERNELS_NAME lmd_portable_kernels_neon
-#define KERNELS_ISA  "neon (portable)"
 #endif
 
 /* A row of two digits has 16 vectors of int16 sums. */

@@ -1,23 +1,17 @@
 /* The kernels for aarch64 with products of small matrices of bytes (i8mm): usmmla multiplies 8
  * columns of two weight rows by 8 columns of both digits of an activation row, twice what sdot
  * does in an instruction; usdot serves fast activations. */
+#define ISA neon_i8mm
+
 enum { LANES = 4, BYTE_FLIP = 0 };
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
+#include "cpu/kernels/vector_chains.h"
 #include "cpu/kernels/vector_neon.h"
-
-typedef i32v chain_v;
-
-INLINE chain_v chain_begin(i32v acc) { return acc; }
 
 INLINE chain_v chain_dot(chain_v chain, u8v w, i32v x, bool nibbles) {
     (void)nibbles;
     return (chain_v)vusdotq_s32((int32x4_t)chain, (uint8x16_t)w, (int8x16_t)x);
-}
-
-INLINE i32v chain_end(i32v acc, chain_v chain) {
-    (void)acc;
-    return chain;
 }
 
 /* acc[2i + j] += the 8 columns of w's row i times those of x's row j. */
@@ -34,9 +28,6 @@ INLINE i32v zip_last(i32v a, i32v b) { return (i32v)vzip2q_s32((int32x4_t)a, (in
 INLINE i32v even_lanes(i32v a, i32v b) { return (i32v)vuzp1q_s32((int32x4_t)a, (int32x4_t)b); }
 
 INLINE i32v odd_lanes(i32v a, i32v b) { return (i32v)vuzp2q_s32((int32x4_t)a, (int32x4_t)b); }
-
-#define KERNELS_NAME lmd_cpu_kernels_neon_i8mm
-#define KERNELS_ISA  "neon_i8mm"
 #else
 #include "cpu/kernels/vector_portable.h"
 
@@ -53,9 +44,6 @@ INLINE i32v zip_last(i32v a, i32v b) { return (i32v){a[2], b[2], a[3], b[3]}; }
 INLINE i32v even_lanes(i32v a, i32v b) { return (i32v){a[0], a[2], b[0], b[2]}; }
 
 INLINE i32v odd_lanes(i32v a, i32v b) { return (i32v){a[1], a[3], b[1], b[3]}; }
-
-#define KERNELS_NAME lmd_portable_kernels_neon_i8mm
-#define KERNELS_ISA  "neon_i8mm (portable)"
 #endif
 
 #include "cpu/kernels/linear.h"

@@ -1,9 +1,12 @@
 /* The reference kernels, for any machine, and the oracle of every faster one: the shared source
  * with portable wrappers, and the readable definition of a panel of codes. Never optimised by
  * hand. */
+#define ISA ref
+
 enum { LANES = 8, BYTE_FLIP = 0 };
 
 #include "cpu/kernels/vector_portable.h"
+#undef IS_PORTABLE /* this table is the engine's too */
 
 #include "cpu/kernels/kv.h"
 #include "cpu/kernels/linear.h"
@@ -66,8 +69,8 @@ static float group_value(float f, int32_t dot, const uint16_t *header, int32_t n
     return f;
 }
 
-static void panel_codes(float *out, const uint8_t *panel, const lmd_weight_format *format,
-                        const lmd_acts *acts, int32_t row) {
+static void panel_times_row(float *out, const uint8_t *panel, const lmd_weight_format *format,
+                            const lmd_acts *acts, int32_t row) {
     const bool nibbles = lmd_kind_is_nibbles(format->kind);
     const int32_t group_size = acts->group_size, n_groups = acts->n_cols / group_size;
     const int32_t n_lines = group_size * (nibbles ? 8 : 16); /* bytes */
@@ -86,15 +89,11 @@ static void panel_codes(float *out, const uint8_t *panel, const lmd_weight_forma
     }
 }
 
-static void panel(float *out, const uint8_t *weights, const lmd_weight_format *format,
-                  const lmd_acts *acts, int32_t tile0, int32_t n_tiles, void *scratch) {
+static void panel_codes(float *out, const uint8_t *weights, const lmd_weight_format *format,
+                        const lmd_acts *acts, int32_t tile0, int32_t n_tiles, void *scratch) {
     (void)scratch;
-    if (format->kind == LMD_WEIGHT_FLOAT) {
-        panel_float(out, weights, format->float_dtype, acts, tile0, n_tiles);
-        return;
-    }
     for (int32_t t = tile0; t < tile0 + n_tiles; t++, out += LMD_PANEL_ROWS)
-        panel_codes(out, weights, format, acts, t); /* tiles of one row */
+        panel_times_row(out, weights, format, acts, t); /* a tile is one row */
 }
 
-const lmd_cpu_kernels lmd_cpu_kernels_ref = KERNEL_TABLE("ref");
+#include "cpu/kernels/table.h"

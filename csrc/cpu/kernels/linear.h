@@ -440,13 +440,4 @@ static inline void run_tiles(float *out, const uint8_t *weights,
             name##_9, name##_10, name##_11, name##_12                                          \
     }
 
-/* A table, from an including file's functions and those that all share. */
-#define KERNEL_TABLE(isa_name)                                                                 \
-    {                                                                                          \
-        .isa = (isa_name), .tile_rows = tile_rows, .scratch_bytes = scratch_bytes,             \
-        .panel = panel, .quantize = quantize, .rms_norm = rms_norm, .rope = rope,              \
-        .silu_mul = silu_mul, .weigh = weigh, .kv_write = kv_write,                            \
-        .attend_chunk = attend_chunk, .attend_fold = attend_fold,                              \
-    }
-
 #endif

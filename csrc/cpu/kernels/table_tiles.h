@@ -14,7 +14,8 @@
 #include <assert.h>
 
 #include "base/ints.h"
-#include "cpu/kernels/table_digits.h"
+#include "cpu/kernels/kv.h"
+#include "cpu/kernels/panel_digits.h"
 #include "quant/packed_codec.h"
 
 /* Sums of two groups, the even ones' and the odd ones'. */
@@ -353,14 +354,12 @@ static void tiled_panel(float *out, const uint8_t *weights, const lmd_weight_for
     tile_release(&tiles);
 }
 
-static void panel(float *out, const uint8_t *weights, const lmd_weight_format *format,
-                  const lmd_acts *acts, int32_t tile0, int32_t n_tiles, void *scratch) {
-    if (format->kind == LMD_WEIGHT_FLOAT)
-        panel_float(out, weights, format->float_dtype, acts, tile0, n_tiles);
-    else if (is_for_tiles(acts->bits, acts->n_rows))
+static void panel_codes(float *out, const uint8_t *weights, const lmd_weight_format *format,
+                        const lmd_acts *acts, int32_t tile0, int32_t n_tiles, void *scratch) {
+    if (is_for_tiles(acts->bits, acts->n_rows))
         tiled_panel(out, weights, format, acts, tile0, n_tiles, scratch);
     else
         digits_panel(out, weights, format, acts, tile0, n_tiles);
 }
 
-const lmd_cpu_kernels TABLE_NAME = KERNEL_TABLE(TABLE_ISA);
+#include "cpu/kernels/table.h"

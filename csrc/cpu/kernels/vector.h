@@ -23,6 +23,10 @@
 #include "base/half.h"
 #include "cpu/kernels/kernels.h"
 
+/* One name of two, once both were expanded. */
+#define PASTE_TOKENS(a, b) a##b
+#define PASTE(a, b)        PASTE_TOKENS(a, b)
+
 #define INLINE static inline __attribute__((always_inline))
 
 enum { HALVES = LMD_PANEL_ROWS / LANES, VECTOR_BYTES = LANES * 4 };

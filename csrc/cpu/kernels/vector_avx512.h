@@ -1,19 +1,20 @@
-/* The wrappers of vector.h for AVX-512 (F, BW, VL, VNNI): one vector holds a panel's 16
- * rows. For isa_avx512.c and isa_amx.c; without the flags, the portable bodies. */
+/* The wrappers of vector.h for AVX-512 (F, BW, VL, VNNI), where one vector holds a panel's 16
+ * rows; without the compiler's flags for it, the portable bodies. For isa_avx512.c and
+ * isa_amx.c. */
 #ifndef LMD_CPU_KERNELS_VECTOR_AVX512_H
 #define LMD_CPU_KERNELS_VECTOR_AVX512_H
 
 enum { LANES = 16, BYTE_FLIP = 0 };
 
-/* Sums of two digits and a running one a row, or of one digit and a running one: 24 of the 32
- * registers either way. */
+/* A row of W4A16 needs registers for the sums of two digits and for a running sum, a row of
+ * fast activations for those of one digit: 24 of the 32 registers either way. */
 #define WIDE_ROWS 8
 #define FAST_ROWS 12
 
 #if defined(__AVX512VNNI__)
 #include <immintrin.h>
 
-#include "cpu/kernels/vector.h"
+#include "cpu/kernels/vector_chains.h"
 
 #define fma1(a, b, c) __builtin_fmaf((a), (b), (c))
 
@@ -27,18 +28,9 @@ INLINE i32v dot_pairs(i32v acc, s16v w, s16v x) {
     return (i32v)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)w, (__m512i)x);
 }
 
-typedef i32v chain_v;
-
-INLINE chain_v chain_begin(i32v acc) { return acc; }
-
 INLINE chain_v chain_dot(chain_v chain, u8v w, i32v x, bool nibbles) {
     (void)nibbles;
     return (chain_v)_mm512_dpbusd_epi32((__m512i)chain, (__m512i)w, (__m512i)x);
-}
-
-INLINE i32v chain_end(i32v acc, chain_v chain) {
-    (void)acc;
-    return chain;
 }
 #else
 #include "cpu/kernels/vector_portable.h"

@@ -1,4 +1,4 @@
-/* The wrappers of vector.h that every NEON table shares; the file that includes it adds
+/* The wrappers of vector.h that the NEON tables share; the file that includes this one defines
  * the chains. For isa_neon*.c. */
 #ifndef LMD_CPU_KERNELS_VECTOR_NEON_H
 #define LMD_CPU_KERNELS_VECTOR_NEON_H

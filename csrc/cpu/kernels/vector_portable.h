@@ -1,9 +1,12 @@
-/* Portable bodies of the wrappers that vector.h names: for the reference, and so that
- * the source of an ISA that a machine lacks still builds and runs there in the harness. */
+/* Portable bodies of the wrappers that vector.h names: for the reference, and so that the
+ * harness can run the source of an ISA that this machine lacks. Including it makes the table a
+ * portable one (see table.h). */
 #ifndef LMD_CPU_KERNELS_VECTOR_PORTABLE_H
 #define LMD_CPU_KERNELS_VECTOR_PORTABLE_H
 
-#include "cpu/kernels/vector.h"
+#include "cpu/kernels/vector_chains.h"
+
+#define IS_PORTABLE
 
 #define fma1(a, b, c) fmaf((a), (b), (c))
 
@@ -24,22 +27,13 @@ static inline i32v dot_pairs(i32v acc, s16v w, s16v x) {
     return acc;
 }
 
-typedef i32v chain_v;
-
-static inline chain_v chain_begin(i32v acc) { return acc; }
-
-static inline chain_v chain_dot(chain_v acc, u8v w, i32v x, bool nibbles) {
+static inline chain_v chain_dot(chain_v chain, u8v w, i32v x, bool nibbles) {
     for (int32_t i = 0; i < LANES; i++)
         for (int32_t j = 0; j < 4; j++) {
             int8_t a = (int8_t)((uint32_t)x[i] >> (8 * j));
             uint8_t code = w[4 * i + j];
-            acc[i] += (BYTE_FLIP != 0 && !nibbles ? (int8_t)code : code) * a;
+            chain[i] += (BYTE_FLIP != 0 && !nibbles ? (int8_t)code : code) * a;
         }
-    return acc;
-}
-
-static inline i32v chain_end(i32v acc, chain_v chain) {
-    (void)acc;
     return chain;
 }
 
