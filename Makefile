@@ -105,13 +105,19 @@ $(PORTABLE_OBJECTS): build/portable_%.o: $(KERNELS)/isa_%.c $(KERNEL_HEADERS)
 	@mkdir -p build
 	$(C11) -O1 -c $< -o $@
 
-.PHONY: kernels
-kernels: $(ISA_OBJECTS) $(PORTABLE_OBJECTS) ## every kernel of every usable ISA against the reference; large buffers
+.PHONY: kernels memory
+kernels: memory $(ISA_OBJECTS) $(PORTABLE_OBJECTS) ## every kernel of every usable ISA against the reference; memory
+	$(C11) -O3 $(CORE) $(HARNESS) $(ISA_OBJECTS) $(PORTABLE_OBJECTS) -lm -o build/check_kernels
+	build/check_kernels
+
+memory: $(ISA_OBJECTS) ## large buffers, the memory there is, and a workspace's: what is predicted is what is allocated
 	$(C11) -O1 -Dmmap=test_mmap -Dmunmap=test_munmap -c csrc/base/memory.c -o build/memory_counted.o
 	$(C11) -O1 build/memory_counted.o csrc/base/status.c tests/c/check_memory.c -o build/check_memory
 	build/check_memory
-	$(C11) -O3 $(CORE) $(HARNESS) $^ -lm -o build/check_kernels
-	build/check_kernels
+	$(C11) -O1 csrc/base/host_memory.c tests/c/check_host_memory.c -o build/check_host_memory
+	build/check_host_memory
+	$(C11) -O1 -g $(CORE) tests/c/check_workspace.c $(ISA_OBJECTS) -lm -o build/check_workspace
+	build/check_workspace
 
 # On another kind of machine: cross-compiled, and run by an emulator as two processors, one with
 # every instruction set and one with none that is optional.

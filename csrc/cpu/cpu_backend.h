@@ -1,4 +1,6 @@
-/* The CPU backend: opens it, and asks about the machine. See backend.h for what it does. */
+/* The CPU backend, behind the table of backend.h.
+ * Owns: the thread pool, the weights' memory and the choice of kernels. Workspaces and weights
+ * end before it does. Must not know: models, engines. Threads: as backend.h says. */
 #ifndef LMD_CPU_CPU_BACKEND_H
 #define LMD_CPU_CPU_BACKEND_H
 

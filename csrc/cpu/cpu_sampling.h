@@ -6,7 +6,7 @@
 
 #include "backend/plan.h"
 #include "base/status.h"
-#include "cpu/cpu_kernels.h"
+#include "cpu/kernels/kernels.h"
 
 /* Buffers of one thread; contents mean nothing between calls. */
 typedef struct lmd_cpu_sample_scratch {

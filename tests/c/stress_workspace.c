@@ -114,6 +114,7 @@ static machine make_machine(int n_threads, bool fast, bool wide_groups) {
     lmd_workspace_config workspace = {.max_tokens = MAX_TOKENS,
                                       .max_seqs = N_SEQS,
                                       .max_logits_rows = 16,
+                                      .max_cols = N_QKV > FFN ? N_QKV : FFN,
                                       .n_layer = N_LAYER,
                                       .n_head = N_HEAD,
                                       .n_kv_head = N_KV_HEAD,
@@ -162,6 +163,7 @@ static int run_step(machine *self, const lmd_plan *plan, uint64_t pattern,
     static lmd_sample_result repeated[N_REPEATS][N_SEQS];
     const lmd_backend_ops *ops = self->backend->ops;
     lmd_err err;
+    const uint64_t n_allocations = lmd_alloc_count();
     ops->step_begin(self->workspace, plan);
     ops->embed(self->workspace, self->embed, self->residual);
     for (int i = 0; i < N_LAYER; i++) {
@@ -196,6 +198,7 @@ static int run_step(machine *self, const lmd_plan *plan, uint64_t pattern,
     ops->sample(self->workspace, plan->samples, n_rows, results);
     if (ops->step_wait(self->workspace, plan->plan_id, &err) != LMD_OK)
         die("step", err.message);
+    if (lmd_alloc_count() != n_allocations) die("step", "it allocated memory");
     int n_different = 0;
     for (int i = 0; i < N_REPEATS; i++)
         for (int r = 0; r < n_rows && (pattern >> i & 1); r++)
