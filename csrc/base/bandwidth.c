@@ -6,13 +6,13 @@
 #include "base/clock.h"
 #include "base/memory.h"
 
-enum { SLICE = 256 << 10 /* bytes that a thread takes at once */, MIN_PASSES = 3 };
+enum { SLICE = 256 << 10 /* bytes of an item */, MIN_PASSES = 3 };
 
 typedef int64_t lanes __attribute__((vector_size(64)));
 
 typedef struct sweep {
     uint8_t *bytes;                /* [n_bytes] whole slices */
-    int64_t sums[LMD_MAX_THREADS]; /* so that no read is left out */
+    int64_t sums[LMD_MAX_THREADS]; /* of what was read, so that no read is optimised away */
 } sweep;
 
 static void write_slice(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
@@ -53,7 +53,8 @@ lmd_status lmd_read_bandwidth(lmd_threads *threads, size_t n_bytes, double secon
         return lmd_no_memory(err, "a buffer of %zu bytes", used);
     }
     self->bytes = bytes;
-    timed(threads, self, n_slices, write_slice); /* a page never written is not really read */
+    timed(threads, self, n_slices,
+          write_slice); /* a page never written has no memory to read */
     const int64_t end = lmd_now_ns() + (int64_t)(seconds * 1e9);
     int64_t best = INT64_MAX;
     for (int32_t pass = 0; pass < MIN_PASSES || lmd_now_ns() < end; pass++) {

@@ -1,4 +1,4 @@
-/* The clock that intervals are measured with: it never jumps. No state. Any thread. */
+/* The clock for measuring intervals, which never jumps. No state. Any thread. */
 #ifndef LMD_BASE_CLOCK_H
 #define LMD_BASE_CLOCK_H
 

@@ -20,8 +20,8 @@ static inline uint32_t lmd_float_to_bits(float x) {
 }
 
 static inline float lmd_half_to_float(uint16_t h) {
-    /* Shift mantissa and exponent into place and let one multiplication by 2^112 rebias the
-     * exponent: exact for normal and subnormal halves. Infinities and NaNs are patched after.
+    /* Mantissa and exponent are shifted into place, and one multiplication by 2^112 rebiases
+     * the exponent: exact for normal and subnormal halves. Infinities and NaNs are set apart.
      */
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
     uint32_t magnitude = (uint32_t)(h & 0x7fffu) << 13;

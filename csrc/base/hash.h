@@ -1,4 +1,4 @@
-/* Hashes of tokens, for tables that compare what they find. No state. Any thread. */
+/* Hashes of tokens, for tables that compare the tokens too. No state. Any thread. */
 #ifndef LMD_BASE_HASH_H
 #define LMD_BASE_HASH_H
 
@@ -11,7 +11,7 @@ static inline uint64_t lmd_hash_mix(uint64_t x) {
     return x ^ x >> 31;
 }
 
-/* The hash of what `hash` stands for and n tokens behind it. */
+/* The hash of a list whose first part has the hash `hash` and whose last n tokens are given. */
 static inline uint64_t lmd_hash_tokens(uint64_t hash, const int32_t *tokens, int32_t n) {
     for (int32_t i = 0; i < n; i++)
         hash = lmd_hash_mix(hash + 0x9e3779b97f4a7c15u + (uint32_t)tokens[i]);

@@ -34,7 +34,7 @@ static lmd_status map(int fd, const char *path, lmd_mapped_file *self, lmd_err *
 }
 
 lmd_status lmd_mapped_file_open(const char *path, lmd_mapped_file **out, lmd_err *err) {
-    /* Not to wait for the other end of a named pipe. */
+    /* O_NONBLOCK: opening a named pipe would wait for its other end. */
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return lmd_fail(err, errno == ENOENT ? LMD_NOT_FOUND : LMD_IO, "\"%.300s\": %s", path,

@@ -20,11 +20,11 @@ lmd_status lmd_mapped_file_open(const char *path, lmd_mapped_file **out, lmd_err
 const uint8_t *lmd_mapped_file_data(const lmd_mapped_file *self);
 size_t lmd_mapped_file_len(const lmd_mapped_file *self); /* bytes, at least 1 */
 
-/* Lets the kernel take back the whole pages inside the range; they are read again when touched.
- * So resident memory does not grow while tensors are uploaded one by one. */
+/* Lets the kernel reclaim the whole pages inside the range; they are read from the file again
+ * when touched. So resident memory does not grow while tensors are uploaded one by one. */
 void lmd_mapped_file_drop(const lmd_mapped_file *self, const void *ptr, size_t n_bytes);
 
-/* Unmaps: every pointer into the file ends. NULL is accepted. */
+/* Unmaps the file: pointers into it are invalid from then on. NULL is accepted. */
 void lmd_mapped_file_close(lmd_mapped_file *self);
 
 #endif

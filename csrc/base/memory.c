@@ -10,7 +10,7 @@
 enum {
     HUGE_PAGE = 2 << 20, /* bytes: x86-64, and aarch64 with 4 KiB pages */
     PAGE = 64 << 10,     /* bytes: the largest base page of the supported machines */
-    CHUNK = 16 << 20     /* bytes of an arena's chunk; what is larger has its own */
+    CHUNK = 16 << 20     /* bytes of an arena's chunk; a larger buffer has a chunk of its own */
 };
 
 static size_t round_to_page(size_t n_bytes) { return (n_bytes + PAGE - 1) / PAGE * PAGE; }
@@ -69,7 +69,7 @@ void lmd_free_large(void *ptr, size_t n_bytes) {
         munmap(ptr, round_to_page(n_bytes));
 }
 
-/* Stands at the beginning of its own memory. */
+/* The header of a chunk; the buffers follow it in the same memory. */
 typedef struct lmd_arena_chunk {
     _Alignas(LMD_CACHE_LINE) struct lmd_arena_chunk *next;
     size_t n_bytes, used;

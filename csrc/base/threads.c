@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "base/threads.h"
 
+#include <errno.h>
 #include <linux/futex.h>
 #include <limits.h>
 #include <pthread.h>
@@ -20,39 +21,41 @@ enum {
     N_WORKER_SPINS = 20000 /* within a run, whose longest items take some 100 us */
 };
 
-/* A number that threads wait on: spin first, then sleep in the kernel until it changes. */
-typedef struct lmd_event {
+/* A number that threads wait on: they spin for a while, then sleep in the kernel until it
+ * changes. */
+typedef struct event {
     _Alignas(LMD_CACHE_LINE) atomic_int value;
     atomic_int n_sleeping;
-} lmd_event;
+} event;
 
-/* How far the items of one thread's share are taken: (number of the stage + 1) << 32 | items.
- * It only grows in a run; a thread that comes late to a stage finds a later one there. */
-typedef struct lmd_share {
-    _Alignas(LMD_CACHE_LINE) atomic_uint_fast64_t taken;
-} lmd_share;
+/* How many items of one thread's share have been claimed, and of which stage: (index of the
+ * stage + 1) << 32 | items. It only grows in a run, so a thread that comes late to a stage sees
+ * that a later one has begun. */
+typedef struct share {
+    _Alignas(LMD_CACHE_LINE) atomic_uint_fast64_t claimed;
+} share;
 
-enum { OPEN = 1 << 30 }; /* a bit of `entry`, above any number of workers */
+enum { OPEN = 1 << 30 }; /* a bit of `entry`, above any number of workers: they may enter */
 
 struct lmd_threads {
     int32_t n;
     pid_t pid; /* the process that has the workers */
     pthread_t *handles;
-    lmd_share *shares;        /* [n] */
+    share *shares;            /* [n] */
     pthread_mutex_t run_lock; /* one run at a time */
     atomic_bool quit;
 
     /* The run under way; written while no worker is inside. */
     lmd_stage *stages;
-    size_t stride;
+    size_t stride; /* bytes from one stage to the next */
     int32_t n_stages;
     void *arg;
-    int64_t last_call; /* of the caller for sleeping workers, ns */
+    int64_t last_call; /* ns: when the caller last woke sleeping workers */
 
-    lmd_event wake;  /* workers wait here for a run, or for a call for help */
-    lmd_event event; /* the caller waits here for the last item of a stage, and for workers */
-    _Alignas(LMD_CACHE_LINE) atomic_int entry; /* workers inside the run; whether it is OPEN */
-    _Alignas(LMD_CACHE_LINE) atomic_int first; /* every stage before it is done */
+    event wake; /* workers wait for a run, or for a call for help */
+    event done; /* the caller waits for the last item of a stage, and for workers to leave */
+    _Alignas(LMD_CACHE_LINE) atomic_int entry; /* number of workers in the run, and OPEN */
+    _Alignas(LMD_CACHE_LINE) atomic_int first; /* index of a stage; all before it are done */
 };
 
 typedef struct worker_arg {
@@ -68,26 +71,26 @@ static void pause_cpu(void) {
 #endif
 }
 
-static void event_wait_past(lmd_event *event, int32_t old) {
+static void event_wait_past(event *self, int32_t old) {
     for (int32_t i = 0; i < N_SPINS; i++) {
-        if (atomic_load_explicit(&event->value, memory_order_acquire) != old) return;
+        if (atomic_load_explicit(&self->value, memory_order_acquire) != old) return;
         pause_cpu();
     }
     /* seq_cst: either the signaller sees the sleeper, or the kernel sees the new value. */
-    atomic_fetch_add(&event->n_sleeping, 1);
-    while (atomic_load(&event->value) == old)
-        syscall(SYS_futex, &event->value, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
-    atomic_fetch_sub(&event->n_sleeping, 1);
+    atomic_fetch_add(&self->n_sleeping, 1);
+    while (atomic_load(&self->value) == old)
+        syscall(SYS_futex, &self->value, FUTEX_WAIT_PRIVATE, old, NULL, NULL, 0);
+    atomic_fetch_sub(&self->n_sleeping, 1);
 }
 
-static void event_signal(lmd_event *event) {
-    atomic_fetch_add(&event->value, 1);
-    if (atomic_load(&event->n_sleeping) > 0)
-        syscall(SYS_futex, &event->value, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+static void event_signal(event *self) {
+    atomic_fetch_add(&self->value, 1);
+    if (atomic_load(&self->n_sleeping) > 0)
+        syscall(SYS_futex, &self->value, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-/* Wakes workers that fell asleep during a run, but not for every stage: a system call takes as
- * long as a small one. */
+/* Wakes workers that fell asleep during a run. Not for every stage: the system call takes as
+ * long as a small stage does. */
 static void call_for_help(lmd_threads *self) {
     enum { PATIENCE_NS = 200000 };
     int64_t now = lmd_now_ns();
@@ -106,35 +109,35 @@ static bool is_done(const lmd_stage *stage) {
     return atomic_load_explicit(&stage->n_done, memory_order_acquire) == stage->n_items;
 }
 
-/* Takes an item of a thread's share of stage i; -1: none is left. */
-static int32_t take_item(lmd_threads *self, int32_t i, int32_t owner) {
+/* Claims an item of the owner's share of stage i; -1: none is left. */
+static int32_t claim_item(lmd_threads *self, int32_t i, int32_t owner) {
     const int64_t n_items = stage_at(self, i)->n_items;
     const int32_t begin = (int32_t)(n_items * owner / self->n);
     const int32_t n = (int32_t)(n_items * (owner + 1) / self->n) - begin;
     const uint64_t stage = (uint64_t)(i + 1) << 32;
-    atomic_uint_fast64_t *share = &self->shares[owner].taken;
-    uint64_t seen = atomic_load_explicit(share, memory_order_relaxed);
+    atomic_uint_fast64_t *claimed = &self->shares[owner].claimed;
+    uint64_t seen = atomic_load_explicit(claimed, memory_order_relaxed);
     for (;;) {
-        const uint64_t taken = seen < stage ? stage : seen;
-        if (taken >= stage + (uint64_t)n) return -1; /* or it is at a later stage */
-        if (atomic_compare_exchange_weak_explicit(share, &seen, taken + 1, memory_order_relaxed,
-                                                  memory_order_relaxed))
-            return begin + (int32_t)(taken - stage);
+        const uint64_t next = seen < stage ? stage : seen;
+        if (next >= stage + (uint64_t)n) return -1; /* all are claimed, or a later stage runs */
+        if (atomic_compare_exchange_weak_explicit(claimed, &seen, next + 1,
+                                                  memory_order_relaxed, memory_order_relaxed))
+            return begin + (int32_t)(next - stage);
     }
 }
 
-/* Takes the items of its own share, then those that others have left of theirs; the one that
- * finishes the last item wakes the caller. */
-static void take_items(lmd_threads *self, int32_t i, int32_t thread_idx) {
+/* Runs the items of the thread's own share, then what is left of the others' shares. The thread
+ * that finishes the stage's last item wakes the caller. */
+static void run_items(lmd_threads *self, int32_t i, int32_t thread_idx) {
     lmd_stage *stage = stage_at(self, i);
     int32_t n = 0;
     for (int32_t k = 0; k < self->n; k++) {
         const int32_t owner = (thread_idx + k) % self->n;
-        for (int32_t item; (item = take_item(self, i, owner)) >= 0; n++)
+        for (int32_t item; (item = claim_item(self, i, owner)) >= 0; n++)
             stage->run(self->arg, stage, item, thread_idx, n == 0);
     }
     if (n && atomic_fetch_add(&stage->n_done, n) + n == stage->n_items)
-        event_signal(&self->event);
+        event_signal(&self->done);
 }
 
 /* Waits a bounded time; false when the stage is still not done. */
@@ -146,23 +149,23 @@ static bool spin_for(const lmd_stage *stage, int32_t n_spins) {
     return is_done(stage);
 }
 
-/* The caller sleeps until others have done their items. */
+/* Sleeps until the other threads have finished their items; for the caller. */
 static void wait_for(lmd_threads *self, const lmd_stage *stage) {
     if (spin_for(stage, N_SPINS)) return;
     for (;;) {
-        int32_t seen = atomic_load(&self->event.value);
+        int32_t seen = atomic_load(&self->done.value);
         if (is_done(stage)) return;
-        event_wait_past(&self->event, seen);
+        event_wait_past(&self->done, seen);
     }
 }
 
-/* Goes through the stages from the first that is not done. A worker that has waited in vain
- * leaves, and comes back when it is called. */
+/* Goes through the stages, from the first that is not done. A worker that has waited in vain
+ * for a stage to end leaves the run, and enters again when it is called. */
 static void work(lmd_threads *self, int32_t thread_idx) {
     int32_t i = atomic_load_explicit(&self->first, memory_order_acquire);
     for (; i < self->n_stages; i++) {
         lmd_stage *stage = stage_at(self, i);
-        take_items(self, i, thread_idx);
+        run_items(self, i, thread_idx);
         if (thread_idx == 0)
             wait_for(self, stage);
         else if (!spin_for(stage, N_WORKER_SPINS))
@@ -177,6 +180,7 @@ static void work(lmd_threads *self, int32_t thread_idx) {
 
 /* ---- workers ---- */
 
+/* False where the run is over already. */
 static bool enter(lmd_threads *self) {
     int32_t entry = atomic_load(&self->entry);
     while (entry & OPEN)
@@ -185,7 +189,8 @@ static bool enter(lmd_threads *self) {
 }
 
 static void leave(lmd_threads *self) {
-    if (atomic_fetch_sub(&self->entry, 1) == 1) event_signal(&self->event); /* closed, empty */
+    const bool is_last = atomic_fetch_sub(&self->entry, 1) == 1; /* of a run that is closed */
+    if (is_last) event_signal(&self->done);
 }
 
 static void *worker_main(void *ptr) {
@@ -203,7 +208,8 @@ static void *worker_main(void *ptr) {
     }
 }
 
-/* Closes the run to workers, and waits for those inside: they hold no item. */
+/* Closes the run to workers and waits until those inside have left. They have no item any
+ * more, so that takes no time. */
 static void close_run(lmd_threads *self) {
     atomic_fetch_and(&self->entry, ~OPEN);
     for (int32_t i = 0; i < N_SPINS; i++) {
@@ -211,9 +217,9 @@ static void close_run(lmd_threads *self) {
         pause_cpu();
     }
     for (;;) {
-        int32_t seen = atomic_load(&self->event.value);
+        int32_t seen = atomic_load(&self->done.value);
         if (atomic_load(&self->entry) == 0) return;
-        event_wait_past(&self->event, seen);
+        event_wait_past(&self->done, seen);
     }
 }
 
@@ -225,7 +231,7 @@ void lmd_threads_run(lmd_threads *self, lmd_stage *stages, size_t stride, int32_
     self->n_stages = n;
     self->arg = arg;
     atomic_store(&self->first, 0);
-    for (int32_t i = 0; i < self->n; i++) atomic_store(&self->shares[i].taken, 0);
+    for (int32_t i = 0; i < self->n; i++) atomic_store(&self->shares[i].claimed, 0);
     if (self->n > 1) {
         atomic_fetch_or(&self->entry, OPEN);
         event_signal(&self->wake);
@@ -269,7 +275,7 @@ lmd_status lmd_threads_new(int32_t n, lmd_threads **out, lmd_err *err) {
     for (int32_t i = 0; i < n - 1; i++) {
         worker_arg *arg = lmd_calloc(1, sizeof *arg);
         if (arg) *arg = (worker_arg){self, i + 1};
-        int code = arg ? pthread_create(&self->handles[i], NULL, worker_main, arg) : 12;
+        int code = arg ? pthread_create(&self->handles[i], NULL, worker_main, arg) : ENOMEM;
         if (code != 0) {
             lmd_free(arg);
             stop_workers(self, i);
@@ -290,8 +296,8 @@ void lmd_threads_free(lmd_threads *self) {
     free_memory(self);
 }
 
-/* Reads "quota period" from a cgroup file; returns whole CPUs, rounded up, or 0 for no limit.
- */
+/* Reads "quota period" from a cgroup's file; returns whole CPUs, rounded up, or 0 where there
+ * is no limit. */
 static int32_t read_quota(const char *dir) {
     char path[512];
     long quota = 0, period = 0;
@@ -304,7 +310,8 @@ static int32_t read_quota(const char *dir) {
     return (int32_t)((quota + period - 1) / period);
 }
 
-/* The smallest quota of the process's cgroup (version 2) and of those above it; 0: no limit. */
+/* The smallest quota of the process's cgroup (version 2) and of those above it, in CPUs; 0: no
+ * limit. */
 static int32_t cgroup_quota(void) {
     char line[512], dir[400] = "";
     FILE *file = fopen("/proc/self/cgroup", "r");
