@@ -92,7 +92,7 @@ lmd_status lmd_checkpoint_add_memory(lmd_checkpoint *self, const uint8_t *data, 
 
 /* ---- names ---- */
 
-/* Seeded with an address, so that no file can be prepared whose names all collide. */
+/* The seed is an address, so that nobody can prepare a file whose names all collide. */
 static size_t hash_name(const lmd_checkpoint *self, const char *name) {
     uint64_t hash = (uint64_t)(uintptr_t)self;
     for (; *name; name++) {

@@ -1,7 +1,7 @@
-/* What csrc/model sees of a checkpoint, the same for GGUF and safetensors: named tensor views.
- * Owns: the mapped files, the views and their names. What an add function is given is taken for
- * hostile and checked here, once; a view that exists is safe to read in full.
- * Must not know: file formats, layers, backends. Built by one thread, then read by any. */
+/* A checkpoint as csrc/model sees it, the same for GGUF and safetensors: named tensor views.
+ * Owns: the mapped files, the views and their names. The add functions regard what they are
+ * given as hostile and check it once, so that every view is safe to read in full. Must not
+ * know: file formats, layers, backends. Built by one thread, then read by any. */
 #ifndef LMD_IO_CHECKPOINT_H
 #define LMD_IO_CHECKPOINT_H
 
@@ -20,7 +20,7 @@ typedef enum lmd_dtype {
     LMD_Q4_K,
     LMD_Q5_K,
     LMD_Q6_K,
-    LMD_I32, /* words of packed weights: behind every type that has values of its own */
+    LMD_I32, /* words of packed weights; after every type that stores weights by itself */
     LMD_DTYPE_COUNT
 } lmd_dtype;
 
@@ -33,15 +33,16 @@ enum {
 const char *lmd_dtype_name(lmd_dtype dtype);
 int32_t lmd_dtype_block_len(lmd_dtype dtype);   /* values of a block: 1, 32 or 256 */
 int32_t lmd_dtype_block_bytes(lmd_dtype dtype); /* bytes of a block */
-/* Bytes of a row of n_cols values, a multiple of block_len (as a view's last dim is). */
+/* Bytes of a row of n_cols values; n_cols is a multiple of block_len, as every view's last
+ * dimension is. */
 int64_t lmd_dtype_row_bytes(lmd_dtype dtype, int64_t n_cols);
 
 typedef struct lmd_tensor_view {
-    const char *name; /* ends with its checkpoint */
+    const char *name; /* lives as long as the checkpoint */
     lmd_dtype dtype;
     int32_t n_dims;             /* 1 to 4 */
-    int64_t dims[LMD_MAX_DIMS]; /* rows first, as NumPy; those after n_dims are 1 */
-    const void *data;           /* any alignment, whatever the dtype: read it with memcpy */
+    int64_t dims[LMD_MAX_DIMS]; /* outermost first, as in NumPy; those after n_dims are 1 */
+    const void *data;           /* of any alignment, whatever the dtype: read it with memcpy */
     size_t n_bytes;             /* exactly what dtype and dims need */
     int32_t file_idx;
 } lmd_tensor_view;
@@ -59,15 +60,15 @@ typedef struct lmd_tensor_spec {
 
 typedef struct lmd_checkpoint lmd_checkpoint;
 
-/* The caller owns *out and ends it with lmd_checkpoint_free. */
+/* Makes an empty checkpoint. The caller owns *out and frees it with lmd_checkpoint_free. */
 lmd_status lmd_checkpoint_new(lmd_checkpoint **out, lmd_err *err);
-/* Closes the files; views and names end. NULL is accepted. */
+/* Closes the files and frees the views and their names. NULL is accepted. */
 void lmd_checkpoint_free(lmd_checkpoint *self);
 
 /* Maps a file and gives the index that tensors name it by. */
 lmd_status lmd_checkpoint_add_file(lmd_checkpoint *self, const char *path, int32_t *file_idx,
                                    lmd_err *err);
-/* The same for bytes the caller keeps alive (a fuzz input, a test). */
+/* The same for bytes that the caller keeps alive: a fuzzer's input, a test's. */
 lmd_status lmd_checkpoint_add_memory(lmd_checkpoint *self, const uint8_t *data, size_t n_bytes,
                                      int32_t *file_idx, lmd_err *err);
 
@@ -75,17 +76,18 @@ lmd_status lmd_checkpoint_add_memory(lmd_checkpoint *self, const uint8_t *data, 
 lmd_status lmd_checkpoint_add_tensor(lmd_checkpoint *self, const lmd_tensor_spec *spec,
                                      lmd_err *err);
 
-/* Pointers to views are good until the next add_tensor. find gives NULL when there is none. */
+/* Pointers to views are valid until the next add_tensor. find gives NULL where there is no
+ * tensor of that name; indices count in the order of adding. */
 const lmd_tensor_view *lmd_checkpoint_find(const lmd_checkpoint *self, const char *name);
 const lmd_tensor_view *lmd_checkpoint_tensor(const lmd_checkpoint *self, size_t tensor_idx);
-size_t lmd_checkpoint_n_tensors(const lmd_checkpoint *self); /* kept in order of adding */
-size_t lmd_checkpoint_n_bytes(const lmd_checkpoint *self);   /* of all tensors' data */
+size_t lmd_checkpoint_n_tensors(const lmd_checkpoint *self);
+size_t lmd_checkpoint_n_bytes(const lmd_checkpoint *self); /* of all tensors' data */
 
 /* The bytes of a file that was added. */
 const uint8_t *lmd_checkpoint_file_data(const lmd_checkpoint *self, int32_t file_idx);
 size_t lmd_checkpoint_file_len(const lmd_checkpoint *self, int32_t file_idx);
 
-/* Drops the resident pages of a view's data; reading it again is slow and still right. */
+/* Drops the resident pages of a view's data; the next read loads them from the file again. */
 void lmd_checkpoint_release(const lmd_checkpoint *self, const lmd_tensor_view *view);
 
 #endif

@@ -22,15 +22,16 @@ struct lmd_gguf {
     size_t n_pairs, n_bytes;
 };
 
-/* What is left to read. */
+/* The bytes that are left to read. */
 typedef struct cursor {
     const uint8_t *at;
     size_t left; /* bytes */
 } cursor;
 
-/* ---- primitives: each checks what is left ---- */
+/* ---- primitives: each checks how many bytes are left ---- */
 
-static bool take(cursor *self, void *out, size_t n) {
+/* Copies the next n bytes to `out`, or skips them (NULL). */
+static bool read_bytes(cursor *self, void *out, size_t n) {
     if (self->left < n) return false;
     if (out) memcpy(out, self->at, n);
     self->at += n;
@@ -38,11 +39,11 @@ static bool take(cursor *self, void *out, size_t n) {
     return true;
 }
 
-static bool take_string(cursor *self, lmd_gguf_string *out) {
+static bool read_string(cursor *self, lmd_gguf_string *out) {
     uint64_t len;
-    if (!take(self, &len, sizeof len) || len > self->left) return false;
+    if (!read_bytes(self, &len, sizeof len) || len > self->left) return false;
     *out = (lmd_gguf_string){(const char *)self->at, (size_t)len};
-    return take(self, NULL, (size_t)len);
+    return read_bytes(self, NULL, (size_t)len);
 }
 
 size_t lmd_gguf_type_bytes(lmd_gguf_type type) {
@@ -71,13 +72,13 @@ static lmd_status bad_pair(lmd_gguf_string key, const char *problem, uint64_t va
                     (unsigned long long)value);
 }
 
-/* Reads n items of a type; bools must be 0 or 1. */
-static lmd_status take_items(cursor *self, lmd_gguf_string key, lmd_gguf_type type, uint64_t n,
+/* Skips n items of a type after checking them: bools must be 0 or 1. */
+static lmd_status read_items(cursor *self, lmd_gguf_string key, lmd_gguf_type type, uint64_t n,
                              lmd_err *err) {
     if (type == LMD_GGUF_STRING) {
         lmd_gguf_string item;
         for (uint64_t i = 0; i < n; i++)
-            if (!take_string(self, &item)) return truncated("metadata", key, err);
+            if (!read_string(self, &item)) return truncated("metadata", key, err);
         return LMD_OK;
     }
     size_t item_bytes = lmd_gguf_type_bytes(type);
@@ -85,19 +86,20 @@ static lmd_status take_items(cursor *self, lmd_gguf_string key, lmd_gguf_type ty
     for (uint64_t i = 0; type == LMD_GGUF_BOOL && i < n; i++)
         if (self->at[i] > 1)
             return bad_pair(key, "a bool must be 0 or 1, not", self->at[i], err);
-    take(self, NULL, (size_t)n * item_bytes);
+    read_bytes(self, NULL, (size_t)n * item_bytes);
     return LMD_OK;
 }
 
-static lmd_status take_value(cursor *self, lmd_gguf_string key, lmd_gguf_value *out,
+static lmd_status read_value(cursor *self, lmd_gguf_string key, lmd_gguf_value *out,
                              lmd_err *err) {
     uint32_t type, item_type;
     uint64_t n_items = 1;
-    if (!take(self, &type, sizeof type)) return truncated("metadata", key, err);
+    if (!read_bytes(self, &type, sizeof type)) return truncated("metadata", key, err);
     if (type >= LMD_GGUF_TYPE_COUNT) return bad_pair(key, "there is no value type", type, err);
     item_type = type;
     if (type == LMD_GGUF_ARRAY) {
-        if (!take(self, &item_type, sizeof item_type) || !take(self, &n_items, sizeof n_items))
+        if (!read_bytes(self, &item_type, sizeof item_type) ||
+            !read_bytes(self, &n_items, sizeof n_items))
             return truncated("metadata", key, err);
         if (item_type >= LMD_GGUF_TYPE_COUNT)
             return bad_pair(key, "there is no value type", item_type, err);
@@ -107,15 +109,15 @@ static lmd_status take_value(cursor *self, lmd_gguf_string key, lmd_gguf_value *
                             (int)(key.len < 100 ? key.len : 100), key.data);
     }
     const uint8_t *data = self->at;
-    LMD_TRY(take_items(self, key, (lmd_gguf_type)item_type, n_items, err));
+    LMD_TRY(read_items(self, key, (lmd_gguf_type)item_type, n_items, err));
     *out = (lmd_gguf_value){(lmd_gguf_type)type, (lmd_gguf_type)item_type, n_items, data,
                             (size_t)(self->at - data)};
     return LMD_OK;
 }
 
-static lmd_status take_pair(cursor *self, lmd_gguf_pair *out, lmd_err *err) {
+static lmd_status read_pair(cursor *self, lmd_gguf_pair *out, lmd_err *err) {
     lmd_gguf_string key;
-    if (!take_string(self, &key))
+    if (!read_string(self, &key))
         return lmd_fail(err, LMD_BAD_FILE,
                         "the metadata is truncated: a key runs past the end");
     if (key.len == 0 || key.len > MAX_KEY_LEN || memchr(key.data, 0, key.len))
@@ -123,7 +125,7 @@ static lmd_status take_pair(cursor *self, lmd_gguf_pair *out, lmd_err *err) {
                         "a metadata key of %zu bytes is empty, too long or holds a NUL byte",
                         key.len);
     out->key = key;
-    return take_value(self, key, &out->value, err);
+    return read_value(self, key, &out->value, err);
 }
 
 static int compare_pairs(const void *a, const void *b, void *pairs) {
@@ -143,21 +145,22 @@ static lmd_status index_keys(lmd_gguf *self, lmd_err *err) {
     return LMD_OK;
 }
 
-static lmd_status take_pairs(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *err) {
+static lmd_status read_pairs(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *err) {
     if (n > at->left / MIN_PAIR_BYTES)
         return lmd_fail(err, LMD_BAD_FILE, "%llu metadata pairs do not fit in the file",
                         (unsigned long long)n);
     self->pairs = lmd_calloc((size_t)n, sizeof *self->pairs);
     self->by_key = lmd_calloc((size_t)n, sizeof *self->by_key);
     if (!self->pairs || !self->by_key) return lmd_no_memory(err, "metadata");
-    for (uint64_t i = 0; i < n; i++) LMD_TRY(take_pair(at, &self->pairs[i], err));
+    for (uint64_t i = 0; i < n; i++) LMD_TRY(read_pair(at, &self->pairs[i], err));
     self->n_pairs = (size_t)n;
     return index_keys(self, err);
 }
 
 /* ---- tensors ---- */
 
-/* From the format's type numbers. The names of those not served make the refusal readable. */
+/* Translates the format's type numbers. Types that are not served have names too, so that the
+ * refusal can say which one it was. */
 static lmd_status dtype_of(uint32_t type, const char *name, lmd_dtype *out, lmd_err *err) {
     static const char *const names[] = {
         "F32",   "F16",   "Q4_0",    "Q4_1",         "Q4_2",         "Q4_3",        "Q5_0",
@@ -184,9 +187,9 @@ typedef struct tensor_entry {
     char name[LMD_TENSOR_NAME_LEN + 1];
 } tensor_entry;
 
-static lmd_status take_tensor(cursor *at, tensor_entry *out, lmd_err *err) {
+static lmd_status read_tensor(cursor *at, tensor_entry *out, lmd_err *err) {
     lmd_gguf_string name;
-    if (!take_string(at, &name))
+    if (!read_string(at, &name))
         return lmd_fail(err, LMD_BAD_FILE, "the tensor directory is truncated");
     if (name.len == 0 || name.len > LMD_TENSOR_NAME_LEN || memchr(name.data, 0, name.len))
         return lmd_fail(err, LMD_BAD_FILE,
@@ -195,23 +198,24 @@ static lmd_status take_tensor(cursor *at, tensor_entry *out, lmd_err *err) {
     memcpy(out->name, name.data, name.len);
     out->name[name.len] = '\0';
     uint32_t n_dims, type;
-    if (!take(at, &n_dims, sizeof n_dims)) return truncated("tensor", name, err);
+    if (!read_bytes(at, &n_dims, sizeof n_dims)) return truncated("tensor", name, err);
     if (n_dims < 1 || n_dims > LMD_MAX_DIMS)
         return lmd_fail(err, LMD_BAD_FILE,
                         "tensor \"%s\" has %u dimensions; 1 to %d are served", out->name,
                         n_dims, LMD_MAX_DIMS);
     out->spec.n_dims = (int32_t)n_dims;
-    for (uint32_t i = 0; i < n_dims; i++) { /* the file has the row's length first */
+    for (uint32_t i = 0; i < n_dims; i++) { /* the file lists the innermost dimension first */
         uint64_t dim;
-        if (!take(at, &dim, sizeof dim)) return truncated("tensor", name, err);
+        if (!read_bytes(at, &dim, sizeof dim)) return truncated("tensor", name, err);
         out->spec.dims[n_dims - 1 - i] = dim > INT64_MAX ? -1 : (int64_t)dim;
     }
-    if (!take(at, &type, sizeof type) || !take(at, &out->spec.offset, sizeof out->spec.offset))
+    if (!read_bytes(at, &type, sizeof type) ||
+        !read_bytes(at, &out->spec.offset, sizeof out->spec.offset))
         return truncated("tensor", name, err);
     return dtype_of(type, out->name, &out->spec.dtype, err);
 }
 
-/* The bytes that a valid shape needs; a shape that is not valid is refused by add_tensor. */
+/* The bytes that a valid shape needs; add_tensor refuses other shapes. */
 static uint64_t shape_bytes(const lmd_tensor_spec *spec) {
     uint64_t n = 1;
     for (int32_t i = 0; i < spec->n_dims; i++)
@@ -239,7 +243,7 @@ static lmd_status add_tensors(lmd_gguf *self, const cursor *directory, uint64_t 
     cursor at = *directory;
     for (uint64_t i = 0; i < n; i++) {
         tensor_entry entry = {0};
-        LMD_TRY(take_tensor(&at, &entry, err));
+        LMD_TRY(read_tensor(&at, &entry, err));
         lmd_tensor_spec *spec = &entry.spec;
         spec->name = entry.name;
         spec->n_bytes = shape_bytes(spec);
@@ -260,7 +264,7 @@ static int compare_places(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* No writer shares bytes between tensors; a file that does was made to mislead. */
+/* No writer shares bytes between tensors: a file in which tensors overlap is hostile. */
 static lmd_status check_overlaps(const lmd_checkpoint *checkpoint, lmd_err *err) {
     size_t n = lmd_checkpoint_n_tensors(checkpoint);
     const lmd_tensor_view **views = lmd_calloc(n, sizeof *views);
@@ -277,14 +281,14 @@ static lmd_status check_overlaps(const lmd_checkpoint *checkpoint, lmd_err *err)
     return status;
 }
 
-static lmd_status take_tensors(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *err) {
+static lmd_status read_tensors(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *err) {
     if (n > at->left / MIN_TENSOR_BYTES)
         return lmd_fail(err, LMD_BAD_FILE, "%llu tensors do not fit in the file",
                         (unsigned long long)n);
     cursor directory = *at;
     tensor_entry entry;
-    /* Data begins behind the directory, whose end is known only once it was read. */
-    for (uint64_t i = 0; i < n; i++) LMD_TRY(take_tensor(at, &entry, err));
+    /* The tensors' data follows the directory, whose end is known once all of it was read. */
+    for (uint64_t i = 0; i < n; i++) LMD_TRY(read_tensor(at, &entry, err));
     uint64_t alignment, begin = self->n_bytes - at->left;
     LMD_TRY(read_alignment(self, &alignment, err));
     begin = (begin + alignment - 1) / alignment * alignment;
@@ -298,10 +302,10 @@ static lmd_status check_header(cursor *at, uint64_t *n_tensors, uint64_t *n_pair
                                lmd_err *err) {
     char magic[4];
     uint32_t version = 0;
-    if (!take(at, magic, sizeof magic) || memcmp(magic, "GGUF", sizeof magic) != 0)
+    if (!read_bytes(at, magic, sizeof magic) || memcmp(magic, "GGUF", sizeof magic) != 0)
         return lmd_fail(err, LMD_BAD_FILE,
                         "this is no GGUF file: it does not start with \"GGUF\"");
-    bool has_version = take(at, &version, sizeof version);
+    bool has_version = read_bytes(at, &version, sizeof version);
     if (has_version && version != 0 && (version & 0xffff) == 0)
         return lmd_fail(err, LMD_UNSUPPORTED, "big-endian GGUF files are not served");
     if (!has_version || (version == 3 && at->left < 2 * sizeof(uint64_t)))
@@ -310,19 +314,19 @@ static lmd_status check_header(cursor *at, uint64_t *n_tensors, uint64_t *n_pair
         return lmd_fail(err, LMD_UNSUPPORTED,
                         "GGUF version %u is not served; convert the file to version 3",
                         version);
-    take(at, n_tensors, sizeof *n_tensors);
-    take(at, n_pairs, sizeof *n_pairs);
+    read_bytes(at, n_tensors, sizeof *n_tensors);
+    read_bytes(at, n_pairs, sizeof *n_pairs);
     return LMD_OK;
 }
 
-/* Reads everything from the checkpoint's only file. */
+/* Reads the checkpoint's only file. */
 static lmd_status parse(lmd_gguf *self, lmd_err *err) {
     self->n_bytes = lmd_checkpoint_file_len(self->checkpoint, 0);
     cursor at = {lmd_checkpoint_file_data(self->checkpoint, 0), self->n_bytes};
     uint64_t n_tensors = 0, n_pairs = 0;
     LMD_TRY(check_header(&at, &n_tensors, &n_pairs, err));
-    LMD_TRY(take_pairs(self, &at, n_pairs, err));
-    return take_tensors(self, &at, n_tensors, err);
+    LMD_TRY(read_pairs(self, &at, n_pairs, err));
+    return read_tensors(self, &at, n_tensors, err);
 }
 
 static lmd_status open_with(const char *path, const uint8_t *data, size_t n_bytes,

@@ -1,8 +1,9 @@
 /* GGUF v3 reader: metadata and tensor directory over mapped bytes.
- * Owns: the validation of all but the tensors' contents; an lmd_checkpoint of its tensors.
- * Nothing in a file is trusted: every length, count, offset and type is checked before use.
- * Metadata is read in place: values point into the map, strings are not terminated and their
- * UTF-8 is not checked. Must not know: what keys mean. Immutable once opened: any thread. */
+ * Owns: the validation of everything except the tensors' contents, and a checkpoint of the
+ * tensors. Nothing in a file is trusted: every length, count, offset and type is checked before
+ * it is used. Metadata is read in place: values point into the map, strings are not terminated
+ * and their UTF-8 is not checked. Must not know: what keys mean. Immutable once opened: any
+ * thread. */
 #ifndef LMD_IO_GGUF_H
 #define LMD_IO_GGUF_H
 
@@ -15,7 +16,7 @@
 
 typedef struct lmd_gguf lmd_gguf;
 
-/* Numbers are the file format's. */
+/* Numbered as the file format numbers them. */
 typedef enum lmd_gguf_type {
     LMD_GGUF_U8,
     LMD_GGUF_I8,
@@ -54,13 +55,13 @@ typedef struct lmd_gguf_pair {
 /* Opens a file. LMD_NOT_FOUND, LMD_IO, LMD_BAD_FILE, LMD_UNSUPPORTED (v1, v2, big-endian, a
  * tensor type not served, nested arrays), LMD_NO_MEMORY. The caller owns *out. */
 lmd_status lmd_gguf_open(const char *path, lmd_gguf **out, lmd_err *err);
-/* The same over bytes that the caller keeps alive as long as the object. */
+/* The same for bytes that the caller keeps alive as long as the object. */
 lmd_status lmd_gguf_parse(const uint8_t *data, size_t n_bytes, lmd_gguf **out, lmd_err *err);
-/* Ends the object, its checkpoint and its map. NULL is accepted. */
+/* Frees the object and its checkpoint, and unmaps the file. NULL is accepted. */
 void lmd_gguf_free(lmd_gguf *self);
 
 size_t lmd_gguf_n_bytes(const lmd_gguf *self); /* of the file */
-/* Belongs to self; lmd_checkpoint_release may be called on it. */
+/* The tensors; owned by self. lmd_checkpoint_release may be called on it. */
 const lmd_checkpoint *lmd_gguf_checkpoint(const lmd_gguf *self);
 
 /* Metadata in file order, and by key (NULL when there is none). */
@@ -68,7 +69,8 @@ size_t lmd_gguf_n_pairs(const lmd_gguf *self);
 const lmd_gguf_pair *lmd_gguf_pair_at(const lmd_gguf *self, size_t pair_idx);
 const lmd_gguf_value *lmd_gguf_find(const lmd_gguf *self, const char *key);
 
-/* Reads a value as a C type. False when its type is another one, or the number does not fit. */
+/* Read a value as a C type; false where the value has another type, or the number does not
+ * fit. */
 bool lmd_gguf_value_uint(const lmd_gguf_value *value, uint64_t *out); /* any integer >= 0 */
 bool lmd_gguf_value_int(const lmd_gguf_value *value, int64_t *out);   /* any integer */
 bool lmd_gguf_value_float(const lmd_gguf_value *value, double *out);  /* F32, F64 */

@@ -17,7 +17,8 @@ typedef struct range {
     bool is_finite;
 } range;
 
-/* In chains that the compiler keeps in a vector; minima and maxima know no order. */
+/* In chains that the compiler keeps in a vector: a minimum or maximum does not depend on the
+ * order. */
 static range range_of(const float *x, int32_t n) {
     float min[CHAINS], max[CHAINS], probe[CHAINS] = {0};
     for (int32_t j = 0; j < CHAINS; j++) min[j] = max[j] = x[j < n ? j : 0];
@@ -26,7 +27,7 @@ static range range_of(const float *x, int32_t n) {
         for (int32_t j = 0; j < CHAINS; j++) {
             min[j] = x[i + j] < min[j] ? x[i + j] : min[j];
             max[j] = x[i + j] > max[j] ? x[i + j] : max[j];
-            probe[j] += x[i + j] * 0.0f; /* NaN from then on, where x is not finite */
+            probe[j] += x[i + j] * 0.0f; /* becomes NaN where x is not finite, and stays so */
         }
     for (; i < n; i++) {
         min[0] = x[i] < min[0] ? x[i] : min[0];

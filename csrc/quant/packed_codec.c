@@ -49,7 +49,7 @@ static lmd_status check_sizes(const lmd_packed_weight *self, int64_t n_rows, int
     return LMD_OK;
 }
 
-/* What int8 codes hold is code - 128: every zero must be 128. */
+/* Codes become code - 128 as int8, which leaves no room for a zero: every zero must be 128. */
 static lmd_status check_zeros_of_8_bits(const lmd_packed_weight *self, lmd_err *err) {
     const uint32_t wanted = self->packing == LMD_PACKING_GPTQ ? 0x7f7f7f7fu : 0x80808080u;
     for (int64_t g = 0; g < self->qzeros->dims[0]; g++)
@@ -115,10 +115,10 @@ static uint64_t spread_nibbles(uint32_t word) {
     return (x | x << 4) & 0x0f0f0f0f0f0f0f0fu;
 }
 
-/* The row that byte i of split_nibbles holds of an AWQ word. */
+/* Byte i of split_nibbles of an AWQ word belongs to row awq_rows[i] of the run. */
 static const uint8_t awq_rows[LMD_PACKED_ROWS] = {0, 4, 1, 5, 2, 6, 3, 7};
 
-/* The 8 nibbles of a word as bytes, the even ones first: cheaper than in order. */
+/* The 8 nibbles of a word as bytes, the even ones first, which is cheaper than in order. */
 static uint64_t split_nibbles(uint32_t word) {
     return (word & 0x0f0f0f0fu) | (uint64_t)(word >> 4 & 0x0f0f0f0fu) << 32;
 }
@@ -129,7 +129,7 @@ static void swap_bits(uint64_t *a, uint64_t *b, int32_t shift, uint64_t mask) {
     *b ^= differ;
 }
 
-/* Byte j of x[i] and byte i of x[j] change places. */
+/* Exchanges byte j of x[i] with byte i of x[j]. */
 static void transpose_bytes(uint64_t x[8]) {
     for (int32_t i = 0; i < 4; i++) swap_bits(&x[i], &x[i + 4], 32, 0x00000000ffffffffu);
     for (int32_t i = 0; i < 8; i += 4) {
@@ -139,7 +139,8 @@ static void transpose_bytes(uint64_t x[8]) {
     for (int32_t i = 0; i < 8; i += 2) swap_bits(&x[i], &x[i + 1], 8, 0x00ff00ff00ff00ffu);
 }
 
-/* Words run along rows: 8 of them, of 8 columns, are an 8 x 8 matrix to be transposed. */
+/* A word holds one column of 8 rows, so the words of 8 columns are an 8 x 8 matrix, which is
+ * transposed. */
 static void decode_awq(const lmd_tensor_view *qweight, int32_t first_row, int32_t first_col,
                        int32_t n_cols, uint8_t *codes) {
     for (int32_t k = 0; k < n_cols; k += 8) {
@@ -152,7 +153,7 @@ static void decode_awq(const lmd_tensor_view *qweight, int32_t first_row, int32_
     }
 }
 
-/* Words run along columns. */
+/* A word holds 8 columns of one row. */
 static void decode_gptq4(const lmd_tensor_view *qweight, int32_t first_row, int32_t first_col,
                          int32_t n_cols, uint8_t *codes) {
     for (int32_t k = 0; k < n_cols; k += 8)
@@ -167,7 +168,7 @@ static void decode_gptq8(const lmd_tensor_view *qweight, int32_t first_row, int3
     for (int32_t k = 0; k < n_cols; k += 4)
         for (int32_t i = 0; i < LMD_PACKED_ROWS; i++) {
             uint32_t word = read_word(qweight, (first_col + k) / 4, first_row + i);
-            word ^= 0x80808080u; /* minus 128 in each byte */
+            word ^= 0x80808080u; /* each byte becomes code - 128 */
             memcpy(codes + i * n_cols + k, &word, sizeof word);
         }
 }
@@ -178,7 +179,7 @@ static void decode_zeros(const lmd_packed_weight *self, int32_t first_row, int32
     for (int32_t i = 0; i < LMD_PACKED_ROWS; i++) {
         uint32_t zero = word >> (i * 4) & 15;
         if (self->packing == LMD_PACKING_GPTQ) zero = (zero + 1) & 15;
-        /* Nibble i of AWQ is row i * 2, then from nibble 4 on row i * 2 - 7. */
+        /* AWQ's nibbles 0 to 3 belong to rows 0 2 4 6, nibbles 4 to 7 to rows 1 3 5 7. */
         int32_t row = !is_awq(self) ? i : i < 4 ? i * 2 : i * 2 - 7;
         zeros[row] = lmd_float_to_half((float)zero);
     }

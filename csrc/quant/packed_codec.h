@@ -29,8 +29,8 @@ typedef struct lmd_packed_weight {
 } lmd_packed_weight;
 
 enum {
-    LMD_PACKED_ROWS = 8,   /* output rows that are decoded together: AWQ's run */
-    LMD_PACKED_COLS = 128, /* most columns with one scale in the canonical form */
+    LMD_PACKED_ROWS = 8,   /* output rows that are decoded together: a run of AWQ's */
+    LMD_PACKED_COLS = 128, /* most columns of a group in the canonical form */
 };
 
 /* Checks types, shapes and zeros against n_rows and n_cols, so that decoding stays inside the
@@ -38,19 +38,20 @@ enum {
 lmd_status lmd_packed_check(const lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
                             lmd_err *err);
 
-/* Accepts GPTQ's g_idx when it gives column k group k / group_size: LMD_UNSUPPORTED for the
- * order that desc_act makes. */
+/* Accepts GPTQ's g_idx if it puts column k into group k / group_size. LMD_UNSUPPORTED for other
+ * orders, which desc_act makes; LMD_BAD_FILE for another type or shape. */
 lmd_status lmd_packed_check_g_idx(const lmd_tensor_view *g_idx, int32_t group_size,
                                   int64_t n_cols, lmd_err *err);
 
 /* The canonical form of a weight that was checked, exact:
  *   4 bits  U4 ZERO    8 bits  I8 NONE (code - 128)
- * in groups of g, or where g is larger than 128 of the largest of 128, 64, 32 that divides it,
- * so that activations are never quantised in larger ones. */
+ * in groups of g; if g exceeds 128, in groups of the largest of 128, 64 and 32 that divides g,
+ * because activations are never quantised in larger groups. */
 lmd_weight_format lmd_packed_format(const lmd_packed_weight *self);
 
-/* Splits LMD_PACKED_ROWS rows from first_row (a multiple of it), n_cols columns from first_col:
- * one group of the canonical form. Zeros are half integers (not meant for 8 bits). */
+/* Decodes one group of the canonical form for LMD_PACKED_ROWS rows: the rows from first_row, a
+ * multiple of LMD_PACKED_ROWS, and the n_cols columns from first_col. Zeros are whole numbers
+ * stored as fp16; those of 8 bits are not written. */
 void lmd_packed_decode(const lmd_packed_weight *self, int32_t first_row, int32_t first_col,
                        int32_t n_cols, uint8_t *codes, /* [LMD_PACKED_ROWS][n_cols] */
                        uint16_t *scales,               /* [LMD_PACKED_ROWS] half */

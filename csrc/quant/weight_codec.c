@@ -8,7 +8,7 @@
 
 #include "base/half.h"
 
-enum { GROUP = 32 }; /* values with one scale */
+enum { GROUP = 32 }; /* values that share a scale */
 
 static uint16_t read_u16(const uint8_t *at) {
     uint16_t bits;
@@ -96,9 +96,9 @@ static uint16_t half_at_least(float x) {
     return lmd_half_to_float(bits) < x ? (uint16_t)(bits + 1) : bits;
 }
 
-/* Requantises a group of fp32 values as int8 under one half scale, rounded up so that 127 steps
- * reach the largest value (a subnormal scale may be far from it). What no half can scale
- * becomes NaN: an infinite or NaN scale times code 0. */
+/* Requantises a group of fp32 values as int8 with one half scale. The scale is rounded up, so
+ * that 127 steps reach the largest value even where subnormal halves are coarse. A group that
+ * no half can scale becomes NaN: an infinite or NaN scale times code 0. */
 static void quantize_i8(const float *values, uint8_t *codes, uint16_t *scale) {
     float max = 0.0f;
     bool finite = true;
@@ -119,7 +119,7 @@ static void quantize_i8(const float *values, uint8_t *codes, uint16_t *scale) {
 
 /* ---- one group of any coded dtype ---- */
 
-/* The block that group g of a row lies in: its own, or one of 8 groups (K-quants). */
+/* The block that holds group g of a row: a block is one group, or 8 groups (K-quants). */
 static const uint8_t *block_of(lmd_dtype dtype, const uint8_t *row, int64_t g) {
     return row + g * GROUP / lmd_dtype_block_len(dtype) * lmd_dtype_block_bytes(dtype);
 }

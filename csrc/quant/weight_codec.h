@@ -1,7 +1,7 @@
-/* Decoding of stored weight rows: into the group form that backends pack, and to fp32.
- * Owns: what each lmd_dtype's bits mean, and the error of re-expressing K-quants.
- * Pure functions: no state, no allocation, rows of any alignment, any bits (hostile scales give
- * infinities and NaNs in the output, never undefined behaviour). Any thread. */
+/* Decoding of stored weight rows: into groups of codes that backends pack, and to fp32.
+ * Owns: what each lmd_dtype's bits mean, and the error of re-expressing K-quants. Must not
+ * know: how a backend packs. Pure functions: no state, no allocation, rows of any alignment and
+ * any bits: hostile scales give infinities and NaNs, never undefined behaviour. Any thread. */
 #ifndef LMD_QUANT_WEIGHT_CODEC_H
 #define LMD_QUANT_WEIGHT_CODEC_H
 
@@ -29,7 +29,7 @@ typedef enum lmd_group_offset {
 typedef struct lmd_weight_format {
     lmd_weight_kind kind;
     lmd_group_offset offset;
-    int32_t group_size;    /* values along a row with one scale; 0 for FLOAT */
+    int32_t group_size;    /* values of a row that share a scale; 0 for FLOAT */
     lmd_dtype float_dtype; /* of FLOAT; otherwise LMD_F32, what row_to_float gives */
 } lmd_weight_format;
 
@@ -41,23 +41,23 @@ typedef struct lmd_weight_format {
  *   Q4_K          U4  MIN  32      scale = half(d*sc), min = half(-dmin*m)
  *   Q5_K          U8  MIN  32      the same, codes 0..31
  *   Q6_K          I8  NONE 32      two sub-groups of 16 under one scale
- * Errors, against lmd_weight_row_to_float, while scales are finite as halves:
+ * Errors against lmd_weight_row_to_float, where scales are finite as halves:
  *   Q4_K, Q5_K: 2^-11 * (scale*code + |min|) + 2^-25 * (code + 1), from rounding to half.
  *   Q6_K: max|group| / 253 + 2^-25: the scale is max|group| / 127, rounded up to a half. On
  *   normally distributed weights this adds 5 % to the rms error that Q6_K itself has made.
  * LMD_INVALID for I32 and a dtype out of range. */
 lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err *err);
 
-/* Splits a row of a quantised dtype into codes, one a byte, and half scales and offsets, one a
- * group (a zero is stored as a half integer). For NONE offsets is not written and may be NULL.
- * n_cols must be a multiple of the dtype's block_len; a float dtype or I32 is a bug of the
- * caller. */
+/* Splits a row of a quantised dtype into codes, each in a byte, and a scale and an offset for
+ * each group, as halves; zeros are whole numbers stored as fp16. With LMD_OFFSET_NONE offsets
+ * is not written and may be NULL. n_cols must be a multiple of the dtype's block_len; a float
+ * dtype or I32 is a bug of the caller. */
 void lmd_weight_decode_row(lmd_dtype dtype, const void *row, int64_t n_cols,
                            uint8_t *codes,     /* [n_cols] */
                            uint16_t *scales,   /* [n_cols / 32] half */
                            uint16_t *offsets); /* [n_cols / 32] half: zero or min */
 
-/* Dequantises a row of any dtype but I32 exactly as the format defines it: the reference. */
+/* Dequantises a row of any dtype but I32 exactly as its format defines. */
 void lmd_weight_row_to_float(lmd_dtype dtype, const void *row, int64_t n_cols,
                              float *out /* [n_cols] */);
 
