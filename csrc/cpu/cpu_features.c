@@ -16,12 +16,12 @@ static bool has_f16c(void) {
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 29)) != 0;
 }
 
-/* The builtin also asks whether the operating system saves the wide registers (XCR0). */
+/* The builtin also checks that the operating system saves the wide registers (XCR0). */
 static bool has_avx2(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
-/* gcc 12 has no name for AVX-VNNI: leaf 7, subleaf 1, EAX bit 4. */
+/* gcc 12 has no name for AVX-VNNI, which is leaf 7, subleaf 1, EAX bit 4. */
 static bool has_avxvnni(void) {
     unsigned eax, ebx, ecx, edx;
     return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
@@ -44,13 +44,14 @@ static bool saves_tiles(void) {
     return (eax & tiles) == tiles;
 }
 
-/* Asks Linux for the tiles' memory, which it grants to a whole process and its children. */
+/* Asks Linux for permission to use the tiles; it grants that to the whole process and to its
+ * children. */
 static bool is_granted_tiles(void) {
     enum { REQUEST_PERMISSION = 0x1023, TILE_CONTENTS = 18 };
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_CONTENTS) == 0;
 }
 
-/* gcc 12 has no names for AMX: leaf 7, EDX bits 24 (TILE) and 25 (INT8). */
+/* gcc 12 has no names for AMX, which is leaf 7, EDX bits 24 (TILE) and 25 (INT8). */
 static bool has_amx(void) {
     const unsigned tile_and_int8 = 3u << 24;
     unsigned eax, ebx, ecx, edx;
@@ -63,7 +64,7 @@ static bool has_amx(void) {
 /* Linux's names for them, in AT_HWCAP and AT_HWCAP2. */
 enum { CAP_ATOMICS = 1 << 8, CAP_RDM = 1 << 12, CAP_DOTPROD = 1 << 20, CAP2_I8MM = 1 << 13 };
 
-/* And what else a compiler may use for Armv8.2. */
+/* Dot products, and what else a compiler may use when it compiles for Armv8.2. */
 static bool has_dotprod(void) {
     const unsigned long wanted = CAP_ATOMICS | CAP_RDM | CAP_DOTPROD;
     return (getauxval(AT_HWCAP) & wanted) == wanted;
@@ -112,7 +113,7 @@ lmd_status lmd_cpu_kernels_select(const lmd_cpu_kernels **out, lmd_err *err) {
     return LMD_OK;
 }
 
-/* Adds a word if the machine has what it names. */
+/* Appends a word if the machine has what it names. */
 static void add_name(char *text, size_t n_bytes, const char *name, bool has) {
     size_t used = strlen(text);
     if (has) snprintf(text + used, n_bytes - used, "%s%s", used ? " " : "", name);

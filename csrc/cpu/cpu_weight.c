@@ -1,4 +1,4 @@
-/* Packing weights into panels of 16 rows: see cpu_weight.h and the layout in kernels.h. */
+/* Packing weights into panels of 16 rows: see cpu_weight.h, and kernels.h for the layout. */
 #include "cpu/cpu_weight.h"
 
 #include <math.h>
@@ -10,7 +10,8 @@
 #include "base/memory.h"
 
 enum {
-    STRIP_PANELS = 32 /* that a thread packs of one group: K-major words lie side by side */
+    STRIP_PANELS = 32 /* panels of an item, of one group of columns: their packed words, which
+                         run across rows, lie side by side */
 };
 
 int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols) {
@@ -21,12 +22,12 @@ int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols) {
     return n_cols / format->group_size * (header + lines);
 }
 
-/* What the packing threads share. */
+/* What the items of one packing share. */
 typedef struct pack_job {
     const lmd_weight_part *part;
     const lmd_weight_segment *segment;
     int32_t n_cols;
-    uint8_t *scratch; /* [n_threads] of scratch_bytes: codes, scales, offsets of one row */
+    uint8_t *scratch; /* [n_threads][scratch_bytes] codes, scales and offsets of one row */
     size_t scratch_bytes;
 } pack_job;
 
@@ -48,7 +49,7 @@ static void pack_code_row(uint8_t *panel, int32_t lane, const lmd_weight_format 
                           const uint16_t *offsets) {
     const int32_t group_size = format->group_size;
     const bool nibbles = lmd_kind_is_nibbles(format->kind);
-    /* Adds the bias to each byte. */
+    /* Exclusive-or adds the bias to each byte. */
     const uint64_t flip = format->kind == LMD_WEIGHT_I8 ? LMD_I8_BIAS * 0x0101010101010101u : 0;
     for (int32_t g = 0; g < n_cols / group_size; g++) {
         uint16_t *header = (uint16_t *)(void *)panel;
@@ -81,7 +82,7 @@ static void pack_panel(const pack_job *job, int32_t panel_idx, uint8_t *scratch)
     uint8_t *codes = (uint8_t *)(offsets + n_groups);
     for (int32_t lane = 0; lane < LMD_PANEL_ROWS; lane++) {
         int32_t row = panel_idx * LMD_PANEL_ROWS + lane;
-        if (row >= segment->n_rows) return; /* the memory came zeroed */
+        if (row >= segment->n_rows) return; /* the arena has zeroed the rest */
         const uint8_t *from = source_row(job->part, row, job->n_cols);
         if (segment->format.kind == LMD_WEIGHT_FLOAT) {
             pack_float_row(panel, lane, from, job->n_cols, lmd_dtype_block_bytes(dtype));
@@ -99,8 +100,8 @@ static void pack_item(void *arg, const lmd_stage *stage, int32_t item, int32_t t
     pack_panel(job, item, job->scratch + (size_t)thread_idx * job->scratch_bytes);
 }
 
-/* ---- packed tensors, whose words run from row to row: a unit of work is one group of columns
- * of a strip of panels, so that they are read in order ---- */
+/* ---- packed tensors, whose words run across rows: an item is one group of columns of a strip
+ * of panels, so that the words are read in order ---- */
 
 static void pack_packed_rows(const pack_job *job, int32_t group, int32_t row) {
     const lmd_weight_segment *segment = job->segment;
@@ -133,9 +134,8 @@ static void pack_packed_item(void *arg, const lmd_stage *stage, int32_t item,
         pack_packed_rows(job, item / n_strips, row);
 }
 
-/* Cuts a source into segments, one for each part: formats, rows, panels, bytes. */
-static lmd_status plan_segments(const lmd_weight_source *src, lmd_weight *weight,
-                                lmd_err *err) {
+/* Sets the segments, one for each part of the source, and their sizes; no panels yet. */
+static lmd_status set_segments(const lmd_weight_source *src, lmd_weight *weight, lmd_err *err) {
     lmd_weight_format formats[LMD_MAX_WEIGHT_PARTS];
     LMD_TRY(lmd_weight_source_check(src, formats, err));
     weight->n_cols = src->n_cols;
@@ -156,16 +156,16 @@ static lmd_status plan_segments(const lmd_weight_source *src, lmd_weight *weight
 
 lmd_status lmd_cpu_weight_size(const lmd_weight_source *src, size_t *out, lmd_err *err) {
     lmd_weight weight = {0};
-    LMD_TRY(plan_segments(src, &weight, err));
+    LMD_TRY(set_segments(src, &weight, err));
     *out = weight.n_bytes;
     return LMD_OK;
 }
 
-/* A weight of that source that has no panels yet. */
+/* Makes a weight for a source, without panels. */
 static lmd_status new_weight(const lmd_weight_source *src, lmd_weight **out, lmd_err *err) {
     lmd_weight *weight = lmd_calloc(1, sizeof *weight);
     if (!weight) return lmd_no_memory(err, "a weight");
-    lmd_status status = plan_segments(src, weight, err);
+    lmd_status status = set_segments(src, weight, err);
     if (status == LMD_OK)
         *out = weight;
     else
@@ -173,7 +173,7 @@ static lmd_status new_weight(const lmd_weight_source *src, lmd_weight **out, lmd
     return status;
 }
 
-/* Memory for a weight's panels, not written yet. */
+/* Gives a weight memory for its panels, of zeros. */
 static lmd_status allocate_panels(lmd_weight *weight, lmd_arena *arena, lmd_err *err) {
     uint8_t *panels = lmd_arena_alloc(arena, weight->n_bytes);
     if (!panels) return lmd_no_memory(err, "a weight of %zu bytes", weight->n_bytes);
@@ -185,7 +185,8 @@ static lmd_status allocate_panels(lmd_weight *weight, lmd_arena *arena, lmd_err 
     return LMD_OK;
 }
 
-/* Every byte of it makes a small finite number: halves of 6e-4, other floats of 0.01. */
+/* Fills a panel with small finite numbers: halves, those that scale codes too, of 6e-4, and
+ * other floats of 0.01. */
 static void blank_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                        bool is_first) {
     const lmd_weight_segment *segment = ((const pack_job *)arg)->segment;

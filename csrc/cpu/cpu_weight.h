@@ -1,6 +1,7 @@
-/* Weights in the CPU's layout: panels of 16 rows, one segment for each part of the source, in
- * an arena, which outlives them.
- * Owns: packing. Must not know: workspaces, plans. */
+/* Weights in the CPU's layout: panels of 16 rows, one segment for each part of the source. The
+ * panels lie in an arena, which outlives the weights.
+ * Owns: packing, and the sizes of what is packed. Must not know: workspaces, plans. One thread
+ * at a time, which has the pool's workers help. */
 #ifndef LMD_CPU_CPU_WEIGHT_H
 #define LMD_CPU_CPU_WEIGHT_H
 
@@ -20,7 +21,7 @@ typedef struct lmd_weight_segment {
 struct lmd_weight {
     int32_t n_rows, n_cols, n_segments;
     lmd_weight_segment segments[LMD_MAX_WEIGHT_PARTS];
-    int32_t group_size; /* that activations must be quantised by; 0: no segment has codes */
+    int32_t group_size; /* in which activations must be quantised; 0: no segment has codes */
     size_t n_bytes;     /* of all panels */
     float *vector;      /* [n_cols] of a vector; NULL for a matrix */
 };
@@ -28,18 +29,22 @@ struct lmd_weight {
 /* Bytes of one panel of n_cols columns. */
 int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols);
 
+/* Packs a source's rows. LMD_BAD_FILE and LMD_UNSUPPORTED as lmd_weight_source_check says,
+ * LMD_NO_MEMORY. */
 lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads,
                                lmd_arena *arena, lmd_weight **out, lmd_err *err);
-/* The bytes that lmd_cpu_weight_pack would take of the arena. */
+/* Says how many bytes of panels lmd_cpu_weight_pack would make. */
 lmd_status lmd_cpu_weight_size(const lmd_weight_source *src, size_t *out, lmd_err *err);
-/* The same with made-up panels: small finite values, in memory that has been written. */
+/* Makes a weight as large, of made-up panels: small finite values, in memory that has been
+ * written. */
 lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_threads *threads,
                                 lmd_arena *arena, lmd_weight **out, lmd_err *err);
+/* Copies n values into a vector. */
 lmd_status lmd_cpu_weight_vector(const float *values, int32_t n, lmd_weight **out,
                                  lmd_err *err);
 void lmd_cpu_weight_free(lmd_weight *weight);
 
-/* Writes one row of a matrix of one segment as fp32: an embedding. */
+/* Writes one row of a matrix of one segment as fp32, as an embedding does. */
 void lmd_cpu_weight_row(const lmd_weight *weight, int32_t row, float *out /* [n_cols] */);
 
 #endif

@@ -1,9 +1,9 @@
-/* Attention kernels over keys and values that are halves or floats: one KV chunk against query
- * rows, for decode and prefill alike. Written once, for every ISA; see vector.h, and
- * kv.h for codes. Each row's arithmetic is fixed: QK over d
- * ascending, exp against the running maximum block by block, PV over t ascending; rows come
- * together only to share loads. A lane is a position in QK and a value's column in PV, so the
- * width changes no bit. */
+/* Attention kernels over keys and values that are halves or floats: query rows attend to one KV
+ * chunk, in decode and prefill alike. Written once, for every ISA, in the words of vector.h;
+ * kv.h has the kernels over codes. Each row's arithmetic is fixed: QK over d ascending, exp
+ * against the running maximum block by block, PV over t ascending; rows are computed together
+ * only to share loads. A lane is a position in QK and a column of the values in PV, so the
+ * width of a vector changes no bit. */
 #ifndef LMD_CPU_KERNELS_ATTENTION_H
 #define LMD_CPU_KERNELS_ATTENTION_H
 
@@ -11,7 +11,7 @@
 
 enum {
     ATTEND_TILE = 6 * LANES / 8 < 4 ? 4 : 6 * LANES / 8, /* rows: 4, 6, 12 */
-    WIDEN_ROWS = 8 /* from here on a block is brought to fp32 once for all rows */
+    WIDEN_ROWS = 8 /* with so many rows, a block is converted to fp32 once for all of them */
 };
 
 static void kv_write_floats(uint8_t *block, const float *key, const float *value,
@@ -31,13 +31,14 @@ static void kv_write_floats(uint8_t *block, const float *key, const float *value
     }
 }
 
-/* LANES elements of a block's keys or values. */
+/* A block's keys or values as elements. */
 typedef struct kv_view {
     const void *data;
-    int64_t ahead; /* bytes from here to what is read next, for prefetching; 0: nothing */
+    int64_t ahead; /* bytes from an element to the one to prefetch, in the block read next */
 } kv_view;
 
-/* Halves come from memory, floats from a block that has just been widened. */
+/* Loads LANES elements. Halves come from the KV pool, with prefetching; floats have just been
+ * converted, and are in the first cache. */
 INLINE f32v kv_at(kv_view kv, int64_t at, const bool is_half) {
     if (!is_half) return load_v((const float *)kv.data + at);
     const uint16_t *half = (const uint16_t *)kv.data + at;
@@ -45,12 +46,12 @@ INLINE f32v kv_at(kv_view kv, int64_t at, const bool is_half) {
     return half_v(half);
 }
 
-/* Vectors of 16 lanes that few rows take at once: enough chains of FMAs to hide their latency
- * in the registers there are. */
+/* How many times 16 positions or columns n_rows rows compute at once: enough chains of FMAs to
+ * hide their latency, within the registers that there are. */
 #define FEW_WIDTH(n_rows) (LANES == 16 || (n_rows) == 1 ? 4 : (n_rows) <= 3 ? 2 : 1)
 #define WIDTH(n_rows)     ((n_rows) <= 4 ? FEW_WIDTH(n_rows) : 1)
 
-/* Scores of rows against `width` panels of 16 keys. */
+/* Computes the scores of n_rows rows against `width` panels of 16 keys from position t on. */
 INLINE void score_panels(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_t n_rows,
                          const int32_t width, kv_view keys, int32_t t, int32_t head_dim,
                          const bool is_half) {
@@ -78,7 +79,7 @@ INLINE void score_panels(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_
                 store_v(p[r] + t + w * 16 + h * LANES, acc[r][w][h]);
 }
 
-/* Scores of n_rows rows (a constant) against n keys, a multiple of 16. */
+/* Computes the scores of n_rows rows (a constant) against n keys; n is a multiple of 16. */
 INLINE void scores(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_t n_rows,
                    kv_view keys, int32_t n, int32_t head_dim, const bool is_half) {
     const int32_t width = WIDTH(n_rows);
@@ -89,7 +90,7 @@ INLINE void scores(float (*p)[LMD_CHUNK_LEN], const float *q, const int32_t n_ro
         score_panels(p, q, n_rows, 1, keys, t, head_dim, is_half);
 }
 
-/* o += p V for 16 * width columns from d on. */
+/* Adds p V to o, for 16 * width columns from d on. */
 INLINE void weighted_columns(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_CHUNK_LEN],
                              const int32_t n_rows, const int32_t width, kv_view values,
                              int32_t n, int32_t d, int32_t head_dim, const bool is_half) {
@@ -118,7 +119,7 @@ INLINE void weighted_columns(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_
                 store_v(o[r] + d + w * 16 + h * LANES, acc[r][w][h]);
 }
 
-/* o += p V; a tail of columns reads past the row, into lanes that nobody reads. */
+/* Adds p V to o. The last columns may be read from beyond the row; their lanes are not used. */
 INLINE void weighted_values(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_CHUNK_LEN],
                             const int32_t n_rows, kv_view values, int32_t n, int32_t head_dim,
                             const bool is_half) {
@@ -130,8 +131,9 @@ INLINE void weighted_values(float (*o)[LMD_MAX_HEAD_DIM], const float (*p)[LMD_C
         weighted_columns(o, p, n_rows, 1, values, n, d, head_dim, is_half);
 }
 
-/* Softmax of one row over one block: p becomes exp(p - max) for its first n_seen positions and
- * 0 up to n (a multiple of 16). The running sum and o are rescaled when the maximum rises. */
+/* Does one row's softmax over one block: p becomes exp(p - max) for its first n_seen positions
+ * and 0 for the others up to n, a multiple of 16. When the maximum rises, the running sum and o
+ * are rescaled. */
 static void softmax_block(float *p, int32_t n_seen, int32_t n, float *max, float *sum, float *o,
                           int32_t n_o) {
     for (int32_t t = n_seen; t < n; t++) p[t] = -INFINITY;
@@ -163,8 +165,8 @@ static void softmax_block(float *p, int32_t n_seen, int32_t n, float *max, float
     *sum += sum_chains(total);
 }
 
-/* The same for row i of a tile against n positions from `first` on, of which it may see none; o
- * is n_o wide. */
+/* Does the softmax of row i over the n positions from `first` on, of which none may be visible
+ * to the row. o has n_o columns. */
 static void softmax_row(lmd_attend_state *state, const lmd_attend_args *args, int32_t i,
                         int32_t first, int32_t n, int32_t n_o) {
     const int32_t n_seen = args->row_ends[i] - first, n16 = (n + 15) / 16 * 16;
@@ -175,7 +177,7 @@ static void softmax_row(lmd_attend_state *state, const lmd_attend_args *args, in
                       state->o[i], n_o);
 }
 
-/* n_rows (a constant) rows from r on against one block. */
+/* Has n_rows rows (a constant) from r on attend to one block. */
 INLINE void attend_rows(lmd_attend_state *state, const lmd_attend_args *args, int32_t r,
                         const int32_t n_rows, int32_t first, int32_t n, kv_view keys,
                         kv_view values, const bool is_half) {
@@ -205,7 +207,7 @@ DEFINE_ATTEND(attend_float_3, 3, false)
 DEFINE_ATTEND(attend_float_4, 4, false)
 DEFINE_ATTEND(attend_float_tile, ATTEND_TILE, false)
 
-/* All rows against one block whose keys and values stand in one format. */
+/* Has all rows attend to one block, whose keys and values are both halves or both floats. */
 static void attend_block(lmd_attend_state *state, const lmd_attend_args *args, int32_t first,
                          int32_t n, kv_view keys, kv_view values, bool is_half) {
     static const attend_fn few[2][4] = {
@@ -222,7 +224,7 @@ static void attend_block(lmd_attend_state *state, const lmd_attend_args *args, i
     }
 }
 
-/* Brings n stored elements to fp32, in whole vectors. */
+/* Converts n halves to fp32, in whole vectors. */
 static void widen(float *out, const uint16_t *in, int64_t n) {
     for (int64_t i = 0; i < n; i += LANES) store_v(out + i, half_v(in + i));
 }
@@ -231,7 +233,7 @@ static void widen(float *out, const uint16_t *in, int64_t n) {
 typedef struct block_view {
     const uint8_t *data;
     int32_t first, n;
-    int64_t ahead; /* bytes to what is read after this block, for prefetching; 0: nothing */
+    int64_t ahead; /* bytes to the block that is read next, to prefetch it; 0: there is none */
 } block_view;
 
 INLINE block_view block_at(const lmd_attend_args *args, int32_t first) {

@@ -1,6 +1,6 @@
 /* The AMX kernels (TILE and INT8): tdpbsud on digits where many rows meet a panel of codes; the
- * kernels of AVX-512 for everything else. A thread's tile registers are set and released within
- * one call, so nothing is kept between calls. */
+ * kernels of AVX-512 for everything else. One call sets the thread's tile registers and
+ * releases them, so nothing is kept between calls. */
 #define ISA amx
 
 #include <assert.h>
@@ -9,18 +9,19 @@
 
 struct tile_shapes;
 
-#if defined(__AMX_INT8__) || defined(__AMXINT8__) /* as older clangs spell it */
+#if defined(__AMX_INT8__) || defined(__AMXINT8__) /* the second is clang's older spelling */
 typedef struct tile_file {
-    char none; /* the registers are the processor's */
+    char none; /* the tiles are in the processor's registers */
 } tile_file;
 
-/* gcc's intrinsics do not say which memory they read. */
+/* gcc's intrinsics do not tell the compiler which memory they read. */
 INLINE void tile_barrier(tile_file *tiles) {
     (void)tiles;
     __asm__ volatile("" ::: "memory");
 }
 
-/* Of the shapes gcc knows 8 bytes alone: the operand has all of them written. */
+/* gcc believes that the intrinsic reads 8 bytes of the shapes; the asm makes it write all 64.
+ */
 INLINE void tile_configure(tile_file *tiles, const struct tile_shapes *shapes) {
     (void)tiles;
     __asm__ volatile("" ::"r"(shapes) : "memory");
@@ -32,7 +33,7 @@ INLINE void tile_release(tile_file *tiles) {
     _tile_release();
 }
 
-/* Macros, for the numbers of registers. */
+/* Macros, because register numbers must be literals. */
 #define tile_zero(tiles, n)                _tile_zero(n)
 #define tile_load(tiles, n, from, stride)  _tile_loadd(n, from, stride)
 #define tile_store(tiles, n, to, stride)   _tile_stored(n, to, stride)
@@ -73,7 +74,7 @@ static void tile_store(const tile_file *tiles, int32_t n, void *to, int64_t stri
         memcpy((uint8_t *)to + r * stride, tiles->bytes[n][r], tiles->row_bytes[n]);
 }
 
-/* The processor faults where shapes do not fit. */
+/* The processor would fault where the asserts fail. */
 static void tile_dot(tile_file *tiles, int32_t sums, int32_t acts, int32_t codes) {
     const int32_t n_k = tiles->row_bytes[acts] / 4;
     assert(n_k > 0 && tiles->n_rows[sums] == tiles->n_rows[acts]);

@@ -1,6 +1,6 @@
-/* The kernels for aarch64 with products of small matrices of bytes (i8mm): usmmla multiplies 8
- * columns of two weight rows by 8 columns of both digits of an activation row, twice what sdot
- * does in an instruction; usdot serves fast activations. */
+/* The kernels for aarch64 with products of small matrices of bytes (i8mm): one usmmla
+ * multiplies 8 columns of two weight rows by 8 columns of both digits of an activation row,
+ * which is twice the work of an sdot; fast activations use usdot. */
 #define ISA neon_i8mm
 
 enum { LANES = 4, BYTE_FLIP = 0 };
@@ -14,17 +14,17 @@ INLINE chain_v chain_dot(chain_v chain, u8v w, i32v x, bool nibbles) {
     return (chain_v)vusdotq_s32((int32x4_t)chain, (uint8x16_t)w, (int8x16_t)x);
 }
 
-/* acc[2i + j] += the 8 columns of w's row i times those of x's row j. */
+/* acc[2i + j] += the dot product of w's row i and x's row j, which have 8 columns each. */
 INLINE i32v dot_2x2(i32v acc, u8v w, u8v x) {
     return (i32v)vusmmlaq_s32((int32x4_t)acc, (uint8x16_t)w, (int8x16_t)x);
 }
 
-/* Lanes of a and b in turn: of their first halves, and of their last. */
+/* The lanes of a and b in turn: those of their first halves, or of their last. */
 INLINE i32v zip_first(i32v a, i32v b) { return (i32v)vzip1q_s32((int32x4_t)a, (int32x4_t)b); }
 
 INLINE i32v zip_last(i32v a, i32v b) { return (i32v)vzip2q_s32((int32x4_t)a, (int32x4_t)b); }
 
-/* Lanes 0 and 2, and lanes 1 and 3, of a, then of b. */
+/* Lanes 0 and 2, or 1 and 3, of a, then those of b. */
 INLINE i32v even_lanes(i32v a, i32v b) { return (i32v)vuzp1q_s32((int32x4_t)a, (int32x4_t)b); }
 
 INLINE i32v odd_lanes(i32v a, i32v b) { return (i32v)vuzp2q_s32((int32x4_t)a, (int32x4_t)b); }
@@ -48,16 +48,18 @@ INLINE i32v odd_lanes(i32v a, i32v b) { return (i32v){a[1], a[3], b[1], b[3]}; }
 
 #include "cpu/kernels/linear.h"
 
-/* Four vectors of sums a row, of half a panel at a time. */
+/* Half a panel at a time, which needs four vectors of sums for each row. */
 #define WIDE_ROWS 6
 #define FAST_ROWS 4
 
-/* The sums of one group: of rows of weights h * 4 to h * 4 + 7, for every activation row. */
+/* Computes one group's sums for the panel's rows h * 4 to h * 4 + 7 and every activation row.
+ */
 INLINE void half_panel(i32v (*whole)[HALVES], const uint8_t *lines, const uint8_t *q,
                        const int32_t n_rows, int32_t group_size, const int32_t h,
                        const bool nibbles) {
     const int32_t line_bytes = nibbles ? 64 : 128;
-    i32v sums[WIDE_ROWS][4]; /* in lanes: a row by high and low, the next by high and low */
+    i32v sums[WIDE_ROWS]
+             [4]; /* lanes: a panel's row times high and low, the next one likewise */
     for (int32_t r = 0; r < n_rows; r++)
         for (int32_t i = 0; i < 4; i++) sums[r][i] = (i32v){0};
     lines += h * VECTOR_BYTES;
@@ -84,7 +86,8 @@ INLINE void half_panel(i32v (*whole)[HALVES], const uint8_t *lines, const uint8_
                                           odd_lanes(sums[r][2 * i], sums[r][2 * i + 1]));
 }
 
-/* W4A16 on the layout of emit_digits: a unit of a row is 8 high digits, then 8 low ones. */
+/* A tile of W4A16, on the layout of emit_digits: the 8 high digits of a unit are one row of the
+ * small matrix, the 8 low ones the other. */
 INLINE void tile_matrices(float *out, const uint8_t *weights, const lmd_weight_format *format,
                           const lmd_acts *all_acts, int32_t begin, const int32_t n_rows,
                           const bool nibbles) {

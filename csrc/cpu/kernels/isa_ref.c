@@ -1,6 +1,6 @@
-/* The reference kernels, for any machine, and the oracle of every faster one: the shared source
- * with portable wrappers, and the readable definition of a panel of codes. Never optimised by
- * hand. */
+/* The reference kernels, for any machine: the shared source with portable wrappers, and the
+ * readable definition of a panel of codes. Every faster table is compared with them; they are
+ * never optimised by hand. */
 #define ISA ref
 
 enum { LANES = 8, BYTE_FLIP = 0 };
@@ -22,7 +22,7 @@ static size_t scratch_bytes(int32_t n_cols) {
     return 0;
 }
 
-/* A row's integers stand one after another. */
+/* A tile is one row, whose integers lie in order. */
 static void emit_plain(uint8_t *tile, const i32v *q, int32_t k, int32_t row, int32_t n_rows,
                        int32_t bits) {
     (void)row; /* 0 of 1 */
@@ -50,7 +50,7 @@ static int32_t act_at(const lmd_acts *acts, int32_t row, int32_t k) {
     return wide;
 }
 
-/* Code of row n, column k of a group, as it is stored. */
+/* The code of row n and column k of a group, as it is stored. */
 static int32_t code_at(const uint8_t *lines, bool nibbles, int32_t n, int32_t k) {
     if (!nibbles) return lines[k / 4 * 64 + n * 4 + k % 4];
     uint8_t byte = lines[k / 8 * 64 + n * 4 + k % 4];

@@ -1,7 +1,8 @@
-/* The table of CPU kernels and the layouts they share.
- * Every kernel takes pointers, sizes and strides. Its result for one row is one function of
- * that row's inputs: how many rows come together, and which thread computes them, never changes
- * a bit. Must not know: models, plans, threads. */
+/* The table of CPU kernels and the layouts they share: what the rest of csrc/cpu/ knows of the
+ * kernels.
+ * Every kernel is given pointers, sizes and strides. Its result for one row is one function of
+ * that row's inputs: how many rows are computed together, and by which thread, never changes a
+ * bit. Owns no memory. Must not know: models, plans, threads. Any thread. */
 #ifndef LMD_CPU_KERNELS_KERNELS_H
 #define LMD_CPU_KERNELS_KERNELS_H
 
@@ -10,42 +11,42 @@
 
 #include "quant/weight_codec.h"
 
-/* Asks for a line of what is read soon, into the second cache: in the first it would push out
- * what is being read, and take the few places for misses that the loads themselves want. */
+/* Prefetches a line that is read soon, into the second cache. In the first it would evict what
+ * is being read, and occupy the few miss buffers that the loads themselves need. */
 static inline void lmd_prefetch(const void *at) { __builtin_prefetch(at, 0, 2); }
 
 /* Weights lie in panels of 16 output rows, so that one vector holds the same column of 16 (or
  * 8, or 4) rows.
  *   float  [n_cols][16] elements of float_dtype
- *   codes  for each group: 16 half scales, 16 half offsets unless LMD_OFFSET_NONE, then lines
- *          of 64 B:
+ *   codes  for each group: 16 half scales; 16 half offsets, unless LMD_OFFSET_NONE; then
+ *          lines of 64 bytes:
  *     U4      a line holds 8 columns; byte 4n+j is w[n][k+j] | w[n][k+4+j] << 4
  *     I8, U8  a line holds 4 columns; byte 4n+j is w[n][k+j]; I8 is stored plus 128
- * Rows past the matrix's last are zero with zero scales. */
+ * Rows after the matrix's last are zero, with zero scales. */
 enum { LMD_PANEL_ROWS = 16, LMD_I8_BIAS = 128 };
 
 static inline bool lmd_kind_is_nibbles(lmd_weight_kind kind) {
     return kind == LMD_WEIGHT_U4 || kind == LMD_WEIGHT_I4;
 }
 
-/* What is subtracted from every stored code of a signed kind. */
+/* The number to subtract from every stored code of a signed kind. */
 static inline int32_t lmd_kind_bias(lmd_weight_kind kind) {
     return kind == LMD_WEIGHT_I8 ? LMD_I8_BIAS : kind == LMD_WEIGHT_I4 ? LMD_I4_BIAS : 0;
 }
 
-/* Activations of a step: in fp32 for float weights, and quantised per group for codes, as
+/* Activations of a step: in fp32 for float weights, and for codes quantised by group, as
  * integers of |q| <= LMD_ACT16_MAX (W4A16) or LMD_ACT8_MAX (fast activations).
- * Quantised rows lie in tiles, the rows that a kernel computes together; tile t holds rows
- * [n_rows * t / n_tiles, n_rows * (t + 1) / n_tiles). What stands where inside a tile is the
- * secret of a table's quantize and panel. Sizes: of q, n_cols * 2 bytes a row; of the others,
- * n_groups values a row. */
+ * Quantised rows lie in tiles, which are the rows that a kernel computes together; tile t holds
+ * rows [n_rows * t / n_tiles, n_rows * (t + 1) / n_tiles). How a tile is laid out inside is the
+ * secret of a table's quantize and panel. q has n_cols * 2 bytes for each row, the other arrays
+ * one value for each group of a row. */
 enum { LMD_ACT16_MAX = 32639, LMD_ACT8_MAX = 127 };
 
 typedef struct lmd_acts {
     float *x;           /* [n_rows, n_cols] */
     uint8_t *q;         /* the integers; aligned to 64 */
-    float *scales;      /* of a group; NaN where it held a NaN or an infinity */
-    int32_t *sums;      /* sum of q over a group */
+    float *scales;      /* of groups; NaN for a group that held a NaN or an infinity */
+    int32_t *sums;      /* of q over a group */
     float *scaled_sums; /* scale * sum */
     int32_t n_rows, n_cols, group_size;
     int32_t bits;    /* 16 or 8 */
@@ -61,7 +62,7 @@ static inline int32_t lmd_tile_of(const lmd_acts *acts, int32_t row) {
 }
 
 /* How one KV head's part of a block is stored: its keys, then its values, each as elements (16
- * bits: halves; 32: floats) or as codes of kv_quant.h with their pairs behind them. Keys lie in
+ * bits: halves; 32: floats) or as codes of kv_quant.h followed by their pairs. Keys lie in
  * panels of 16 positions, so that one vector holds the same column of 16 (or 8, or 4) keys:
  *   16, 32   keys [block_len / 16][head_dim][16], values [block_len][head_dim]
  *   8        keys [block_len / 16][head_dim / 4][16][4 columns],
@@ -69,9 +70,9 @@ static inline int32_t lmd_tile_of(const lmd_acts *acts, int32_t row) {
  *   4        keys [block_len / 16][head_dim / 8][16][8 columns],
  *            values [block_len / 4][head_dim / 2][4 positions][columns d, d + head_dim / 2]
  *   pairs    scales [block_len], mins [block_len], halves
- * Inside a 32-bit word the codes of elements 2i and 2i + 1 stand 16 bits apart, so that a shift
- * and a mask make a pair of int16 of every two. Of values of 4 bits a byte holds two columns of
- * one position: a position's codes own whole bytes, and writing it touches no other's. */
+ * Inside a 32-bit word the codes of elements 2i and 2i + 1 lie 16 bits apart, so that a shift
+ * and a mask turn them into a pair of int16. A byte of 4-bit values holds two columns of one
+ * position, so that writing a position changes no byte of another. */
 typedef struct lmd_kv_format {
     int32_t block_len, head_dim;
     int32_t k_bits, v_bits; /* both 16, both 32, or each 8 or 4 */
@@ -100,10 +101,10 @@ typedef struct lmd_attend_args {
     int32_t n_rows;          /* at most LMD_ATTEND_ROWS */
     const int32_t *row_ends; /* [n_rows] positions visible to each row: 1 .. */
     int32_t begin, end;      /* positions; begin is a multiple of 256 */
-    int32_t last;            /* positions from `end` to here are read next: prefetched */
+    int32_t last;            /* positions [end, last) are read next, so they are prefetched */
     const uint8_t *next;     /* the block that is read after those; NULL: none */
     lmd_kv_format format;
-    const uint8_t *kv;        /* the pool, at this layer and KV head of block 0 */
+    const uint8_t *kv;        /* this layer's and KV head's part of the pool's block 0 */
     int64_t block_stride;     /* bytes from one block of the pool to the next */
     const int32_t *block_ids; /* block_ids[p / block_len] holds position p */
 } lmd_attend_args;
@@ -112,17 +113,18 @@ enum {
     LMD_ATTEND_ROWS = 48,
     LMD_CHUNK_LEN = 256, /* positions; part of the numeric contract */
     LMD_MAX_HEAD_DIM = 256,
-    LMD_KV_PADDING = 64 /* bytes that may be read behind the last block of a pool */
+    LMD_KV_PADDING = 64 /* bytes after the last block of a pool that may be read */
 };
 
-/* What a row knows after a chunk: o is not yet divided by sum. */
+/* The rows' state after a chunk, and scratch for computing it. o is not yet divided by sum. */
 typedef struct lmd_attend_state {
     float max[LMD_ATTEND_ROWS], sum[LMD_ATTEND_ROWS];
     _Alignas(64) float o[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
     _Alignas(64) float p[LMD_ATTEND_ROWS][LMD_CHUNK_LEN];
     _Alignas(64) float keys[LMD_CHUNK_LEN * LMD_MAX_HEAD_DIM]; /* a block in fp32 */
     _Alignas(64) float values[LMD_CHUNK_LEN * LMD_MAX_HEAD_DIM + LMD_KV_PADDING];
-    /* Against codes: rows as integers, q once for the chunk, and weights block by block. */
+    /* For codes: queries as integers, made once for the chunk, and the softmax's weights, made
+     * for each block. */
     _Alignas(64) int16_t q[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
     _Alignas(64) int16_t weights[LMD_ATTEND_ROWS][LMD_CHUNK_LEN];
     float q_scale[LMD_ATTEND_ROWS], q_sum[LMD_ATTEND_ROWS]; /* q_sum: of scale * integer */
@@ -132,21 +134,22 @@ typedef struct lmd_attend_state {
 typedef struct lmd_cpu_kernels {
     const char *isa;
 
-    /* Rows that the panel kernel computes together when n_rows of `bits` come in a step. */
+    /* How many rows the panel kernel computes together, at most, in a step of n_rows rows of
+     * `bits`. */
     int32_t (*tile_rows)(int32_t bits, int32_t n_rows);
 
-    /* Bytes of the scratch that `panel` wants for n_cols columns. */
+    /* Bytes of scratch that `panel` needs for n_cols columns; they grow with n_cols. */
     size_t (*scratch_bytes)(int32_t n_cols);
 
-    /* out[r][0..15] = one panel times the rows of n_tiles tiles, from tile0's first on. */
+    /* out[r][0..15] = one panel times row r, for the rows of n_tiles tiles from tile0 on. */
     void (*panel)(float *out, const uint8_t *panel, const lmd_weight_format *format,
                   const lmd_acts *acts, int32_t tile0, int32_t n_tiles, void *scratch);
 
-    /* Quantises columns [col0, col0 + n) of one row: multiples of the group size. */
+    /* Quantises columns [col0, col0 + n) of one row; both are multiples of the group size. */
     void (*quantize)(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
                      const float *x);
 
-    /* out = x / rms(x) * weight; n need not be a multiple of anything; out may be x. */
+    /* out = x / rms(x) * weight; any n; out may be x. */
     void (*rms_norm)(float *out, const float *x, const float *weight, int32_t n, float eps);
 
     /* Rotates one head in place: pairs (i, i + head_dim / 2); cos_sin is [head_dim / 2][2]. */
@@ -164,7 +167,7 @@ typedef struct lmd_cpu_kernels {
                      int32_t position_in_block, const lmd_kv_format *format);
 
     /* Attends to one chunk: overwrites max, sum and o of the state's first n_rows rows. A row
-     * that sees nothing of the chunk gets sum 0. */
+     * to which no position of the chunk is visible gets sum 0. */
     void (*attend_chunk)(lmd_attend_state *state, const lmd_attend_args *args);
 
     /* Folds a chunk's partial (max, sum, o) into a running one, left to right. */

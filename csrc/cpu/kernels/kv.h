@@ -1,10 +1,10 @@
 /* Attention kernels over keys and values that are codes (see kv_quant.h), and the choice
  * between them and those of attention.h. Written once, for every ISA.
- * Queries, and the softmax's weights block by block, become integers of 16 bits: their products
- * with codes sum up exactly in int32, in any order. What is rounded is one function of (row,
- * block): a score is fma(sum, q_scale * k_scale, k_min * q_sum), and a block adds fma(sum,
- * weight_scale, offset) to o, where weights are p * v_scale and offset is the sum of p * v_min.
- * A position of weight 0 adds nothing, whatever its bytes are. */
+ * Queries become integers of 16 bits, and so do the softmax's weights, block by block: their
+ * products with codes sum up exactly in int32, in any order. What is rounded is one function of
+ * (row, block): a score is fma(sum, q_scale * k_scale, k_min * q_sum), and a block adds
+ * fma(sum, weight_scale, offset) to o, where a weight is p * v_scale and offset is the sum of
+ * p * v_min. A position of weight 0 adds nothing, whatever its bytes are. */
 #ifndef LMD_CPU_KERNELS_KV_H
 #define LMD_CPU_KERNELS_KV_H
 
@@ -18,13 +18,13 @@ static_assert((int64_t)255 * LMD_ACT16_MAX * LMD_CHUNK_LEN <= INT32_MAX, "a bloc
 
 /* ---- layout: see lmd_kv_format ---- */
 
-/* Scales of a block's keys or values; as many mins stand behind them. */
+/* The scales of a block's keys or values, which as many mins follow. */
 INLINE uint16_t *pairs_of(const uint8_t *codes, const lmd_kv_format *format, int32_t bits) {
     return (uint16_t *)(void *)(codes +
                                 (int64_t)format->block_len * format->head_dim * bits / 8);
 }
 
-/* Byte of a word that holds element e of 4: 0, 2, 1, 3. */
+/* The byte of a word that holds element e of four: 0, 2, 1, 3. */
 INLINE int32_t byte_of(int32_t e) { return e / 2 + e % 2 * 2; }
 
 static void store_params(uint8_t *codes, const lmd_kv_format *format, int32_t bits, int32_t at,
@@ -77,12 +77,12 @@ static void kv_write(uint8_t *block, const float *key, const float *value,
 
 /* ---- integers of queries and weights ---- */
 
-/* n values, a multiple of 16, as integers times a scale; returns the integers' sum. */
+/* Writes n values, a multiple of 16, as integers times a scale; returns the integers' sum. */
 INLINE int32_t to_integers(int16_t *out, const float *x, int32_t n, float *scale) {
     float inverse;
     i32v total[HALVES];
     *scale = group_scale(x, n, (float)LMD_ACT16_MAX, &inverse);
-    if (inverse == 0.0f) { /* 0 * NaN is no integer */
+    if (inverse == 0.0f) { /* zeros, or values that are not finite: 0 * NaN is no integer */
         memset(out, 0, (size_t)n * sizeof *out);
         return 0;
     }
@@ -109,7 +109,7 @@ static void queries_to_integers(lmd_attend_state *state, const lmd_attend_args *
     }
 }
 
-/* Row r's p over a block's n positions (a multiple of 16), as integers and an offset. */
+/* Turns row r's p over a block's n positions (a multiple of 16) into integers and an offset. */
 static void weights_to_integers(lmd_attend_state *state, int32_t r, int32_t n,
                                 const uint16_t *scales, const uint16_t *mins, int64_t ahead) {
     float weights[LMD_CHUNK_LEN];
@@ -139,7 +139,7 @@ INLINE u16v load_words(const uint8_t *p, int64_t ahead) {
     return words;
 }
 
-/* Codes 2i and 2i + 1 of every 32-bit word, as int16. */
+/* Codes 2i and 2i + 1 of every 32-bit word as int16. */
 INLINE s16v code_pair(u16v words, const int32_t i, const int32_t bits) {
     u16v shifted = words >> (uint16_t)(i * bits);
     return (s16v)((i + 1) * bits == 16 ? shifted : shifted & (uint16_t)((1 << bits) - 1));
@@ -147,7 +147,7 @@ INLINE s16v code_pair(u16v words, const int32_t i, const int32_t bits) {
 
 INLINE i32v two_integers(const int16_t *p) { return all_dwords((const uint8_t *)p); }
 
-/* Scores of rows against `width` panels of 16 keys from position t on. */
+/* Computes the scores of n_rows rows against `width` panels of 16 keys from position t on. */
 INLINE void score_code_panels(lmd_attend_state *state, const lmd_kv_format *format,
                               const int32_t r0, const int32_t n_rows, const int32_t width,
                               block_view keys, int32_t t, const int32_t bits) {
@@ -197,19 +197,20 @@ INLINE void score_codes(lmd_attend_state *state, const lmd_kv_format *format, in
         score_code_panels(state, format, r, n_rows, 1, keys, t, bits);
 }
 
-/* Words of a quad of positions: columns whose codes stand in the same place of a word. A word
- * of 4-bit codes holds two columns; until the chunk ends, o keeps the columns of each half
- * together, from a multiple of 16 on. */
+/* How many 32-bit words hold the values of four positions. A word holds one column of 8-bit
+ * codes, or columns d and d + head_dim / 2 of 4-bit codes. */
 INLINE int32_t n_words(const lmd_kv_format *format) {
     return format->v_bits == 4 ? format->head_dim / 2 : format->head_dim;
 }
 
+/* The same in whole vectors of 16 columns. Of 4-bit codes, the second half of o's columns
+ * starts there until attend_codes moves it to the end of the first half. */
 INLINE int32_t half_width(const lmd_kv_format *format) {
     return (n_words(format) + 15) / 16 * 16;
 }
 
-/* Adds a block to `width` vectors of 16 columns from the v-th on. Of 4-bit codes vectors 2i and
- * 2i + 1 come from the same words; part: v % 2. */
+/* Adds a block to `width` vectors of 16 columns of o, from the v-th on. Of 4-bit codes, vectors
+ * 2i and 2i + 1 come from the same words, and part is v % 2; of 8-bit codes part is 0. */
 INLINE void add_code_columns(lmd_attend_state *state, const lmd_kv_format *format,
                              const int32_t r0, const int32_t n_rows, const int32_t width,
                              block_view values, int32_t v, const int32_t part,
@@ -248,7 +249,8 @@ INLINE void add_code_columns(lmd_attend_state *state, const lmd_kv_format *forma
             }
 }
 
-/* A tail of columns reads past the row, into lanes that nobody reads. */
+/* Adds a block to o. The last columns may be read from beyond the row; their lanes are not
+ * used. */
 INLINE void add_codes(lmd_attend_state *state, const lmd_kv_format *format, int32_t r,
                       const int32_t n_rows, block_view values, const int32_t bits) {
     const int32_t width = WIDTH(n_rows), parts = 8 / bits;
@@ -287,7 +289,7 @@ DEFINE_CODES_OF_ROWS(scores_of_4, score_codes, 4)
 DEFINE_CODES_OF_ROWS(values_of_8, add_codes, 8)
 DEFINE_CODES_OF_ROWS(values_of_4, add_codes, 4)
 
-/* All rows against one block. */
+/* Has all rows attend to one block. */
 static void attend_code_block(lmd_attend_state *state, const lmd_attend_args *args,
                               block_view keys) {
     static const codes_fn scores_of[2][5] = {CODES_OF_ROWS(scores_of_8),

@@ -1,8 +1,8 @@
 /* Linear kernels: a panel of 16 output rows times tiles of activation rows. Written once, for
- * every ISA; see vector.h and the layouts in kernels.h.
- * The integers of a group are exact, so how they are summed is free: as pairs of int16, or as
- * int8 digits (q = 256 * hi + lo) through the products of bytes. The step after them is fixed:
- * one conversion, fma(dot, d * s), fma(min, s * sum), groups ascending. */
+ * every ISA, in the words of vector.h; for the layouts see kernels.h.
+ * A group's integer sums are exact, so an ISA may compute them as it likes: by products of
+ * int16 in pairs, or by products of bytes with int8 digits (q = 256 * high + low). The step
+ * after them is fixed: one conversion, fma(dot, d * s), fma(min, s * sum), groups ascending. */
 #ifndef LMD_CPU_KERNELS_LINEAR_H
 #define LMD_CPU_KERNELS_LINEAR_H
 
@@ -12,7 +12,8 @@ INLINE int32_t header_bytes(lmd_group_offset offset) {
     return offset == LMD_OFFSET_NONE ? 32 : 64;
 }
 
-/* The tile's activations and what has been read of them. */
+/* A tile's activations. next_group moves the pointers to scales and sums on, and whoever reads
+ * q moves that. */
 typedef struct tile_acts {
     const uint8_t *q;
     const float *scales, *scaled_sums; /* [n_groups][n_rows] */
@@ -33,18 +34,19 @@ INLINE tile_acts tile_at(const lmd_acts *acts, int32_t begin) {
 
 /* ---- from a group's integers to the running sums ---- */
 
-/* A group's scales and offsets: halves in the panel, or floats where it has been unpacked. */
+/* A vector of a group's scales or offsets: halves in a panel, floats in an unpacked one. */
 INLINE f32v header_v(const uint8_t *header, int32_t at, bool is_float) {
     return is_float ? load_v((const float *)(const void *)header + at)
                     : half_v((const uint16_t *)(const void *)header + at);
 }
 
-/* One row's step, of one vector of the panel's rows. */
+/* Adds one group to one activation row's running sums, for one vector of the panel's rows. */
 INLINE f32v finish_row(f32v f, i32v dot, f32v scales, f32v offsets,
                        const lmd_group_offset offset, int32_t bias, const tile_acts *acts,
                        int32_t r) {
     if (offset == LMD_OFFSET_NONE) dot -= bias * acts->sums[r];
-    /* Zeros are small integers: exact as halves, and subtracted exactly. */
+    /* Zeros are small integers, exact as halves, so they are subtracted from the integer sum.
+     */
     if (offset == LMD_OFFSET_ZERO)
         dot -= __builtin_convertvector(offsets, i32v) * acts->sums[r];
     f = fma_v(__builtin_convertvector(dot, f32v), scales * acts->scales[r], f);
@@ -108,8 +110,8 @@ INLINE void store_rows(float *out, f32v (*f)[HALVES], const int32_t n_rows) {
 
 /* ---- digits: products of bytes ---- */
 
-/* The low bytes of 16 integers; of short vectors, which gcc would narrow one by one, by way of
- * their words. */
+/* The low bytes of 16 integers. Short vectors go by way of int16, because gcc would narrow them
+ * lane by lane. */
 INLINE void narrow_to_bytes(uint8_t *out, const i32v *q) {
     for (int32_t h = 0; h < HALVES; h++) {
         s8n bytes = LANES == 16
@@ -128,7 +130,9 @@ INLINE void split_digits(i32v *high, i32v *low, const i32v *q) {
 
 INLINE i32v join_digits(i32v high, i32v low) { return (i32v)((u32v)high << 8) + low; }
 
-/* A unit of 8 columns of a row: for each digit, high first, columns k to k+3 and k+4 to k+7. */
+/* In a tile of digits, a unit is 8 columns of one row: 8 bytes of high digits, where there are
+ * two, then 8 bytes of low digits. The units of all rows lie side by side, and after them those
+ * of the next 8 columns. */
 static inline void emit_digits(uint8_t *tile, const i32v *q, int32_t k, int32_t row,
                                int32_t n_rows, int32_t bits) {
     const int32_t unit_bytes = bits;
@@ -151,7 +155,7 @@ static inline void emit_digits(uint8_t *tile, const i32v *q, int32_t k, int32_t 
     memcpy(second, bytes + 8, 8);
 }
 
-/* Columns k to k+3 and k+4 to k+7 of a panel's rows; bytes as they are stored. */
+/* Loads columns k to k + 3 and k + 4 to k + 7 of a panel's rows; 8-bit codes as stored. */
 INLINE void load_codes(u8v *first, u8v *second, const uint8_t *line, const bool nibbles) {
     for (int32_t h = 0; h < HALVES; h++) {
         u8v bytes = load_bytes(line + h * VECTOR_BYTES);
@@ -220,7 +224,8 @@ INLINE void tile_digits(float *out, const uint8_t *weights, const lmd_weight_for
 
 /* ---- pairs: products of int16 ---- */
 
-/* A unit of 8 columns of a row: columns 0 2 4 6 1 3 5 7, the pairs that meet a lane's bytes. */
+/* In a tile of pairs, a unit is 8 columns of one row as int16, in the order 0 2 4 6 1 3 5 7:
+ * these are the pairs that unpack_pairs makes of a panel. Units lie as those of digits. */
 static inline void emit_pairs(uint8_t *tile, const i32v *q, int32_t k, int32_t row,
                               int32_t n_rows, int32_t bits) {
     typedef int16_t s16x8 __attribute__((vector_size(16)));
@@ -239,7 +244,7 @@ static inline void emit_pairs(uint8_t *tile, const i32v *q, int32_t k, int32_t r
     }
 }
 
-/* The 8 columns of one vector of rows as four pairs. */
+/* Makes four pairs of int16 of 8 columns of one vector of a panel's rows. */
 INLINE void unpack_pairs(s16v *pairs, const uint8_t *line, const bool nibbles) {
     u16v first = (u16v)load_bytes(line);
     if (nibbles) {
@@ -256,7 +261,7 @@ INLINE void unpack_pairs(s16v *pairs, const uint8_t *line, const bool nibbles) {
     }
 }
 
-/* Few rows: weights are unpacked in the tile. */
+/* A tile of few rows, which unpacks the weights itself. */
 INLINE void tile_pairs(float *out, const uint8_t *weights, const lmd_weight_format *format,
                        const lmd_acts *all_acts, int32_t begin, const int32_t n_rows,
                        const bool nibbles) {
@@ -288,8 +293,8 @@ INLINE void tile_pairs(float *out, const uint8_t *weights, const lmd_weight_form
     store_rows(out, f, n_rows);
 }
 
-/* Unpacks a panel once for many tiles: for each group, 32 floats of scales and offsets, then
- * for each unit of 8 columns four pairs for each of the 16 rows. */
+/* Unpacks a panel once for many tiles. A group becomes 16 floats of scales, 16 of offsets where
+ * it has any, and for every 8 columns four pairs of int16 for each of the 16 rows. */
 static inline void unpack_panel(uint8_t *out, const uint8_t *panel,
                                 const lmd_weight_format *format, int32_t n_cols) {
     const bool nibbles = lmd_kind_is_nibbles(format->kind);
@@ -308,7 +313,7 @@ static inline void unpack_panel(uint8_t *out, const uint8_t *panel,
     }
 }
 
-/* Many rows, on an unpacked panel. */
+/* A tile of many rows, on an unpacked panel. */
 INLINE void tile_unpacked(float *out, const uint8_t *weights, const lmd_weight_format *format,
                           const lmd_acts *all_acts, int32_t begin, const int32_t n_rows) {
     const int32_t n_header = header_bytes(format->offset) * 2;
@@ -352,7 +357,7 @@ INLINE f32v float_column(const uint8_t *column, lmd_dtype dtype, int32_t at) {
     return (f32v)(__builtin_convertvector(narrow, u32v) << 16);
 }
 
-/* One chain of FMAs per output, columns ascending; the rows of a tile share the loads. */
+/* An output is one chain of FMAs, columns ascending; the rows of a tile share the loads. */
 INLINE void tile_float(float *out, const uint8_t *weights, const lmd_acts *acts, int32_t begin,
                        const int32_t n_rows, const lmd_dtype dtype) {
     const int64_t column_bytes = LMD_PANEL_ROWS * (dtype == LMD_F32 ? 4 : 2);
@@ -387,12 +392,12 @@ static void panel_float(float *out, const uint8_t *panel, lmd_dtype dtype, const
         rows_float(out, panel, acts, begin, end, LMD_BF16);
 }
 
-/* ---- a table's panel kernel: from functions for 1, 2, ... rows ---- */
+/* ---- a panel kernel for codes, from functions for tiles of 1, 2, ... rows ---- */
 
 typedef void (*tile_fn)(float *out, const uint8_t *weights, const lmd_weight_format *format,
                         const lmd_acts *acts, int32_t begin);
 
-/* Runs every tile of a panel of codes; tiles[n - 1] is for n rows. */
+/* Runs n_tiles tiles on a panel of codes; tiles[n - 1] is the function for n rows. */
 static inline void run_tiles(float *out, const uint8_t *weights,
                              const lmd_weight_format *format, const lmd_acts *acts,
                              int32_t tile0, int32_t n_tiles, const tile_fn *tiles) {

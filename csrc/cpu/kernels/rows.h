@@ -1,18 +1,18 @@
 /* Kernels that work on one row: quantisation, norm, RoPE, SiLU, sampling's weights. Written
- * once, for every ISA; see vector.h. Sums run in 16 chains and one fixed tree, whatever
- * the width. */
+ * once, for every ISA, in the words of vector.h. Sums run in 16 chains, which are reduced in
+ * one fixed order, so the width of a vector changes no bit. */
 #ifndef LMD_CPU_KERNELS_ROWS_H
 #define LMD_CPU_KERNELS_ROWS_H
 
 #include "cpu/kernels/vector.h"
 
-/* Rounds to the nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 pushes the
- * fraction out. */
+/* Adding and subtracting 1.5 * 2^23 rounds |x| < 2^22 to the nearest integer, ties to even. */
 #define ROUND_MAGIC 12582912.0f
 
-/* exp(x) for each lane, relative error below 2e-7: the Cephes polynomial on [-ln2/2, ln2/2].
- * lmd_sample_exp (backend/sampling.h) has the same bits: a change here changes seeds' tokens.
- * Below -87 the result is that of -87 (1.6e-38); above 88, of 88. NaN stays NaN. */
+/* exp(x) for each lane, with a relative error below 2e-7: the Cephes polynomial on
+ * [-ln2/2, ln2/2]. Below -87 the result is that of -87, which is 1.6e-38; above 88, that of 88.
+ * NaN stays NaN. lmd_sample_exp (backend/sampling.h) has the same bits: a change here changes
+ * the tokens of seeds. */
 INLINE f32v exp_v(f32v x) {
     x = select_v(x < -87.0f, all_v(-87.0f), x);
     x = select_v(x > 88.0f, all_v(88.0f), x);
@@ -27,16 +27,17 @@ INLINE f32v exp_v(f32v x) {
     y = fma_v(y, r, all_v(1.6666665459e-1f));
     y = fma_v(y, r, all_v(5.0000001201e-1f));
     y = fma_v(y, r * r, r + 1.0f);
-    /* The low bits of `shifted` are n: put it into the exponent of 1.0. */
+    /* The low bits of `shifted` are n; the shift puts n into the exponent of 1.0. */
     u32v power = ((u32v)shifted << 23) + 0x3f800000u;
     return y * (f32v)power;
 }
 
 INLINE float exp1(float x) { return exp_v(all_v(x))[0]; }
 
-/* A group's scale, and its inverse: 0 for a group that is all zeros or not finite. A maximum
- * below 2^-100 counts as zero, so that q_max / max stays finite. Magnitudes compare as their
- * bits do, and infinities and NaNs are the largest. */
+/* A group's scale and its inverse. Of a group of zeros both are 0, and a maximum below 2^-100
+ * counts as zero, so that q_max / max stays finite; of a group that is not finite the scale is
+ * NaN and the inverse 0. Magnitudes compare like their bits, in which infinities and NaNs are
+ * the largest. */
 INLINE float group_scale(const float *x, int32_t n, float q_max, float *inverse) {
     i32v largest[HALVES];
     for (int32_t h = 0; h < HALVES; h++) largest[h] = (i32v){0};
@@ -53,8 +54,8 @@ INLINE float group_scale(const float *x, int32_t n, float q_max, float *inverse)
     return !is_finite ? NAN : is_zero ? 0.0f : max / q_max;
 }
 
-/* Puts 16 integers, columns k to k + 15 of `row` among a tile's n_rows, where the table's panel
- * kernel looks for them. */
+/* Stores 16 integers, which are columns k to k + 15 of row `row` of a tile of n_rows rows,
+ * where the table's panel kernel reads them. */
 typedef void (*emit_fn)(uint8_t *tile, const i32v *q /* [HALVES] */, int32_t k, int32_t row,
                         int32_t n_rows, int32_t bits);
 
@@ -76,7 +77,7 @@ INLINE void quantize_groups(const lmd_acts *acts, int32_t row, int32_t col0, int
             for (int32_t h = 0; h < HALVES; h++) {
                 f32v rounded = load_v(x + i + h * LANES) * inverse + ROUND_MAGIC - ROUND_MAGIC;
                 q[h] = __builtin_convertvector(rounded, i32v);
-                /* 0 * NaN is no integer */
+                /* A group that is not finite: 0 * NaN would be no integer. */
                 if (inverse == 0.0f) q[h] = (i32v){0};
                 total[h] += q[h];
             }
@@ -88,7 +89,8 @@ INLINE void quantize_groups(const lmd_acts *acts, int32_t row, int32_t col0, int
     }
 }
 
-/* Quantises columns of a row, group by group; the size that most models have is compiled in. */
+/* Quantises columns of a row, group by group. Groups of 32, which most models have, get code of
+ * their own. */
 INLINE void quantize_row(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
                          const float *x, emit_fn emit) {
     if (acts->group_size == 32)

@@ -1,16 +1,16 @@
-/* A table of kernels for a processor that multiplies tiles: up to 16 rows of 64 bytes each.
- * Panels of codes meet many rows in tiles, and few rows, like everything else, in the kernels
- * of table_digits.h. Included by an ISA's file, which has defined the wrappers of
- * vector.h; TABLE_NAME and TABLE_ISA; and, with tile_file as the registers:
- *   tile_configure(tiles, const tile_shapes *)   sets every register's shape, zeroes them
- *   tile_barrier(tiles)                          loads after it see what was written before it
+/* A table for a processor that multiplies tiles, which are up to 16 rows of 64 bytes. Panels of
+ * codes meet many rows in tiles; everything else is done by the kernels of panel_digits.h.
+ * Included by an isa_<name>.c, which has defined ISA, the wrappers of vector.h, what
+ * panel_digits.h asks for, and, with tile_file as the registers:
+ *   tile_configure(tiles, const tile_shapes *)   sets every register's shape and zeroes it
+ *   tile_barrier(tiles)                          later loads see what was written before
  *   tile_zero(tiles, n)
  *   tile_load(tiles, n, from, stride)            stride: bytes from row to row
  *   tile_store(tiles, n, to, stride)
  *   tile_dot(tiles, sums, acts, codes)           sums[r][n] += acts[r][4k + j] (signed bytes)
  *                                                * codes[k][4n + j] (unsigned), over k and j
  *   tile_release(tiles)                          leaves nothing for the system to save
- * The numbers of registers are literals, for they stand in the instruction. */
+ * Register numbers are literals, because they are part of the instructions. */
 #include <assert.h>
 
 #include "base/ints.h"
@@ -18,14 +18,14 @@
 #include "cpu/kernels/panel_digits.h"
 #include "quant/packed_codec.h"
 
-/* Sums of two groups, the even ones' and the odd ones'. */
+/* Sums of two groups, one with an even number and one with an odd number, by digit. */
 #define EVEN_HIGH 0
 #define EVEN_LOW  1
 #define ODD_HIGH  2
 #define ODD_LOW   3
 #define ACTS_HIGH 4
 #define ACTS_LOW  5
-/* Codes of a step of such a group. */
+/* Codes of one step of such a group. */
 #define EVEN_CODES 6
 #define ODD_CODES  7
 
@@ -33,10 +33,11 @@ static_assert(HALVES == 1, "a row of a tile of sums is one vector");
 
 enum { TILE_ROWS = 16 };
 
-/* A panel is unpacked before its first tile, and a tile of sums takes as long to store with few
- * rows as with many: with fewer rows in a step than this, or (fast activations) in the smallest
- * tile of an even cut, vectors are faster. On Emerald Rapids, in groups of 32, steps of 16 rows
- * lost and of 512 won; where between them is reckoned from what unpacking cost. */
+/* A panel is unpacked before its first tile, and storing a tile of sums takes as long with few
+ * rows as with many. So vectors are faster with fewer rows in a step than TILES_FROM, and, with
+ * fast activations, with fewer than LEAST_FAST rows in the smallest tile of an even cut. On
+ * Emerald Rapids, in groups of 32, tiles were slower in steps of 16 rows and faster in steps of
+ * 512; the threshold between them is calculated from what unpacking takes. */
 enum { TILES_FROM = 48, LEAST_FAST = 14 };
 
 static bool is_for_tiles(int32_t bits, int32_t n_rows) {
@@ -48,18 +49,19 @@ static int32_t tile_rows(int32_t bits, int32_t n_rows) {
     return is_for_tiles(bits, n_rows) ? TILE_ROWS : digits_tile_rows(bits);
 }
 
-/* Columns at most whose codes, unpacked, share the first cache with the rows that meet them. */
+/* Most columns of a part, whose unpacked codes share the first cache with the rows that they
+ * are multiplied by. */
 enum { PART_COLS = 640 };
 
 static_assert((int)PART_COLS >= (int)LMD_PACKED_COLS, "a part has a group at least");
 
-/* Nibbles as bytes, for 16 rows of a part. */
+/* A part's nibbles as bytes. */
 static size_t scratch_bytes(int32_t n_cols) {
     return (size_t)lmd_min_i32(n_cols, PART_COLS) * LMD_PANEL_ROWS;
 }
 
-/* ---- activations: for each step of 32 or 64 columns, high digits of all rows, then low ----
- */
+/* ---- activations: for each step of 32 or 64 columns, the high digits of all rows, where there
+ * are two, then the low digits ---- */
 
 INLINE int32_t step_cols(int32_t group_size) { return group_size % 64 == 0 ? 64 : 32; }
 
@@ -100,13 +102,14 @@ static void quantize(const lmd_acts *acts, int32_t row, int32_t col0, int32_t n,
 
 /* ---- a panel's codes as tiles: the codes of 4 columns are a row of 64 bytes ---- */
 
-/* Some groups of a panel. Lines of bytes are rows of tiles as they stand; a line of nibbles
- * becomes two. */
+/* Some groups of a panel. A line of 8-bit codes is a row of a tile already; a line of nibbles
+ * is unpacked to two. */
 typedef struct panel_part {
     const uint8_t *header, *codes;       /* of the first group */
     int64_t header_stride, codes_stride; /* bytes from group to group */
     int32_t group0, n_groups;
-    int64_t next_bytes; /* asked for with every group, of what is read next; 0 once it was */
+    int64_t next_bytes; /* of what follows in the panel, prefetched with every group; 0 after
+                           the part's first tile of rows has done so */
 } panel_part;
 
 static panel_part part_as_tiles(const uint8_t *panel, const lmd_weight_format *format,
@@ -131,14 +134,14 @@ static panel_part part_as_tiles(const uint8_t *panel, const lmd_weight_format *f
     return (panel_part){start, scratch, stride, unpacked, group0, n_groups, stride};
 }
 
-/* The processor's own layout. */
+/* The operand of ldtilecfg, in the processor's layout. */
 typedef struct tile_shapes {
     uint8_t palette, start_row, zero[14];
     uint16_t row_bytes[16];
     uint8_t n_rows[16];
 } tile_shapes;
 
-static_assert(sizeof(tile_shapes) == 64, "the operand of ldtilecfg");
+static_assert(sizeof(tile_shapes) == 64, "as ldtilecfg reads it");
 
 static void configure(tile_file *tiles, int32_t n_rows, int32_t n_cols) {
     tile_shapes shapes = {.palette = 1};
@@ -151,20 +154,21 @@ static void configure(tile_file *tiles, int32_t n_rows, int32_t n_cols) {
 }
 
 /* ---- rows times a part of a panel ----
- * A tile's sums are ready 52 cycles after they were asked for, and a store of them holds up
- * what stands behind it. So the tiles of group g + 2 are multiplied and those of g + 1 stored
- * before the vectors of g are finished, and a step is loaded while the one before it is
- * multiplied. */
+ * A tile's sums are ready 52 cycles after a multiplication began, and an instruction that
+ * stores them delays those after it. So the sums of group g + 2 are multiplied and those of
+ * group g + 1 stored before the vectors of group g are finished, and each step is loaded while
+ * the one before it is multiplied. */
 
-/* What is loaded next. */
+/* Where the next step is loaded from, and what is prefetched. */
 typedef struct tile_reader {
     const uint8_t *codes, *acts;
-    int64_t codes_skipped;       /* from the end of a group's codes to the next group's */
-    int32_t n_cols, digit_bytes; /* of a step; of one digit of it */
-    int32_t n_steps;             /* of a group */
-    int32_t n_left;              /* steps */
-    const uint8_t *next;         /* of the panel, after this part: asked for ... */
-    int64_t next_bytes;          /* ... so much with every group */
+    int64_t codes_skipped; /* bytes from the end of a group's codes to the next group's */
+    int32_t n_cols;        /* of a step */
+    int32_t digit_bytes;   /* of one digit of a step, of all rows */
+    int32_t n_steps;       /* of a group */
+    int32_t n_left;        /* steps not loaded yet */
+    const uint8_t *next;   /* of the panel, after this part: prefetched, */
+    int64_t next_bytes;    /* so many bytes with every group */
 } tile_reader;
 
 INLINE void load_step(tile_file *tiles, const bool odd, tile_reader *reader,
@@ -195,7 +199,7 @@ INLINE void multiply_step(tile_file *tiles, const bool odd, const int32_t n_digi
     }
 }
 
-/* A group, whose first step is loaded; loads the next group's first. */
+/* Multiplies a group, whose first step is loaded already, and loads the next group's first. */
 INLINE void multiply_group(tile_file *tiles, const bool odd, tile_reader *reader,
                            const int32_t n_digits) {
     if (odd) {
@@ -233,7 +237,7 @@ INLINE void store_sums(tile_sums *sums, const tile_file *tiles, const bool odd,
     }
 }
 
-/* The group whose header it is; as finish_group, without a copy of the sums. */
+/* Adds a group's sums to the running sums, as finish_group does, without copying them first. */
 INLINE void finish_sums(f32v *f, const tile_sums *sums, const uint8_t *header,
                         const lmd_group_offset offset, int32_t bias, tile_acts *acts,
                         const int32_t n_rows, const int32_t n_digits) {
@@ -247,7 +251,7 @@ INLINE void finish_sums(f32v *f, const tile_sums *sums, const uint8_t *header,
     next_group(acts, n_rows);
 }
 
-/* One tile of rows; adds to out. */
+/* Multiplies one tile of rows by a part of a panel and adds the results to out. */
 INLINE void rows_times_part(float *out, tile_file *tiles, const panel_part *part, int32_t bias,
                             const lmd_acts *all_acts, int32_t begin, const int32_t n_rows,
                             const int32_t n_digits, const lmd_group_offset offset) {
@@ -302,7 +306,8 @@ INLINE void rows_times_part(float *out, tile_file *tiles, const panel_part *part
 typedef void (*rows_fn)(float *out, tile_file *tiles, const panel_part *part, int32_t bias,
                         const lmd_acts *acts, int32_t begin, int32_t n_rows);
 
-/* 16 rows, the most common, without a test after each. */
+/* 16 rows, the most common number, are a constant, so that their loops are unrolled without a
+ * test for each row. */
 #define DEFINE_ROWS(name, n_digits, offset)                                                    \
     static void name(float *out, tile_file *tiles, const panel_part *part, int32_t bias,       \
                      const lmd_acts *acts, int32_t begin, int32_t n_rows) {                    \

@@ -1,17 +1,20 @@
-/* Vectors of LANES lanes for the kernels that are written once and compiled for every
- * instruction set. An ISA's file defines LANES (4, 8 or 16), BYTE_FLIP, and these wrappers,
- * each an intrinsic or the portable body of vector_portable.h:
+/* Vectors of LANES lanes for the kernels, which are written once and compiled for every
+ * instruction set.
+ * Owns: the vector types, and what can be said without intrinsics. An isa_<name>.c defines:
+ *   LANES      lanes of 32 bits: 4, 8 or 16; a panel's 16 rows are HALVES vectors
+ *   BYTE_FLIP  128 where the ISA multiplies signed bytes only: 8-bit codes are then exclusive-
+ *              ored with it, which makes them code - 128; 0 elsewhere
+ * and, each as an intrinsic or by the portable body in vector_portable.h:
  *   f32v half_v(const uint16_t *p)         LANES halves as floats
- *
  *   f32v fma_v(a, b, c)                    a * b + c, rounded once; fma1 for a scalar
- *
  *   i32v dot_pairs(acc, s16v w, s16v x)    acc + two products of int16 in each lane
- *
- *   chain_begin, chain_dot, chain_end      sums of four products of a code by s8 in each lane:
- *     of nibbles, up to 15, at most 8 chain_dots between begin and end (an int16 may carry
- *     them); of bytes, up to 255, exclusive-ored with BYTE_FLIP: 128 where an ISA multiplies
- *     signed bytes alone, so that they are codes - 128; 0 elsewhere
- * A panel's 16 rows are HALVES vectors. */
+ *   chain_v chain_begin(i32v acc)          begins a chain of products that continues acc
+ *   chain_v chain_dot(chain, u8v w, i32v x, bool nibbles)
+ *                                          adds, in each lane, four products of a code by an
+ *                                          int8; a chain of nibbles (codes up to 15) has 8 of
+ *                                          these at most, because int16 may hold its sums
+ *   i32v chain_end(acc, chain_v chain)     the sum, with the acc that the chain began with
+ * Must not know: what kernels compute. */
 #ifndef LMD_CPU_KERNELS_VECTOR_H
 #define LMD_CPU_KERNELS_VECTOR_H
 
@@ -23,7 +26,7 @@
 #include "base/half.h"
 #include "cpu/kernels/kernels.h"
 
-/* One name of two, once both were expanded. */
+/* Makes one name of two, after expanding both. */
 #define PASTE_TOKENS(a, b) a##b
 #define PASTE(a, b)        PASTE_TOKENS(a, b)
 
@@ -37,7 +40,7 @@ typedef uint32_t u32v __attribute__((vector_size(LANES * 4)));
 typedef int16_t s16v __attribute__((vector_size(LANES * 4)));
 typedef uint16_t u16v __attribute__((vector_size(LANES * 4)));
 typedef uint8_t u8v __attribute__((vector_size(LANES * 4)));
-/* One for each lane. */
+/* Narrower elements, one for each lane. */
 typedef uint16_t u16n __attribute__((vector_size(LANES * 2)));
 typedef int16_t s16n __attribute__((vector_size(LANES * 2)));
 typedef int8_t s8n __attribute__((vector_size(LANES)));
@@ -56,17 +59,18 @@ INLINE u8v load_bytes(const uint8_t *p) {
     return v;
 }
 
-/* x - 0 is x, so this is one broadcast; x + 0 would be an addition, for the sake of -0. */
+/* Puts x into every lane. Compilers know that x - 0 is x and broadcast it; x + 0 they would
+ * add, because of -0. */
 INLINE f32v all_v(float x) { return x - (f32v){0}; }
 
-/* Four bytes in every lane. */
+/* Puts the same four bytes into every lane. */
 INLINE i32v all_dwords(const uint8_t *p) {
     int32_t x;
     memcpy(&x, p, sizeof x);
     return (i32v){0} + x;
 }
 
-/* Lanes of a vector of integers, by number: clang and gcc spell it differently. */
+/* The lanes of a vector of integers, in the order of the given numbers. */
 #if defined(__clang__)
 #define pick_lanes(v, ...) __builtin_shufflevector((v), (v), __VA_ARGS__)
 #else
@@ -78,7 +82,8 @@ INLINE f32v select_v(i32v mask, f32v a, f32v b) {
     return (f32v)(((i32v)a & mask) | ((i32v)b & ~mask));
 }
 
-/* 16 lanes, HALVES vectors, to one value: halves meet, in one fixed order for every width. */
+/* Reductions of 16 lanes, which are HALVES vectors: the second half is added to the first, and
+ * so on, in an order that is the same for every width. */
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef float f32x4 __attribute__((vector_size(16)));
 typedef int32_t i32x8 __attribute__((vector_size(32)));
