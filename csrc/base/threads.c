@@ -255,6 +255,21 @@ static void free_memory(lmd_threads *self) {
     lmd_free_large(self, sizeof *self);
 }
 
+static lmd_status start_workers(lmd_threads *self, lmd_err *err) {
+    for (int32_t i = 0; i < self->n - 1; i++) {
+        worker_arg *arg = lmd_calloc(1, sizeof *arg);
+        if (arg) *arg = (worker_arg){self, i + 1};
+        int code = arg ? pthread_create(&self->handles[i], NULL, worker_main, arg) : ENOMEM;
+        if (code == 0) continue;
+        lmd_free(arg);
+        stop_workers(self, i);
+        return lmd_fail(err, LMD_NO_MEMORY,
+                        "thread %d of %d cannot start: %s; ask for fewer num_threads", i + 2,
+                        self->n, strerror(code));
+    }
+    return LMD_OK;
+}
+
 lmd_status lmd_threads_new(int32_t n, lmd_threads **out, lmd_err *err) {
     if (n < 0 || n > LMD_MAX_THREADS)
         return lmd_fail(err, LMD_INVALID, "num_threads must be 1 to %d, not %d",
@@ -272,21 +287,12 @@ lmd_status lmd_threads_new(int32_t n, lmd_threads **out, lmd_err *err) {
         return lmd_no_memory(err, "%d threads", n);
     }
     pthread_mutex_init(&self->run_lock, NULL);
-    for (int32_t i = 0; i < n - 1; i++) {
-        worker_arg *arg = lmd_calloc(1, sizeof *arg);
-        if (arg) *arg = (worker_arg){self, i + 1};
-        int code = arg ? pthread_create(&self->handles[i], NULL, worker_main, arg) : ENOMEM;
-        if (code != 0) {
-            lmd_free(arg);
-            stop_workers(self, i);
-            free_memory(self);
-            return lmd_fail(err, LMD_NO_MEMORY,
-                            "thread %d of %d cannot start: %s; ask for fewer num_threads",
-                            i + 2, n, strerror(code));
-        }
-    }
-    *out = self;
-    return LMD_OK;
+    lmd_status status = start_workers(self, err);
+    if (status == LMD_OK)
+        *out = self;
+    else
+        free_memory(self);
+    return status;
 }
 
 void lmd_threads_free(lmd_threads *self) {

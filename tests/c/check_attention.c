@@ -1,5 +1,5 @@
-/* The kernel harness' part for attention and the KV cache: every table against the reference,
- * bit for bit, and the reference against softmax in double. */
+/* The part of the kernel harness for attention and the KV cache: compares every table with the
+ * reference, bit for bit, and the reference with softmax in double. */
 #include "check_kernels.h"
 
 #include <math.h>
@@ -17,7 +17,7 @@ static float key[MAX_CONTEXT][LMD_MAX_HEAD_DIM], value[MAX_CONTEXT][LMD_MAX_HEAD
 static float query[LMD_ATTEND_ROWS][LMD_MAX_HEAD_DIM];
 static lmd_attend_state state_ref, state_new;
 
-/* What the cache gives back of x. */
+/* Gives `vector` as it is read from the cache. */
 static void stored_as(const float *vector, int dim, int bits, float *out) {
     uint8_t codes[LMD_MAX_HEAD_DIM];
     if (bits < 16) lmd_kv_decode(codes, dim, lmd_kv_encode(vector, dim, bits, codes), out);
@@ -25,7 +25,7 @@ static void stored_as(const float *vector, int dim, int bits, float *out) {
         out[d] = bits == 32 ? vector[d] : lmd_half_to_float(lmd_float_to_half(vector[d]));
 }
 
-/* Softmax attention of one row over [0, end) in double. */
+/* Computes softmax attention of one row over [0, end) in double. */
 static void attend_double(int row, int end, const lmd_kv_format *format, double *o) {
     static double p[MAX_CONTEXT];
     const int dim = format->head_dim;
@@ -64,9 +64,9 @@ static void run_chunks(const lmd_cpu_kernels *kernels, lmd_attend_state *state,
 }
 
 typedef enum kv_kind {
-    PLAIN,   /* of random size, some constant */
-    OUTLIER, /* one column of a key in five is 100 times as large */
-    EXTREME  /* sums are as large as they get */
+    PLAIN,   /* random values of two sizes, and some constant vectors */
+    OUTLIER, /* in every fifth key, one column is 100 times as large */
+    EXTREME  /* sums are as large as they can be */
 } kv_kind;
 
 static void random_kv(int t, int dim, kv_kind kind) {
@@ -80,10 +80,11 @@ static void random_kv(int t, int dim, kv_kind kind) {
     if (kind == OUTLIER && t % 5 == 2) key[t][t % dim] *= 100.0f;
 }
 
-/* Integers round a query by half of 1/32639 of its largest element, here 1. That moves the
- * score of a key with an outlier of 100 by 1.5e-3, two such scores apart by 3e-3, their weights
- * by a quarter of it, and an output between two values 2 apart by 1.5e-3. Other scores move by
- * less than fp16 moves them by rounding the key. */
+/* Conversion to integers rounds a query by up to half of 1/32639 of its largest element,
+ * here 1. With a key that has an outlier of 100 that is an error of 1.5e-3 in the score, of
+ * 3e-3 in the difference of two such scores, of a quarter of that in their weights, and
+ * of 1.5e-3 in an output between two values that differ by 2. The error of other scores is
+ * smaller than that of rounding the key to fp16. */
 static double tolerance_of(const lmd_kv_format *format, kv_kind kind) {
     if (format->k_bits >= 16) return 2e-5;
     return kind == OUTLIER ? 2e-3 : 1e-3;
@@ -99,7 +100,7 @@ static void check_attention(const lmd_cpu_kernels *kernels, lmd_kv_format format
     int64_t stride = lmd_kv_head_bytes(&format);
     size_t pool_bytes = (size_t)(stride * n_blocks) + LMD_KV_PADDING;
     uint8_t *pool = lmd_alloc_large(pool_bytes);
-    poison(pool, pool_bytes); /* what was never written is NaN */
+    poison(pool, pool_bytes); /* positions that are never written are NaN */
     int32_t ids[MAX_CONTEXT], ends[LMD_ATTEND_ROWS];
     for (int b = 0; b < n_blocks; b++) ids[b] = n_blocks - 1 - b;
     for (int t = 0; t < context; t++) {
@@ -128,7 +129,7 @@ static void check_attention(const lmd_cpu_kernels *kernels, lmd_kv_format format
         for (int d = 0; d < dim; d++)
             check(fabs(exact[d] - o_ref[r][d]) < tolerance_of(&format, kind),
                   "attention vs double", "ref", dim, context, r);
-        lmd_attend_args alone = args; /* one row by itself, to its own end */
+        lmd_attend_args alone = args; /* this row by itself, up to its own end */
         alone.q = query[r];
         alone.n_rows = 1;
         alone.row_ends = &ends[r];
@@ -139,8 +140,8 @@ static void check_attention(const lmd_cpu_kernels *kernels, lmd_kv_format format
     lmd_free_large(pool, pool_bytes);
 }
 
-/* Writing one position changes the same bytes as another table, and no byte of another
- * position's. */
+/* Writing one position must change the same bytes as with the reference, and none that another
+ * position changes. */
 static void check_kv_write(const lmd_cpu_kernels *kernels, lmd_kv_format format) {
     const int64_t n_bytes = lmd_kv_head_bytes(&format);
     uint8_t *block = malloc((size_t)n_bytes), *expected = malloc((size_t)n_bytes);
@@ -148,7 +149,7 @@ static void check_kv_write(const lmd_cpu_kernels *kernels, lmd_kv_format format)
     if (!block || !expected || !owner) exit(1);
     for (int t = 0; t < format.block_len; t++) {
         random_kv(t, format.head_dim, PLAIN);
-        for (int byte = 0; byte < 256; byte += 255) { /* over all zeros, and all ones */
+        for (int byte = 0; byte < 256; byte += 255) { /* into a block of zeros, and of ones */
             memset(block, byte, (size_t)n_bytes);
             memset(expected, byte, (size_t)n_bytes);
             kernels->kv_write(block, key[t], value[t], t, &format);

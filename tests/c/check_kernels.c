@@ -1,7 +1,7 @@
-/* The kernel harness: every kernel of every usable ISA against the reference (bit for bit: the
- * arithmetic is fixed) and the reference against plain double arithmetic. Outputs are poisoned
- * first, sizes are odd, inputs extreme. Prints "ok" lines and a speed figure for each ISA;
- * exits 1 on the first mismatch. */
+/* The kernel harness: compares every kernel of every usable ISA with the reference, bit for bit
+ * because the arithmetic is fixed, and the reference with plain double arithmetic. Outputs are
+ * poisoned first, sizes are odd, inputs extreme. Prints "ok" lines and speeds for each ISA, and
+ * a line for each mismatch; exits 1 if there was one. */
 #define _GNU_SOURCE
 #include <math.h>
 #include <stdio.h>
@@ -34,7 +34,7 @@ void check(bool ok, const char *what, const char *isa, int a, int b, int c) {
     failures++;
 }
 
-/* ---- weights in stored form, made at random with sane or extreme scales ---- */
+/* ---- random weights in stored form, with ordinary or extreme scales ---- */
 
 enum { MAX_K = 1056, MAX_N = 80, MAX_M = 70 };
 
@@ -55,7 +55,7 @@ static void random_stored(lmd_dtype dtype, int n_rows, int n_cols, int extreme) 
         }
         return;
     }
-    /* Replace the half scales of the 32-value formats: they stand first in each block. */
+    /* The half scales come first in each block; replace those of the formats with 32 values. */
     int bytes = lmd_dtype_block_bytes(dtype), n_scales = dtype == LMD_Q4_1 ? 2 : 1;
     for (size_t at = 0; at < n_bytes; at += (size_t)bytes)
         for (int s = 0; s < n_scales; s++) {
@@ -65,7 +65,7 @@ static void random_stored(lmd_dtype dtype, int n_rows, int n_cols, int extreme) 
         }
 }
 
-static lmd_arena arena; /* of all matrices */
+static lmd_arena arena; /* holds the panels of all matrices */
 
 typedef struct matrix {
     lmd_weight *weight;
@@ -85,7 +85,7 @@ static matrix pack_part(lmd_threads *threads, const lmd_weight_part *part, lmd_d
     return m;
 }
 
-/* Packs the rows that stand in `stored`. */
+/* Packs the rows in `stored`. */
 static matrix pack_stored(lmd_threads *threads, lmd_dtype dtype, int n, int k) {
     lmd_tensor_view view = {
         .name = "w", .dtype = dtype, .n_dims = 2, .dims = {n, k, 1, 1}, .data = stored};
@@ -98,7 +98,7 @@ static matrix make_matrix(lmd_threads *threads, lmd_dtype dtype, int n, int k, i
     return pack_stored(threads, dtype, n, k);
 }
 
-/* ---- K-major packed tensors: random words in `stored`, `zeros` and `scales` ---- */
+/* ---- packed tensors (AWQ, GPTQ): random words in `stored`, `zeros` and `scales` ---- */
 
 typedef struct packed_case {
     lmd_packing packing;
@@ -114,7 +114,8 @@ static uint32_t stored_word(int64_t i) {
     return word;
 }
 
-/* extreme 2: every code the largest and every zero 0, for the largest sums there are. */
+/* extreme: 1 some scales are 0; 2 every code is the largest and every zero is 0, for the
+ * largest sums there are. */
 static matrix make_packed(lmd_threads *threads, packed_case c, int n, int k, int extreme) {
     const int n_groups = k / c.group_size, per_word = 32 / c.bits;
     const bool awq = c.packing == LMD_PACKING_AWQ;
@@ -147,7 +148,7 @@ static matrix make_packed(lmd_threads *threads, packed_case c, int n, int k, int
     return pack_part(threads, &part, LMD_I32, k);
 }
 
-/* One value as the formats define it. */
+/* One value, computed as the formats define it. */
 static float packed_value(packed_case c, int n, int row, int col) {
     static const int nibble_of_row[8] = {0, 4, 1, 5, 2, 6, 3, 7};
     const int per_word = 32 / c.bits, group = col / c.group_size;
@@ -175,7 +176,7 @@ static const packed_case packed_cases[] = {
 };
 enum { N_PACKED_CASES = sizeof packed_cases / sizeof *packed_cases };
 
-/* Panels hold exactly what the format says. */
+/* Panels must hold exactly the values that the format defines. */
 static void check_packed_values(lmd_threads *threads, packed_case c, int n, int k) {
     float row[MAX_K];
     matrix w = make_packed(threads, c, n, k, 0);
@@ -205,14 +206,14 @@ static acts_memory memory_ref, memory_new, memory_alone;
 static void fill_x(int n, int kind) {
     for (int i = 0; i < n; i++) {
         x[i] = random_float() * (kind == 1 ? 1e30f : kind == 2 ? 1e-20f : 3.0f);
-        if (kind == 3) x[i] = i % 2 ? 1.0f : -1.0f; /* every code is the largest */
+        if (kind == 3) x[i] = i % 2 ? 1.0f : -1.0f; /* every integer is the largest */
         if (kind == 4 && random_u32() % 64 == 0) x[i] = random_u32() % 2 ? INFINITY : NAN;
         if (kind == 5) x[i] = 0.0f;
         if (kind == 6) x[i] = -1.0f;
     }
 }
 
-/* Quantises m rows from `from` on, a few groups at a time. */
+/* Quantises the m rows at `from`, each in two calls where it has several groups. */
 static lmd_acts quantized(const lmd_cpu_kernels *kernels, acts_memory *memory, float *from,
                           int m, int k, int group, int bits) {
     lmd_acts acts = {.x = from,
@@ -235,8 +236,8 @@ static lmd_acts quantized(const lmd_cpu_kernels *kernels, acts_memory *memory, f
     return acts;
 }
 
-/* Sums of exact products in double, with a bound from the activations' rounding: half a step
- * of q_max to the largest of a group, here at most 3. */
+/* Compares with sums of products in double. The bound is the rounding of the activations: half
+ * a step, which is the largest of a group, here at most 3, divided by q_max. */
 static void check_against_double(const matrix *w, int m, int panel, int bits) {
     float row[MAX_K];
     double step = 3.0 / (bits == 8 ? LMD_ACT8_MAX : LMD_ACT16_MAX);
@@ -256,8 +257,9 @@ static void check_against_double(const matrix *w, int m, int panel, int bits) {
     }
 }
 
-/* Packs a matrix of the formats that no stored type has: groups of any size, zeros, 8-bit
- * codes with minima. `extreme`: 1 some zero scales, 2 all codes are the largest. */
+/* Makes a matrix of formats that no stored type has: groups of any size, zeros, 8-bit codes
+ * with minima. `extreme`: 1 some scales are 0; 2 all codes are the largest; 3 all codes are 0.
+ */
 static matrix make_panels(lmd_weight_format format, int n, int k, int extreme) {
     matrix m = {lmd_calloc(1, sizeof(lmd_weight)), LMD_DTYPE_COUNT, n, k};
     lmd_weight_segment *segment = &m.weight->segments[0];
@@ -300,7 +302,7 @@ static void check_panels(const lmd_cpu_kernels *kernels, const matrix *w, int m,
         poison(out_ref, sizeof out_ref);
         poison(out_new, sizeof out_new);
         lmd_cpu_kernels_ref.panel(out_ref, panel, &segment->format, &ref, 0, ref.n_tiles, NULL);
-        int middle = new.n_tiles / 2; /* in two calls */
+        int middle = new.n_tiles / 2; /* the tiles, in two calls */
         kernels->panel(out_new + 16 * lmd_tile_begin(&new, middle), panel, &segment->format,
                        &new, middle, new.n_tiles - middle, scratch);
         if (middle) kernels->panel(out_new, panel, &segment->format, &new, 0, middle, scratch);
@@ -332,8 +334,8 @@ static void check_linear(lmd_threads *threads, const lmd_cpu_kernels *kernels, l
     lmd_cpu_weight_free(w.weight);
 }
 
-/* Every group size, kind and offset, all codes 0 or the largest against the largest
- * activations of one sign and of both. */
+/* Checks every group size, kind and offset, with codes that are all 0 or all the largest, and
+ * with the largest activations of one sign and of both. */
 static void check_formats(const lmd_cpu_kernels *kernels) {
     static const lmd_weight_format formats[] = {{LMD_WEIGHT_U4, LMD_OFFSET_MIN, 0, LMD_F32},
                                                 {LMD_WEIGHT_U4, LMD_OFFSET_ZERO, 0, LMD_F32},
@@ -390,17 +392,17 @@ static void check_linears(lmd_threads *threads, const lmd_cpu_kernels *kernels) 
     printf("ok   %-23s linear\n", kernels->isa);
 }
 
-/* ---- packing: panels hold what the rows held, within the codec's stated errors ---- */
+/* ---- packing: panels hold the rows' values, within the errors that the codec states ---- */
 
-/* The bound of weight_codec.h for one value; `max` is the largest of its group. */
+/* The error that weight_codec.h allows one value; `max` is the largest of its group. */
 static double codec_bound(lmd_dtype dtype, double value, double max) {
     if (dtype == LMD_Q6_K) return max / 253 + 0x1p-25;
     if (dtype == LMD_Q4_K || dtype == LMD_Q5_K) /* scale * code + |min| is at most 3 * max */
         return 0x1p-11 * 3 * max + 0x1p-25 * 33;
-    return 1e-7 * fabs(value); /* fma against two roundings */
+    return 1e-7 * fabs(value); /* one rounding (an FMA) or two */
 }
 
-/* K-quants get sane super-block scales; their sub-scales stay random. */
+/* Gives K-quants ordinary super-block scales; their sub-scales stay random. */
 static void tame_scales(lmd_dtype dtype, int n_rows, int n_cols) {
     int bytes = lmd_dtype_block_bytes(dtype), n_blocks = n_rows * n_cols / 256;
     uint16_t half = lmd_float_to_half(0.01f);
@@ -482,8 +484,7 @@ static void check_half(void) {
         check(nan ? isnan(f) : lmd_float_to_half(f) == h, "half round trip", "all", (int)h, 0,
               0);
     }
-    for (int i = 0; i < 1000000;
-         i++) { /* nearest, ties to even: not farther than the neighbours */
+    for (int i = 0; i < 1000000; i++) { /* the nearest half: neither neighbour is closer */
         float f = lmd_bits_to_float(random_u32());
         if (!(fabsf(f) < 65504.0f)) continue;
         uint16_t h = lmd_float_to_half(f);
@@ -503,7 +504,8 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Integer multiply-adds a second of one core on a hot Q4_1 panel, for m rows of a step. */
+/* Billions of multiply-adds a second of one core, on a Q4_1 panel in its cache, for steps of m
+ * rows. */
 static double panel_speed(lmd_threads *threads, const lmd_cpu_kernels *kernels, int m,
                           int bits) {
     matrix w = make_matrix(threads, LMD_Q4_1, 16, 576, 0);
@@ -536,9 +538,9 @@ static void check_table(lmd_threads *threads, const lmd_cpu_kernels *kernels) {
            panel_speed(threads, kernels, 64, 8));
 }
 
-/* The sources of every ISA with portable wrappers: layout and indexing are proven on any
- * machine. Not for a build that links none, and NEON's is never portable where there is NEON.
- */
+/* The tables of every ISA with portable wrappers, so that layout and indexing are tested on any
+ * machine. CHECK_NO_PORTABLE: this build links none of them. Where there is NEON, its source is
+ * never portable. */
 #if defined(CHECK_NO_PORTABLE)
 static const lmd_cpu_kernels *const portable[] = {NULL};
 #else
@@ -557,7 +559,7 @@ static const lmd_cpu_kernels *const portable[] = {&lmd_portable_kernels_avx2,
                                                   NULL};
 #endif
 
-/* With a table's name as argument, only that one. */
+/* Checks all tables, or the one that the argument names. */
 int main(int argc, char **argv) {
     lmd_threads *threads;
     lmd_err err;

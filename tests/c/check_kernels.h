@@ -1,4 +1,4 @@
-/* What the parts of the kernel harness share. */
+/* Functions that the files of the kernel harness share. */
 #ifndef LMD_CHECK_KERNELS_H
 #define LMD_CHECK_KERNELS_H
 
@@ -12,20 +12,19 @@
 uint32_t random_u32(void);
 float random_float(void); /* in [-1, 1) */
 
-/* Counts and prints a failure; a, b and c say which case it was. */
+/* Unless ok, counts and prints a failure; a, b and c say which case it was. */
 void check(bool ok, const char *what, const char *isa, int a, int b, int c);
 
 static inline void poison(void *data, size_t n_bytes) { memset(data, 0xff, n_bytes); }
 
-/* A row whose activations hold a NaN or infinity in a group is NaN on every ISA; compare as
- * bits otherwise. */
+/* Whether the bits are the same, or both are NaN: NaNs may differ between ISAs. */
 static inline bool same(const float *a, const float *b, int n) {
     for (int i = 0; i < n; i++)
         if (memcmp(a + i, b + i, sizeof *a) != 0 && !(isnan(a[i]) && isnan(b[i]))) return false;
     return true;
 }
 
-/* Attention and the KV cache, in check_attention.c. */
+/* Checks attention and the KV cache; in check_attention.c. */
 void check_attentions(const lmd_cpu_kernels *kernels);
 
 /* Sampling, in check_sampling.c. */

@@ -1,7 +1,7 @@
-/* Large buffers and arenas: what one maps, it unmaps, and nothing else. memory.c is compiled
- * with mmap and munmap replaced by the two below, which give out one reserved range at every
- * offset from a huge page that a system may choose, and count the pages. Exits 1 on the first
- * wrong one. */
+/* Large buffers and arenas: each unmaps exactly what it has mapped. memory.c is compiled with
+ * mmap and munmap replaced by the two functions below, which map a reserved range, at every
+ * offset from a huge page that a system may choose, and count the pages. Exits 1 if a buffer
+ * is wrong. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <string.h>
@@ -15,7 +15,7 @@ void *test_mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offse
 int test_munmap(void *addr, size_t len);
 
 static unsigned char *range;    /* aligned to a huge page */
-static size_t next_offset;      /* of the next mapping from it */
+static size_t next_offset;      /* of the next mapping, from the range's begin */
 static size_t mapped, unmapped; /* bytes, in whole pages */
 static int n_wrong;
 
@@ -35,7 +35,7 @@ int test_munmap(void *addr, size_t len) {
     return 0;
 }
 
-/* Buffers of an arena, one mapping: side by side, aligned, zeroed. */
+/* The buffers of an arena must be in one mapping, side by side, aligned and zeroed. */
 static void check_arena(void) {
     lmd_arena self = {0};
     unsigned char *before = NULL;

@@ -1,7 +1,7 @@
-/* The CPU workspace under the thread sanitizer: a small decoder of random weights, recorded and
- * run step by step on 1 and on 3 threads; every logit must have the same bits. Decodes,
- * prefills and both together, with contexts long enough to be split over chunks. Exits 1 on a
- * difference. */
+/* The CPU workspace, for the thread sanitizer: runs a small decoder of random weights step by
+ * step on 1 and on 3 threads. Every logit must have the same bits, and a step must allocate
+ * nothing. Steps decode, prefill, or do both, and contexts are long enough to be split over
+ * chunks. Exits 1 on a difference. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,7 @@ enum {
     BLOCKS_PER_SEQ = 12,
     MAX_TOKENS = 128,
     N_STEPS = 40,
-    N_REPEATS = 60 /* of the logits in a step: more operations than a workspace keeps at once */
+    N_REPEATS = 60 /* of the logits in a step: more operations than a workspace has room for */
 };
 
 static uint64_t random_state;
@@ -53,7 +53,7 @@ typedef struct machine {
     lmd_buffer *residual, *norm, *qkv, *attn, *ffn;
 } machine;
 
-/* A random matrix of n_parts equal parts; stored bytes with sane half scales. */
+/* Makes a random matrix of n_parts equal parts, whose half scales are ordinary numbers. */
 static lmd_weight *make_weight(machine *self, lmd_dtype dtype, int n_parts, int n, int k) {
     lmd_err err;
     lmd_weight *weight;
@@ -156,8 +156,9 @@ static void free_machine(machine *self) {
     ops->free(self->backend);
 }
 
-/* Returns how many rows come out otherwise when the step's logits are made again and again;
- * `pattern` decides which of them are sampled, so that lists of operations end anywhere. */
+/* Runs a step that makes its logits again and again; returns how many rows then differ.
+ * `pattern` says after which repeats they are sampled, so that the list of operations runs full
+ * at any place. */
 static int run_step(machine *self, const lmd_plan *plan, uint64_t pattern,
                     lmd_sample_result *results) {
     static lmd_sample_result repeated[N_REPEATS][N_SEQS];
@@ -207,7 +208,7 @@ static int run_step(machine *self, const lmd_plan *plan, uint64_t pattern,
     return n_different;
 }
 
-/* A step of some sequences: each decodes one token or prefills a few. */
+/* A step of some sequences, each of which decodes one token or prefills a few. */
 typedef struct step_plan {
     lmd_plan plan;
     int64_t seq_ids[N_SEQS];
@@ -276,7 +277,7 @@ static int compare(bool fast, bool wide_groups) {
     random_state = 12345;
     for (int i = 0; i < N_STEPS; i++) {
         if (i == N_STEPS / 2)
-            lens[0] = 300; /* positions between hold zeros: split all the same */
+            lens[0] = 300; /* the positions skipped hold zeros; the context is split anyway */
         make_step(&step, lens);
         if (step.plan.n_seqs == 0) continue;
         uint64_t pattern = (uint64_t)random_u32() << 32 | random_u32();
