@@ -109,6 +109,15 @@ def main() -> None:
         parser.error("an interval needs at least 10 pairs")
     before = Side("before", installed(args.commit))
     now = Side("now", Path(sys.executable))
+    try:
+        compare(before, now, args)
+    finally:
+        before.worker.close()
+        now.worker.close()
+
+
+def compare(before: Side, now: Side, args: argparse.Namespace) -> None:
+    """Times the cases, prints the table, and appends rows to before.csv."""
     rows: list[dict[str, object]] = []
     print(f"| speed relative to {args.commit:14} | median | mean | 95 % interval |")
     print("|---|---|---|---|")
