@@ -149,6 +149,7 @@ class Request:
     @property
     def snapshot(self) -> Snapshot | None:
         """What a request with keep_snapshot has left for the next turn; None before its end."""
+    session = snapshot  #: The older name.
     def cancel(self) -> None:
         """Ends the request within one step; its last Output has finish_reason "abort"."""
 
@@ -161,6 +162,8 @@ class Engine:
     (8, 4), or 32 (fp32, for exactness tests).
     fast_activations: weights of 4 bits meet activations of 8 bits per group instead of 16: faster
     prefill and batches, about 1 % more error. Weights of other forms are not touched.
+    batch_invariant: a sequence's tokens do not depend on the others of a step, nor on how its
+    prompt is cut. The CPU always keeps to that; a GPU is slower with it.
     enable_prefix_caching: texts that begin alike share the KV of their full blocks, of prompts and
     answers alike, until it is evicted; no answer changes by a bit.
     enable_metrics: False keeps no histograms, and `metrics` raises RuntimeError.
@@ -187,6 +190,7 @@ class Engine:
         block_len: int = 64,
         kv_bits: int | Sequence[int] = 16,
         fast_activations: bool = False,
+        batch_invariant: bool = False,
         enable_prefix_caching: bool = True,
         enable_metrics: bool = True,
         num_speculative_tokens: int = 0,
@@ -220,6 +224,8 @@ class Engine:
         keep_snapshot: bool = False,
         priority: int = 0,
         timeout: float = 0.0,
+        session: Snapshot | None = None,
+        keep_session: bool = False,
     ) -> Request:
         """Queues a request and returns at once. Any thread.
 
@@ -229,9 +235,10 @@ class Engine:
         stop_token_ids end the answer and are not part of it; so do stop_words, token sequences.
         snapshot: of this engine; its KV serves as far as its text and the prompt agree. A snapshot
         is never used up: two requests may begin with the same. keep_snapshot: `Request.snapshot`
-        gives what this request leaves. priority: -MAX_PRIORITY to MAX_PRIORITY; each step of it
-        lets a request pass up to 64 that came before, so that none waits for ever. timeout: seconds
-        from the call on, after which the request ends as "abort" with what it has; 0: none.
+        gives what this request leaves. session, keep_session: the older names of these two.
+        priority: -MAX_PRIORITY to MAX_PRIORITY; each step of it lets a request pass up to 64 that
+        came before, so that none waits for ever. timeout: seconds from the call on, after which the
+        request ends as "abort" with what it has; 0: none.
 
         A wrong value gives a Request whose only Output has finish_reason "error". Raises
         RuntimeError once the engine is closed, TypeError for an argument of a wrong type or name.
@@ -249,6 +256,7 @@ class Engine:
         kv: [n_blocks, block_bytes]. KV of another layout or size is not taken: the text is then
         computed again. No other request reads KV that came from outside.
         """
+    import_session = import_snapshot  #: The older name.
     def stats(self) -> dict[str, int | float]:
         """Counters. Requests: n_running (have a seat in the batch), n_waiting (submitted, not ended
         and not running). KV blocks: n_free_blocks, n_active_blocks, n_cached_blocks. n_steps.
@@ -332,6 +340,7 @@ class Scheduler:
         max_new_tokens: int = 512,
         snapshot: Snapshot | None = None,
         priority: int = 0,
+        session: Snapshot | None = None,
     ) -> int:
         """Queues a sequence and returns its seq_id. ValueError when it cannot ever fit.
 
@@ -343,6 +352,7 @@ class Scheduler:
     def snapshot(self, seq_id: int) -> Snapshot:
         """The text and the KV of a sequence that has not ended; its blocks stay cached when it
         ends. KeyError."""
+    session = snapshot  #: The older name.
     def schedule(self) -> StepPlan | None:
         """The next step's plan; None when nothing can run now. At most one plan may be in flight
         besides the one returned. MemoryError names a sequence that can never proceed."""
@@ -370,11 +380,32 @@ def cpu_info() -> dict[str, Any]:
     LMDEPLOY_C_ISA is refused, or None), usable_threads."""
 
 def device_info(device: str = "cpu", num_threads: int | None = None) -> dict[str, Any]:
-    """Facts about a device, as a Model with the same two arguments would find it: name, isa,
-    num_threads, runs_ahead (a step may begin while the one before runs); and where the backend can
-    tell, free_bytes and total_bytes of its memory.
+    """Facts about a device ("auto", "cpu", "cuda" or "cuda:N"), as a Model with the same two
+    arguments would find it.
+
+    name, isa, num_threads. runs_ahead: a step may begin while the one before runs. free_bytes,
+    total_bytes: of its memory, for this process. What a configuration leaves open: max_batch_size,
+    max_prefill_token_num, target_step_ms, and for the KV cache kv_fraction of the free memory, but
+    no more than kv_max_bytes (0: no bound).
 
     Raises ValueError, UnsupportedError for a device that this build lacks."""
+
+def engine_bytes(
+    config: Mapping[str, Any],
+    *,
+    session_len: int,
+    n_blocks: int,
+    max_batch_size: int = 64,
+    max_prefill_token_num: int = 512,
+    block_len: int = 64,
+    kv_bits: int | Sequence[int] = 16,
+    enable_prefix_caching: bool = True,
+    device: str = "cpu",
+    num_threads: int | None = None,
+) -> int:
+    """Bytes that an Engine of these arguments would allocate besides weights and KV blocks, on a
+    model with this config, on the host and the device together. The code that allocates computes
+    them. Raises what Model and Engine raise for a wrong value."""
 
 def alloc_count() -> int:
     """Allocations the core has made in this process."""

@@ -36,6 +36,9 @@ MODULES = {
     "trace": "engine.trace",
 }
 
+#: A device's own defaults are in its `_C.device_info`; these are the CPU's.
+CPU_BATCH_SIZE, CPU_PREFILL_TOKENS = 64, 512
+
 #: Names that have left a module: module of today -> old name -> (place, name).
 NAMES = {
     "engine.answer": {
@@ -52,11 +55,10 @@ NAMES = {
         "template_kwargs": ("text.chat_template", "template_kwargs"),
     },
     "planning": {
-        "CPU_BATCH_SIZE": ("engine.sizes", "CPU_BATCH_SIZE"),
-        "CPU_PREFILL_TOKENS": ("engine.sizes", "CPU_PREFILL_TOKENS"),
+        "CPU_BATCH_SIZE": ("_older_names", "CPU_BATCH_SIZE"),
+        "CPU_PREFILL_TOKENS": ("_older_names", "CPU_PREFILL_TOKENS"),
         "KV_BITS": ("engine.sizes", "KV_BITS"),
         "MemoryPlan": ("engine.sizes", "Sizes"),
-        "available_memory": ("engine.sizes", "available_memory"),
         "plan_memory": ("engine.sizes", "compute_sizes"),
     },
     "tokenizer": {

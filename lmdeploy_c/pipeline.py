@@ -79,14 +79,7 @@ class Pipeline:
             model_name=model_name,
             max_log_len=max_log_len,
         )
-        self.plan: Plan = plan_of(
-            engine.sizes,
-            model=engine.model_path,
-            arch=engine.arch,
-            device=engine.backend_config.device,
-            isa=engine.isa,
-            num_threads=engine.num_threads,
-        )
+        self.plan: Plan = plan_of(engine.sizes, model=engine.model_path, arch=engine.arch)
         self._numbered = NumberedSessions(engine)
 
     @property

@@ -11,7 +11,6 @@ from typing import Any
 
 from .engine.decode_time import MOST_TOKENS, decode_time
 from .engine.loading import EngineConfig, engine_config, open_model
-from .engine.memory import cgroup_memory, system_memory
 from .engine.sizes import Sizes, compute_sizes, describe_kv_bits
 from .files.checkpoint import Checkpoint
 from .messages import TurbomindEngineConfig
@@ -140,19 +139,17 @@ class Plan(Mapping[str, Any]):
 _KEYS = tuple(f.name for f in dataclasses.fields(Plan) if f.compare)
 
 
-def plan_of(
-    sizes: Sizes, *, model: Path, arch: str, device: str, isa: str, num_threads: int
-) -> Plan:
+def plan_of(sizes: Sizes, *, model: Path, arch: str) -> Plan:
     """The plan of an engine of these sizes, without a speed."""
-    kv, total, cgroup = sizes.kv, system_memory()[0], cgroup_memory()
+    kv, device = sizes.kv, sizes.device
     return Plan(
         model=str(model),
         arch=arch,
-        device=device,
-        isa=isa,
-        num_threads=num_threads,
-        total_memory_bytes=total if cgroup is None else min(total, cgroup[0]),
-        available_memory_bytes=sizes.available_bytes,
+        device=device.name,
+        isa=device.isa,
+        num_threads=device.num_threads,
+        total_memory_bytes=device.total_bytes,
+        available_memory_bytes=device.free_bytes,
         weight_bytes=sizes.weight_bytes,
         scratch_bytes=sizes.scratch_bytes,
         kv_bytes=kv.n_bytes,
@@ -202,20 +199,10 @@ def plan(
     config = engine_config(backend_config)
     checkpoint = open_model(model_path, config)
     sizes = compute_sizes(config, checkpoint)
-    cpu = _C.cpu_info()
-    if cpu["error"]:
-        raise ValueError(cpu["error"])
-    forecast = plan_of(
-        sizes,
-        model=checkpoint.path,
-        arch=checkpoint.config["arch"],
-        device="cpu",
-        isa=cpu["isa"],
-        num_threads=config.num_threads or cpu["usable_threads"],
-    )
+    forecast = plan_of(sizes, model=checkpoint.path, arch=checkpoint.config["arch"])
     if not measure:
         return forecast
-    n_bytes = min(sizes.read_bytes, _MAX_BUFFER, sizes.available_bytes // 4)
+    n_bytes = min(sizes.read_bytes, _MAX_BUFFER, sizes.device.free_bytes // 4)
     rate = _C.read_bandwidth(max(n_bytes, 1), forecast.num_threads)
     timed = _timed_rates(config, checkpoint, forecast.session_len)
     kv = sizes.kv

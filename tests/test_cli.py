@@ -89,7 +89,7 @@ def test_the_template_may_be_a_file(tmp_path: Path) -> None:
     [
         (["chat", "/no/such/model", "--prompt", "x"], 1, "/no/such/model"),
         (["chat", "--tp", "2", "--prompt", "x"], 1, "TurbomindEngineConfig.tp=2 is not served"),
-        (["chat", "--device", "cuda", "--prompt", "x"], 1, "no CUDA backend in this build"),
+        (["chat", "--device", "cuda", "--prompt", "x"], 1, "not in this build; it has: cpu"),
         (["chat", "--top-p", "3", "--prompt", "x"], 1, "GenerationConfig.top_p must be between"),
         (["chat", "--chat-template", "nobody", "--prompt", "x"], 1, "nobody"),
         (["chat", "--chat-template", "no.json", "--prompt", "x"], 1, "no.json"),
@@ -137,8 +137,10 @@ def test_check_env(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "neon_dotprod",
         "neon_i8mm",
     )
-    assert "none in this build" in report["cuda"]["backend"]
-    for word in ("numpy", "usable_threads", "cgroup limit", "optional packages"):
+    assert "not in this build" in report["cuda"]["error"]
+    assert " free of " in report["device auto"]["memory"]
+    assert report["device auto"]["name"] == "cpu"
+    for word in ("numpy", "usable_threads", "max_batch_size", "optional packages"):
         assert word in shown
 
 

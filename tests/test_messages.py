@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ from lmdeploy_c import (
     TurbomindEngineConfig,
     UnsupportedError,
     VisionConfig,
+    pipeline,
+    plan,
 )
-from lmdeploy_c.engine.memory import available_memory, cgroup_memory, system_memory
 from lmdeploy_c.engine.sizes import kv_size
 from lmdeploy_c.messages import ResponseType
 from lmdeploy_c.units import GIB, parse_size
@@ -135,11 +135,21 @@ def test_numpy_numbers_are_numbers() -> None:
     GenerationConfig(**numbers, stop_token_ids=np.array([2]).tolist())
 
 
-def test_cuda_is_refused_with_the_reason() -> None:
-    with pytest.raises(UnsupportedError, match="no CUDA backend in this build"):
-        TurbomindEngineConfig(device="cuda")
-    with pytest.raises(UnsupportedError, match="no CUDA backend in this build"):
-        PytorchEngineConfig(device_type="cuda")
+def test_a_device_that_this_build_lacks_is_refused_with_the_reason() -> None:
+    reason = 'device "cuda:1" is not in this build; it has: cpu'
+    for config in (
+        TurbomindEngineConfig(device="cuda:1"),
+        PytorchEngineConfig(device_type="cuda:1"),
+    ):
+        for make in (pipeline, plan):
+            with pytest.raises(UnsupportedError, match=reason):
+                make(None, config)
+
+
+@pytest.mark.parametrize("device", ["cuda:", "cuda:x", "cuda:0001", "CPU", "cpu:0", "", None, 1])
+def test_a_name_that_is_no_device(device: Any) -> None:
+    with pytest.raises(ValueError, match=r"TurbomindEngineConfig\.device.*'cuda:N'"):
+        TurbomindEngineConfig(device=device)
 
 
 def test_a_change_after_construction_is_checked_again() -> None:
@@ -206,45 +216,11 @@ def test_parse_size_refuses(text: str) -> None:
         parse_size(text)
 
 
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def test_memory_without_a_cgroup_limit(tmp_path: Path) -> None:
-    write(tmp_path / "proc/meminfo", "MemTotal: 1000 kB\nMemFree: 10 kB\nMemAvailable: 400 kB\n")
-    write(tmp_path / "proc/self/cgroup", "0::/\n")
-    assert cgroup_memory(tmp_path) is None
-    assert system_memory(tmp_path) == (1000 << 10, 400 << 10)
-    assert available_memory(tmp_path) == 400 << 10
-
-
-def test_memory_of_cgroup_v2_takes_the_tightest_parent(tmp_path: Path) -> None:
-    write(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
-    write(tmp_path / "proc/self/cgroup", "0::/outer/inner\n")
-    outer = tmp_path / "sys/fs/cgroup/outer"
-    write(outer / "memory.max", "1000000\n")
-    write(outer / "memory.current", "700000\n")
-    write(outer / "memory.stat", "anon 1\ninactive_file 50000\n")
-    write(outer / "inner/memory.max", "max\n")
-    write(outer / "inner/memory.current", "5\n")
-    assert cgroup_memory(tmp_path) == (1000000, 350000)
-    assert available_memory(tmp_path) == 350000
-
-
-def test_memory_of_cgroup_v1(tmp_path: Path) -> None:
-    write(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
-    write(tmp_path / "proc/self/cgroup", "5:cpu,memory:/docker/abc\n1:name=systemd:/\n")
-    base = tmp_path / "sys/fs/cgroup/memory"  # as seen from inside: the path is not mounted
-    write(base / "memory.limit_in_bytes", "2000000\n")
-    write(base / "memory.usage_in_bytes", "500000\n")
-    assert available_memory(tmp_path) == 1500000
-
-
 def sized(**changes: Any) -> Any:
     values: dict[str, Any] = {
         "cache": None, "block_len": 64, "block_bytes": 1 << 20, "session_len": None,
-        "model_len": 4096, "max_batch_size": 2, "available": 100 * GIB,
+        "model_len": 4096, "max_batch_size": 2, "available": 100 * GIB, "fraction": 0.5,
+        "limit": 4 * GIB,
     }  # fmt: skip
     return kv_size(**{**values, **changes})
 
@@ -253,6 +229,7 @@ def test_kv_size_default_is_the_smallest_of_three() -> None:
     assert sized().n_blocks == 2 * 64  # every sequence at its full length
     assert sized(max_batch_size=512).n_bytes == 4 * GIB
     assert sized(max_batch_size=512, available=GIB).n_bytes == GIB // 2
+    assert sized(max_batch_size=10**6, limit=0, fraction=0.8).n_bytes == 80 * GIB
 
 
 def test_kv_size_as_asked() -> None:

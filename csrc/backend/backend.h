@@ -96,11 +96,21 @@ typedef struct lmd_attention_args {
     lmd_buffer *out; /* [n_tokens, n_head * head_dim] */
 } lmd_attention_args;
 
+/* What a user who asks for nothing else gets on a device. */
+typedef struct lmd_device_defaults {
+    int32_t max_batch_size;        /* sequences of a step */
+    int32_t max_prefill_token_num; /* tokens of a step */
+    double step_seconds;           /* a step's time to aim at while sequences decode */
+    double kv_fraction;            /* of the free memory, for the KV cache */
+    size_t kv_max_bytes;           /* and no more than this; 0: no bound */
+} lmd_device_defaults;
+
 typedef struct lmd_backend_ops {
     const char *name;      /* "cpu" */
     const char *kv_layout; /* names the form of a KV block and its version */
     bool runs_ahead;       /* a plan may begin while the one before runs, with -1 for the tokens
                               that the one before gives: the device keeps each slot's newest */
+    lmd_device_defaults defaults;
 
     /* Facts about the device, in bytes. Sizes are computed by the code that allocates. */
     lmd_status (*memory)(const lmd_backend *self, size_t *free_bytes, size_t *total_bytes,

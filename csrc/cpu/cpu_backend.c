@@ -117,6 +117,11 @@ static lmd_status backend_step_wait(lmd_workspace *workspace, int64_t plan_id, l
 const lmd_backend_ops lmd_cpu_backend_ops = {
     .name = "cpu",
     .kv_layout = "cpu-panels-1",
+    .defaults = {.max_batch_size = 64,
+                 .max_prefill_token_num = 512,
+                 .step_seconds = 0.1,
+                 .kv_fraction = 0.5,
+                 .kv_max_bytes = (size_t)4 << 30},
     .memory = backend_memory,
     .weight_size = backend_weight_size,
     .kv_block_bytes = lmd_cpu_kv_block_bytes,

@@ -41,6 +41,9 @@ static PyMethodDef module_methods[] = {
     {"model_sizes", KEYWORDS(lmd_py_model_sizes),
      "model_sizes(config, source, *, device='cpu') -> dict\n\nWhat a Model would take, without "
      "loading it."},
+    {"engine_bytes", KEYWORDS(lmd_py_engine_bytes),
+     "engine_bytes(config, *, session_len, n_blocks, ...) -> int\n\nBytes that an Engine of "
+     "these arguments would allocate besides weights and KV blocks."},
     {"kv_block_bytes", KEYWORDS(lmd_py_kv_block_bytes),
      "kv_block_bytes(n_layer, n_kv_head, head_dim, block_len=64, kv_bits=16, device=\"cpu\") "
      "-> int\n\nBytes of one KV block of all layers, as the device's backend stores it."},

@@ -23,27 +23,29 @@ int lmd_py_num_threads(PyObject *value, const char *name, void *out) {
 
 /* ---- device_info ---- */
 
-static void put_memory(PyObject **dict, const lmd_backend *backend) {
-    size_t free_bytes, total_bytes;
-    lmd_err err;
-    if (!backend->ops->memory) return; /* this backend cannot say */
-    if (backend->ops->memory(backend, &free_bytes, &total_bytes, &err) != LMD_OK) {
-        Py_CLEAR(*dict);
-        lmd_py_raise(&err);
-        return;
-    }
-    lmd_py_dict_put(dict, "free_bytes", PyLong_FromSize_t(free_bytes));
-    lmd_py_dict_put(dict, "total_bytes", PyLong_FromSize_t(total_bytes));
+static void put_defaults(PyObject **dict, const lmd_device_defaults *defaults) {
+    lmd_py_dict_put(dict, "max_batch_size", PyLong_FromLong(defaults->max_batch_size));
+    lmd_py_dict_put(dict, "max_prefill_token_num",
+                    PyLong_FromLong(defaults->max_prefill_token_num));
+    lmd_py_dict_put(dict, "target_step_ms", PyFloat_FromDouble(defaults->step_seconds * 1e3));
+    lmd_py_dict_put(dict, "kv_fraction", PyFloat_FromDouble(defaults->kv_fraction));
+    lmd_py_dict_put(dict, "kv_max_bytes", PyLong_FromSize_t(defaults->kv_max_bytes));
 }
 
 static PyObject *facts_dict(const lmd_backend *backend) {
     const lmd_backend_ops *ops = backend->ops;
+    size_t free_bytes, total_bytes;
+    lmd_err err;
+    if (ops->memory(backend, &free_bytes, &total_bytes, &err) != LMD_OK)
+        return lmd_py_raise(&err);
     PyObject *dict = PyDict_New();
     lmd_py_dict_put(&dict, "name", PyUnicode_FromString(ops->name));
     lmd_py_dict_put(&dict, "isa", PyUnicode_FromString(ops->isa(backend)));
     lmd_py_dict_put(&dict, "num_threads", PyLong_FromLong(ops->n_threads(backend)));
     lmd_py_dict_put(&dict, "runs_ahead", PyBool_FromLong(ops->runs_ahead));
-    if (dict) put_memory(&dict, backend);
+    lmd_py_dict_put(&dict, "free_bytes", PyLong_FromSize_t(free_bytes));
+    lmd_py_dict_put(&dict, "total_bytes", PyLong_FromSize_t(total_bytes));
+    put_defaults(&dict, &ops->defaults);
     return dict;
 }
 

@@ -3,12 +3,15 @@
 
 #include <unistd.h>
 
+#include "devices/devices.h"
 #include "model/decoder.h"
+#include "python/py_device.h"
 #include "python/py_error.h"
 #include "python/py_fields.h"
 #include "python/py_kv.h"
 #include "python/py_metrics.h"
 #include "python/py_model.h"
+#include "python/py_model_config.h"
 #include "python/py_request.h"
 #include "python/py_request_params.h"
 #include "python/py_snapshot.h"
@@ -29,8 +32,10 @@ typedef struct engine_args {
     PyObject *model;
     lmd_engine_config config;
     lmd_py_kv_pair kv;
-    bool fast_activations, enable_metrics;
+    bool fast_activations, batch_invariant, enable_metrics;
     double target_step_ms;
+    const char *device; /* of engine_bytes, which has no model to ask */
+    int32_t n_threads;
 } engine_args;
 
 #define CONFIG(member) offsetof(engine_args, config.member)
@@ -44,6 +49,7 @@ static const lmd_py_field engine_fields[] = {
     {"block_len", lmd_py_int32, CONFIG(block_len)},
     {"kv_bits", lmd_py_kv_bits, offsetof(engine_args, kv)},
     {"fast_activations", lmd_py_bool, offsetof(engine_args, fast_activations)},
+    {"batch_invariant", lmd_py_bool, offsetof(engine_args, batch_invariant)},
     {"enable_prefix_caching", lmd_py_bool, CONFIG(prefix_caching)},
     {"enable_metrics", lmd_py_bool, offsetof(engine_args, enable_metrics)},
     {"num_speculative_tokens", lmd_py_int32, CONFIG(num_speculative_tokens)},
@@ -53,20 +59,23 @@ static const lmd_py_field engine_fields[] = {
     {NULL, NULL, 0},
 };
 
+static const engine_args engine_defaults = {
+    .config = {.max_batch_size = 64,
+               .max_prefill_token_num = 512,
+               .block_len = 64,
+               .prefix_caching = true,
+               .adaptive_speculation = true},
+    .kv = {{16, 16}},
+    .enable_metrics = true,
+    .target_step_ms = 100.0,
+    .device = "cpu",
+};
+
 /* Reads and checks what an engine is made with; *model is the one inside the Model object. */
 static int read_engine_args(PyTypeObject *type, PyObject *args, PyObject *kwargs,
                             engine_args *call, const lmd_model **model) {
     static const lmd_py_signature signature = {"Engine", 1, 3, engine_fields};
-    *call = (engine_args){
-        .config = {.max_batch_size = 64,
-                   .max_prefill_token_num = 512,
-                   .block_len = 64,
-                   .prefix_caching = true,
-                   .adaptive_speculation = true},
-        .kv = {{16, 16}},
-        .enable_metrics = true,
-        .target_step_ms = 100.0,
-    };
+    *call = engine_defaults;
     lmd_engine_config *config = &call->config;
     lmd_err err;
     if (lmd_py_read_call(&signature, args, kwargs, call) < 0) return -1;
@@ -78,10 +87,9 @@ static int read_engine_args(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return lmd_py_check(lmd_engine_config_check(config, &err), &err);
 }
 
-static lmd_status open_engine(const lmd_model *model, const engine_args *call, lmd_engine **out,
-                              lmd_err *err) {
+static lmd_decoder_config decoder_config(const engine_args *call) {
     const lmd_engine_config *config = &call->config;
-    const lmd_decoder_config decoder = {
+    return (lmd_decoder_config){
         .session_len = config->session_len,
         .max_tokens = config->max_prefill_token_num,
         .max_seqs = config->max_batch_size,
@@ -90,10 +98,16 @@ static lmd_status open_engine(const lmd_model *model, const engine_args *call, l
         .k_bits = call->kv.bits[0],
         .v_bits = call->kv.bits[1],
         .fast_activations = call->fast_activations,
+        .batch_invariant = call->batch_invariant,
     };
+}
+
+static lmd_status open_engine(const lmd_model *model, const engine_args *call, lmd_engine **out,
+                              lmd_err *err) {
+    const lmd_decoder_config decoder = decoder_config(call);
     lmd_executor *executor;
     LMD_TRY(lmd_decoder_new(model, &decoder, &executor, err));
-    return lmd_engine_new(config, executor, out, err);
+    return lmd_engine_new(&call->config, executor, out, err);
 }
 
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -140,6 +154,54 @@ static PyObject *engine_close(PyObject *obj, PyObject *unused) {
     lmd_engine_close(self->engine);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
+}
+
+/* ---- its size ---- */
+
+static const lmd_py_field size_fields[] = {
+    {"config", lmd_py_object, offsetof(engine_args, model)},
+    {"session_len", lmd_py_int32, CONFIG(session_len)},
+    {"n_blocks", lmd_py_int32, CONFIG(n_blocks)},
+    {"max_batch_size", lmd_py_int32, CONFIG(max_batch_size)},
+    {"max_prefill_token_num", lmd_py_int32, CONFIG(max_prefill_token_num)},
+    {"block_len", lmd_py_int32, CONFIG(block_len)},
+    {"kv_bits", lmd_py_kv_bits, offsetof(engine_args, kv)},
+    {"enable_prefix_caching", lmd_py_bool, CONFIG(prefix_caching)},
+    {"device", lmd_py_text, offsetof(engine_args, device)},
+    {"num_threads", lmd_py_num_threads, offsetof(engine_args, n_threads)},
+    {NULL, NULL, 0},
+};
+
+static lmd_status measure_engine(const lmd_model_config *shape, const engine_args *call,
+                                 size_t *out, lmd_err *err) {
+    const lmd_backend_config backend_config = {.n_threads = call->n_threads};
+    const lmd_decoder_config decoder = decoder_config(call);
+    lmd_backend *backend;
+    LMD_TRY(lmd_model_config_check(shape, err));
+    LMD_TRY(lmd_engine_config_check(&call->config, err));
+    LMD_TRY(lmd_backend_open(call->device, &backend_config, &backend, err));
+    *out = lmd_decoder_bytes(shape, &decoder, backend) +
+           lmd_engine_bytes(&call->config, backend->ops->runs_ahead);
+    backend->ops->free(backend);
+    return LMD_OK;
+}
+
+PyObject *lmd_py_engine_bytes(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"engine_bytes", 1, 3, size_fields};
+    (void)module;
+    engine_args call = engine_defaults;
+    lmd_model_config shape;
+    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0) return NULL;
+    PyObject *dict = lmd_py_model_config(call.model, &shape);
+    if (!dict) return NULL;
+    Py_DECREF(dict);
+    size_t n_bytes;
+    lmd_err err;
+    lmd_status status;
+    Py_BEGIN_ALLOW_THREADS /* starts and joins the backend's threads */
+    status = measure_engine(&shape, &call, &n_bytes, &err);
+    Py_END_ALLOW_THREADS
+    return status == LMD_OK ? PyLong_FromSize_t(n_bytes) : lmd_py_raise(&err);
 }
 
 /* ---- requests ---- */
@@ -273,6 +335,8 @@ static PyMethodDef engine_methods[] = {
      "import_snapshot(token_ids, layout, n_computed, kv) -> Snapshot\n\nA snapshot of a text "
      "and of what Snapshot.export_kv gave, in this process or an earlier one. KV of another "
      "layout is not taken."},
+    {"import_session", engine_import_snapshot, METH_VARARGS,
+     "The older name of import_snapshot."},
     {"stats", engine_stats, METH_NOARGS, "stats() -> dict\n\nCounters of the engine."},
     {"metrics", engine_metrics, METH_NOARGS,
      "metrics() -> dict\n\nCounters and histograms of the engine, of one moment. RuntimeError "
@@ -296,7 +360,8 @@ static PyType_Slot engine_slots[] = {
     {Py_tp_methods, engine_methods},
     {Py_tp_doc,
      "Engine(model, *, session_len, n_blocks, max_batch_size=64, max_prefill_token_num=512, "
-     "block_len=64, kv_bits=16, fast_activations=False, enable_prefix_caching=True, "
+     "block_len=64, kv_bits=16, fast_activations=False, batch_invariant=False, "
+     "enable_prefix_caching=True, "
      "enable_metrics=True, num_speculative_tokens=0, adaptive_speculation=True, "
      "target_step_ms=100.0, max_waiting_requests=0)\n\n"
      "Continuous batching over one model, in a thread of its own."},

@@ -9,4 +9,7 @@
 /* Creates the type and adds it to the module. */
 int lmd_py_engine_init(PyObject *module);
 
+/* engine_bytes(config, *, session_len, n_blocks, ...): a function of the module. */
+PyObject *lmd_py_engine_bytes(PyObject *module, PyObject *args, PyObject *kwargs);
+
 #endif

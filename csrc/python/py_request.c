@@ -155,6 +155,7 @@ static PyGetSetDef request_getset[] = {
     {"snapshot", get_snapshot, NULL,
      "What a request with keep_snapshot has left for the next turn; None before its end.",
      NULL},
+    {"session", get_snapshot, NULL, "The older name of snapshot.", NULL},
     {"done", get_done, NULL, "True once an Output with a finish_reason has been read.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -179,6 +179,8 @@ static const lmd_py_field fields[] = {
     {"keep_snapshot", lmd_py_bool, REQUEST(keep_snapshot)},
     {"priority", lmd_py_int32, REQUEST(priority)},
     {"timeout", lmd_py_double, REQUEST(timeout)},
+    {"session", lmd_py_object, SELF(snapshot)}, /* older names of snapshot and keep_snapshot */
+    {"keep_session", lmd_py_bool, REQUEST(keep_snapshot)},
     {NULL, NULL, 0},
 };
 

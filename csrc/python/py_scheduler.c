@@ -120,6 +120,7 @@ static const lmd_py_field add_fields[] = {
     {"max_new_tokens", lmd_py_int32, offsetof(add_args, max_new_tokens)},
     {"snapshot", lmd_py_object, offsetof(add_args, snapshot)},
     {"priority", lmd_py_int32, offsetof(add_args, priority)},
+    {"session", lmd_py_object, offsetof(add_args, snapshot)}, /* the older name of snapshot */
     {NULL, NULL, 0},
 };
 
@@ -344,6 +345,7 @@ static PyMethodDef scheduler_methods[] = {
      "add(token_ids, *, max_new_tokens=512, snapshot=None, priority=0) -> int\n\nQueues a "
      "sequence and returns its seq_id; a snapshot's blocks serve as far as the texts agree. "
      "ValueError when it cannot ever fit."},
+    {"session", scheduler_snapshot, METH_O, "The older name of snapshot."},
     {"snapshot", scheduler_snapshot, METH_O,
      "snapshot(seq_id) -> Snapshot\n\nThe text and the KV of a sequence that has not ended, "
      "for "

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..engine.memory import available_memory, cgroup_memory, system_memory
 from ..units import format_size
 from ..version import __version__
 from .options import Commands, Formatter
@@ -68,7 +67,7 @@ def _cpu() -> dict[str, Any]:
     return {key: value for key, value in _C.cpu_info().items() if value is not None}
 
 
-def _cuda() -> dict[str, str]:
+def _cuda() -> dict[str, Any]:
     import ctypes
 
     try:
@@ -76,19 +75,19 @@ def _cuda() -> dict[str, str]:
         driver = "found (libcuda.so.1)"
     except OSError as e:
         driver = f"not found ({e})"
-    return {"backend": "none in this build: it serves the CPU", "driver": driver}
+    return {"driver": driver, **_device("cuda")}
 
 
-def _memory() -> dict[str, str]:
-    total, available = system_memory()
-    cgroup = cgroup_memory()
-    limit = "no limit" if cgroup is None else format_size(cgroup[0])
-    return {
-        "total": format_size(total),
-        "available": format_size(available),
-        "cgroup limit": limit,
-        "usable": format_size(available_memory()),
-    }
+def _device(name: str) -> dict[str, Any]:
+    """What a device has, or why there is none; memory is what this process may use."""
+    try:
+        from .. import _C
+
+        facts = _C.device_info(name)
+    except (ImportError, RuntimeError, ValueError) as e:
+        return {"error": str(e)}
+    memory = {key: format_size(facts.pop(f"{key}_bytes")) for key in ("free", "total")}
+    return {"memory": f"{memory['free']} free of {memory['total']}", **facts}
 
 
 def _default_model() -> str:
@@ -109,7 +108,7 @@ def collect() -> Report:
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "system": {"platform": platform.platform(), "machine": platform.machine()},
         "cpu": _cpu(),
-        "memory": _memory(),
+        "device auto": _device("auto"),
         "cuda": _cuda(),
         "packages": _versions(_REQUIRED),
         "optional packages": _versions(_OPTIONAL),

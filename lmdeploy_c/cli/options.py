@@ -90,7 +90,7 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
     ("--cache-block-seq-len", int, "Tokens in a KV block."),
     ("--max-prefill-token-num", int, "Token budget of a step; None: 512."),
     ("--num-threads", int, "Threads; None: what affinity mask and cgroup quota allow."),
-    ("--device", str, "auto or cpu."),
+    ("--device", str, "auto, cpu, cuda or cuda:N (the GPU with that number)."),
     ("--dtype", str, "auto."),
     ("--model-format", str, "hf, awq, gptq or gguf; None: as found."),
     ("--revision", str, "Version of a model id."),

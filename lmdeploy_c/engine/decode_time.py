@@ -47,14 +47,21 @@ def decode_time(config: TurbomindEngineConfig, checkpoint: Checkpoint, context: 
     from .. import _C
 
     def read_bytes(n_layer: int) -> int:
-        return _C.model_sizes({**shape, "n_layer": n_layer}, checkpoint.source)["read_bytes"]
+        part = {**shape, "n_layer": n_layer}
+        return _C.model_sizes(part, checkpoint.source, device=config.device)["read_bytes"]
 
     shape, all_layers = checkpoint.config, checkpoint.config["n_layer"]
     one, whole = read_bytes(1), read_bytes(all_layers)
     layer = max((whole - one) // max(all_layers - 1, 1), 1)
     n_layer = min(max(_MOST_BYTES // layer, 1), all_layers)
     part = {**shape, "n_layer": n_layer}
-    model = _C.Model(part, checkpoint.source, num_threads=config.num_threads, blank=True)
+    model = _C.Model(
+        part,
+        checkpoint.source,
+        device=config.device,
+        num_threads=config.num_threads,
+        blank=True,
+    )
     block_len = config.cache_block_seq_len
     n_blocks = context // block_len
     engine = _C.Engine(

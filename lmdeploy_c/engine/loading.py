@@ -113,7 +113,7 @@ def load_model(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Model:
         model = _C.Model(
             checkpoint.config,
             checkpoint.source,
-            device="cpu",
+            device=config.device,
             num_threads=config.num_threads,
             progress=progress,
         )
@@ -147,7 +147,8 @@ def start_engine(
         session_len=sizes.kv.session_len,
         n_blocks=sizes.kv.n_blocks,
         fast_activations=config.fast_activations,
-        target_step_ms=config.target_step_ms,
+        batch_invariant=config.batch_invariant,
+        target_step_ms=sizes.target_step_ms,
         max_waiting_requests=config.max_waiting_requests or 0,
         enable_prefix_caching=config.enable_prefix_caching,
         enable_metrics=config.enable_metrics,

@@ -9,16 +9,11 @@ from typing import Any
 
 from ..files.checkpoint import Checkpoint
 from ..messages import TurbomindEngineConfig
-from ..units import GIB, format_size, parse_size
-from .memory import available_memory
+from ..units import format_size, parse_size
+from .device import Device, find_device
 
 logger = logging.getLogger("lmdeploy_c")
 
-#: Seats of the batch and the token budget of a step, on the CPU.
-CPU_BATCH_SIZE = 64
-CPU_PREFILL_TOKENS = 512
-#: Most bytes that the KV cache takes unless it is asked to take more.
-DEFAULT_KV_LIMIT = 4 * GIB
 #: Bits of the KV cache's values that `Sizes.kv_bytes_per_token_at` compares.
 KV_BITS = (16, 8, 4)
 
@@ -49,12 +44,16 @@ def kv_size(
     model_len: int,
     max_batch_size: int,
     available: int,
+    fraction: float,
+    limit: int,
 ) -> KvSize:
     """Sizes the KV cache as `TurbomindEngineConfig.cache_max_entry_count` describes it.
 
     cache: that field. block_bytes: bytes of one block of all layers. session_len: None takes
     model_len, the tokens that the model was made for, lowered to what the cache holds. available:
-    bytes. Raises MemoryError for more than is available, ValueError when session_len does not fit.
+    bytes. fraction, limit: the share of these, and the most bytes (0: no bound), that the cache
+    takes where `cache` is None. Raises MemoryError for more than is available, ValueError when
+    session_len does not fit.
     """
     blocks_per_sequence = -(-(session_len or model_len) // block_len)
     wanted = blocks_per_sequence * max_batch_size
@@ -65,7 +64,8 @@ def kv_size(
     elif cache is not None:
         n_blocks = min(int(cache * available) // block_bytes, wanted)
     else:
-        n_blocks = min(min(available // 2, DEFAULT_KV_LIMIT) // block_bytes, wanted)
+        most = int(fraction * available)
+        n_blocks = min((min(most, limit) if limit else most) // block_bytes, wanted)
     size = KvSize(n_blocks, block_len, block_bytes, session_len or model_len)
     if size.n_bytes > available:
         raise MemoryError(
@@ -89,12 +89,14 @@ def kv_size(
     return size
 
 
-def kv_block_bytes(shape: Mapping[str, Any], block_len: int, bits: tuple[int, int]) -> int:
-    """Bytes of one KV block of a model with this (normalised) config, as the backend stores it."""
+def kv_block_bytes(
+    shape: Mapping[str, Any], block_len: int, bits: tuple[int, int], device: str = "cpu"
+) -> int:
+    """Bytes of one KV block of a model with this (normalised) config, as the device stores it."""
     from .. import _C
 
     sizes = (shape["n_layer"], shape["n_kv_head"], shape["head_dim"])
-    return _C.kv_block_bytes(*sizes, block_len=block_len, kv_bits=bits)
+    return _C.kv_block_bytes(*sizes, block_len=block_len, kv_bits=bits, device=device)
 
 
 def describe_kv_bits(bits: tuple[int, int]) -> str:
@@ -119,7 +121,7 @@ def warn_of_few_bits(bits: tuple[int, int], arch: str) -> None:
 
 
 def size_kv_cache(
-    config: TurbomindEngineConfig, shape: Mapping[str, Any], batch_size: int, available: int
+    config: TurbomindEngineConfig, shape: Mapping[str, Any], device: Device, available: int
 ) -> KvSize:
     """Sizes the KV cache of a model with this (normalised) config. available: bytes.
 
@@ -130,11 +132,13 @@ def size_kv_cache(
     size = kv_size(
         cache=config.cache_max_entry_count,
         block_len=config.cache_block_seq_len,
-        block_bytes=kv_block_bytes(shape, config.cache_block_seq_len, bits),
+        block_bytes=kv_block_bytes(shape, config.cache_block_seq_len, bits, config.device),
         session_len=config.session_len,
         model_len=shape["max_position"],
-        max_batch_size=batch_size,
+        max_batch_size=config.max_batch_size or device.max_batch_size,
         available=available,
+        fraction=device.kv_fraction,
+        limit=device.kv_max_bytes,
     )
     if size.session_len > shape["max_position"]:
         logger.warning(
@@ -148,44 +152,28 @@ def size_kv_cache(
 # ---- everything ----
 
 
-def _usable_threads() -> int:
-    from .._C import cpu_info
-
-    return int(cpu_info()["usable_threads"])
-
-
 def _scratch_bytes(
-    config: TurbomindEngineConfig, shape: Mapping[str, Any], session_len: int, n_blocks: int
+    config: TurbomindEngineConfig,
+    shape: Mapping[str, Any],
+    device: Device,
+    session_len: int,
+    n_blocks: int,
 ) -> int:
-    """What an engine holds besides weights and KV, to a few percent and a megabyte: activations,
-    logits, tables, plans, records of blocks. The RoPE table counts twice: while an engine starts
-    there are two."""
-    n_threads = config.num_threads or _usable_threads()
-    tokens = config.max_prefill_token_num or CPU_PREFILL_TOKENS
-    batch_size = config.max_batch_size or CPU_BATCH_SIZE
-    hidden, ffn, head_dim, n_head, n_kv_head, n_layer, vocab = (
-        int(shape[key])
-        for key in ("hidden_dim", "ffn_dim", "head_dim", "n_head", "n_kv_head", "n_layer",
-                    "vocab_size")
-    )  # fmt: skip
-    q, logits_rows = n_head * head_dim, min(tokens, 64)
-    columns = (hidden, hidden, q + 2 * n_kv_head * head_dim, q, ffn)
-    # A value in fp32 and as a 16-bit integer, and three numbers for each 32 of them.
-    activations = sum(tokens * (n * 6 + n // 32 * 12) for n in columns)
-    n_chunks = -(-session_len // 256)
-    n_split = min(batch_size, (8 * n_threads - 1) // n_kv_head)
-    block_len = config.cache_block_seq_len
-    return (
-        activations
-        + logits_rows * (hidden * 6 + vocab * 4)
-        + tokens * 700  # parameters and results of rows
-        + n_threads * (vocab * 16 + max(hidden, q, ffn) * 36 + (300 << 10))
-        + 2 * session_len * head_dim * 4  # RoPE
-        + n_head * n_split * n_chunks * ((head_dim + 2) * 4 + 48)  # partial attention
-        + 2 * batch_size * -(-session_len // block_len) * 4  # block tables
-        + n_blocks * (block_len * 4 + 60)
-        + (13 * n_layer + 16) * 512  # operations of a step
-        + (1 << 20)
+    """What an engine holds besides weights and KV: activations, logits, tables, plans, records of
+    blocks."""
+    from .. import _C
+
+    return _C.engine_bytes(
+        shape,
+        session_len=session_len,
+        n_blocks=n_blocks,
+        max_batch_size=config.max_batch_size or device.max_batch_size,
+        max_prefill_token_num=config.max_prefill_token_num or device.max_prefill_token_num,
+        block_len=config.cache_block_seq_len,
+        kv_bits=config.stored_kv_bits(),
+        enable_prefix_caching=config.enable_prefix_caching,
+        device=config.device,
+        num_threads=config.num_threads,
     )
 
 
@@ -193,12 +181,13 @@ def _scratch_bytes(
 class Sizes:
     """What an engine will hold."""
 
-    available_bytes: int  # memory that this process could take before
+    device: Device  # as it was before
     weight_bytes: int
     read_bytes: int  # of the weights, for one decoded token
     scratch_bytes: int
     max_batch_size: int
     max_prefill_token_num: int
+    target_step_ms: float
     kv: KvSize
     kv_bits: tuple[int, int]  # of keys and of values
     kv_bytes_per_token_at: dict[int, float]  # by bits, the same for keys and values
@@ -212,10 +201,9 @@ def compute_sizes(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Size
     """
     from .. import _C
 
-    shape = checkpoint.config
-    batch_size = config.max_batch_size or CPU_BATCH_SIZE
-    weights = _C.model_sizes(shape, checkpoint.source)
-    available = available_memory()
+    shape, device = checkpoint.config, find_device(config)
+    weights = _C.model_sizes(shape, checkpoint.source, device=config.device)
+    available = device.free_bytes
 
     def refused(why: str) -> str:
         return (
@@ -223,27 +211,30 @@ def compute_sizes(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Size
             f"scratch up to {format_size(most)}, of {format_size(available)} available memory)"
         )
 
-    most = _scratch_bytes(config, shape, config.session_len or shape["max_position"], 0)
+    most = _scratch_bytes(config, shape, device, config.session_len or shape["max_position"], 1)
     left = available - weights["weight_bytes"] - most
     if left <= 0:
         raise MemoryError(
             refused("the model does not fit; free memory, or take a smaller or more quantised one")
         )
     try:
-        kv = size_kv_cache(config, shape, batch_size, left)
+        kv = size_kv_cache(config, shape, device, left)
     except (MemoryError, ValueError) as e:
         raise type(e)(refused(str(e))) from None
     sizes = Sizes(
-        available_bytes=available,
+        device=device,
         weight_bytes=weights["weight_bytes"],
         read_bytes=weights["read_bytes"],
-        scratch_bytes=_scratch_bytes(config, shape, kv.session_len, kv.n_blocks),
-        max_batch_size=batch_size,
-        max_prefill_token_num=config.max_prefill_token_num or CPU_PREFILL_TOKENS,
+        scratch_bytes=_scratch_bytes(config, shape, device, kv.session_len, kv.n_blocks),
+        max_batch_size=config.max_batch_size or device.max_batch_size,
+        max_prefill_token_num=config.max_prefill_token_num or device.max_prefill_token_num,
+        target_step_ms=(
+            device.target_step_ms if config.target_step_ms is None else config.target_step_ms
+        ),
         kv=kv,
         kv_bits=config.stored_kv_bits(),
         kv_bytes_per_token_at={
-            bits: kv_block_bytes(shape, kv.block_len, (bits, bits)) / kv.block_len
+            bits: kv_block_bytes(shape, kv.block_len, (bits, bits), config.device) / kv.block_len
             for bits in KV_BITS
         },
     )

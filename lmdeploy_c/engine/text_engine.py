@@ -103,6 +103,7 @@ class TextEngine:
             session_len=sizes.kv.session_len,
             max_batch_size=sizes.max_batch_size,
             max_prefill_token_num=sizes.max_prefill_token_num,
+            target_step_ms=sizes.target_step_ms,
             cache_max_entry_count=sizes.kv.n_blocks,
         )
         self._kv_tags = self._make_kv_tags(checkpoint)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
 from ..units import parse_size
-from .checks import Checked, only, unsupported
+from .checks import Checked, only
 from .limits import BLOCK_LENS, MAX_DRAFT_TOKENS, MAX_TARGET_STEP_MS
 
 _ONE_DEVICE = "one device"
-_CUDA_REFUSED = "no CUDA backend in this build"
+#: "cuda:1" is the second GPU.
+_DEVICES = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 
 
 class QuantPolicy(enum.IntEnum):
@@ -48,13 +50,8 @@ class _EngineConfig(Checked):
     def check(self) -> None:
         super().check()
         device = getattr(self, self.device_field)
-        if device == "cuda":
-            raise unsupported(
-                f"{type(self).__name__}.{self.device_field}='cuda': {_CUDA_REFUSED}; "
-                f"served: 'auto', 'cpu'"
-            )
-        if device not in ("auto", "cpu"):
-            raise self._wrong(self.device_field, "'auto', 'cpu' or 'cuda'")
+        if not isinstance(device, str) or not _DEVICES.fullmatch(device):
+            raise self._wrong(self.device_field, "'auto', 'cpu', 'cuda' or 'cuda:N'")
         for name in ("session_len", "max_batch_size", "max_prefill_token_num"):
             self._check_int(name, 1, optional=True)
         self._check_bool("enable_prefix_caching", "enable_metrics")
@@ -91,7 +88,7 @@ class TurbomindEngineConfig(_EngineConfig):
             insist on that form.
         session_len: most tokens of one sequence, prompt and answer. None: the model's own length,
             lowered where the KV cache is smaller.
-        max_batch_size: sequences that run at once. None: 64 on the CPU.
+        max_batch_size: sequences that run at once. None: as the device has it, 64 on the CPU.
         cache_max_entry_count: size of the KV cache. A number below 1: that fraction of available
             memory, but never more than the sequences can use. An integer above 1: blocks. A string
             such as "512MB" or "2GB" (powers of 1024): bytes. None: on the CPU the smallest of half
@@ -105,12 +102,16 @@ class TurbomindEngineConfig(_EngineConfig):
         max_prefill_token_num: token budget of a step. None: 512 on the CPU.
         hf_overrides: replaces keys of config.json.
         enable_metrics: False keeps none for `Pipeline.metrics`.
-        device: "auto" or "cpu".
+        device: "cpu", "cuda", "cuda:1" (the second GPU), or "auto": the best that this build and
+            this machine have. One that they lack is refused when a model is loaded.
         num_threads: None takes what the affinity mask and the cgroup's quota allow.
         fast_activations: weights of 4 bits are multiplied by activations of 8 bits instead of 16:
             faster prefill and batches, at about llama.cpp's precision. Never on by itself.
         target_step_ms: while answers are written, prompts are read in chunks small enough for steps
             of so many milliseconds, by measured times. 0: no bound but max_prefill_token_num.
+            None: as the device has it, 100 on the CPU.
+        batch_invariant: a sequence's tokens do not depend on the others that run with it. The CPU
+            always keeps to that; a GPU is slower with it.
         max_waiting_requests: a request that finds so many waiting is refused (QUEUE_FULL). None: no
             bound.
         kv_bits: what quant_policy says as 16, 8 or 4, or as a pair for keys and values: (8, 4)
@@ -165,9 +166,9 @@ class TurbomindEngineConfig(_EngineConfig):
     device: str = "auto"
     num_threads: int | None = None
     fast_activations: bool = False
-    target_step_ms: float = 100.0
+    target_step_ms: float | None = None
     max_waiting_requests: int | None = None
-    batch_invariant: bool = only(False, True, hint="the CPU engine always is")
+    batch_invariant: bool = False
     kv_bits: int | tuple[int, int] | None = None
 
     def check(self) -> None:
@@ -176,7 +177,8 @@ class TurbomindEngineConfig(_EngineConfig):
             raise self._wrong("cache_block_seq_len", f"one of {BLOCK_LENS}")
         self._check_int("num_threads", 1, optional=True)
         self._check_int("max_waiting_requests", 1, optional=True)
-        self._check_number("target_step_ms", 0, MAX_TARGET_STEP_MS)
+        if self.target_step_ms is not None:
+            self._check_number("target_step_ms", 0, MAX_TARGET_STEP_MS)
         self.stored_kv_bits()
 
     def stored_kv_bits(self) -> tuple[int, int]:

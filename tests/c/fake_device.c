@@ -329,7 +329,10 @@ static lmd_status fake_weight_size(const lmd_backend *backend, const lmd_weight_
 
 static size_t fake_workspace_bytes(const lmd_backend *backend,
                                    const lmd_workspace_config *config) {
-    return inner_of(backend)->ops->workspace_bytes(inner_of(backend), config);
+    const size_t own_bytes = sizeof(lmd_workspace) +
+                             (size_t)config->max_seqs * sizeof(int32_t) +
+                             N_PLANS * (size_t)config->max_tokens * sizeof(int32_t);
+    return own_bytes + inner_of(backend)->ops->workspace_bytes(inner_of(backend), config);
 }
 
 static size_t fake_buffer_bytes(const lmd_backend *backend, const lmd_workspace_config *config,
@@ -377,6 +380,7 @@ lmd_status lmd_fake_device_open(lmd_backend *inner, lmd_backend **out, lmd_err *
         .name = inner->ops->name,
         .kv_layout = inner->ops->kv_layout,
         .runs_ahead = true,
+        .defaults = inner->ops->defaults,
         .memory = fake_memory,
         .weight_size = fake_weight_size,
         .kv_block_bytes = inner->ops->kv_block_bytes,
