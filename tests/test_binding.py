@@ -303,6 +303,10 @@ def accepts(config: type, **kwargs: Any) -> bool:
     return True
 
 
+#: Sampling parameters that are whole numbers.
+INTEGERS = ("top_k", "logprobs")
+
+
 def test_the_configurations_have_the_same_limits() -> None:
     """messages.py checks what a user writes before there is an engine, so that it states limits of
     its own: they have to be the engine's."""
@@ -311,9 +315,12 @@ def test_the_configurations_have_the_same_limits() -> None:
         "priority": (-_C.MAX_PRIORITY, _C.MAX_PRIORITY),
     }
     for name, (low, high) in edges.items():
-        if name in ("top_k", "logprobs"):
+        if name in INTEGERS:
             assert accepts(GenerationConfig, **{name: int(low)})
             assert not accepts(GenerationConfig, **{name: int(low) - 1})
+            if high < 2**31 - 1:  # every int32 is a top_k
+                assert accepts(GenerationConfig, **{name: int(high)})
+                assert not accepts(GenerationConfig, **{name: int(high) + 1})
         elif name == "temperature":  # LMDeploy refuses those above 2, which the engine would take
             assert not accepts(GenerationConfig, temperature=math.nextafter(low, -1))
             assert accepts(GenerationConfig, temperature=2.0) and high >= 2.0

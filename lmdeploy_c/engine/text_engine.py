@@ -319,22 +319,9 @@ def _parameters(config: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any
             bad.add(tuple(tokenizer.token_ids_of(variant)))
     bias = config.logit_bias or {}
     return {
-        "max_new_tokens": config.max_new_tokens,
-        "min_new_tokens": config.min_new_tokens or 0,
+        **config.core_options(),
         "do_sample": config.do_sample and config.temperature > 0,
         "temperature": config.temperature or 1.0,
-        "top_k": config.top_k,
-        "top_p": config.top_p,
-        "min_p": config.min_p,
-        "repetition_penalty": config.repetition_penalty,
-        "presence_penalty": config.presence_penalty,
-        "frequency_penalty": config.frequency_penalty,
         "logit_bias": {int(k): float(v) for k, v in bias.items()} or None,
         "bad_words": sorted(w for w in bad if w) or None,
-        "logprobs": config.logprobs or 0,
-        "output_logits": config.output_logits,
-        "return_ppl": config.return_ppl,
-        "random_seed": config.random_seed,
-        "priority": config.priority,
-        "timeout": config.timeout or 0.0,
     }

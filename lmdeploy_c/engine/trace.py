@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .._C import Engine
 
-#: Values of an event's `kind`, in the order in which a request passes them.
-SUBMITTED, STARTED, FIRST_TOKEN, ENDED = range(4)
+#: Kinds of events of a request, by the core's names, in the order in which a request passes them.
+SUBMITTED, STARTED, FIRST_TOKEN, ENDED = "submitted", "started", "first_token", "ended"
 #: The part of a request's life that begins with an event of a kind.
 _PHASES = {SUBMITTED: "queue", STARTED: "prefill", FIRST_TOKEN: "decode"}
-_REASONS = (None, "stop", "length", "error", "abort")
 _PID, _TID = 1, 1
 
 Event = dict[str, Any]
@@ -44,9 +43,11 @@ def _step_events(step: Mapping[str, int], us: Clock) -> Iterator[Event]:
 
 
 def _request_events(
-    request_id: int, passed: Mapping[int, Mapping[str, int]], end: float, us: Clock
+    request_id: int, passed: Mapping[str, Mapping[str, int]], end: float, us: Clock
 ) -> Iterator[Event]:
     """A request as one track: its whole life, and inside that queue, prefill and decode."""
+    from .. import _C
+
     where = {"cat": "request", "id": str(request_id), "pid": _PID, "tid": _TID}
     name = f"request {request_id}"
     ended = passed.get(ENDED)
@@ -67,7 +68,7 @@ def _request_events(
     outcome: dict[str, Any] = {"finish_reason": "none yet"}
     if ended:
         outcome = {
-            "finish_reason": _REASONS[ended["finish_reason"]],
+            "finish_reason": _C.FINISH_REASONS[ended["finish_reason"]],
             "generated_tokens": ended["n_tokens"],
         }
     yield {"name": name, "ph": "e", "ts": last, **where, "args": outcome}
@@ -80,6 +81,7 @@ def chrome_trace(trace: Mapping[str, Any]) -> dict[str, Any]:
     one that still runs ends with the trace. One row has the engine's steps, counters show blocks
     and requests, and each request has an asynchronous track of its own.
     """
+    from .. import _C
 
     start_ns: int = trace["start_ns"]
 
@@ -89,9 +91,10 @@ def chrome_trace(trace: Mapping[str, Any]) -> dict[str, Any]:
     events: list[Event] = []
     for step in _rows(trace["steps"]):
         events += _step_events(step, us)
-    requests: dict[int, dict[int, dict[str, int]]] = {}
+    requests: dict[int, dict[str, dict[str, int]]] = {}
     for event in _rows(trace["events"]):
-        requests.setdefault(event["request_id"], {})[event["kind"]] = event
+        kind = _C.TRACE_KINDS[event["kind"]]
+        requests.setdefault(event["request_id"], {})[kind] = event
     for request_id, passed in requests.items():
         events += _request_events(request_id, passed, us(trace["end_ns"]), us)
     events.sort(key=lambda event: event["ts"])  # stable: nested events stay nested

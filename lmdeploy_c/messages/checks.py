@@ -18,6 +18,11 @@ def unsupported(message: str) -> ValueError:
     return UnsupportedError(message)
 
 
+def core(default: T) -> T:
+    """A field that the C core has under the same name; None leaves the core's own default."""
+    return field(default=default, metadata={"core": True})
+
+
 def only(default: T, *also: T, hint: str = "") -> T:
     """A dataclass field whose only served values are the default and `also`."""
     return field(default=default, metadata={"served": (default, *also), "hint": hint})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Literal
 
 from . import limits
-from .checks import Checked, only
+from .checks import Checked, core, only
 
 _ONE_ANSWER = "send the prompt several times with different seeds"
 _PENALTY = "use repetition_penalty"
@@ -51,29 +51,29 @@ class GenerationConfig(Checked):
     """
 
     n: int = only(1, hint=_ONE_ANSWER)  # answers per prompt
-    max_new_tokens: int = 512
+    max_new_tokens: int = core(512)
     do_sample: bool = False
-    top_p: float = 1.0
-    top_k: int = 50
-    min_p: float = 0.0
+    top_p: float = core(1.0)
+    top_k: int = core(50)
+    min_p: float = core(0.0)
     temperature: float = 0.8
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = core(1.0)
     ignore_eos: bool = False
-    random_seed: int | None = None
+    random_seed: int | None = core(None)
     stop_words: Sequence[str] | None = None
     bad_words: Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None
     bad_token_ids: Sequence[int] | None = None
-    min_new_tokens: int | None = None
+    min_new_tokens: int | None = core(None)
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = only(True)
-    logprobs: int | None = None
+    logprobs: int | None = core(None)
     response_format: Mapping[str, Any] | None = only(None, hint="no constrained decoding yet")
     logits_processors: Sequence[Any] | None = only(None, hint="use logit_bias or bad_words")
-    output_logits: Literal["all", "generation"] | None = None
+    output_logits: Literal["all", "generation"] | None = core(None)
     output_last_hidden_state: Literal["all", "generation"] | None = only(None)
     include_stop_str_in_output: bool = False
-    return_ppl: bool = False
+    return_ppl: bool = core(False)
     with_cache: bool = only(False)  # of disaggregated serving, as the next two
     preserve_cache: bool = only(False)
     migration_request: object = only(None)
@@ -81,11 +81,16 @@ class GenerationConfig(Checked):
     repetition_ngram_size: int = only(0, hint=_PENALTY)  # ends an answer that repeats n-grams
     repetition_ngram_threshold: int = only(0, hint=_PENALTY)  # as often as this
     logprob_start_len: int = only(-1)  # logprobs of the prompt from this token on
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    presence_penalty: float = core(0.0)
+    frequency_penalty: float = core(0.0)
     logit_bias: Mapping[int, float] | None = None
-    priority: int = 0
-    timeout: float | None = None
+    priority: int = core(0)
+    timeout: float | None = core(None)
+
+    def core_options(self) -> dict[str, Any]:
+        """The fields that the C core has under the same name, but those that are None."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("core")}
+        return {name: value for name, value in named.items() if value is not None}
 
     def check(self) -> None:
         super().check()
@@ -118,6 +123,8 @@ class GenerationConfig(Checked):
         self._check_int("top_k", 0)
         self._check_int("random_seed", 0, optional=True)
         self._check_int("logprobs", 0, optional=True)
+        if self.logprobs is not None:
+            self._check_number("logprobs", 0, limits.MAX_LOGPROBS)
         self._check_number("top_p", 0, 1)
         self._check_number("min_p", 0, 1)
         self._check_number("temperature", 0, limits.MAX_TEMPERATURE)

@@ -5,6 +5,8 @@ them from it would load it, and a configuration must be cheap to make."""
 BLOCK_LENS = (16, 32, 64, 128, 256)
 #: Most tokens that a sequence may draft in a step.
 MAX_DRAFT_TOKENS = 32
+#: Tokens whose log-probabilities are reported beside the chosen one.
+MAX_LOGPROBS = 64
 #: Priorities are -MAX_PRIORITY to MAX_PRIORITY.
 MAX_PRIORITY = 1000
 #: repetition_penalty, a factor, is 1 / MAX_REPETITION_PENALTY to MAX_REPETITION_PENALTY.
