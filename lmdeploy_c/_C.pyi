@@ -212,6 +212,7 @@ class Engine:
         repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
+        no_repeat_ngram_size: int = 0,
         logit_bias: Mapping[int, float] | None = None,
         bad_words: Sequence[Sequence[int]] | None = None,
         stop_words: Sequence[Sequence[int]] | None = None,
@@ -230,7 +231,8 @@ class Engine:
         """Queues a request and returns at once. Any thread.
 
         token_ids: integers, one-dimensional. do_sample: False is greedy, whatever temperature,
-        top_k, top_p and min_p say; top_k: 0 is off. Ranges of numbers: SAMPLING_RANGES.
+        top_k, top_p and min_p say; top_k: 0 is off. no_repeat_ngram_size: no n-gram of so many
+        tokens comes twice, the prompt's included; 0: off. Ranges of numbers: SAMPLING_RANGES.
         random_seed: 0 to 2**64 - 1; None draws one, which `Request.random_seed` tells.
         stop_token_ids end the answer and are not part of it; so do stop_words, token sequences.
         snapshot: of this engine; its KV serves as far as its text and the prompt agree. A snapshot

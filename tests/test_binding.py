@@ -19,6 +19,8 @@ from lmdeploy_c.checkpoint import open_checkpoint
 from lmdeploy_c import _C
 from lmdeploy_c.messages import GenerationConfig, SpeculativeConfig, limits
 
+#: Sampling parameters that are whole numbers.
+INTEGERS = ("top_k", "no_repeat_ngram_size", "logprobs")
 STUB = Path(_C.__file__).with_name("_C.pyi").read_text()
 MODEL = GOLDEN / "models" / "llama-gqa-tied"
 
@@ -284,7 +286,7 @@ def error_of(engine: _C.Engine, **kwargs: Any) -> str | None:
 @pytest.mark.parametrize("name", _C.SAMPLING_RANGES)
 def test_ranges_are_those_that_hold(tiny_engine: _C.Engine, name: str) -> None:
     low, high = _C.SAMPLING_RANGES[name]
-    kind = int if name in ("top_k", "logprobs") else float
+    kind = int if name in INTEGERS else float
     inside = [kind(low), kind(high)]
     outside = [low - 1, high + 1] if kind is int else [
         math.nextafter(low, -math.inf), math.nextafter(high, math.inf), math.nan
@@ -303,10 +305,6 @@ def accepts(config: type, **kwargs: Any) -> bool:
     return True
 
 
-#: Sampling parameters that are whole numbers.
-INTEGERS = ("top_k", "logprobs")
-
-
 def test_the_configurations_have_the_same_limits() -> None:
     """messages.py checks what a user writes before there is an engine, so that it states limits of
     its own: they have to be the engine's."""
@@ -318,7 +316,7 @@ def test_the_configurations_have_the_same_limits() -> None:
         if name in INTEGERS:
             assert accepts(GenerationConfig, **{name: int(low)})
             assert not accepts(GenerationConfig, **{name: int(low) - 1})
-            if high < 2**31 - 1:  # every int32 is a top_k
+            if high < 2**31 - 1:  # int32 has no more
                 assert accepts(GenerationConfig, **{name: int(high)})
                 assert not accepts(GenerationConfig, **{name: int(high) + 1})
         elif name == "temperature":  # LMDeploy refuses those above 2, which the engine would take

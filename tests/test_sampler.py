@@ -254,3 +254,44 @@ def test_everything_banned_is_an_error(tiny_model: _C.Model) -> None:
     assert "ban every token" in (output.error_message or "")
     assert len(read_all(engine.submit([5], max_new_tokens=3)).token_ids) == 3
     engine.close()
+
+
+def repeats(tokens: list[int], n: int) -> set[int]:
+    """The tokens that would repeat an n-gram, as transformers' NoRepeatNGramLogitsProcessor bans
+    them: by a dictionary of all n-grams so far."""
+    followers: dict[tuple[int, ...], set[int]] = {}
+    for i in range(len(tokens) - n + 1):
+        *begin, last = tokens[i : i + n]
+        followers.setdefault(tuple(begin), set()).add(last)
+    return followers.get(tuple(tokens[len(tokens) - n + 1 :]), set()) if len(tokens) >= n else set()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_no_ngram_comes_twice(tiny_model: _C.Model, n: int, do_sample: bool) -> None:
+    engine = make_engine(tiny_model, num_speculative_tokens=4)
+    prompt = [5, 6, 7, 5, 6, 8, 9, 5, 6]
+    answer = read_all(
+        engine.submit(
+            prompt,
+            max_new_tokens=40,
+            no_repeat_ngram_size=n,
+            do_sample=do_sample,
+            random_seed=3,
+            output_logits="generation",
+        )
+    )
+    assert answer.logits is not None and len(answer.token_ids) == 40
+    tokens, some_banned = list(prompt), 0
+    for token, logits in zip(answer.token_ids, answer.logits, strict=True):
+        banned = repeats(tokens, n)
+        some_banned += bool(banned)
+        assert token not in banned
+        if not do_sample:
+            values = logits.copy()
+            values[list(banned)] = -np.inf
+            assert token == int(values.argmax())
+        tokens.append(token)
+    assert some_banned or n > 3
+    assert engine.stats()["n_draft_tokens"] == 0
+    engine.close()

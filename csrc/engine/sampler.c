@@ -15,7 +15,9 @@ struct lmd_sampler {
     int32_t n_counts;
     int32_t *slots; /* [n_slots] hash of token ids: index into counts + 1, 0: empty */
     uint32_t n_slots;
-    bool counting; /* whether any penalty is on */
+    bool counting;   /* whether any penalty is on */
+    int32_t *tokens; /* prompt and answer, for no_repeat_ngram_size; NULL: it is off */
+    int32_t n_tokens;
 };
 
 void lmd_sampler_params_init(lmd_sampler_params *params) {
@@ -30,6 +32,8 @@ const lmd_sampler_range lmd_sampler_ranges[] = {
     {"repetition_penalty", offsetof(lmd_sampler_params, repetition_penalty), false, 1e-3, 1e3},
     {"presence_penalty", offsetof(lmd_sampler_params, presence_penalty), false, -1e2, 1e2},
     {"frequency_penalty", offsetof(lmd_sampler_params, frequency_penalty), false, -1e2, 1e2},
+    {"no_repeat_ngram_size", offsetof(lmd_sampler_params, no_repeat_ngram_size), true, 0.0,
+     INT32_MAX},
     {"logprobs", offsetof(lmd_sampler_params, n_logprobs), true, 0.0, LMD_MAX_LOGPROBS},
     {NULL, 0, false, 0.0, 0.0},
 };
@@ -103,12 +107,32 @@ static lmd_status reserve_counts(lmd_sampler *self, const lmd_sampler_room *room
     return lmd_no_memory(err, "penalties");
 }
 
+/* ---- n-grams ---- */
+
+/* Bans the tokens that would end an n-gram which the sequence has already. */
+static void ban_repeats(lmd_sampler *self) {
+    const int32_t n_before = (int32_t)self->params.no_repeat_ngram_size - 1;
+    const int32_t n_grams = self->n_tokens - n_before; /* that a next token may repeat */
+    const size_t n_bytes = (size_t)n_before * sizeof *self->tokens;
+    for (int32_t i = 0; i < n_grams; i++)
+        if (memcmp(self->tokens + i, self->tokens + n_grams, n_bytes) == 0)
+            lmd_sampler_ban(self, self->tokens[i + n_before]);
+}
+
+/* Notes a token of the prompt or the answer. */
+static void note_token(lmd_sampler *self, int32_t token_id, int32_t n_output) {
+    count_token(self, token_id, n_output);
+    lmd_token_match_push(&self->bad_words, token_id);
+    if (self->tokens) self->tokens[self->n_tokens++] = token_id;
+}
+
 /* ---- lifetime ---- */
 
 static lmd_status setup(lmd_sampler *self, const lmd_sampler_params *params,
                         const lmd_sampler_room *room, lmd_err *err) {
     LMD_TRY(lmd_token_match_init(&self->bad_words, &params->bad_words, err));
-    self->room = params->n_biases + room->n_bans + params->bad_words.n;
+    const int32_t n_tokens = params->no_repeat_ngram_size ? room->n_prompt + room->n_new : 0;
+    self->room = params->n_biases + room->n_bans + params->bad_words.n + n_tokens;
     self->biases = lmd_calloc((size_t)self->room + 1, sizeof *self->biases);
     if (!self->biases) return lmd_no_memory(err, "biases");
     if (params->n_biases)
@@ -117,10 +141,9 @@ static lmd_status setup(lmd_sampler *self, const lmd_sampler_params *params,
     self->counting = params->repetition_penalty != 1.0 || params->presence_penalty != 0.0 ||
                      params->frequency_penalty != 0.0;
     if (self->counting) LMD_TRY(reserve_counts(self, room, err));
-    for (int32_t i = 0; i < room->n_prompt; i++) {
-        count_token(self, room->prompt[i], 0);
-        lmd_token_match_push(&self->bad_words, room->prompt[i]);
-    }
+    if (n_tokens) self->tokens = lmd_calloc((size_t)n_tokens, sizeof *self->tokens);
+    if (n_tokens && !self->tokens) return lmd_no_memory(err, "n-grams of %d tokens", n_tokens);
+    for (int32_t i = 0; i < room->n_prompt; i++) note_token(self, room->prompt[i], 0);
     return LMD_OK;
 }
 
@@ -144,6 +167,7 @@ void lmd_sampler_free(lmd_sampler *self) {
     lmd_free(self->biases);
     lmd_free(self->counts);
     lmd_free(self->slots);
+    lmd_free(self->tokens);
     lmd_free(self);
 }
 
@@ -155,6 +179,7 @@ void lmd_sampler_begin(lmd_sampler *self) {
         if (lmd_token_match_pending(&self->bad_words, i) ==
             lmd_token_match_len(&self->bad_words, i) - 1)
             lmd_sampler_ban(self, lmd_token_match_last(&self->bad_words, i));
+    if (self->tokens) ban_repeats(self);
 }
 
 void lmd_sampler_ban(lmd_sampler *self, int32_t token_id) {
@@ -164,7 +189,7 @@ void lmd_sampler_ban(lmd_sampler *self, int32_t token_id) {
 bool lmd_sampler_is_steady(const lmd_sampler *self) {
     for (int32_t i = 0; i < self->bad_words.n_words; i++)
         if (lmd_token_match_len(&self->bad_words, i) > 1) return false;
-    return !self->counting;
+    return !self->counting && !self->tokens;
 }
 
 void lmd_sampler_fill(const lmd_sampler *self, int32_t position, lmd_sample_params *out) {
@@ -190,7 +215,4 @@ void lmd_sampler_fill(const lmd_sampler *self, int32_t position, lmd_sample_para
     };
 }
 
-void lmd_sampler_push(lmd_sampler *self, int32_t token_id) {
-    count_token(self, token_id, 1);
-    lmd_token_match_push(&self->bad_words, token_id);
-}
+void lmd_sampler_push(lmd_sampler *self, int32_t token_id) { note_token(self, token_id, 1); }

@@ -21,6 +21,8 @@ typedef struct lmd_sampler_params {
     int32_t n_biases;
     const lmd_token_bias *biases; /* [n_biases] distinct tokens; -INFINITY bans */
     lmd_token_words bad_words;
+    int64_t no_repeat_ngram_size; /* no n-gram of so many tokens comes twice, the prompt's
+                                     included; 0: off */
     int64_t n_logprobs;
     uint64_t seed;
 } lmd_sampler_params;
@@ -59,7 +61,8 @@ void lmd_sampler_free(lmd_sampler *self);
 void lmd_sampler_begin(lmd_sampler *self);
 void lmd_sampler_ban(lmd_sampler *self, int32_t token_id);
 
-/* Whether no row depends on the tokens so far: no penalty, no bad word of several tokens. */
+/* Whether no row depends on the tokens so far: no penalty, no bad word of several tokens, no
+ * bound on n-grams. */
 bool lmd_sampler_is_steady(const lmd_sampler *self);
 
 /* Fills a row that wants the token at `position`. Arrays are valid until the next call. */

@@ -167,6 +167,7 @@ static const lmd_py_field fields[] = {
     {"repetition_penalty", lmd_py_double, SAMPLER(repetition_penalty)},
     {"presence_penalty", lmd_py_double, SAMPLER(presence_penalty)},
     {"frequency_penalty", lmd_py_double, SAMPLER(frequency_penalty)},
+    {"no_repeat_ngram_size", lmd_py_int64, SAMPLER(no_repeat_ngram_size)},
     {"logit_bias", read_biases, 0},
     {"bad_words", read_words, SELF(bad_words)},
     {"stop_words", read_words, SELF(stop_words)},

@@ -43,6 +43,8 @@ class GenerationConfig(Checked):
         return_ppl: gives `Response.ppl`, the mean cross-entropy of the prompt.
         presence_penalty: subtracted from the logit of every token that the answer has.
         frequency_penalty: the same, as often as the answer has the token.
+        no_repeat_ngram_size: no n-gram of so many tokens comes twice, the prompt's included, as in
+            transformers; 0: off.
         logit_bias: token id -> value added to its logit.
         priority: -1000 to 1000. Each step of it passes up to 64 requests that came before; none
             waits for ever.
@@ -83,6 +85,7 @@ class GenerationConfig(Checked):
     logprob_start_len: int = only(-1)  # logprobs of the prompt from this token on
     presence_penalty: float = core(0.0)
     frequency_penalty: float = core(0.0)
+    no_repeat_ngram_size: int = core(0)
     logit_bias: Mapping[int, float] | None = None
     priority: int = core(0)
     timeout: float | None = core(None)
@@ -125,6 +128,7 @@ class GenerationConfig(Checked):
         self._check_int("logprobs", 0, optional=True)
         if self.logprobs is not None:
             self._check_number("logprobs", 0, limits.MAX_LOGPROBS)
+        self._check_int("no_repeat_ngram_size", 0)
         self._check_number("top_p", 0, 1)
         self._check_number("min_p", 0, 1)
         self._check_number("temperature", 0, limits.MAX_TEMPERATURE)
