@@ -22,7 +22,7 @@ static int32_t find_field(const lmd_py_field *fields, PyObject *name) {
 }
 
 /* The values given without names, borrowed, into values[0..). */
-static int take_positional(const lmd_py_signature *signature, PyObject *args,
+static int read_positional(const lmd_py_signature *signature, PyObject *args,
                            PyObject **values) {
     const Py_ssize_t n = PyTuple_GET_SIZE(args);
     if (n > signature->n_positional) {
@@ -35,7 +35,7 @@ static int take_positional(const lmd_py_signature *signature, PyObject *args,
 }
 
 /* The values given by name, borrowed, each at its field's index. */
-static int take_keywords(const lmd_py_signature *signature, PyObject *kwargs,
+static int read_keywords(const lmd_py_signature *signature, PyObject *kwargs,
                          PyObject **values) {
     Py_ssize_t at = 0;
     PyObject *name, *value;
@@ -60,8 +60,8 @@ int lmd_py_read_call(const lmd_py_signature *signature, PyObject *args, PyObject
     const lmd_py_field *fields = signature->fields;
     const int32_t n = count_fields(fields);
     PyObject *values[LMD_PY_MAX_FIELDS] = {NULL};
-    if (take_positional(signature, args, values) < 0 ||
-        take_keywords(signature, kwargs, values) < 0)
+    if (read_positional(signature, args, values) < 0 ||
+        read_keywords(signature, kwargs, values) < 0)
         return -1;
     for (int32_t i = 0; i < signature->n_required; i++)
         if (!values[i]) {

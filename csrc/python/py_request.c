@@ -66,8 +66,8 @@ static int wait_for_output(request_object *self, double timeout) {
     }
 }
 
-/* Takes what there is: an Output, or None. RuntimeError after the end. */
-static PyObject *take_output(request_object *self) {
+/* The output since the last read, or None. RuntimeError after the end. */
+static PyObject *pop_output(request_object *self) {
     lmd_output output;
     if (lmd_request_read(self->request, &output)) {
         PyTypeObject *type = lmd_py_type_of((PyObject *)self, LMD_PY_OUTPUT);
@@ -89,7 +89,7 @@ static PyObject *request_read(PyObject *obj, PyObject *args, PyObject *kwargs) {
     if (timeout == -1.0 && PyErr_Occurred()) return NULL;
     if (isnan(timeout) || timeout < 0.0) timeout = 0.0;
     if (lmd_py_check_fork(self->pid) < 0 || wait_for_output(self, timeout) < 0) return NULL;
-    return take_output(self);
+    return pop_output(self);
 }
 
 /* ---- other methods and attributes ---- */

@@ -1,5 +1,5 @@
 /* The Request type: what a client reads from.
- * The C request's own lock makes a take atomic: two readers never see the same tokens. No lock
+ * The C request's own lock makes a read atomic: two readers never see the same tokens. No lock
  * is held while Python objects are made, because that can run any code and switch threads. With
  * the GIL, which waiting releases. */
 #ifndef LMD_PYTHON_PY_REQUEST_H
