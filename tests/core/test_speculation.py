@@ -22,7 +22,7 @@ from lmdeploy_c.messages import (
     TurbomindEngineConfig,
 )
 
-CSRC = Path(__file__).parent.parent / "csrc"
+CSRC = Path(__file__).parents[2] / "csrc"
 MODELS = {"bf16": GOLDEN / "models" / "llama-long", "q4_1": GOLDEN / "gguf" / "llama-q4_1.gguf"}
 
 
