@@ -5,7 +5,7 @@ Switches, read from the environment:
   LMDEPLOY_C_SANITIZE=x   address,undefined | thread
   LMDEPLOY_C_COVERAGE=1   gcov instrumentation
   LMDEPLOY_C_WERROR=1     warnings are errors (make dev)
-  LMDEPLOY_C_FAKE_DEVICE=1  the CPU stands behind a queue, as a device that runs ahead (tests)
+  LMDEPLOY_C_FAKE_DEVICE=1  the CPU with a queue in front, as a device that runs ahead (tests)
 """
 
 import os

@@ -140,7 +140,7 @@ class Request:
     def done(self) -> bool:
         """True once an Output with a finish_reason has been read."""
     def read(self, timeout: float | None = None) -> Output | None:
-        """Waits for new output (timeout in seconds; None: forever) and takes it.
+        """Waits for new output (timeout in seconds; None: forever) and returns it.
 
         Returns None on a timeout. KeyboardInterrupt is raised at once. RuntimeError after the end.
         """
@@ -260,11 +260,11 @@ class Engine:
         """
     import_session = import_snapshot  #: The older name.
     def stats(self) -> dict[str, int | float]:
-        """Counters. Requests: n_running (have a seat in the batch), n_waiting (submitted, not ended
+        """Counters. Requests: n_running (have a slot in the batch), n_waiting (submitted, not ended
         and not running). KV blocks: n_free_blocks, n_active_blocks, n_cached_blocks. n_steps.
         Tokens: n_tokens_prefilled, n_tokens_generated; n_prompt_tokens of the prompts that had a
-        seat, n_cached_tokens of these found in KV; n_draft_tokens computed as drafts,
-        n_accepted_tokens of these right. n_preempted: times that a request lost its seat. n_allocs:
+        slot, n_cached_tokens of these found in KV; n_draft_tokens computed as drafts,
+        n_accepted_tokens of these right. n_preempted: times that a request lost its slot. n_allocs:
         allocations that the core has made in this process."""
     def metrics(self) -> dict[str, Any]:
         """What `stats` has, and n_submitted, n_ended, prefix_hit_rate and histograms, all of one
@@ -310,7 +310,7 @@ class StepPlan(NamedTuple):
 
     plan_id: int
     seq_ids: NDArray[np.int64]  # [n]
-    slots: NDArray[np.int32]  # [n] seat in the batch
+    slots: NDArray[np.int32]  # [n] place in the batch
     history_lens: NDArray[np.int32]  # [n] tokens already in KV
     input_lens: NDArray[np.int32]  # [n] tokens of this step
     token_ids: NDArray[np.int32]  # [t]
@@ -318,7 +318,7 @@ class StepPlan(NamedTuple):
     block_offsets: NDArray[np.int32]  # [n + 1] into block_ids
     block_ids: NDArray[np.int32]
     logits_rows: NDArray[np.int32]  # rows of the step that give a token
-    preempted: NDArray[np.int64]  # seq_ids that lost their seat
+    preempted: NDArray[np.int64]  # seq_ids that lost their slot
     waiting: list[tuple[int, str]]  # (seq_id, why it waits)
     copies: NDArray[np.int32]  # [n_copies, 2] blocks copied (from, to) before the step writes
 

@@ -90,8 +90,8 @@ def families(metrics: Mapping[str, Any], model_name: str) -> Iterator[Family]:
     n_used, n_free = metrics["n_active_blocks"], metrics["n_free_blocks"]
     n_blocks = n_used + n_free + metrics["n_cached_blocks"]
     gauges = {
-        "num_requests_running": (metrics["n_running"], "Requests that have a seat in the batch."),
-        "num_requests_waiting": (metrics["n_waiting"], "Requests that wait for a seat."),
+        "num_requests_running": (metrics["n_running"], "Requests that have a slot in the batch."),
+        "num_requests_waiting": (metrics["n_waiting"], "Requests that wait for a slot."),
         "num_requests_succeeded": (ended["stop"] + ended["length"], "Requests that were answered."),
         "num_requests_failed": (
             ended["error"] + ended["abort"],
@@ -112,7 +112,7 @@ def families(metrics: Mapping[str, Any], model_name: str) -> Iterator[Family]:
         "prompt_tokens_total": ("n_prompt_tokens", "Tokens of prompts."),
         "cached_tokens_total": ("n_cached_tokens", "Those of them found in the KV cache."),
         "generation_tokens_total": ("n_tokens_generated", "Tokens generated."),
-        "preemptions_total": ("n_preempted", "Times that a request has lost its seat."),
+        "preemptions_total": ("n_preempted", "Times that a request has lost its slot."),
         "iterations_total": ("n_steps", "Steps of the engine."),
     }
     for name, (value, text) in gauges.items():

@@ -326,12 +326,12 @@ class Pipeline:
     def metrics(self) -> dict[str, Any]:
         """What the engine has counted and timed, at one moment between two steps.
 
-        n_submitted: requests so far; of them n_running have a seat in the batch, n_waiting have
+        n_submitted: requests so far; of them n_running have a slot in the batch, n_waiting have
         none yet, and n_ended counts the others by finish_reason. n_free_blocks, n_active_blocks,
         n_cached_blocks: of the KV cache. n_steps: of the engine. n_tokens_prefilled,
         n_tokens_generated: tokens of prompts and answers that were computed.
         n_prompt_tokens, n_cached_tokens: tokens of prompts, and those found in the KV cache;
-        prefix_hit_rate: their ratio. n_preempted: times that a request has lost its seat.
+        prefix_hit_rate: their ratio. n_preempted: times that a request has lost its slot.
         histograms: name -> {"bounds", "counts", "count", "sum"}; counts[i] values were above
         bounds[i - 1] and at most bounds[i], the last one counts the rest. Names that end in
         _seconds are seconds, others tokens: time_to_first_token_seconds, inter_token_seconds,

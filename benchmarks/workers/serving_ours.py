@@ -12,7 +12,7 @@ from lmdeploy_c import _C, __version__
 from lmdeploy_c.files.checkpoint import open_checkpoint, resolve_model
 
 BLOCK_LEN = 64
-SEATS = 64  # those of a pipeline
+SLOTS = 64  # those of a pipeline
 
 
 class Answer:
@@ -49,8 +49,8 @@ class Ours(Target):
         self.engine = _C.Engine(
             model,
             session_len=context,
-            n_blocks=slots * -(-context // BLOCK_LEN) + SEATS,
-            max_batch_size=max(SEATS, slots),
+            n_blocks=slots * -(-context // BLOCK_LEN) + SLOTS,
+            max_batch_size=max(SLOTS, slots),
             fast_activations=fast,
         )
         return {"version": __version__, "pids": []}

@@ -1,7 +1,7 @@
 /* Limits: the largest sizes that a config may name.
  * Owns: the numbers, and the check of a scheduler's config against them. They are far above
  * what a machine holds, and keep every product of two of them within int64_t. Other limits
- * stand beside what they limit: LMD_MAX_PRIORITY, LMD_MAX_DRAFT_TOKENS, LMD_MAX_LOGPROBS.
+ * are beside what they limit: LMD_MAX_PRIORITY, LMD_MAX_DRAFT_TOKENS, LMD_MAX_LOGPROBS.
  * Must not know: devices, Python. Any thread. */
 #ifndef LMD_ENGINE_LIMITS_H
 #define LMD_ENGINE_LIMITS_H

@@ -1,7 +1,7 @@
 /* The prefix cache: which blocks hold which text, so that a prompt that begins like an earlier
  * one finds its KV.
  * Owns: for each block of the pool at most one entry: the tokens of a full block, and the
- * prefix that stands before it. An entry is looked for by a hash of both and believed only when
+ * prefix before it. An entry is looked for by a hash of both and believed only when
  * both are equal. A prefix is named by a number that is never given twice, from a root on;
  * texts whose KV differs though their tokens agree (adapters) have roots of their own. An entry
  * whose block was evicted is known by its generation, and overwritten when the block is full

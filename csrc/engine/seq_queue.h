@@ -1,6 +1,6 @@
-/* The sequences of a scheduler in order: those that wait for a seat, those that run, and the
- * slots (seats in the batch). Both orders are by rank.
- * Owns: the two orders and which slots are taken; not the sequences. Makes no malloc but init.
+/* The sequences of a scheduler in order: those that wait for a slot, those that run, and the
+ * slots (places in the batch). Both orders are by rank.
+ * Owns: the two orders and which slots are used; not the sequences. Makes no malloc but init.
  * Must not know: plans, blocks. The engine's thread alone. */
 #ifndef LMD_ENGINE_SEQ_QUEUE_H
 #define LMD_ENGINE_SEQ_QUEUE_H

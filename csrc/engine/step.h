@@ -19,7 +19,7 @@ typedef struct lmd_step {
     int32_t n_preempted;             /* sequences, by this plan */
 } lmd_step;
 
-/* Drafts of a step. */
+/* How many drafts a step had, and how many of them were right. */
 typedef struct lmd_draft_counts {
     int32_t n_seqs, n_drafted, n_accepted;
 } lmd_draft_counts;

@@ -163,7 +163,7 @@ static PyGetSetDef request_getset[] = {
 static PyMethodDef request_methods[] = {
     {"read", (PyCFunction)(void (*)(void))request_read, METH_VARARGS | METH_KEYWORDS,
      "read(timeout=None) -> Output | None\n\nWaits for new output (timeout in seconds; None: "
-     "forever) and takes it; None on a timeout. RuntimeError after the end."},
+     "forever) and returns it; None on a timeout. RuntimeError after the end."},
     {"fileno", request_fileno, METH_NOARGS,
      "fileno() -> int\n\nA descriptor that is readable while output waits."},
     {"cancel", request_cancel, METH_NOARGS,

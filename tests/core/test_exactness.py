@@ -73,7 +73,7 @@ def test_threads(model: _C.Model, alone: list[tuple[list[int], Answer]]) -> None
 
 
 def test_preempted(model: _C.Model, alone: list[tuple[list[int], Answer]]) -> None:
-    """A pool smaller than what the running sequences need: some lose their seat and recompute."""
+    """A pool smaller than what the running sequences need: some lose their slot and recompute."""
     stats = check_all(make_engine(model, n_blocks=12), alone)
     assert stats["n_preempted"] > 0
 
@@ -92,7 +92,7 @@ def branching_prompts(vocab_size: int, n: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("n_blocks", [400, 24], ids=["roomy", "preempting"])
 def test_prefix_caching(model: _C.Model, n_blocks: int) -> None:
-    """Texts that begin alike share blocks, while others run, are cancelled, lose their seat: every
+    """Texts that begin alike share blocks, while others run, are cancelled, lose their slot: every
     bit is that of a request alone without a prefix cache."""
     wanted = branching_prompts(model.config["vocab_size"], 48)
     oracle = make_engine(model, block_len=16, n_blocks=200, enable_prefix_caching=False)

@@ -147,7 +147,7 @@ def read(request: _C.Request, cancel: bool = False) -> Answer:
 
 @pytest.mark.parametrize("path", [LONG, CODES], ids=["bf16", "q4_1"])
 def test_random_workloads(path: Any) -> None:
-    """4,000 requests in 40 engines: any mix of batch, chunking, shared beginnings, forks, guesses,
+    """4,000 requests in 40 engines: any mix of batch, chunking, shared beginnings, forks, drafts,
     preemption, cancels and KV of any bits, down to the smallest pool that can run."""
     model = load_model(path, num_threads=2)
     seen = dict.fromkeys(("n_preempted", "n_cached_tokens", "n_accepted_tokens"), 0.0)

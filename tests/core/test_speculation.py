@@ -57,7 +57,7 @@ def naive_match(tokens: list[int]) -> tuple[int, int]:
 
 
 def naive_draft(tokens: list[int], n: int) -> list[int]:
-    """The n tokens behind that place, going on with themselves."""
+    """The n tokens after that place, going on with themselves."""
     length, end = naive_match(tokens)
     text = list(tokens)
     for i in range(n if length else 0):
@@ -121,7 +121,7 @@ class Speculation:
         return tokens / seconds * self.cost(n_seqs) / n_seqs
 
 
-def test_drafts_where_rows_are_cheap_and_guesses_right(parts: ctypes.CDLL) -> None:
+def test_drafts_where_rows_are_cheap_and_drafts_right(parts: ctypes.CDLL) -> None:
     assert Speculation(parts, 7, lambda rows: 1 + 0.05 * rows).speed(1, 0.9) > 3
 
 
@@ -129,7 +129,7 @@ def test_drafts_where_rows_are_cheap_and_guesses_right(parts: ctypes.CDLL) -> No
 @pytest.mark.parametrize("n_seqs", [1, 4, 16])
 @pytest.mark.parametrize("row_cost", [0.05, 0.3, 1.0, 3.0])
 def test_never_loses_much(parts: ctypes.CDLL, right: float, n_seqs: int, row_cost: float) -> None:
-    """Whatever a row costs and however rarely guesses are right."""
+    """Whatever a row costs and however rarely drafts are right."""
     assert Speculation(parts, 7, lambda rows: 1 + row_cost * rows).speed(n_seqs, right) > 0.97
 
 
@@ -153,7 +153,7 @@ Asked = tuple[list[int], dict[str, Any]]
 
 
 def random_requests(vocab_size: int, n: int, seed: int) -> list[Asked]:
-    """Prompts that repeat themselves, so that there is something to guess, with parameters of every
+    """Prompts that repeat themselves, so that there is something to draft, with parameters of every
     kind."""
     random = np.random.default_rng(seed)
     result: list[Asked] = []
@@ -161,7 +161,7 @@ def random_requests(vocab_size: int, n: int, seed: int) -> list[Asked]:
         phrase = random.integers(3, vocab_size, random.integers(2, 24)).tolist()
         prompt = phrase * int(random.integers(1, 6)) + phrase[: random.integers(1, 3)]
         params: dict[str, Any] = {"max_new_tokens": int(random.integers(1, 70)), "random_seed": i}
-        if random.random() < 0.7:  # the model favours what it has just seen: guesses come true
+        if random.random() < 0.7:  # the model favours what it has just seen: drafts come true
             bias = dict.fromkeys(phrase[:6], float(random.choice([2.0, 6.0, 30.0])))
             params["logit_bias"] = bias
         if random.random() < 0.5:
@@ -241,7 +241,7 @@ def test_same_answers(model: _C.Model, asked: list[tuple[Asked, Answer]], name: 
 
 
 def test_what_was_rejected_is_not_in_the_prefix_cache(model: _C.Model) -> None:
-    """A prompt that goes on as an answer did finds all of it; one that goes on as a wrong guess did
+    """A prompt that goes on as an answer did finds all of it; one that goes on as a wrong draft did
     finds nothing wrong."""
     random = np.random.default_rng(8)
     plain = make_engine(model, block_len=16, enable_prefix_caching=False)
@@ -268,7 +268,7 @@ def test_what_was_rejected_is_not_in_the_prefix_cache(model: _C.Model) -> None:
 
 
 def test_nothing_is_taken_behind_a_stop_word(model: _C.Model) -> None:
-    """What the engine knows of an answer ends with it, though the guesses behind would be right."""
+    """What the engine knows of an answer ends with it, though the drafts after it would be right."""
     plain = make_engine(model)
     engine = make_engine(model, num_speculative_tokens=32, adaptive_speculation=False)
     random = np.random.default_rng(4)
@@ -335,7 +335,7 @@ def test_wrong_numbers(tiny_model: _C.Model, n: int) -> None:
 
 
 def test_pipeline_gives_the_same_answers(smollm2_path: Path) -> None:
-    """Text stop words, sampling and streams included; the counters say that guesses were right."""
+    """Text stop words, sampling and streams included; the counters say that drafts were right."""
     code = "def area(width, height):\n    return width * height\n"
     prompts = [f"Repeat this code twice:\n```python\n{code}```", "Count from 1 to 20."]
     configs = [
