@@ -2,8 +2,8 @@
  * run.
  * Owns: the form of the list, and how the writer and the readers of a buffer agree on what is
  * written. An operation says what it can do as data (quantize_unit, cut, write_all), so the
- * recorder never asks what it computes. Recording allocates nothing. Must not know: weights,
- * kernels, plans. The engine's thread alone. */
+ * recorder never asks what it computes. Recording allocates nothing. Must not know: what an
+ * operation computes, plans. The engine's thread alone. */
 #ifndef LMD_CPU_CPU_RECORD_H
 #define LMD_CPU_CPU_RECORD_H
 
@@ -17,17 +17,17 @@ typedef struct lmd_cpu_op lmd_cpu_op;
 typedef void (*lmd_cpu_item_fn)(void *arg, const lmd_stage *stage, int32_t item,
                                 int32_t thread_idx, bool is_first);
 
-typedef struct lmd_cpu_norm {
+typedef struct lmd_cpu_norm_op {
     const int32_t *rows; /* [n_rows] rows of the input; NULL: row i is row i */
     float eps;
-} lmd_cpu_norm;
+} lmd_cpu_norm_op;
 
 /* Items: the matrix's panels are cut into items_per_block runs of panels_per_item, and the rows
  * into blocks of tiles_per_block tiles; item i is run i % items_per_block of block
  * i / items_per_block. */
 typedef struct lmd_cpu_linear_op {
     lmd_acts acts;           /* the input, quantised where the weight has codes */
-    const lmd_cpu_op *input; /* every thread makes its own copy of the input by this; or NULL */
+    const lmd_cpu_op *input; /* its write_all makes each thread's copy of the input; or NULL */
     const float *bias;       /* [rows of the weight] or NULL */
     float *to;               /* [n_rows, n_to] */
     int32_t n_to;
@@ -48,15 +48,17 @@ struct lmd_cpu_op {
     int32_t n_rows; /* of the step, or of its logits rows */
 
     /* What it can do. */
-    int32_t quantize_unit; /* columns of `out` that are written together, so that groups that
-                              divide them can be quantised at once; 0: it cannot quantise */
-    void (*cut)(const lmd_workspace *workspace, lmd_cpu_op *op); /* makes the items, which
-                              depend on the form of `out`; NULL: they do not */
-    void (*write_all)(const lmd_workspace *workspace, const lmd_cpu_op *op,
-                      const lmd_acts *to); /* writes every row of `out` to a thread's own copy;
-                                              NULL: it cannot */
+
+    /* It writes so many columns of `out` together, and can quantise groups of which they are a
+     * multiple; 0: it cannot quantise. */
+    int32_t quantize_unit;
+    /* Cuts it into items, which depend on the form of `out`; NULL: they do not. */
+    void (*cut)(const lmd_workspace *workspace, lmd_cpu_op *op);
+    /* Writes every row of `out` to a thread's own copy; NULL: it cannot. */
+    void (*write_all)(const lmd_workspace *workspace, const lmd_cpu_op *op, const lmd_acts *to);
 
     /* What the recorder has decided. */
+
     lmd_acts out_acts; /* `out` in the form that its reader wants */
     bool quantizes;    /* it writes the integers of out_acts */
     bool keeps_x;      /* it writes fp32 beside them, for another reader */
@@ -64,7 +66,7 @@ struct lmd_cpu_op {
     lmd_cpu_op *part;  /* an earlier operation that writes the rest of `out`; or NULL */
 
     union { /* by kind */
-        lmd_cpu_norm norm;
+        lmd_cpu_norm_op norm;
         lmd_cpu_linear_op linear;
         lmd_attention_args attention;
         lmd_cpu_sample_op sample;
@@ -75,7 +77,7 @@ struct lmd_cpu_op {
  * them may need one more that quantises their input. A longer list runs in pieces. */
 static inline int32_t lmd_cpu_max_ops(int32_t n_layer) { return 13 * n_layer + 16; }
 
-/* Forgets the list; nothing recorded has written a buffer. */
+/* Empties the list, so that no buffer has a writer. */
 void lmd_cpu_record_clear(lmd_workspace *workspace);
 /* Runs the list and clears it. */
 void lmd_cpu_record_run(lmd_workspace *workspace);
@@ -92,9 +94,10 @@ void lmd_cpu_record_keep_x(lmd_workspace *workspace, lmd_buffer *buffer);
  * rows for an operation that does. */
 bool lmd_cpu_record_quantized(lmd_workspace *workspace, lmd_buffer *buffer,
                               const lmd_acts *acts);
-/* Leaves the writing of a buffer to the operation that is recorded next, its only reader so
- * far, whose threads write a copy each: for a small buffer this takes less time than waiting
- * for one another. Returns the writer, or NULL where it is a stage of its own. */
+/* Leaves the writing of a buffer, which lmd_cpu_record_quantized has agreed on, to the
+ * operation that is recorded next: each of its threads writes a copy of its own, which for a
+ * small buffer takes less time than waiting for one another. Returns the writer, or NULL where
+ * the buffer is large or has other readers, and the writer stays a stage of its own. */
 const lmd_cpu_op *lmd_cpu_record_private(lmd_workspace *workspace, const lmd_buffer *buffer);
 
 #endif

@@ -76,7 +76,7 @@ void lmd_cpu_norm_rows(lmd_workspace *workspace, lmd_buffer *residual, const lmd
     lmd_cpu_op *op = lmd_cpu_record_add(workspace, norm_item, out, n_rows);
     op->in = residual;
     op->weight = weight;
-    op->norm = (lmd_cpu_norm){rows, eps};
+    op->norm = (lmd_cpu_norm_op){rows, eps};
     op->quantize_unit = out->n_cols;
     op->cut = cut_rows;
     op->write_all = norm_all;

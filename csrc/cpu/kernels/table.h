@@ -12,7 +12,8 @@ static void panel(float *out, const uint8_t *weights, const lmd_weight_format *f
         panel_codes(out, weights, format, acts, tile0, n_tiles, scratch);
 }
 
-/* lmd_cpu_kernels_<ISA>, or lmd_portable_kernels_<ISA>, which only the harness uses. */
+/* The table is lmd_cpu_kernels_<ISA>, or lmd_portable_kernels_<ISA>, which only the harness
+ * uses. */
 #define QUOTE(name)  #name
 #define NAME_OF(isa) QUOTE(isa)
 #ifdef IS_PORTABLE
