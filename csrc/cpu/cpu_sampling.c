@@ -33,6 +33,12 @@ void lmd_cpu_sample_scratch_clear(lmd_cpu_sample_scratch *self) {
     *self = (lmd_cpu_sample_scratch){0};
 }
 
+size_t lmd_cpu_sample_scratch_bytes(int32_t vocab_size) {
+    const lmd_cpu_sample_scratch *scratch = NULL;
+    return (size_t)vocab_size * (sizeof *scratch->values + sizeof *scratch->weights +
+                                 sizeof *scratch->ids + sizeof *scratch->order);
+}
+
 /* ---- loops over the vocabulary ---- */
 
 static bool all_finite(const float *x, int32_t n) {

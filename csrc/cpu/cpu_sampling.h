@@ -19,6 +19,8 @@ typedef struct lmd_cpu_sample_scratch {
 lmd_status lmd_cpu_sample_scratch_init(lmd_cpu_sample_scratch *self, int32_t vocab_size,
                                        lmd_err *err);
 void lmd_cpu_sample_scratch_clear(lmd_cpu_sample_scratch *self);
+/* The bytes that init allocates. */
+size_t lmd_cpu_sample_scratch_bytes(int32_t vocab_size);
 
 /* Scores and samples one row. Makes no malloc. */
 void lmd_cpu_sample_row(const lmd_cpu_kernels *kernels,

@@ -163,19 +163,13 @@ static array_list workspace_arrays(lmd_workspace *self) {
         9};
 }
 
-/* What lmd_cpu_sample_scratch_init allocates. */
-static size_t sample_scratch_bytes(int32_t vocab_size) {
-    const lmd_cpu_sample_scratch *scratch = NULL;
-    return (size_t)vocab_size * (sizeof *scratch->values + sizeof *scratch->weights +
-                                 sizeof *scratch->ids + sizeof *scratch->order);
-}
-
 size_t lmd_cpu_workspace_bytes(lmd_threads *threads, const lmd_cpu_kernels *kernels,
                                const lmd_workspace_config *config) {
     lmd_workspace workspace = shaped_workspace(threads, kernels, config);
     const array_list list = workspace_arrays(&workspace);
     return sizeof workspace + LMD_KV_PADDING + list_bytes(&list) +
-           (size_t)lmd_threads_count(threads) * sample_scratch_bytes(config->vocab_size) +
+           (size_t)lmd_threads_count(threads) *
+               lmd_cpu_sample_scratch_bytes(config->vocab_size) +
            buffer_bytes(config->max_logits_rows, config->hidden_dim);
 }
 
