@@ -359,8 +359,8 @@ static int32_t find_blocks(lmd_scheduler *self, lmd_plan_builder *plan, lmd_sequ
     return n;
 }
 
-/* Gives slots to waiting sequences while there are slots, tokens and blocks; says why the next one
- * waits. */
+/* Gives slots to waiting sequences while there are slots, tokens and blocks; says why the next
+ * one waits. */
 static lmd_wait_reason plan_waiting(lmd_scheduler *self, lmd_plan_builder *plan,
                                     int32_t *budget) {
     while (self->queue.head) {

@@ -267,8 +267,8 @@ def test_what_was_rejected_is_not_in_the_prefix_cache(model: _C.Model) -> None:
         each.close()
 
 
-def test_nothing_is_taken_behind_a_stop_word(model: _C.Model) -> None:
-    """What the engine knows of an answer ends with it, though the drafts after it would be right."""
+def test_no_draft_counts_after_a_stop_word(model: _C.Model) -> None:
+    """An answer ends with its stop word, though drafts after it would be right."""
     plain = make_engine(model)
     engine = make_engine(model, num_speculative_tokens=32, adaptive_speculation=False)
     random = np.random.default_rng(4)
