@@ -56,8 +56,9 @@ test-ahead: $(VENV)/.test-tools ## the engine's suite on a fake device that runs
 	LMDEPLOY_C_FAKE_DEVICE=1 LMDEPLOY_C_DEBUG=1 $(BIN)/pip install -q --no-deps --target build/ahead .
 	PYTHONPATH=build/ahead $(PYTEST) $(CORE_TESTS)
 
-soak: $(VENV)/.test-tools ## mixed traffic for ten minutes: nothing lost, nothing twice, memory flat
-	cd tests/support && ../../$(BIN)/python soak.py
+SOAK_SECONDS ?= 600
+soak: $(VENV)/.test-tools ## mixed traffic: nothing lost, nothing twice, memory flat; SOAK_SECONDS=600
+	cd tests/support && SOAK_SECONDS=$(SOAK_SECONDS) ../../$(BIN)/python soak.py
 
 dev: $(VENV)/.created ## build with warnings as errors and install
 	LMDEPLOY_C_WERROR=1 $(BIN)/pip install -q --force-reinstall --no-deps .
