@@ -19,7 +19,7 @@ typedef struct lmd_live_request {
     int32_t n_prompt, n_generated, max_new_tokens, min_new_tokens;
     lmd_output_logits output_logits;
     bool return_ppl;
-    lmd_snapshot *snapshot; /* whose KV the prompt begins with; or NULL */
+    lmd_snapshot *snapshot; /* the prompt begins with its KV; or NULL */
     bool keep_snapshot;     /* the request leaves a snapshot */
     int32_t priority;
     int64_t deadline; /* of lmd_now_ns; INT64_MAX: none */

@@ -1,8 +1,8 @@
 /* Metrics: what an engine counts and times, as counters and histograms of fixed buckets.
- * Owns: the list of histograms, their buckets, and what of a request goes into which; no clock,
- * no lock. The engine's thread alone writes one copy, and shows it by copying it, whole, under
- * the engine's lock: a copy made under that lock, on any thread, is of one moment. Nothing here
- * allocates. Must not know: the scheduler, Python. */
+ * Owns: the list of histograms, their buckets, and which times and counts of a request go into
+ * each; no clock, no lock. The engine's thread alone writes one copy, and shows it by copying
+ * it, whole, under the engine's lock: a copy made under that lock, on any thread, is of one
+ * moment. Nothing here allocates. Must not know: the scheduler, Python. */
 #ifndef LMD_ENGINE_METRICS_H
 #define LMD_ENGINE_METRICS_H
 

@@ -309,8 +309,8 @@ static void add_to_plan(lmd_scheduler *self, lmd_plan_builder *plan, lmd_sequenc
     lmd_plan_builder_add(plan, seq, n);
 }
 
-/* Makes the blocks cover n more tokens; preempts the sequences after number i of the running
- * ones for that, the last one first. */
+/* Gives running sequence number i blocks for n more tokens. Where the pool has too few,
+ * preempts sequences that run after it in rank, the last one first. */
 static bool grow_or_preempt(lmd_scheduler *self, int32_t i, int32_t n) {
     lmd_sequence *seq = self->queue.running[i], *victim;
     bool grown;

@@ -39,7 +39,7 @@ typedef struct lmd_sequence_params {
                          once, even when the sequence is preempted */
     int32_t priority; /* each step of it lets the sequence pass those that came up to
                          LMD_PRIORITY_STEP before it: nobody is passed for ever */
-    const lmd_snapshot *snapshot; /* whose KV the prompt begins with; NULL: none */
+    const lmd_snapshot *snapshot; /* the prompt begins with its KV; NULL: none */
 } lmd_sequence_params;
 
 typedef enum lmd_wait_reason {

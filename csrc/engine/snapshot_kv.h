@@ -18,7 +18,7 @@ typedef struct lmd_snapshot_kv {
 lmd_status lmd_snapshot_export(lmd_engine *engine, const lmd_snapshot *snapshot,
                                lmd_snapshot_kv *out, lmd_err *err);
 
-/* Makes a snapshot of a text (its tokens, n_tokens) and what KV of it there is. KV whose layout
+/* Makes a snapshot of a text (its tokens, n_tokens) and of the given KV. KV whose layout
  * or block_bytes are not the engine's is left out, and so are blocks that do not fit. Only
  * requests that begin with the snapshot read it. LMD_NO_MEMORY, LMD_CLOSED. */
 lmd_status lmd_snapshot_import(lmd_engine *engine, const lmd_snapshot_info *text,

@@ -78,7 +78,7 @@ void lmd_step_read(lmd_step *self, const lmd_plan_result *result) {
 lmd_draft_counts lmd_step_reject_drafts(lmd_step *self) {
     const lmd_plan *plan = &self->plan;
     lmd_draft_counts counts = {0};
-    const lmd_live_request *before = NULL; /* whose the row before is */
+    const lmd_live_request *before = NULL; /* the request of the row before */
     bool before_is_draft = false;
     for (int32_t i = 0; i < plan->n_logits_rows; i++) {
         const lmd_live_request *request = self->row_requests[i];

@@ -9,14 +9,14 @@
 
 typedef struct lmd_step {
     lmd_plan plan; /* its arrays are the scheduler's, until update */
-    lmd_live_request *
-        *seq_requests;          /* [max_seqs] of the plan's sequences; NULL: it has ended */
+    /* [max_seqs], [max_rows]: the request of each sequence, of each logits row; NULL: the
+     * request has ended. */
+    lmd_live_request **seq_requests, **row_requests;
     lmd_sample_params *samples; /* [max_rows] of the plan's logits rows */
-    lmd_live_request **row_requests; /* [max_rows] whose row it is; NULL: it has ended */
-    int32_t *row_tokens;             /* [max_rows] what each row gave; -1: nothing */
-    int64_t started;                 /* when the plan was made, ns */
-    int32_t budget;                  /* tokens that the plan could have */
-    int32_t n_preempted;             /* sequences, by this plan */
+    int32_t *row_tokens;        /* [max_rows] the token of each row; -1: none */
+    int64_t started;            /* when the plan was made, ns */
+    int32_t budget;             /* tokens that the plan could have */
+    int32_t n_preempted;        /* sequences, by this plan */
 } lmd_step;
 
 /* How many drafts a step had, and how many of them were right. */
@@ -33,17 +33,17 @@ size_t lmd_step_bytes(int32_t max_seqs, int32_t max_rows);
 void lmd_step_begin(lmd_step *self, const lmd_plan *plan, const lmd_schedule_report *report,
                     int64_t now);
 
-/* Ends it: nobody's sequences and rows are in it any more. */
+/* Empties the step: it refers to no request any more. */
 void lmd_step_end(lmd_step *self);
 
 /* How many of the plan's logits rows, from number `first` on, are of sequence number seq_idx.
  */
 int32_t lmd_step_count_rows(const lmd_step *self, int32_t seq_idx, int32_t first);
 
-/* Makes n rows from number `first` on want nothing: their request has ended. */
+/* Makes n rows from number `first` on want no result: their request has ended. */
 void lmd_step_drop_rows(lmd_step *self, int32_t first, int32_t n);
 
-/* Forgets a request that ends: its sequence and its rows are nobody's. */
+/* Replaces a request that ends by NULL. */
 void lmd_step_forget(lmd_step *self, const lmd_live_request *request);
 
 /* Reads the tokens that the rows gave. */

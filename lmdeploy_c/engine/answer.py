@@ -22,7 +22,7 @@ STREAM_WINDOW = 256
 
 
 class Answer:
-    """A request in the engine and what of it was read: `read` gives Response deltas.
+    """A request in the engine, and what was read of its output: `read` gives Response deltas.
 
     index: position of the prompt. input_ids, prompt_text: the prompt's tokens and text.
     error_code, error_message: what the Response of an error says instead of what follows from the

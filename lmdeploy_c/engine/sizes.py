@@ -152,15 +152,15 @@ def size_kv_cache(
 # ---- everything ----
 
 
-def _scratch_bytes(
+def _engine_bytes(
     config: TurbomindEngineConfig,
     shape: Mapping[str, Any],
     device: Device,
     session_len: int,
     n_blocks: int,
 ) -> int:
-    """What an engine holds besides weights and KV: activations, logits, tables, plans, records of
-    blocks."""
+    """The bytes of an engine besides weights and KV: activations, logits, tables, plans, records of
+    blocks. The code that allocates them adds them up."""
     from .. import _C
 
     return _C.engine_bytes(
@@ -211,7 +211,7 @@ def compute_sizes(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Size
             f"scratch up to {format_size(most)}, of {format_size(available)} available memory)"
         )
 
-    most = _scratch_bytes(config, shape, device, config.session_len or shape["max_position"], 1)
+    most = _engine_bytes(config, shape, device, config.session_len or shape["max_position"], 1)
     left = available - weights["weight_bytes"] - most
     if left <= 0:
         raise MemoryError(
@@ -225,7 +225,7 @@ def compute_sizes(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Size
         device=device,
         weight_bytes=weights["weight_bytes"],
         read_bytes=weights["read_bytes"],
-        scratch_bytes=_scratch_bytes(config, shape, device, kv.session_len, kv.n_blocks),
+        scratch_bytes=_engine_bytes(config, shape, device, kv.session_len, kv.n_blocks),
         max_batch_size=config.max_batch_size or device.max_batch_size,
         max_prefill_token_num=config.max_prefill_token_num or device.max_prefill_token_num,
         target_step_ms=(
