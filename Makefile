@@ -58,7 +58,7 @@ test-ahead: $(VENV)/.test-tools ## the engine's suite on a fake device that runs
 
 SOAK_SECONDS ?= 600
 soak: $(VENV)/.test-tools ## mixed traffic: nothing lost, nothing twice, memory flat; SOAK_SECONDS=600
-	cd tests/support && SOAK_SECONDS=$(SOAK_SECONDS) ../../$(BIN)/python soak.py
+	cd tests && SOAK_SECONDS=$(SOAK_SECONDS) ../$(BIN)/python soak.py
 
 dev: $(VENV)/.created ## build with warnings as errors and install
 	LMDEPLOY_C_WERROR=1 $(BIN)/pip install -q --force-reinstall --no-deps .
