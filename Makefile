@@ -100,24 +100,24 @@ PORTABLE_OBJECTS := $(PORTABLE:%=build/portable_%.o)
 
 $(ISA_OBJECTS): build/isa_%.o: $(KERNELS)/isa_%.c $(KERNEL_HEADERS) $(KERNELS)/isa_flags
 	@mkdir -p build
-	$(C11) -O3 -fno-tree-ter $$(sed -n 's/^[^ ]* $* //p' $(KERNELS)/isa_flags) -c $< -o $@
+	@$(C11) -O3 -fno-tree-ter $$(sed -n 's/^[^ ]* $* //p' $(KERNELS)/isa_flags) -c $< -o $@
 
 $(PORTABLE_OBJECTS): build/portable_%.o: $(KERNELS)/isa_%.c $(KERNEL_HEADERS)
 	@mkdir -p build
-	$(C11) -O1 -c $< -o $@
+	@$(C11) -O1 -c $< -o $@
 
 .PHONY: kernels memory
 kernels: memory $(ISA_OBJECTS) $(PORTABLE_OBJECTS) ## every kernel of every usable ISA against the reference; memory
-	$(C11) -O3 $(CORE) $(HARNESS) $(ISA_OBJECTS) $(PORTABLE_OBJECTS) -lm -o build/check_kernels
+	@$(C11) -O3 $(CORE) $(HARNESS) $(ISA_OBJECTS) $(PORTABLE_OBJECTS) -lm -o build/check_kernels
 	build/check_kernels
 
 memory: $(ISA_OBJECTS) ## large buffers, the memory there is, and a workspace's: what is predicted is what is allocated
-	$(C11) -O1 -Dmmap=test_mmap -Dmunmap=test_munmap -c csrc/base/memory.c -o build/memory_counted.o
-	$(C11) -O1 build/memory_counted.o csrc/base/status.c tests/c/check_memory.c -o build/check_memory
+	@$(C11) -O1 -Dmmap=test_mmap -Dmunmap=test_munmap -c csrc/base/memory.c -o build/memory_counted.o
+	@$(C11) -O1 build/memory_counted.o csrc/base/status.c tests/c/check_memory.c -o build/check_memory
 	build/check_memory
-	$(C11) -O1 csrc/base/host_memory.c tests/c/check_host_memory.c -o build/check_host_memory
+	@$(C11) -O1 csrc/base/host_memory.c tests/c/check_host_memory.c -o build/check_host_memory
 	build/check_host_memory
-	$(C11) -O1 -g $(CORE) tests/c/check_workspace.c $(ISA_OBJECTS) -lm -o build/check_workspace
+	@$(C11) -O1 -g $(CORE) tests/c/check_workspace.c $(ISA_OBJECTS) -lm -o build/check_workspace
 	build/check_workspace
 
 # On another kind of machine: cross-compiled, and run by an emulator as two processors, one with
@@ -128,7 +128,7 @@ ARM_OBJECTS := $(patsubst %,build/arm/isa_%.o,$(call isas_of,aarch64))
 
 $(ARM_OBJECTS): build/arm/isa_%.o: $(KERNELS)/isa_%.c $(KERNEL_HEADERS) $(KERNELS)/isa_flags | arm-tools
 	@mkdir -p build/arm
-	$(ARM_CC) $(C11_FLAGS) -O3 -fno-tree-ter $$(sed -n 's/^[^ ]* $* //p' $(KERNELS)/isa_flags) -c $< -o $@
+	@$(ARM_CC) $(C11_FLAGS) -O3 -fno-tree-ter $$(sed -n 's/^[^ ]* $* //p' $(KERNELS)/isa_flags) -c $< -o $@
 
 .PHONY: arm-tools kernels-arm
 arm-tools:
@@ -136,13 +136,13 @@ arm-tools:
 	echo "this needs: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }
 
 kernels-arm: $(ARM_OBJECTS) ## the aarch64 kernels, cross-compiled and under an emulator
-	$(ARM_CC) $(C11_FLAGS) -O3 -static -DCHECK_NO_PORTABLE $(CORE) $(HARNESS) $^ -lm -o build/arm/check_kernels
+	@$(ARM_CC) $(C11_FLAGS) -O3 -static -DCHECK_NO_PORTABLE $(CORE) $(HARNESS) $^ -lm -o build/arm/check_kernels
 	$(ARM_EMULATOR) -cpu max build/arm/check_kernels
 	$(ARM_EMULATOR) -cpu cortex-a72 build/arm/check_kernels
 
 tsan: $(ISA_OBJECTS) ## the engine, and the CPU's parallel steps, under the thread sanitizer
-	$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_engine.c $^ -lm -o build/stress_engine
-	$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_workspace.c $^ -lm -o build/stress_workspace
+	@$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_engine.c $^ -lm -o build/stress_engine
+	@$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_workspace.c $^ -lm -o build/stress_workspace
 	build/stress_engine
 	build/stress_workspace
 	LMDEPLOY_C_ISA=ref build/stress_workspace
