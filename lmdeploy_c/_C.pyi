@@ -412,6 +412,10 @@ def engine_bytes(
 def alloc_count() -> int:
     """Allocations the core has made in this process."""
 
+def host_memory() -> dict[str, Any]:
+    """Bytes of memory: total_bytes and available_bytes of the machine, cgroup_limit_bytes (None: no
+    limit is set), usable_bytes: what this process may still use. Zeros where nothing says it."""
+
 def alloc_bytes() -> int:
     """The bytes of these allocations, freed ones included."""
 

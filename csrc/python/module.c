@@ -25,6 +25,9 @@ static PyMethodDef module_methods[] = {
     {"cpu_info", lmd_py_cpu_info, METH_NOARGS,
      "cpu_info() -> dict\n\nCPU features, the instruction sets of this build and whether each "
      "is usable, the one in use, usable threads."},
+    {"host_memory", lmd_py_host_memory, METH_NOARGS,
+     "host_memory() -> dict\n\nBytes of memory: the machine's, what of it is available, the "
+     "limit of the cgroup, and what this process may still use."},
     {"device_info", KEYWORDS(lmd_py_device_info),
      "device_info(device='cpu', num_threads=None) -> dict\n\nFacts about a device, and how its "
      "backend would run."},

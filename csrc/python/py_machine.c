@@ -2,6 +2,7 @@
 #include "python/py_machine.h"
 
 #include "base/bandwidth.h"
+#include "base/host_memory.h"
 #include "base/memory.h"
 #include "base/threads.h"
 #include "cpu/cpu_features.h"
@@ -33,6 +34,25 @@ PyObject *lmd_py_cpu_info(PyObject *module, PyObject *unused) {
                          kernels ? kernels->isa : NULL, "error",
                          status == LMD_OK ? NULL : err.message, "usable_threads",
                          (int)lmd_threads_usable());
+}
+
+/* None where no limit is set. */
+static PyObject *limit_bytes(bool is_set, uint64_t n_bytes) {
+    if (!is_set) Py_RETURN_NONE;
+    return PyLong_FromUnsignedLongLong(n_bytes);
+}
+
+PyObject *lmd_py_host_memory(PyObject *module, PyObject *unused) {
+    (void)module;
+    (void)unused;
+    const lmd_memory_size machine = lmd_machine_memory("/"), usable = lmd_process_memory("/");
+    lmd_memory_size cgroup = {0};
+    const bool is_limited = lmd_cgroup_memory("/", &cgroup);
+    return Py_BuildValue("{s:K, s:K, s:N, s:K}", "total_bytes",
+                         (unsigned long long)machine.total, "available_bytes",
+                         (unsigned long long)machine.available, "cgroup_limit_bytes",
+                         limit_bytes(is_limited, cgroup.total), "usable_bytes",
+                         (unsigned long long)usable.available);
 }
 
 /* ---- the core's allocations ---- */

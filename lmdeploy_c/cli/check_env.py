@@ -67,6 +67,21 @@ def _cpu() -> dict[str, Any]:
     return {key: value for key, value in _C.cpu_info().items() if value is not None}
 
 
+def _memory() -> dict[str, str]:
+    try:
+        from .. import _C
+    except ImportError as e:
+        return {"error": str(e)}
+    memory = _C.host_memory()
+    limit = memory["cgroup_limit_bytes"]
+    return {
+        "total": format_size(memory["total_bytes"]),
+        "available": format_size(memory["available_bytes"]),
+        "cgroup limit": "no limit" if limit is None else format_size(limit),
+        "usable": format_size(memory["usable_bytes"]),
+    }
+
+
 def _cuda() -> dict[str, Any]:
     import ctypes
 
@@ -108,6 +123,7 @@ def collect() -> Report:
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "system": {"platform": platform.platform(), "machine": platform.machine()},
         "cpu": _cpu(),
+        "memory": _memory(),
         "device auto": _device("auto"),
         "cuda": _cuda(),
         "packages": _versions(_REQUIRED),

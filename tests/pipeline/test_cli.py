@@ -140,6 +140,8 @@ def test_check_env(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "not in this build" in report["cuda"]["error"]
     assert " free of " in report["device auto"]["memory"]
     assert report["device auto"]["name"] == "cpu"
+    assert set(report["memory"]) == {"total", "available", "cgroup limit", "usable"}
+    assert report["memory"]["total"].endswith("iB")
     for word in ("numpy", "usable_threads", "max_batch_size", "optional packages"):
         assert word in shown
 
