@@ -9,6 +9,8 @@ Importing it is cheap: the engine, NumPy and the tokenizer are loaded when they 
 """
 
 import os
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
 from typing import TYPE_CHECKING, Any
 
 from . import _older_names
@@ -55,7 +57,7 @@ __all__ = [
 
 _older_names.install()
 
-if not any(name.startswith("_C.") and name != "_C.pyi" for name in os.listdir(__path__[0])):
+if not any(os.path.exists(os.path.join(__path__[0], "_C" + s)) for s in EXTENSION_SUFFIXES):
     # Python was started at the root of a clone, whose folder of sources hides the installed package
     # with the compiled core: that one is searched too.
     from pkgutil import extend_path
@@ -71,6 +73,8 @@ def __getattr__(name: str) -> Any:
         from . import _C
 
         return getattr(_C, name)
+    if name in _older_names.MODULES:
+        return import_module(f"{__name__}.{name}")
     if name in _LATER:
         raise AttributeError(f"lmdeploy_c.{name} is not part of release {__version__}")
     raise AttributeError(f"module 'lmdeploy_c' has no attribute {name!r}")

@@ -2,8 +2,8 @@
 
 `import lmdeploy_c.checkpoint` gives the module `lmdeploy_c.files.checkpoint` itself, so that a
 change made through either name (monkeypatch.setattr) is seen through both. A name that left a
-module for another one is read and written there. Code that uses the places of today meets none of
-this: the finder is the last that an import asks.
+module for another one is read and written there; `import *` does not bring it. Code that uses the
+places of today meets none of this: the finder is the last that an import asks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ NAMES = {
     "engine.loading": {
         "describe_kv_bits": ("engine.sizes", "describe_kv_bits"),
         "kv_block_bytes": ("engine.sizes", "kv_block_bytes"),
-        "plan_kv_cache": ("engine.sizes", "size_kv_cache"),
         "warn_of_few_bits": ("engine.sizes", "warn_of_few_bits"),
     },
     "engine.text_engine": {
@@ -111,10 +110,14 @@ class _Moved:
     def __set__(self, module: ModuleType, value: Any) -> None:
         setattr(_module(self._place), self._name, value)
 
+    def __delete__(self, module: ModuleType) -> None:
+        delattr(_module(self._place), self._name)
+
 
 def install() -> None:
     """Makes the old names importable. The package calls it once it has loaded its modules."""
-    sys.meta_path.append(_Finder)
+    if _Finder not in sys.meta_path:
+        sys.meta_path.append(_Finder)
     for module, names in NAMES.items():
         moved = {old: _Moved(place, new) for old, (place, new) in names.items()}
         sys.modules[f"{_PACKAGE}.{module}"].__class__ = type("module", (ModuleType,), moved)

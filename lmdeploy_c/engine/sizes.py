@@ -192,6 +192,11 @@ class Sizes:
     kv_bits: tuple[int, int]  # of keys and of values
     kv_bytes_per_token_at: dict[int, float]  # by bits, the same for keys and values
 
+    @property
+    def available_bytes(self) -> int:
+        """Memory that this process could use before the model was loaded."""
+        return self.device.free_bytes
+
 
 def compute_sizes(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Sizes:
     """Sizes everything before anything large is allocated, and logs it.

@@ -33,11 +33,15 @@ def test_numpy_is_imported_when_it_is_needed() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_python_at_the_root_of_a_clone(tmp_path: Path) -> None:
-    """The sources there, which come first, lack the core; the installed package has it."""
+@pytest.mark.parametrize("other_core", [None, "_C.cpython-30-x86_64-linux-gnu.so"])
+def test_python_at_the_root_of_a_clone(tmp_path: Path, other_core: str | None) -> None:
+    """The sources there, which come first, lack the core, or have that of another Python; the
+    installed package has it."""
     installed = Path(lmdeploy_c.__file__).parent
     without_core = shutil.ignore_patterns("*.so", "__pycache__")
     shutil.copytree(installed, tmp_path / "lmdeploy_c", ignore=without_core)
+    if other_core is not None:
+        (tmp_path / "lmdeploy_c" / other_core).touch()
     code = "import lmdeploy_c; print(lmdeploy_c.__file__); lmdeploy_c.Engine"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -5,6 +5,7 @@ import pkgutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -24,6 +25,14 @@ def test_the_names_are_importable_in_a_fresh_process() -> None:
     """Nothing that another test imported helps here."""
     code = "import pkgutil, sys; [pkgutil.resolve_name(name) for name in sys.stdin.read().split()]"
     subprocess.run([sys.executable, "-c", code], input="\n".join(NAMES), text=True, check=True)
+
+
+def test_older_modules_are_attributes_in_a_fresh_process() -> None:
+    code = (
+        "import lmdeploy_c, sys; [getattr(lmdeploy_c, name) for name in sys.stdin.read().split()]"
+    )
+    names = "\n".join(_older_names.MODULES)
+    subprocess.run([sys.executable, "-c", code], input=names, text=True, check=True)
 
 
 @pytest.mark.parametrize(("old", "place"), _older_names.MODULES.items())
@@ -53,6 +62,9 @@ def test_a_name_that_left_its_module_is_read_and_written_where_it_is(
     monkeypatch.setattr(old, "PRE_TOKENIZERS", {})
     assert new.PRE_TOKENIZERS == {}
     monkeypatch.undo()
+    assert new.PRE_TOKENIZERS
+    with mock.patch.object(old, "PRE_TOKENIZERS", {}):
+        assert new.PRE_TOKENIZERS == {}
     assert new.PRE_TOKENIZERS
     with pytest.raises(AttributeError, match=r"'lmdeploy_c.tokenizer' has no attribute 'nothing'"):
         _ = old.nothing
