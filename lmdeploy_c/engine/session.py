@@ -45,18 +45,21 @@ class Session:
 
     session_id: unique in the process. history: (prompt, answer) of the turns so far. prompt,
     response: the last turn's. gen_config: used where a turn brings none. token_ids: tokens of the
-    whole conversation, as the model read and wrote them. engine: the `TextEngine` that answers.
+    whole conversation, as the model read and wrote them. engine: the `TextEngine` that answers; a
+    pipeline given in its place has one.
     One turn at a time; `abort` may be called from any thread.
     """
 
-    def __init__(self, engine: TextEngine, gen_config: GenerationConfig | None = None) -> None:
+    def __init__(
+        self, engine: TextEngine | Any, gen_config: GenerationConfig | None = None
+    ) -> None:
         self.session_id = next(_ids)
         self.gen_config = gen_config
         self.prompt: Prompt | None = None
         self.response: Response | None = None
         self.history: list[tuple[Prompt, str]] = []
         self.token_ids: list[int] = []
-        self.engine = engine
+        self.engine: TextEngine = getattr(engine, "engine", engine)
         self._turns: list[Turn] = []
         self._answer: Answer | None = None  # what `abort` cancels
         self._last: _C.Request | None = None  # the last turn's, until its snapshot is known
@@ -242,7 +245,7 @@ class Session:
         self.abort()
 
     def reset(self) -> None:
-        """Forgets the conversation; the session goes on under its id."""
+        """Forgets the conversation, a running turn too; the session goes on under its id."""
         self.abort()
         self.prompt = self.response = None
         self.history, self.token_ids, self._turns = [], [], []
@@ -303,26 +306,28 @@ class Session:
     def _end(self, answer: Answer) -> None:
         """Ends a turn and keeps it, unless it failed."""
         try:
-            self.response = response = answer.response
+            response = answer.response
             if response.finish_reason is None:
                 response.finish_reason = "abort"
+            if self.prompt is None:  # `reset` was called meanwhile
+                return
+            self.response = response
             if response.finish_reason != "error":
-                self._keep(answer, response)
+                self._keep(self.prompt, answer)
         finally:
             self._answer = None
             self._busy.release()
 
-    def _keep(self, answer: Answer, response: Response) -> None:
-        assert self.prompt is not None
-        asked = answer.input_ids
+    def _keep(self, prompt: Prompt, answer: Answer) -> None:
+        response, asked = answer.response, answer.input_ids
         ids, turns = asked + response.token_ids, self._known_turns()
         tokenizer, n_said = self.engine.tokenizer, len(self.token_ids)
         went_on = len(turns) == len(self.history) and asked[:n_said] == self.token_ids
         written = tokenizer.decode(response.token_ids, answer.skip_special_tokens)
         rendered = answer.prompt_text + response.text if written == response.text else None
-        turn = Turn(self.prompt, response.text, len(asked), len(ids), rendered)
+        turn = Turn(prompt, response.text, len(asked), len(ids), rendered)
         self._turns = [*turns, turn] if went_on else []
-        self.history.append((self.prompt, response.text))
+        self.history.append((prompt, response.text))
         self.token_ids, self._last = ids, answer.request
 
     def _known_turns(self) -> list[Turn]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -185,6 +185,23 @@ def test_busy_and_closed(pipe: Pipeline) -> None:
 
 
 # LMDeploy's older keywords
+
+
+@pytest.mark.parametrize("end", [Session.reset, Session.close])
+def test_a_session_ends_while_it_answers(pipe: Pipeline, end: Callable[[Session], None]) -> None:
+    session = pipe.session()
+    deltas = iter(session(STORY, GenerationConfig(max_new_tokens=500)))
+    next(deltas)
+    end(session)
+    assert list(deltas)[-1].finish_reason == "abort"
+    assert session.history == [] and session.prompt is None and session.response is None
+    with contextlib.suppress(RuntimeError):  # a closed one
+        assert say(session, "Hi").text == pipe("Hi", SHORT).text
+
+
+def test_a_session_of_a_pipeline(pipe: Pipeline) -> None:
+    """Made as before the text engine: by its class."""
+    assert say(Session(pipe), "Hi").text == pipe("Hi", SHORT).text
 
 
 def test_numbered_sessions(pipe: Pipeline) -> None:
