@@ -331,7 +331,9 @@ class Pipeline:
         n_cached_blocks: of the KV cache. n_steps: of the engine. n_tokens_prefilled,
         n_tokens_generated: tokens of prompts and answers that were computed.
         n_prompt_tokens, n_cached_tokens: tokens of prompts, and those found in the KV cache;
-        prefix_hit_rate: their ratio. n_preempted: times that a request has lost its slot.
+        prefix_hit_rate: their ratio. n_draft_tokens: tokens computed as drafts;
+        n_accepted_tokens: those of them that were right. n_allocs: allocations of the core, in this
+        process. n_preempted: times that a request has lost its slot.
         histograms: name -> {"bounds", "counts", "count", "sum"}; counts[i] values were above
         bounds[i - 1] and at most bounds[i], the last one counts the rest. Names that end in
         _seconds are seconds, others tokens: time_to_first_token_seconds, inter_token_seconds,

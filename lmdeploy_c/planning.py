@@ -29,9 +29,9 @@ class Plan(Mapping[str, Any]):
     """What a pipeline with this configuration would hold and how fast it could be (`plan`), or what
     a loaded one holds (`Pipeline.plan`). Bytes are bytes.
 
-    It also is a mapping, plan["kv_blocks"] and so on, of what describes the loaded model. What the
-    machine had and did at one moment (fields with compare=False) is no key, and two plans that
-    differ in nothing else are equal.
+    It is a mapping too, plan["kv_blocks"] and so on, of what describes the loaded model; dict(plan)
+    is for JSON, and to change it. What the machine had and did at one moment (fields with
+    compare=False) is no key, and two plans that differ in nothing else are equal.
 
     Attributes:
         model: path of the files. arch: of the model.
