@@ -290,13 +290,6 @@ static void preempt(lmd_scheduler *self, lmd_sequence *seq) {
     self->n_preempted++;
 }
 
-/* The last running sequence after `first` that no plan in flight names; NULL: there is none. */
-static lmd_sequence *find_victim(const lmd_scheduler *self, int32_t first) {
-    for (int32_t i = self->queue.n_running - 1; i > first; i--)
-        if (self->queue.running[i]->n_in_flight == 0) return self->queue.running[i];
-    return NULL;
-}
-
 static bool grow(lmd_scheduler *self, lmd_sequence *seq, int32_t n, int32_t n_spare) {
     return lmd_sequence_grow(seq, self->pool, seq->history_len + n, self->config.block_len,
                              n_spare);
@@ -309,6 +302,14 @@ static void add_to_plan(lmd_scheduler *self, lmd_plan_builder *plan, lmd_sequenc
     lmd_plan_builder_add(plan, seq, n);
 }
 
+/* The last running sequence after number i that no plan in flight names; NULL: there is none.
+ */
+static lmd_sequence *find_victim(const lmd_scheduler *self, int32_t i) {
+    for (int32_t v = self->queue.n_running - 1; v > i; v--)
+        if (self->queue.running[v]->n_in_flight == 0) return self->queue.running[v];
+    return NULL;
+}
+
 /* Gives running sequence number i blocks for n more tokens. Where the pool has too few,
  * preempts sequences that run after it in rank, the last one first. */
 static bool grow_or_preempt(lmd_scheduler *self, int32_t i, int32_t n) {
@@ -319,15 +320,20 @@ static bool grow_or_preempt(lmd_scheduler *self, int32_t i, int32_t n) {
     return grown;
 }
 
-/* Gives the running sequences their tokens, in order of rank. */
-static void plan_running(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *budget) {
+/* Gives the running sequences their tokens, in order of rank, up to the first one for which
+ * there are no blocks: returns whether there were for all. Those after it get none, so that a
+ * plan in flight, whose sequences cannot be preempted, keeps it waiting for one plan at most.
+ */
+static bool plan_running(lmd_scheduler *self, lmd_plan_builder *plan, int32_t *budget) {
     for (int32_t i = 0; *budget > 0 && i < self->queue.n_running; i++) {
         lmd_sequence *seq = self->queue.running[i];
-        int32_t n = lmd_min_i32(lmd_sequence_n_todo(seq), *budget);
-        if (n == 0 || !grow_or_preempt(self, i, n)) continue;
+        const int32_t n = lmd_min_i32(lmd_sequence_n_todo(seq), *budget);
+        if (n == 0) continue;
+        if (!grow_or_preempt(self, i, n)) return false;
         add_to_plan(self, plan, seq, n);
         *budget -= n;
     }
+    return true;
 }
 
 /* Counts the tokens that a sequence found in KV when it first got a slot. */
@@ -403,7 +409,8 @@ static const lmd_sequence *find_stuck(const lmd_scheduler *self) {
     const lmd_seq_queue *queue = &self->queue;
     for (int32_t i = 0; i < queue->n_running; i++)
         if (lmd_sequence_n_todo(queue->running[i]) > 0) return queue->running[i];
-    /* Where sequences run that have all their tokens, the caller has yet to finish them. */
+    /* Where every running sequence has all its tokens, the caller will finish them, and the
+     * queue moves on then. */
     return queue->n_running == 0 ? queue->head : NULL;
 }
 
@@ -438,8 +445,7 @@ bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_re
     }
     int32_t budget = self->budget;
     lmd_plan_builder_begin(builder);
-    plan_running(self, builder, &budget);
-    if (self->n_now_preempted == 0)
+    if (plan_running(self, builder, &budget) && self->n_now_preempted == 0)
         reason = plan_waiting(self, builder, &budget);
     else
         reason = LMD_WAIT_BLOCKS;
@@ -462,7 +468,8 @@ static void append_token(lmd_sequence *seq, int32_t token_id) {
     if (token_id >= 0)
         seq->tokens[seq->n_tokens++] = token_id;
     else if (seq->history_len > seq->n_tokens + seq->n_pending)
-        seq->history_len = seq->n_tokens + seq->n_pending; /* KV of a token that never came */
+        seq->history_len =
+            seq->n_tokens + seq->n_pending; /* what was computed there is no token's KV */
 }
 
 /* Appends the tokens that a step with a draft gave, up to the first -1. KV holds the draft

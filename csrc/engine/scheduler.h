@@ -99,8 +99,8 @@ bool lmd_scheduler_only_decodes(const lmd_scheduler *self, int32_t *n_seqs);
 void lmd_scheduler_draft(lmd_scheduler *self, int64_t seq_id, const int32_t *draft, int32_t n);
 
 /* Fills *plan (samples stay NULL) and *report; returns false when there is nothing to run now.
- * One earlier plan may still be in flight; with one in flight nothing that it names is
- * preempted. */
+ * One earlier plan may still be in flight; nothing that it names is preempted. Where a running
+ * sequence lacks blocks, those after it in rank get no tokens and nobody a slot. */
 bool lmd_scheduler_schedule(lmd_scheduler *self, lmd_plan *plan, lmd_schedule_report *report);
 
 /* Ends the oldest plan in flight: token_ids[i] is what logits row i gave (-1: nothing), and is

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import count
 
 import pytest
 from scheduler_shadow import Checked, Shadow
@@ -322,3 +323,32 @@ def test_the_budget_can_be_set() -> None:
             checked.scheduler.set_budget(wrong)
     checked.update()
     checked.drain()
+
+
+def test_a_sequence_of_high_rank_gets_its_blocks_though_plans_are_in_flight() -> None:
+    """A plan is made while another is in flight, whose sequences cannot be preempted. A long
+    prompt of high priority still runs in every second plan, among a stream of short ones that
+    would take every block."""
+    scheduler = _C.Scheduler(
+        n_blocks=128, max_batch_size=128, max_prefill_token_num=2048, session_len=8192
+    )
+    plans: list[_C.StepPlan] = []
+    new = count()
+    first, gaps, gap = -1, [], 0
+    for turn in range(1500):
+        while scheduler.stats()["n_waiting"] < 2:
+            scheduler.add([next(new)] * 64, max_new_tokens=400)
+        if turn == 600:
+            first = scheduler.add(range(6000), max_new_tokens=100, priority=100)
+        while len(plans) < 2 and (plan := scheduler.schedule()) is not None:
+            plans.append(plan)
+            gap = 0 if first in plan.seq_ids else gap + 1
+            if gaps or gap == 0:  # from its first plan on
+                gaps.append(gap)
+        done = plans.pop(0)
+        ended = scheduler.update(done.plan_id, [5] * len(done.logits_rows))
+        if (first, "length") in ended:
+            break
+    assert (first, "length") in ended
+    assert max(gaps) <= 2
+    assert scheduler.stats()["n_preempted"] > 0
