@@ -18,11 +18,14 @@ typedef struct lmd_executor lmd_executor;
 
 /* Each plan goes through submit, sample, collect, in the order of plan_id. Where the executor
  * runs ahead, plan n + 1 may be submitted between sample(n) and collect(n), with -1 for the
- * tokens that n gives. The plan, its arrays and its samples stay until it was collected. */
+ * tokens that n gives. The plan, its arrays, its samples and what these point to stay until the
+ * plan was collected. A call that fails leaves no work behind that still uses them; after a
+ * failure only `free` is called, and collect for a plan that was sampled before. */
 typedef struct lmd_executor_ops {
     /* Enqueues a plan's forward pass. */
     lmd_status (*submit)(lmd_executor *self, const lmd_plan *plan, lmd_err *err);
-    /* Enqueues the sampling of the plan submitted last: plan->samples are set by now. */
+    /* Enqueues the sampling of the plan submitted last, before the next one is submitted.
+     * plan->samples are set only now. */
     lmd_status (*sample)(lmd_executor *self, const lmd_plan *plan, lmd_err *err);
     /* Waits for that plan and gives its rows. An error here means the device is broken. */
     lmd_status (*collect)(lmd_executor *self, int64_t plan_id, lmd_plan_result *out,

@@ -13,23 +13,23 @@
 
 /* ---- the thread ---- */
 
-/* Runs the jobs that clients wait for, or drops them. The lock is held, but not while a job
- * runs. */
-static void run_jobs(lmd_engine *self, bool drop) {
+/* Runs the jobs that clients wait for, or drops them where no step can come any more. The lock
+ * is held, but not while a job runs. */
+static void run_jobs(lmd_engine *self) {
     if (!self->jobs) return;
     while (self->jobs) {
         lmd_engine_job *job = self->jobs;
         self->jobs = job->next;
-        if (!drop) {
+        if (!self->closing && !self->broken) {
             pthread_mutex_unlock(&self->lock);
             job->fn(self->scheduler, self->executor, job->arg);
             pthread_mutex_lock(&self->lock);
             job->ran = true;
         }
         job->ended = true;
+        pthread_cond_broadcast(&self->job_ended);
     }
     lmd_engine_show(self);
-    pthread_cond_broadcast(&self->job_ended);
 }
 
 /* Waits for work, does the jobs and empties the inbox; false when the engine is closing. Jobs
@@ -37,10 +37,10 @@ static void run_jobs(lmd_engine *self, bool drop) {
 static bool wait_for_work(lmd_engine *self, lmd_live_request **inbox) {
     pthread_mutex_lock(&self->lock);
     lmd_engine_show(self);
-    if (!self->ahead || self->closing) run_jobs(self, self->closing);
+    if (!self->ahead || self->closing) run_jobs(self);
     while (!self->closing && !self->inbox && !self->live && !self->ahead) {
         pthread_cond_wait(&self->wake, &self->lock);
-        run_jobs(self, self->closing);
+        run_jobs(self);
     }
     *inbox = self->inbox;
     self->inbox = NULL;
@@ -334,7 +334,7 @@ lmd_status lmd_engine_run_between_steps(lmd_engine *self, lmd_between_steps_fn f
         self->jobs = &job;
         pthread_cond_signal(&self->wake);
         while (!job.ended) pthread_cond_wait(&self->job_ended, &self->lock);
-        if (!job.ran) status = lmd_fail(err, LMD_CLOSED, "the engine is closed");
+        if (!job.ran) status = check_open(self, err);
     }
     pthread_mutex_unlock(&self->lock);
     return status;

@@ -36,8 +36,9 @@ static lmd_status begin_step(lmd_engine *self, lmd_step **out, lmd_err *err) {
     return self->executor->ops->submit(self->executor, &step->plan, err);
 }
 
-/* Whether the next plan may hold drafts, which follow the tokens of the step that runs; *n_seqs
- * says how many sequences decode then. */
+/* Whether the next plan may hold drafts. These can be made only once the tokens of the running
+ * step are known, so the engine does not run ahead then. *n_seqs: how many sequences would
+ * decode. */
 static bool may_draft(const lmd_engine *self, int32_t *n_seqs) {
     if (self->speculation.n_max == 0 || !lmd_scheduler_only_decodes(self->scheduler, n_seqs) ||
         !lmd_speculation_may_draft(&self->speculation, *n_seqs))
@@ -169,6 +170,11 @@ lmd_status lmd_engine_step(lmd_engine *self, lmd_err *err) {
     }
     lmd_engine_fill_rows(self, step);
     LMD_TRY(self->executor->ops->sample(self->executor, &step->plan, err));
-    if (may_run_ahead(self)) LMD_TRY(begin_step(self, &self->ahead, err));
-    return end_step(self, step, err);
+    lmd_err ahead_err;
+    lmd_status status = LMD_OK;
+    if (may_run_ahead(self)) status = begin_step(self, &self->ahead, &ahead_err);
+    LMD_TRY(end_step(self, step,
+                     err)); /* also after an error: the device still reads its samples */
+    if (status != LMD_OK) *err = ahead_err;
+    return status;
 }
