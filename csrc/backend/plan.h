@@ -74,7 +74,7 @@ typedef struct lmd_plan {
 typedef struct lmd_plan_result {
     int64_t plan_id;
     int32_t n_rows;                /* the plan's n_logits_rows */
-    const lmd_sample_result *rows; /* valid until the next collect */
+    const lmd_sample_result *rows; /* valid until the next collect, whatever is submitted */
 } lmd_plan_result;
 
 #endif

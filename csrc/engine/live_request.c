@@ -217,8 +217,8 @@ static int32_t held_back_len(const lmd_live_request *self) {
     return longest;
 }
 
-/* Removes this step's chunk from the request. It is shown with the newest token; a prompt's
- * chunk is shown even when no token is. */
+/* Removes this step's logits from the request. The client sees them together with the newest
+ * token, so they are held back with that; logits of the prompt are shown at once. */
 static lmd_logits_chunk *pop_chunk(lmd_live_request *self) {
     lmd_logits_chunk *chunk = self->chunk;
     const bool of_prompt = self->output_logits == LMD_LOGITS_ALL && self->n_generated <= 1;

@@ -140,7 +140,7 @@ static void write_entry(lmd_plan_builder *self, int32_t i, int32_t block_len) {
     if (entry->logits_row_idx >= 0 && seq->n_tokens + seq->n_pending < seq->max_len)
         seq->n_pending += 1 + entry->n_draft;
     else if (entry->logits_row_idx >= 0)
-        entry->logits_row_idx = -1; /* the row is only scored: no token may follow */
+        entry->logits_row_idx = -1; /* at max_len: the row may be scored, but gives no token */
 }
 
 void lmd_plan_builder_finish(lmd_plan_builder *self, int64_t plan_id, int32_t block_len,

@@ -158,7 +158,7 @@ lmd_block_copy lmd_sequence_copy_tail(lmd_sequence *self, lmd_block_pool *pool,
     const int32_t from = tail->block_id;
     lmd_block_pool_alloc(pool, tail);
     lmd_block_pool_set_written(pool, tail->block_id, self->history_len % block_len);
-    lmd_block_pool_release(pool, from, true); /* the next holder writes after the copy */
+    lmd_block_pool_release(pool, from, true); /* a plan copies before it writes */
     self->n_kept = lmd_min_i32(self->n_kept, self->history_len / block_len);
     return (lmd_block_copy){from, tail->block_id};
 }

@@ -39,8 +39,8 @@ typedef struct lmd_sequence {
     int32_t n_indexed; /* leading blocks whose text the prefix cache has */
     int64_t prefix;    /* the number of that text in the prefix cache */
     bool is_private;   /* some of its KV came from outside: nothing of it is indexed */
-    int32_t n_kept; /* blocks that a snapshot remembers: cached, and not free, once the sequence
-                       ends */
+    int32_t n_kept; /* leading blocks that a snapshot has too: when the sequence ends they stay
+                       cached, so that the snapshot can be used until they are evicted */
     int32_t cached_len; /* prompt tokens found in KV when it first got a slot; -1: it never had
                            one */
     struct lmd_sequence *next;           /* in the waiting queue */
@@ -54,8 +54,9 @@ void lmd_sequence_free(lmd_sequence *self);
 /* Whether a sequence goes before another: it gets slot, tokens and blocks first. */
 bool lmd_sequence_is_before(const lmd_sequence *self, const lmd_sequence *other);
 
-/* Tokens that could be computed now: known ones and placeholders not yet in KV. The last token
- * of an answer at max_len is never computed: nothing follows it. 0 with a draft in flight. */
+/* How many tokens the next plan could compute: those that are known or will be known by then,
+ * and are not in KV. The last token of an answer at max_len is never computed: nothing follows
+ * it. 0 while a draft is in flight, since nobody knows yet how many tokens it adds. */
 int32_t lmd_sequence_n_todo(const lmd_sequence *self);
 
 /* Gives a sequence that has not run yet the KV that a snapshot has of the same text. */

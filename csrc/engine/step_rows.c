@@ -61,7 +61,7 @@ static void fill_request_rows(lmd_engine *self, lmd_step *step, lmd_live_request
     if (has_room) return;
     lmd_err err;
     lmd_no_memory(&err, "logits");
-    lmd_step_drop_rows(step, first, n); /* they must not point to what the request owned */
+    lmd_step_drop_rows(step, first, n); /* they point to what the request owns, freed below */
     lmd_engine_end(self, request, LMD_FINISH_ERROR, &err);
 }
 
