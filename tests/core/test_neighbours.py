@@ -16,9 +16,17 @@ from conftest import SLOWER, greedy, load_model
 from lmdeploy_c import _C
 
 
+#: A busy process, which ends with the one that started it.
+BUSY = """import os
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(10**6): pass
+"""
+
+
 @contextmanager
 def busy_processes(n: int) -> Iterator[None]:
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(n)]
+    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(n)]
     time.sleep(0.3)
     try:
         yield
