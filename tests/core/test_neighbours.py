@@ -15,7 +15,6 @@ from conftest import SLOWER, greedy, load_model
 
 from lmdeploy_c import _C
 
-
 #: A busy process, which ends with the one that started it.
 BUSY = """import os
 parent = os.getppid()
