@@ -1,7 +1,7 @@
 /* The plan: one step's work, ragged, as the scheduler makes it and an executor runs it.
- * Owns: the layout of plans and of their results; no memory: arrays belong to whoever filled
- * them and stay valid until the plan is collected. Must not know: models, devices, Python.
- * C for C++ too. */
+ * Owns: the layout of plans and of their results; no memory: arrays belong to the code
+ * that filled them and stay valid until the plan is collected. Must not know: models, devices,
+ * Python. C for C++ too. */
 #ifndef LMD_BACKEND_PLAN_H
 #define LMD_BACKEND_PLAN_H
 

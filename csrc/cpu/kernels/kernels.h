@@ -78,11 +78,6 @@ typedef struct lmd_kv_format {
     int32_t k_bits, v_bits; /* both 16, both 32, or each 8 or 4 */
 } lmd_kv_format;
 
-static inline bool lmd_kv_format_is_served(const lmd_kv_format *format) {
-    const int32_t k = format->k_bits, v = format->v_bits;
-    return (k == v && (k == 16 || k == 32)) || ((k == 8 || k == 4) && (v == 8 || v == 4));
-}
-
 /* Bytes of a block's keys, or of its values, of one head: a multiple of 64. */
 static inline int64_t lmd_kv_half_bytes(const lmd_kv_format *format, int32_t bits) {
     const int64_t pairs = bits < 16 ? format->block_len * 4 : 0;

@@ -12,8 +12,8 @@ INLINE int32_t header_bytes(lmd_group_offset offset) {
     return offset == LMD_OFFSET_NONE ? 32 : 64;
 }
 
-/* A tile's activations. next_group moves the pointers to scales and sums on, and whoever reads
- * q moves that. */
+/* A tile's activations. next_group moves the pointers to scales and sums on; the code that
+ * reads q moves q. */
 typedef struct tile_acts {
     const uint8_t *q;
     const float *scales, *scaled_sums; /* [n_groups][n_rows] */
