@@ -49,9 +49,10 @@ typedef struct lmd_weight_part {
 
 enum { LMD_MAX_WEIGHT_PARTS = 3 };
 
-/* A matrix of parts on top of one another: q, k, v; or gate, up for LMD_EPILOGUE_SILU_MUL. */
+/* A matrix of parts on top of one another: q, k, v; or gate, up. */
 typedef struct lmd_weight_source {
     int32_t n_parts, n_cols;
+    bool is_gated; /* gate and up, for LMD_EPILOGUE_SILU_MUL: two parts of equally many rows */
     lmd_weight_part parts[LMD_MAX_WEIGHT_PARTS];
 } lmd_weight_source;
 
@@ -118,14 +119,20 @@ typedef struct lmd_backend_ops {
     lmd_status (*weight_size)(const lmd_backend *self, const lmd_weight_source *src,
                               size_t *out, lmd_err *err);
     size_t (*kv_block_bytes)(const lmd_workspace_config *config);
-    /* Of a workspace without its KV blocks and its buffers; of one such buffer. */
-    size_t (*workspace_bytes)(const lmd_backend *self, const lmd_workspace_config *config);
+    /* Of a workspace without its KV blocks and its buffers. LMD_INVALID and LMD_UNSUPPORTED say
+     * what of the config is not served. */
+    lmd_status (*workspace_size)(const lmd_backend *self, const lmd_workspace_config *config,
+                                 size_t *out, lmd_err *err);
+    /* Of one such buffer. */
     size_t (*buffer_bytes)(const lmd_backend *self, const lmd_workspace_config *config,
                            int32_t n_cols, lmd_buffer_role role);
 
     /* Model lifetime. */
     const char *(*isa)(const lmd_backend *self);
     int32_t (*n_threads)(const lmd_backend *self);
+    /* Makes room for all matrices that will be uploaded, in one piece: n_bytes is the sum of
+     * their weight_size. */
+    lmd_status (*reserve)(lmd_backend *self, size_t n_bytes, lmd_err *err);
     lmd_status (*upload)(lmd_backend *self, const lmd_weight_source *src, lmd_weight **out,
                          lmd_err *err);
     lmd_status (*upload_vector)(lmd_backend *self, const float *values, int32_t n,

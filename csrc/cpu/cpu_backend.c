@@ -40,10 +40,13 @@ static lmd_status backend_memory(const lmd_backend *self, size_t *free_bytes,
     return LMD_OK;
 }
 
-static size_t backend_workspace_bytes(const lmd_backend *self,
-                                      const lmd_workspace_config *config) {
+static lmd_status backend_workspace_size(const lmd_backend *self,
+                                         const lmd_workspace_config *config, size_t *out,
+                                         lmd_err *err) {
     const cpu_backend *cpu = (const cpu_backend *)self;
-    return lmd_cpu_workspace_bytes(cpu->threads, cpu->kernels, config);
+    LMD_TRY(lmd_workspace_config_check(config, err));
+    *out = lmd_cpu_workspace_bytes(cpu->threads, cpu->kernels, config);
+    return LMD_OK;
 }
 
 static size_t backend_buffer_bytes(const lmd_backend *self, const lmd_workspace_config *config,
@@ -59,6 +62,12 @@ static lmd_status backend_weight_size(const lmd_backend *self, const lmd_weight_
 }
 
 /* ---- weights ---- */
+
+/* An arena of pages needs no room beforehand: it wastes none. */
+static lmd_status backend_reserve(lmd_backend *self, size_t n_bytes, lmd_err *err) {
+    (void)self, (void)n_bytes, (void)err;
+    return LMD_OK;
+}
 
 static lmd_status backend_upload(lmd_backend *self, const lmd_weight_source *src,
                                  lmd_weight **out, lmd_err *err) {
@@ -125,10 +134,11 @@ const lmd_backend_ops lmd_cpu_backend_ops = {
     .memory = backend_memory,
     .weight_size = backend_weight_size,
     .kv_block_bytes = lmd_cpu_kv_block_bytes,
-    .workspace_bytes = backend_workspace_bytes,
+    .workspace_size = backend_workspace_size,
     .buffer_bytes = backend_buffer_bytes,
     .isa = backend_isa,
     .n_threads = backend_n_threads,
+    .reserve = backend_reserve,
     .upload = backend_upload,
     .upload_vector = backend_upload_vector,
     .weight_free = backend_weight_free,

@@ -219,20 +219,22 @@ static int32_t count_plans(const lmd_backend *backend) {
     return backend->ops->runs_ahead ? MAX_PLANS : 1;
 }
 
-size_t lmd_decoder_bytes(const lmd_model_config *shape, const lmd_decoder_config *config,
-                         const lmd_backend *backend) {
+lmd_status lmd_decoder_size(const lmd_model_config *shape, const lmd_decoder_config *config,
+                            const lmd_backend *backend, size_t *out, lmd_err *err) {
     const lmd_workspace_config workspace = workspace_config(shape, config);
     decoder none;
     buffer_spec buffers[N_BUFFERS];
-    size_t n_bytes =
+    size_t n_bytes;
+    LMD_TRY(backend->ops->workspace_size(backend, &workspace, &n_bytes, err));
+    n_bytes +=
         sizeof(decoder) + rope_table_bytes(&workspace) +
-        backend->ops->workspace_bytes(backend, &workspace) +
         (size_t)count_plans(backend) * (size_t)config->max_tokens * sizeof *none.results->rows;
     list_buffers(&none, shape, buffers);
     for (int32_t i = 0; i < N_BUFFERS; i++)
         n_bytes +=
             backend->ops->buffer_bytes(backend, &workspace, buffers[i].n_cols, buffers[i].role);
-    return n_bytes;
+    *out = n_bytes;
+    return LMD_OK;
 }
 
 static lmd_status new_workspace(decoder *self, lmd_workspace_config *config, lmd_err *err) {

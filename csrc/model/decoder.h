@@ -21,8 +21,8 @@ lmd_status lmd_decoder_new(const lmd_model *model, const lmd_decoder_config *con
                            lmd_executor **out, lmd_err *err);
 
 /* The bytes that lmd_decoder_new allocates besides the KV blocks, the table of RoPE that it
- * frees again included. */
-size_t lmd_decoder_bytes(const lmd_model_config *shape, const lmd_decoder_config *config,
-                         const lmd_backend *backend);
+ * frees again included. LMD_INVALID and LMD_UNSUPPORTED say what the backend does not serve. */
+lmd_status lmd_decoder_size(const lmd_model_config *shape, const lmd_decoder_config *config,
+                            const lmd_backend *backend, size_t *out, lmd_err *err);
 
 #endif

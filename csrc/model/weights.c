@@ -10,7 +10,7 @@
 
 typedef struct loader {
     lmd_model *model;
-    bool sizes_alone; /* matrices are added up, not loaded */
+    bool sizes_alone; /* everything is checked and added up, nothing uploaded */
     const lmd_arch *arch;
     const lmd_checkpoint *checkpoint;
     const lmd_progress *progress;
@@ -243,6 +243,7 @@ static lmd_status load_vector_of(loader *self, int32_t layer, const vector_part 
     for (int32_t i = 0; i < n_parts; at += parts[i++].n)
         LMD_TRY_OUT(read_vector(self, parts[i].role, layer, parts[i].n_tensor, parts[i].row_map,
                                 parts[i].n, values + at, err));
+    if (self->sizes_alone) goto out;
     LMD_TRY_OUT(self->model->backend->ops->upload_vector(self->model->backend, values, n_all,
                                                          out, err));
 out:
@@ -278,7 +279,7 @@ static lmd_status load_gate_up_bias(loader *self, int32_t layer, lmd_weight **ou
 static lmd_status load_gate_up(loader *self, int32_t layer, lmd_weight **out, lmd_err *err) {
     const lmd_model_config *config = &self->model->config;
     const int32_t n_rows = config->ffn_dim, n_cols = config->hidden_dim;
-    lmd_weight_source src = {.n_parts = 2, .n_cols = n_cols};
+    lmd_weight_source src = {.n_parts = 2, .n_cols = n_cols, .is_gated = true};
     LMD_TRY(find_part(self, LMD_GATE, layer, n_rows, n_cols, &src.parts[0], err));
     LMD_TRY(find_part(self, LMD_UP, layer, n_rows, n_cols, &src.parts[1], err));
     return upload(self, &src, out, err);
@@ -308,17 +309,11 @@ static lmd_status load_layer(loader *self, int32_t i, lmd_err *err) {
     return load_vector(self, LMD_DOWN_BIAS, i, hidden_dim, &layer->down_bias, err);
 }
 
-static lmd_status load_all(loader *self, lmd_err *err) {
+/* Walks all tensors in the order of loading. */
+static lmd_status visit_all(loader *self, lmd_err *err) {
     lmd_model *model = self->model;
     const lmd_model_config *config = &model->config;
-    LMD_TRY(lmd_arch_of(config, &self->arch, err));
-    LMD_TRY(make_row_maps(self, err));
-    if (config->rope.freqs_tensor) {
-        int32_t n = config->head_dim / 2;
-        model->rope_factors = lmd_calloc((size_t)n, sizeof *model->rope_factors);
-        if (!model->rope_factors) return lmd_no_memory(err, "RoPE factors");
-        LMD_TRY(read_vector(self, LMD_ROPE_FREQS, 0, n, NULL, n, model->rope_factors, err));
-    }
+    model->sizes = (lmd_model_sizes){0};
     LMD_TRY(load_matrix(self, LMD_EMBED, 0, config->vocab_size, config->hidden_dim,
                         &model->embed, err));
     const size_t embed_bytes = model->sizes.weight_bytes;
@@ -335,8 +330,33 @@ static lmd_status load_all(loader *self, lmd_err *err) {
     return LMD_OK;
 }
 
-static lmd_status load(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
-                       lmd_backend *backend, const lmd_progress *progress, bool sizes_alone,
+static lmd_status load_rope_factors(loader *self, lmd_err *err) {
+    lmd_model *model = self->model;
+    const int32_t n = model->config.head_dim / 2;
+    if (!model->config.rope.freqs_tensor) return LMD_OK;
+    model->rope_factors = lmd_calloc((size_t)n, sizeof *model->rope_factors);
+    if (!model->rope_factors) return lmd_no_memory(err, "RoPE factors");
+    return read_vector(self, LMD_ROPE_FREQS, 0, n, NULL, n, model->rope_factors, err);
+}
+
+/* Adds the sizes up, so that the backend can allocate once, and then loads unless the sizes are
+ * all that is wanted. */
+static lmd_status load_all(loader *self, lmd_err *err) {
+    lmd_model *model = self->model;
+    const bool sizes_alone = self->sizes_alone;
+    LMD_TRY(lmd_arch_of(&model->config, &self->arch, err));
+    LMD_TRY(make_row_maps(self, err));
+    LMD_TRY(load_rope_factors(self, err));
+    self->sizes_alone = true;
+    LMD_TRY(visit_all(self, err));
+    if (sizes_alone) return LMD_OK;
+    self->sizes_alone = false;
+    LMD_TRY(model->backend->ops->reserve(model->backend, model->sizes.weight_bytes, err));
+    return visit_all(self, err);
+}
+
+/* Loads a new model, which owns the backend, or measures it. */
+static lmd_status load(loader *self, const lmd_model_config *config, lmd_backend *backend,
                        lmd_model **out, lmd_err *err) {
     lmd_status status = lmd_model_config_check(config, err);
     lmd_model *model = status == LMD_OK ? lmd_calloc(1, sizeof *model) : NULL;
@@ -346,18 +366,15 @@ static lmd_status load(const lmd_model_config *config, const lmd_checkpoint *che
     }
     model->config = *config;
     model->backend = backend;
-    loader self = {.model = model,
-                   .checkpoint = checkpoint,
-                   .progress = progress,
-                   .sizes_alone = sizes_alone};
+    self->model = model;
     model->layers = lmd_calloc((size_t)config->n_layer, sizeof *model->layers);
     if (model->layers)
-        status = load_all(&self, err);
+        status = load_all(self, err);
     else
         status = lmd_no_memory(err, "%d layers", config->n_layer);
-    lmd_free(self.q_map);
-    lmd_free(self.k_map);
-    lmd_free(self.v_map);
+    lmd_free(self->q_map);
+    lmd_free(self->k_map);
+    lmd_free(self->v_map);
     if (status != LMD_OK) {
         lmd_model_free(model);
         return status;
@@ -369,13 +386,15 @@ static lmd_status load(const lmd_model_config *config, const lmd_checkpoint *che
 lmd_status lmd_model_load(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
                           lmd_backend *backend, const lmd_progress *progress, lmd_model **out,
                           lmd_err *err) {
-    return load(config, checkpoint, backend, progress, false, out, err);
+    loader self = {.checkpoint = checkpoint, .progress = progress};
+    return load(&self, config, backend, out, err);
 }
 
 lmd_status lmd_model_measure(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
                              lmd_backend *backend, lmd_model_sizes *out, lmd_err *err) {
+    loader self = {.checkpoint = checkpoint, .sizes_alone = true};
     lmd_model *model = NULL;
-    LMD_TRY(load(config, checkpoint, backend, NULL, true, &model, err));
+    LMD_TRY(load(&self, config, backend, &model, err));
     *out = model->sizes;
     lmd_model_free(model);
     return LMD_OK;

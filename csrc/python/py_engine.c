@@ -180,10 +180,10 @@ static lmd_status measure_engine(const lmd_model_config *shape, const engine_arg
     LMD_TRY(lmd_model_config_check(shape, err));
     LMD_TRY(lmd_engine_config_check(&call->config, err));
     LMD_TRY(lmd_backend_open(call->device, &backend_config, &backend, err));
-    *out = lmd_decoder_bytes(shape, &decoder, backend) +
-           lmd_engine_bytes(&call->config, backend->ops->runs_ahead);
+    const lmd_status status = lmd_decoder_size(shape, &decoder, backend, out, err);
+    if (status == LMD_OK) *out += lmd_engine_bytes(&call->config, backend->ops->runs_ahead);
     backend->ops->free(backend);
-    return LMD_OK;
+    return status;
 }
 
 PyObject *lmd_py_engine_bytes(PyObject *module, PyObject *args, PyObject *kwargs) {

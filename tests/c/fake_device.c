@@ -327,12 +327,17 @@ static lmd_status fake_weight_size(const lmd_backend *backend, const lmd_weight_
     return inner_of(backend)->ops->weight_size(inner_of(backend), src, out, err);
 }
 
-static size_t fake_workspace_bytes(const lmd_backend *backend,
-                                   const lmd_workspace_config *config) {
+static lmd_status fake_workspace_size(const lmd_backend *backend,
+                                      const lmd_workspace_config *config, size_t *out,
+                                      lmd_err *err) {
     const size_t own_bytes = sizeof(lmd_workspace) +
                              (size_t)config->max_seqs * sizeof(int32_t) +
                              N_PLANS * (size_t)config->max_tokens * sizeof(int32_t);
-    return own_bytes + inner_of(backend)->ops->workspace_bytes(inner_of(backend), config);
+    size_t inner_bytes;
+    LMD_TRY(
+        inner_of(backend)->ops->workspace_size(inner_of(backend), config, &inner_bytes, err));
+    *out = own_bytes + inner_bytes;
+    return LMD_OK;
 }
 
 static size_t fake_buffer_bytes(const lmd_backend *backend, const lmd_workspace_config *config,
@@ -346,6 +351,10 @@ static const char *fake_isa(const lmd_backend *backend) {
 
 static int32_t fake_n_threads(const lmd_backend *backend) {
     return inner_of(backend)->ops->n_threads(inner_of(backend));
+}
+
+static lmd_status fake_reserve(lmd_backend *backend, size_t n_bytes, lmd_err *err) {
+    return inner_of(backend)->ops->reserve(inner_of(backend), n_bytes, err);
 }
 
 static lmd_status fake_upload(lmd_backend *backend, const lmd_weight_source *src,
@@ -384,10 +393,11 @@ lmd_status lmd_fake_device_open(lmd_backend *inner, lmd_backend **out, lmd_err *
         .memory = fake_memory,
         .weight_size = fake_weight_size,
         .kv_block_bytes = inner->ops->kv_block_bytes,
-        .workspace_bytes = fake_workspace_bytes,
+        .workspace_size = fake_workspace_size,
         .buffer_bytes = fake_buffer_bytes,
         .isa = fake_isa,
         .n_threads = fake_n_threads,
+        .reserve = fake_reserve,
         .upload = fake_upload,
         .upload_vector = fake_upload_vector,
         .weight_free = fake_weight_free,
