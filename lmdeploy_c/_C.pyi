@@ -390,7 +390,14 @@ def device_info(device: str = "cpu", num_threads: int | None = None) -> dict[str
     max_prefill_token_num, target_step_ms, and for the KV cache kv_fraction of the free memory, but
     no more than kv_max_bytes (0: no bound).
 
-    Raises ValueError, UnsupportedError for a device that this build lacks."""
+    Raises ValueError, UnsupportedError for a device that cannot be used, with the reason."""
+
+def gpus() -> list[dict[str, Any]]:
+    """The GPUs: device ("cuda:0"), and either error, why it cannot be used, or name, kernels (the
+    family in use), arch (compute capability, 90 for 9.0), driver_version (CUDA's, 13000 for 13.0),
+    free_bytes, total_bytes.
+
+    Raises UnsupportedError where there is none: no CUDA library, no driver, no GPU."""
 
 def engine_bytes(
     config: Mapping[str, Any],

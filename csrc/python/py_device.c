@@ -79,3 +79,41 @@ PyObject *lmd_py_device_info(PyObject *module, PyObject *args, PyObject *kwargs)
     Py_END_ALLOW_THREADS
     return dict;
 }
+
+/* ---- gpus ---- */
+
+static PyObject *gpu_dict(int32_t idx) {
+    lmd_device_info info;
+    lmd_err err;
+    lmd_status status;
+    Py_BEGIN_ALLOW_THREADS /* wakes the device */
+    status = lmd_gpu_info(idx, &info, &err);
+    Py_END_ALLOW_THREADS
+    if (status != LMD_OK) {
+        return Py_BuildValue("{s:N, s:s}", "device", PyUnicode_FromFormat("cuda:%d", (int)idx),
+                             "error", err.message);
+    }
+    return Py_BuildValue("{s:N, s:s, s:s, s:i, s:i, s:n, s:n}", "device",
+                         PyUnicode_FromFormat("cuda:%d", (int)idx), "name", info.name,
+                         "kernels", info.kernels, "arch", (int)info.arch, "driver_version",
+                         (int)info.driver_version, "free_bytes", (Py_ssize_t)info.free_bytes,
+                         "total_bytes", (Py_ssize_t)info.total_bytes);
+}
+
+PyObject *lmd_py_gpus(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    int32_t n = 0;
+    lmd_err err;
+    lmd_status status;
+    Py_BEGIN_ALLOW_THREADS /* opens the library and asks the driver */
+    status = lmd_gpu_count(&n, &err);
+    Py_END_ALLOW_THREADS
+    if (status != LMD_OK) return lmd_py_raise(&err);
+    PyObject *list = PyList_New(0);
+    for (int32_t i = 0; list && i < n; i++) {
+        PyObject *gpu = gpu_dict(i);
+        if (!gpu || PyList_Append(list, gpu) < 0) Py_CLEAR(list);
+        Py_XDECREF(gpu);
+    }
+    return list;
+}
