@@ -19,11 +19,31 @@ GOLDEN = Path(__file__).parent / "golden"
 #: How much longer things may take under a sanitizer.
 SLOWER = 5.0 if "san" in os.environ.get("LD_PRELOAD", "") else 1.0
 NEAR_TIE = 0.05  # a gap between the two largest logits below which either token is right
+#: Where the tests' models run; LMDEPLOY_C_TEST_DEVICE=cuda takes them to a GPU.
+DEVICE = os.environ.get("LMDEPLOY_C_TEST_DEVICE", "cpu")
+
+
+def device_name() -> str:
+    """Of the device that DEVICE stands for: "cpu" or "cuda"."""
+    return str(_C.device_info(DEVICE)["name"])
+
+
+def exact_kv_bits() -> int:
+    """kv_bits of the most exact KV cache that the device has."""
+    return {"cpu": 32, "cuda": 16}[device_name()]
+
+
+def logits_tolerance() -> float:
+    """How far logits with that cache may be from exact ones, as a part of the largest of these.
+
+    A GPU rounds activations, and what its KV cache holds, to halves.
+    """
+    return {"cpu": 1e-3, "cuda": 6e-3}[device_name()]
 
 
 def load_model(path: Path, num_threads: int | None = None) -> _C.Model:
     checkpoint = open_checkpoint(path)
-    return _C.Model(checkpoint.config, checkpoint.source, num_threads=num_threads)
+    return _C.Model(checkpoint.config, checkpoint.source, device=DEVICE, num_threads=num_threads)
 
 
 def make_engine(model: _C.Model, **options: Any) -> _C.Engine:

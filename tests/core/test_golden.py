@@ -1,10 +1,20 @@
-"""Tiny models of every architecture and RoPE variant against transformers, with fp32 KV."""
+"""Tiny models of every architecture, RoPE variant, form of weights and shape of heads against
+transformers, with the most exact KV cache."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, NEAR_TIE, greedy, load_model, make_engine, read_all
+from conftest import (
+    GOLDEN,
+    NEAR_TIE,
+    exact_kv_bits,
+    greedy,
+    load_model,
+    logits_tolerance,
+    make_engine,
+    read_all,
+)
 
 from lmdeploy_c import _C
 
@@ -23,7 +33,7 @@ def engine_for(path: Path, golden: dict[str, np.ndarray]) -> _C.Engine:
     session_len = max(int(golden["session_len"]), len(golden["input_ids"]) + 32)
     if path.stem == "llama-rope-dynamic":  # its frequencies depend on it
         session_len = int(golden["session_len"])
-    return make_engine(load_model(path), session_len=session_len, kv_bits=32)
+    return make_engine(load_model(path), session_len=session_len, kv_bits=exact_kv_bits())
 
 
 def prompt_logits(path: Path, golden: dict[str, np.ndarray]) -> np.ndarray:
@@ -40,8 +50,8 @@ def test_logits(path: Path) -> None:
     golden = golden_of(path)
     logits = prompt_logits(path, golden)
     assert logits.shape == (len(golden["input_ids"]), golden["logits"].shape[1])
-    got = logits[golden["logit_positions"]]
-    assert np.abs(got - golden["logits"]).max() <= 1e-3 * np.abs(golden["logits"]).max()
+    got, expected = logits[golden["logit_positions"]], golden["logits"]
+    assert np.abs(got - expected).max() <= logits_tolerance() * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("path", [*MODELS, *GGUFS], ids=lambda p: p.stem)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import packed_models as pm
 import pytest
-from conftest import GOLDEN, load_model, make_engine, read_all
+from conftest import (
+    GOLDEN,
+    exact_kv_bits,
+    load_model,
+    logits_tolerance,
+    make_engine,
+    read_all,
+)
+from safetensors.numpy import load_file
 
 from lmdeploy_c import _C, TurbomindEngineConfig
 from lmdeploy_c.engine.loading import check_model_format
@@ -18,9 +27,12 @@ from lmdeploy_c.files.model_config import from_hf
 UP = "model.layers.1.mlp.up_proj"
 
 
-def logits_of(path: Path, num_threads: int | None = None) -> np.ndarray:
-    ids = np.random.default_rng(7).integers(0, 64, 40)
-    engine = make_engine(load_model(path, num_threads), kv_bits=32)
+def logits_of(
+    path: Path, num_threads: int | None = None, ids: np.ndarray | None = None
+) -> np.ndarray:
+    if ids is None:
+        ids = np.random.default_rng(7).integers(0, 64, 40)
+    engine = make_engine(load_model(path, num_threads), kv_bits=exact_kv_bits())
     logits = read_all(engine.submit(ids, max_new_tokens=0, output_logits="all")).logits
     engine.close()
     assert logits is not None
@@ -34,7 +46,24 @@ def assert_as_dense(tmp_path: Path, form: str, config: dict[str, Any], tensors: 
     dense = pm.dense_tensors(form, tensors)
     expected = logits_of(pm.write_model(tmp_path / "dense", plain, dense))
     assert expected.std() > 0.1
-    assert np.abs(got - expected).max() <= 1e-3 * np.abs(expected).max()
+    assert np.abs(got - expected).max() <= logits_tolerance() * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("qwen2-awq-hd128-gqa4", "awq"), ("llama-gptq-hd256-gqa4", "gptq")]
+)
+def test_the_oracle_decodes_what_the_golden_models_hold(
+    tmp_path: Path, name: str, form: str
+) -> None:
+    """Their logits are of values that were never packed."""
+    golden_path = GOLDEN / "models" / name
+    config = json.loads((golden_path / "config.json").read_text())
+    del config["quantization_config"]
+    dense = pm.dense_tensors(form, load_file(golden_path / "model.safetensors"))
+    golden = np.load(golden_path / "golden.npz")
+    logits = logits_of(pm.write_model(tmp_path, config, dense), ids=golden["input_ids"])
+    got, expected = logits[golden["logit_positions"]], golden["logits"]
+    assert np.abs(got - expected).max() <= logits_tolerance() * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("group_size", pm.SIZES)
@@ -103,7 +132,7 @@ def test_modules_to_not_convert_stay_float(tmp_path: Path) -> None:
     floats = {k: v for k, v in floats.items() if "layers.1.mlp" not in k or "qweight" not in k}
     dense = pm.dense_tensors("awq", floats)
     expected = logits_of(pm.write_model(tmp_path / "dense", plain, dense))
-    assert np.abs(kept - expected).max() <= 1e-3 * np.abs(expected).max()
+    assert np.abs(kept - expected).max() <= logits_tolerance() * np.abs(expected).max()
     assert np.abs(packed - expected).max() > 0.1
     without = {k: v for k, v in tensors.items() if k != f"{UP}.weight"}
     with pytest.raises(_C.CheckpointError, match=f'no tensor "{UP}.weight"'):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 ROOT = Path(__file__).resolve().parent
 GREEDY_LEN = 24
@@ -44,16 +45,27 @@ def write_json(path, value, indent=2):
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
+def model_with(config, weights):
+    """Makes transformers' model of a config.json's keys, with weights under its own names."""
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**config), attn_implementation="eager", dtype=torch.float32
+    )
+    weights = {name: w.float() for name, w in weights.items()}
+    weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
+    model.load_state_dict(weights)
+    return model.eval()
+
+
 def logits_of(model, ids):
     """Runs the whole sequence at once. Returns float32 [n_ids, vocab_size]."""
     batch = torch.tensor([list(map(int, ids))])
     return model(batch, use_cache=False).logits[0].float().numpy()
 
 
-def greedy(model, prompt_ids, n, stop_ids=()):
+def greedy(model, prompt_ids, n, stop_ids=(), min_gap=0.0):
     """Decodes n tokens without a cache. Returns ids, and the gap top1 - top2 at each step.
 
-    A token in stop_ids ends the answer and is its last id.
+    A token in stop_ids ends the answer and is its last id; so does one whose gap is below min_gap.
     """
     ids = [int(i) for i in prompt_ids]
     out, gaps = [], []
@@ -64,7 +76,7 @@ def greedy(model, prompt_ids, n, stop_ids=()):
         ids.append(token)
         out.append(token)
         gaps.append(best - second)
-        if token in stop_ids:
+        if token in stop_ids or gaps[-1] < min_gap:
             break
     return np.array(out, np.int32), np.array(gaps, np.float32)
 
@@ -98,7 +110,7 @@ def golden_fields(model, ids, prompt_lens, session_len, positions=None):
     }
 
 
-def clear_prompts(model, seed, n_ids, vocab_size, prompt_lens, first=3, min_gap=0.06, tries=400):
+def clear_prompts(model, seed, n_ids, vocab_size, prompt_lens, first=3, min_gap=0.06, tries=2000):
     """Draws input ids until every prompt's answer is varied and no step of it near a tie.
 
     A near-tie would excuse an engine from every token after it.
@@ -106,7 +118,7 @@ def clear_prompts(model, seed, n_ids, vocab_size, prompt_lens, first=3, min_gap=
     init = Init(seed)
 
     def clear(prompt):
-        answer, gaps = greedy(model, prompt, GREEDY_LEN)
+        answer, gaps = greedy(model, prompt, GREEDY_LEN, min_gap=min_gap)
         return gaps.min() >= min_gap and len(np.unique(answer)) >= 4
 
     for _ in range(tries):

@@ -3,7 +3,8 @@
 <name>.gguf, <name>.npz (the fields of models/*/golden.npz) and <name>.tokens.json. The weights
 of the oracle are what the gguf package dequantises from the finished file, put back into Hugging
 Face's row order, run by transformers in fp32; token ids are llama.cpp's. K-quants, which the
-package cannot quantise, are random valid blocks. types.gguf holds one tensor of every type.
+package cannot quantise, are random valid blocks. types.gguf holds one tensor of every type. The
+files of SHAPES show shapes alone: their vocabulary is that of another file, without token ids.
 """
 
 import json
@@ -11,7 +12,6 @@ import shutil
 
 import gguf
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType as Q
 from gguf.quants import dequantize, quantize
 from gguf_vocabs import TEMPLATE, all_strings, bpe_vocab, spm_vocab
@@ -23,15 +23,21 @@ from golden_common import (
     clear_prompts,
     golden_fields,
     logits_of,
+    model_with,
 )
 from llama_cpp import Llama
-from make_tiny_models import make_weights
-from transformers import AutoConfig, AutoModelForCausalLM
+from make_tiny_models import TILED, make_weights, shape
+from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 OUT = ROOT / "gguf"
-CONTEXT_LEN, N_IDS, PROMPT_LENS = 256, 80, [12, 1, 66]
-POSITIONS = np.array([0, 1, 15, 16, 63, 64, 65, 77, 78, 79], np.int32)
+CONTEXT_LEN = 256
+# What is drawn and kept of a model; TILED for those of SHAPES.
+DRAWN = {
+    "n_ids": 80,
+    "prompt_lens": [12, 1, 66],
+    "positions": [0, 1, 15, 16, 63, 64, 65, 77, 78, 79],
+}
 # block bytes, offsets of fp16 scales (d, dmin), and the size of d that gives weights near 1
 K_BLOCKS = {
     Q.Q2_K: (84, (80, 82), 0.06),
@@ -95,6 +101,22 @@ FILES = {
         "pre": "qwen2",
         "types": {"*": Q.Q8_0, "token_embd": Q.F16},
         "keys": {"head_dim": 64, "rope_theta": 1000000.0},
+    },
+}
+SHAPES = {
+    "llama-q4_1-hd64-gqa4": {
+        "types": {"*": Q.Q4_1, "token_embd": Q.Q8_0},
+        "keys": shape(2, 128, 160, 4, 1, 64),
+    },
+    "llama-q4_0-hd128-gqa1": {
+        "types": {"*": Q.Q4_0, "output": Q.Q8_0},
+        "tied": False,
+        "keys": shape(1, 160, 160, 2, 2, 128),
+    },
+    "qwen3-q8_0-hd64-gqa7": {
+        "arch": "qwen3",
+        "types": {"*": Q.Q8_0},
+        "keys": shape(1, 128, 128, 7, 1, 64),
     },
 }
 GGUF_NAMES = {
@@ -224,17 +246,13 @@ def rope_factors(config):
 
 def load_oracle(path, spec, config):
     rope = {"rope_scaling": dict(spec["rope"])} if "rope" in spec else {}
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(**config, **rope), attn_implementation="eager", dtype=torch.float32
-    )
     weights = read_weights(
         gguf.GGUFReader(path),
         config["num_attention_heads"],
         config["num_key_value_heads"],
         config["model_type"] == "llama",
     )
-    model.load_state_dict(weights)
-    return model.eval()
+    return model_with({**config, **rope}, weights)
 
 
 def compare_with_llama_cpp(path, model, ids):
@@ -294,11 +312,14 @@ def make_file(name, spec, seed):
     path = OUT / f"{name}.gguf"
     write_gguf(path, spec, config, make_weights(config, seed), vocab, seed)
     model = load_oracle(path, spec, config)
-    ids = clear_prompts(model, 2000 + seed, N_IDS, config["vocab_size"], PROMPT_LENS)
-    fields = golden_fields(model, ids, PROMPT_LENS, CONTEXT_LEN, POSITIONS)
+    drawn = TILED if name in SHAPES else DRAWN
+    prompt_lens, positions = drawn["prompt_lens"], np.array(drawn["positions"], np.int32)
+    ids = clear_prompts(model, 2000 + seed, drawn["n_ids"], config["vocab_size"], prompt_lens)
+    fields = golden_fields(model, ids, prompt_lens, CONTEXT_LEN, positions)
     check_fields(name, fields)
     np.savez_compressed(OUT / f"{name}.npz", **fields)
-    make_tokens_json(path, spec, vocab)
+    if name in FILES:
+        make_tokens_json(path, spec, vocab)
     error = compare_with_llama_cpp(path, model, ids)
     print(
         f"{name}: {path.stat().st_size} bytes, min gap "
@@ -338,5 +359,6 @@ def main():
         shutil.rmtree(OUT)
     OUT.mkdir()
     make_types()
-    for seed, (name, spec) in enumerate(FILES.items(), 101):
+    shapes = {name: {"pre": "smollm", **spec} for name, spec in SHAPES.items()}
+    for seed, (name, spec) in enumerate({**FILES, **shapes}.items(), 101):
         make_file(name, spec, seed)

@@ -4,7 +4,8 @@ config.json is written by hand in the shapes that real checkpoints have (rope_sc
 rope_parameters of new, "type" and "rope_type"), not by transformers' save_pretrained.
 The logits come from transformers reading the stored directory back in fp32, so rounding of the
 storage type is part of the golden. InternLM2 is not in transformers: a Llama of equal weights
-gives the logits, and its weights are repacked.
+gives the logits, and its weights are repacked. Nor does it read AWQ and GPTQ by itself: it gets
+the values that the packed tensors stand for.
 """
 
 import shutil
@@ -17,11 +18,13 @@ from golden_common import (
     check_fields,
     clear_prompts,
     golden_fields,
+    model_with,
     sample_positions,
     write_json,
 )
+from packed_weights import pack_weights
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -35,6 +38,28 @@ ARCHITECTURES = {
 # Keys of a config.json, beside those that base_config() always writes.
 HEAD16 = {"num_attention_heads": 2, "num_key_value_heads": 1}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
+
+
+def shape(n_layer, hidden, ffn, n_head, n_kv_head, head_dim):
+    return {
+        "num_hidden_layers": n_layer,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_attention_heads": n_head,
+        "num_key_value_heads": n_kv_head,
+        "head_dim": head_dim,
+    }
+
+
+# What is drawn and kept of a model with heads of 64 and more: logits at the edges of tiles alone,
+# since its rows are long, and an answer that runs past 128 positions.
+TILED = {
+    "n_ids": 130,
+    "prompt_lens": [12, 1, 120],
+    "positions": [0, 1, 15, 16, 63, 64, 65, 127, 128, 129],
+}
 SPECS = {
     "llama-mha": {"keys": {"num_key_value_heads": 4}, "dtype": "float32"},
     "llama-gqa-tied": {
@@ -164,6 +189,42 @@ SPECS = {
     "internlm2": {
         "arch": "internlm2",
         "keys": {"rope_theta": 1000000.0, "bias": False, "rope_scaling": None},
+    },
+    "llama-f16-hd64-gqa1": {
+        **TILED,
+        "tied": True,
+        "dtype": "float16",
+        "keys": {"vocab_size": 260, **shape(1, 128, 136, 2, 2, 64)},
+    },
+    "qwen3-bf16-hd64-gqa4": {
+        **TILED,
+        "arch": "qwen3",
+        "tied": True,
+        "keys": {"vocab_size": 256, **shape(1, 128, 128, 4, 1, 64)},
+    },
+    "qwen2-awq-hd128-gqa4": {
+        "n_ids": 600,
+        "prompt_lens": [12, 250, 505],
+        "positions": [0, 15, 16, 127, 128, 255, 256, 257, 511, 512, 513, 599],
+        "arch": "qwen2",
+        "tied": True,
+        "dtype": "float16",
+        "keys": {
+            "vocab_size": 264,
+            "max_position_embeddings": 1024,
+            **shape(1, 128, 384, 4, 1, 128),
+            "quantization_config": AWQ,
+        },
+    },
+    "llama-gptq-hd256-gqa4": {
+        **TILED,
+        "tied": True,
+        "dtype": "float16",
+        "keys": {
+            "vocab_size": 272,
+            **shape(1, 128, 160, 4, 1, 256),
+            "quantization_config": GPTQ,
+        },
     },
 }
 
@@ -302,15 +363,17 @@ def freeze_rope(model, session_len):
         rotary.rope_type = "default"  # the forward pass must not recompute them
 
 
-def load_oracle(folder, arch, internal_weights, config):
-    if arch != "internlm2":
+def load_oracle(folder, config, values):
+    """values: of every weight, for what transformers does not read from the folder by itself."""
+    arch = config["model_type"]
+    if arch != "internlm2" and "quantization_config" not in config:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
-    llama = {k: v for k, v in config.items() if k not in ("architectures", "model_type", "bias")}
-    model = LlamaForCausalLM(LlamaConfig(**llama, attn_implementation="eager"))
-    model.load_state_dict({k: v.float() for k, v in internal_weights.items()})
-    return model.eval()
+    left_out = ("architectures", "bias", "quantization_config")
+    plain = {k: v for k, v in config.items() if k not in left_out}
+    plain["model_type"] = "llama" if arch == "internlm2" else arch
+    return model_with(plain, values)
 
 
 def make_model(name, spec, seed):
@@ -321,11 +384,18 @@ def make_model(name, spec, seed):
     config = base_config(spec)
     dtype = DTYPES[config["torch_dtype"]]
     weights = {k: v.to(dtype) for k, v in make_weights(config, seed).items()}
-    stored = to_internlm2(weights, config) if spec.get("arch") == "internlm2" else weights
+    stored = weights
+    if spec.get("arch") == "internlm2":
+        stored = to_internlm2(weights, config)
+    elif "quantization_config" in config:
+        quantization = config["quantization_config"]
+        stored, weights = pack_weights(
+            weights, quantization["quant_method"], quantization["group_size"]
+        )
     write_checkpoint(folder, spec, config, stored)
 
     session_len = spec.get("session_len", config["max_position_embeddings"])
-    model = load_oracle(folder, config["model_type"], weights, config)
+    model = load_oracle(folder, config, weights)
     freeze_rope(model, session_len)
     prompt_lens = spec.get("prompt_lens", [12, 1, 70])
     ids = clear_prompts(
