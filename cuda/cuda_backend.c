@@ -8,6 +8,7 @@
 
 #include "base/memory.h"
 #include "base/threads.h"
+#include "cuda_blas.h"
 #include "cuda_ops.h"
 #include "cuda_stream.h"
 #include "cuda_weight.h"
@@ -19,6 +20,7 @@ typedef struct cuda_backend {
     lmd_threads *threads; /* that pack weights */
     lmd_cuda_weights weights;
     lmd_matrices matrices;
+    bool looked_for_blas;
 } cuda_backend;
 
 static const lmd_cuda_device *device_of(const lmd_backend *self) {
@@ -176,6 +178,8 @@ static void backend_weight_free(lmd_backend *self, lmd_weight *weight) {
 static void backend_free(lmd_backend *self) {
     if (!self) return;
     cuda_backend *cuda = (cuda_backend *)self;
+    if (cuda->device.blas && lmd_cuda_enter_to_free(&cuda->device))
+        lmd_cuda_blas_close(cuda->device.blas);
     lmd_cuda_weights_clear(&cuda->weights);
     lmd_threads_free(cuda->threads);
     lmd_free(cuda);
@@ -183,9 +187,20 @@ static void backend_free(lmd_backend *self) {
 
 /* ---- workspaces and steps ---- */
 
+/* Opens cuBLAS, which takes a second, for models most of which are float matrices. */
+static void look_for_blas(cuda_backend *self) {
+    if (self->looked_for_blas || self->device.kernels->on_host) return;
+    if (self->weights.float_bytes * 2 < self->weights.matrices_len) return;
+    self->looked_for_blas = true;
+    self->device.blas = lmd_cuda_blas_open(NULL, 0);
+}
+
 static lmd_status backend_workspace_new(lmd_backend *self, const lmd_workspace_config *config,
                                         lmd_workspace **out, lmd_err *err) {
-    return lmd_cuda_workspace_new(device_of(self), config, out, err);
+    cuda_backend *cuda = (cuda_backend *)self;
+    LMD_TRY(lmd_cuda_enter(&cuda->device, err));
+    look_for_blas(cuda);
+    return lmd_cuda_workspace_new(&cuda->device, config, out, err);
 }
 
 const lmd_backend_ops lmd_cuda_backend_ops = {

@@ -12,7 +12,8 @@
 typedef struct lmd_cuda_device {
     int32_t idx, arch, n_sms;
     const lmd_cuda_kernels *kernels;
-    pid_t pid; /* who opened it: a forked child must not touch it */
+    struct lmd_cuda_blas *blas; /* NULL: not there, or not wanted */
+    pid_t pid;                  /* who opened it: a forked child must not touch it */
 } lmd_cuda_device;
 
 enum { LMD_CUDA_ALIGN = 256 }; /* bytes; of everything that shares an allocation */

@@ -21,9 +21,10 @@ extern "C" {
 /* A stream, and what launchers need beside it. One thread. */
 typedef struct lmd_cuda_queue {
     cudaStream_t stream;
-    cudaError_t error;    /* the first of this step; cudaSuccess: none */
-    const char *error_at; /* what was enqueued then */
-    int32_t n_sms;        /* multiprocessors of the device */
+    cudaError_t error;          /* the first of this step; cudaSuccess: none */
+    const char *error_at;       /* what was enqueued then */
+    struct lmd_cuda_blas *blas; /* cuda_blas.h; NULL: there is none */
+    int32_t n_sms;              /* multiprocessors of the device */
     /* Host memory for the arguments of host functions, which must live until they ran: only the
      * row "ref" uses it. The owner empties it when nothing enqueued still needs it. */
     uint8_t *args;

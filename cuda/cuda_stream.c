@@ -89,7 +89,7 @@ void lmd_cuda_stream_begin(lmd_workspace *self, const lmd_plan *plan) {
     const int32_t n_padded =
         is_decode ? lmd_max_i32(lmd_cuda_bucket(plan->n_seqs, max_bucket), plan->n_seqs)
                   : plan->n_seqs;
-    note(self, cudaSetDevice(self->device->idx), "selecting the device");
+    note(self, cudaSetDevice(self->device->idx), "running a step"); /* an earlier one's error */
     self->current = flight;
     self->forward_ended = false;
     flight->plan_id = plan->plan_id;
@@ -128,7 +128,6 @@ lmd_status lmd_cuda_stream_wait(lmd_workspace *self, int64_t plan_id, lmd_err *e
     if (flight->plan_id != plan_id)
         return lmd_fail(err, LMD_INTERNAL, "plan %lld was waited for, but is not in flight",
                         (long long)plan_id);
-    LMD_TRY(lmd_cuda_enter(self->device, err));
     if (self->queue.error == cudaSuccess)
         note(self, cudaEventSynchronize(flight->done), "running a step");
     if (self->queue.error != cudaSuccess) {

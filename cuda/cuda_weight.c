@@ -206,6 +206,7 @@ static lmd_status place_matrix(lmd_cuda_weights *self, const lmd_pack_plan *plan
                              .n_cols = plan->n_cols,
                              .group_size = plan->group_size};
     out->codes = take(self, sizes.codes);
+    if (plan->form == LMD_FORM_F16) self->float_bytes += sizes.codes;
     if (sizes.groups) out->groups = (const lmd_cuda_group *)(void *)take(self, sizes.groups);
     if (sizes.scales) out->row_scales = (const float *)(void *)take(self, sizes.scales);
     return LMD_OK;

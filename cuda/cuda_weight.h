@@ -26,6 +26,7 @@ typedef struct lmd_cuda_weights {
     cudaStream_t stream;
     uint8_t *matrices; /* of matrices_room bytes */
     size_t matrices_len, matrices_room;
+    size_t float_bytes;             /* of matrices_len, those of halves */
     struct lmd_cuda_chunk *vectors; /* list */
     uint8_t *stages[LMD_CUDA_STAGES];
     size_t stage_bytes; /* of each; grows to the widest tile */

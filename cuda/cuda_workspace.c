@@ -245,6 +245,7 @@ static lmd_status set_up(lmd_workspace *self, lmd_err *err) {
     LMD_CUDA_TRY(cudaStreamCreateWithFlags(&self->queue.stream, cudaStreamNonBlocking),
                  "making a stream", err);
     self->queue.n_sms = self->device->n_sms;
+    self->queue.blas = self->device->blas;
     self->uses_graphs = wants_graphs();
     LMD_TRY(allocate_kv(self, err));
     LMD_TRY(allocate_memory(self, err));
