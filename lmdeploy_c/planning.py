@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .engine.decode_time import MOST_TOKENS, decode_time
+from .engine.device_choice import choose_device
 from .engine.loading import EngineConfig, engine_config, open_model
-from .engine.sizes import Sizes, compute_sizes, describe_kv_bits
+from .engine.sizes import Sizes, describe_kv_bits
 from .files.checkpoint import Checkpoint
 from .messages import TurbomindEngineConfig
 from .units import format_size
@@ -35,24 +37,30 @@ class Plan(Mapping[str, Any]):
 
     Attributes:
         model: path of the files. arch: of the model.
-        device, isa, num_threads: where and how it runs.
-        total_memory_bytes: of the machine, or the cgroup's limit if that is less.
-        available_memory_bytes: memory that this process could take before the model was loaded.
+        device, isa, num_threads: where and how it runs; of a GPU, isa is the family of its kernels,
+            and the threads are the host's, which pack its weights.
+        device_description: what the device is, for people.
+        total_memory_bytes: of the device: of a CPU the machine's, or the cgroup's limit if that is
+            less.
+        available_memory_bytes: of it, what this process could take before the model was loaded.
         weight_bytes: of the weights as loaded. scratch_bytes: activations, logits and tables.
         kv_bytes: of the KV cache: kv_blocks blocks of kv_block_len tokens.
         kv_bits: of keys and of values. kv_bytes_per_token: in that form.
         kv_bytes_per_token_at: with 16, 8 or 4 bits for both.
         session_len: most tokens of a sequence. max_batch_size: most sequences at once.
         max_prefill_token_num: most tokens of a step.
-        read_bytes_per_second: memory bandwidth of all threads; 0 if not measured.
-        tokens_per_second: by context length, of one sequence that decodes, as timed; empty if not
-            measured.
-        tokens_per_second_limit: what reading everything once at that bandwidth would allow.
+        device_reason: why it is that device, where the configuration said "auto".
+        read_bytes_per_second: memory bandwidth of all threads; 0 if not measured, and for a GPU.
+        tokens_per_second: by context length, of one sequence that decodes, as timed on the device;
+            empty if not measured.
+        tokens_per_second_limit: what reading everything once at that bandwidth would allow; empty
+            where that is not known.
     """
 
     model: str
     arch: str
     device: str
+    device_description: str
     isa: str
     num_threads: int
     total_memory_bytes: int = field(compare=False)
@@ -68,6 +76,7 @@ class Plan(Mapping[str, Any]):
     session_len: int
     max_batch_size: int
     max_prefill_token_num: int
+    device_reason: str = field(default="", compare=False)
     read_bytes_per_second: float = field(default=0.0, compare=False)
     tokens_per_second: Mapping[int, float] = field(default_factory=dict, compare=False)
     tokens_per_second_limit: Mapping[int, float] = field(default_factory=dict, compare=False)
@@ -117,6 +126,7 @@ class Plan(Mapping[str, Any]):
         lines = [
             f"{Path(self.model).name}: {self.arch} on {self.device} ({self.isa}), "
             f"{self.num_threads} threads",
+            *self._device_lines(),
             *(f"  {name:<10}{size:>10}  {text}".rstrip() for name, size, text in rows),
             "KV cache, by bits",
             *(
@@ -125,15 +135,34 @@ class Plan(Mapping[str, Any]):
             ),
         ]
         if self.tokens_per_second:
-            lines += [
-                f"decoding one sequence (memory gives {self.read_bytes_per_second / 1e9:.1f} GB/s)",
-                *(
-                    f"  context {n:>6} {rate:>10.1f} tok/s, at most "
-                    f"{self.tokens_per_second_limit[n]:.1f}"
-                    for n, rate in self.tokens_per_second.items()
-                ),
-            ]
+            lines += self._speed_lines()
         return "\n".join(lines)
+
+    def _device_lines(self) -> list[str]:
+        paragraphs = []
+        if self.device_description != self.isa:
+            paragraphs.append(self.device_description)
+        if self.device_reason:
+            paragraphs.append(f'device="auto": {self.device_reason}')
+        return [
+            line
+            for text in paragraphs
+            for line in textwrap.wrap(
+                text, 96, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+            )
+        ]
+
+    def _speed_lines(self) -> list[str]:
+        bandwidth, limits = self.read_bytes_per_second, self.tokens_per_second_limit
+        memory = f" (memory gives {bandwidth / 1e9:.1f} GB/s)" if bandwidth else ""
+        return [
+            f"decoding one sequence{memory}",
+            *(
+                f"  context {n:>6} {rate:>10.1f} tok/s"
+                + (f", at most {limits[n]:.1f}" if n in limits else "")
+                for n, rate in self.tokens_per_second.items()
+            ),
+        ]
 
 
 _KEYS = tuple(f.name for f in dataclasses.fields(Plan) if f.compare)
@@ -146,6 +175,7 @@ def plan_of(sizes: Sizes, *, model: Path, arch: str) -> Plan:
         model=str(model),
         arch=arch,
         device=device.name,
+        device_description=device.description,
         isa=device.isa,
         num_threads=device.num_threads,
         total_memory_bytes=device.total_bytes,
@@ -161,7 +191,20 @@ def plan_of(sizes: Sizes, *, model: Path, arch: str) -> Plan:
         session_len=kv.session_len,
         max_batch_size=sizes.max_batch_size,
         max_prefill_token_num=sizes.max_prefill_token_num,
+        device_reason=sizes.device_reason,
     )
+
+
+def _read_bandwidth(sizes: Sizes) -> float:
+    """Bytes a second that the device reads of its memory; 0 for a GPU, whose memory the host's
+    threads do not read."""
+    from . import _C
+
+    device = sizes.device
+    if not device.is_cpu:
+        return 0.0
+    n_bytes = min(sizes.read_bytes, _MAX_BUFFER, device.free_bytes // 4)
+    return _C.read_bandwidth(max(n_bytes, 1), device.num_threads)
 
 
 def _timed_rates(
@@ -171,7 +214,7 @@ def _timed_rates(
     contexts = [n for n in CONTEXTS if n + MOST_TOKENS <= session_len] or [0]
     try:
         timed = decode_time(config, checkpoint, contexts[-1])
-    except (MemoryError, RuntimeError) as e:
+    except (MemoryError, OSError, RuntimeError) as e:
         logger.warning("%s: no speed is predicted: %s", checkpoint.path.name, e)
         return {}
     return {n: timed.tokens_per_second(n) for n in contexts}
@@ -194,19 +237,18 @@ def plan(
     Raises what `pipeline` raises: FileNotFoundError, CheckpointError, UnsupportedError, ValueError,
     and MemoryError, whose message has the numbers, for what does not fit.
     """
-    from . import _C
-
     config = engine_config(backend_config)
     checkpoint = open_model(model_path, config)
-    sizes = compute_sizes(config, checkpoint)
+    config, sizes = choose_device(config, checkpoint)
     forecast = plan_of(sizes, model=checkpoint.path, arch=checkpoint.config["arch"])
     if not measure:
         return forecast
-    n_bytes = min(sizes.read_bytes, _MAX_BUFFER, sizes.device.free_bytes // 4)
-    rate = _C.read_bandwidth(max(n_bytes, 1), forecast.num_threads)
+    rate = _read_bandwidth(sizes)
     timed = _timed_rates(config, checkpoint, forecast.session_len)
     kv = sizes.kv
-    limits = {n: rate / (sizes.read_bytes + n * kv.block_bytes // kv.block_len) for n in timed}
+    limits = {
+        n: rate / (sizes.read_bytes + n * kv.block_bytes // kv.block_len) for n in timed if rate
+    }
     return dataclasses.replace(
         forecast,
         read_bytes_per_second=rate,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..engine.device import describe_gpu, first_gpu
 from ..units import format_size
 from ..version import __version__
 from .options import Commands, Formatter
@@ -82,27 +84,51 @@ def _memory() -> dict[str, str]:
     }
 
 
-def _cuda() -> dict[str, Any]:
+def _memory_of(facts: Mapping[str, Any]) -> str:
+    return f"{format_size(facts['free_bytes'])} free of {format_size(facts['total_bytes'])}"
+
+
+def _driver() -> str:
     import ctypes
 
     try:
         ctypes.CDLL("libcuda.so.1")
-        driver = "found (libcuda.so.1)"
     except OSError as e:
-        driver = f"not found ({e})"
-    return {"driver": driver, **_device("cuda")}
+        return f"not found ({e})"
+    return "found (libcuda.so.1)"
 
 
-def _device(name: str) -> dict[str, Any]:
-    """What a device has, or why there is none; memory is what this process may use."""
+def _gpus() -> dict[str, Any]:
+    """The driver, and each GPU or why there is none."""
     try:
         from .. import _C
 
-        facts = _C.device_info(name)
-    except (ImportError, RuntimeError, ValueError) as e:
+        gpus = _C.gpus()
+    except (ImportError, OSError, ValueError) as e:
+        return {"driver": _driver(), "error": str(e)}
+    usable = [gpu for gpu in gpus if "error" not in gpu]
+    version = usable[0]["driver_version"] if usable else None
+    driver = f"CUDA {version // 1000}.{version % 1000 // 10}" if version else _driver()
+    report = {"driver": driver, **{gpu["device"]: describe_gpu(gpu) for gpu in gpus}}
+    for gpu in usable:
+        report[gpu["device"]] += f", {_memory_of(gpu)}"
+    return report
+
+
+def _device_auto() -> dict[str, Any]:
+    """The device that "auto" is for a model that it serves and has the memory for."""
+    try:
+        from .. import _C
+
+        gpu, reason = first_gpu()
+        facts = _C.device_info(gpu or "cpu")
+    except (ImportError, MemoryError, OSError, RuntimeError, ValueError) as e:
         return {"error": str(e)}
-    memory = {key: format_size(facts.pop(f"{key}_bytes")) for key in ("free", "total")}
-    return {"memory": f"{memory['free']} free of {memory['total']}", **facts}
+    why = reason if gpu else f"no GPU: {reason}"
+    chosen = {"name": gpu or "cpu", "why": why, "memory": _memory_of(facts)}
+    for told in ("name", "free_bytes", "total_bytes"):
+        del facts[told]
+    return {**chosen, **facts}
 
 
 def _default_model() -> str:
@@ -124,8 +150,8 @@ def collect() -> Report:
         "system": {"platform": platform.platform(), "machine": platform.machine()},
         "cpu": _cpu(),
         "memory": _memory(),
-        "device auto": _device("auto"),
-        "cuda": _cuda(),
+        "gpus": _gpus(),
+        "device auto": _device_auto(),
         "packages": _versions(_REQUIRED),
         "optional packages": _versions(_OPTIONAL),
     }

@@ -81,16 +81,25 @@ def kv_bits(text: str) -> int | tuple[int, ...]:
 
 ENGINE_OPTIONS: tuple[Option, ...] = (
     ("--session-len", int, "Most tokens of the conversation; None: the model's own length."),
-    ("--max-batch-size", int, "Sequences that run at once; None: 64."),
+    ("--max-batch-size", int, "Sequences that run at once; None: 64 on the CPU, 256 on a GPU."),
     (
         "--cache-max-entry-count",
         cache_size,
         "KV cache: a fraction of available memory, a number of blocks, or a size such as 512MB.",
     ),
     ("--cache-block-seq-len", int, "Tokens in a KV block."),
-    ("--max-prefill-token-num", int, "Token budget of a step; None: 512."),
+    (
+        "--max-prefill-token-num",
+        int,
+        "Token budget of a step; None: 512 on the CPU, 8192 on a GPU.",
+    ),
     ("--num-threads", int, "Threads; None: what affinity mask and cgroup quota allow."),
-    ("--device", str, "auto, cpu, cuda or cuda:N (the GPU with that number)."),
+    (
+        "--device",
+        str,
+        "cpu, cuda, cuda:N (the GPU with that number), or auto: the first GPU that can run the "
+        "model, or else the CPU.",
+    ),
     ("--dtype", str, "auto."),
     ("--model-format", str, "hf, awq, gptq or gguf; None: as found."),
     ("--revision", str, "Version of a model id."),

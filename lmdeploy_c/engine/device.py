@@ -1,8 +1,12 @@
-"""The device that an engine runs on, as its backend describes it."""
+"""The devices that an engine may run on, as their backends describe them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ..messages import TurbomindEngineConfig
 
@@ -11,13 +15,17 @@ from ..messages import TurbomindEngineConfig
 class Device:
     """Facts about a device, and what a configuration leaves open there.
 
-    name: "cpu". isa: the instruction set in use. num_threads: of the host, that compute.
+    name: "cpu", or "cuda:1" for the second GPU. kind: "cpu" or "cuda". description: for people: the
+    CPU's instruction set, or what a GPU is. isa: the instruction set, or the family of a GPU's
+    kernels, in use. num_threads: of the host: on the CPU they compute, for a GPU they pack weights.
     runs_ahead: a step may begin while the one before runs. free_bytes, total_bytes: of its memory,
     for this process. The KV cache takes kv_fraction of the free memory, but no more than
     kv_max_bytes (0: no bound).
     """
 
     name: str
+    kind: str
+    description: str
     isa: str
     num_threads: int
     runs_ahead: bool
@@ -29,13 +37,56 @@ class Device:
     kv_fraction: float
     kv_max_bytes: int
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether its memory is the host's."""
+        return self.kind == "cpu"
+
 
 def find_device(config: TurbomindEngineConfig) -> Device:
     """The device that a configuration names.
 
-    Raises UnsupportedError for one that this build lacks, ValueError for a wrong LMDEPLOY_C_ISA.
+    Raises UnsupportedError for one that cannot be used, with the reason; ValueError for a GPU that
+    is not there and for a wrong LMDEPLOY_C_ISA.
     """
     from .. import _C
 
     facts = _C.device_info(config.device, config.num_threads)
-    return Device(**{field.name: facts[field.name] for field in fields(Device)})
+    kind, name, description = facts.pop("name"), "cpu", facts["isa"]
+    if kind == "cuda":
+        number = int(config.device.partition(":")[2] or 0)
+        name, description = f"cuda:{number}", describe_gpu(_C.gpus()[number])
+    return Device(name=name, kind=kind, description=description, **facts)
+
+
+def describe_gpu(gpu: Mapping[str, Any]) -> str:
+    """What one of `_C.gpus` is, or why it cannot be used."""
+    if "error" in gpu:
+        return str(gpu["error"])
+    major, minor = divmod(gpu["arch"], 10)
+    return f"{gpu['name']} (compute capability {major}.{minor}, kernels {gpu['kernels']})"
+
+
+def first_gpu() -> tuple[str | None, str]:
+    """The name of the first GPU that can be used, or None, and the reason for either."""
+    from .. import _C
+
+    try:
+        gpus = _C.gpus()
+    except (OSError, ValueError) as e:
+        return None, str(e)
+    usable = [gpu["device"] for gpu in gpus if "error" not in gpu]
+    if not usable:
+        return None, gpus[0]["error"]
+    return usable[0], "the first GPU that can be used"
+
+
+def gpu_is_expected() -> bool:
+    """Whether a user may wonder why no GPU is used: a CUDA library was installed or is named, and
+    CUDA_VISIBLE_DEVICES does not hide every GPU."""
+    from .. import _C
+
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return False
+    beside = Path(_C.__file__).with_name("liblmdeploy_cuda.so")
+    return bool(os.environ.get("LMDEPLOY_C_CUDA_LIBRARY")) or beside.exists()

@@ -117,7 +117,8 @@ def load_model(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Model:
             num_threads=config.num_threads,
             progress=progress,
         )
-    warn_of_slow_kernels(model.isa)
+    if model.device == "cpu":
+        warn_of_slow_kernels(model.isa)
     return model
 
 

@@ -128,11 +128,10 @@ def size_kv_cache(
     Raises MemoryError, ValueError.
     """
     bits = config.stored_kv_bits()
-    warn_of_few_bits(bits, shape["arch"])
-    size = kv_size(
+    return kv_size(
         cache=config.cache_max_entry_count,
         block_len=config.cache_block_seq_len,
-        block_bytes=kv_block_bytes(shape, config.cache_block_seq_len, bits, config.device),
+        block_bytes=kv_block_bytes(shape, config.cache_block_seq_len, bits, device.name),
         session_len=config.session_len,
         model_len=shape["max_position"],
         max_batch_size=config.max_batch_size or device.max_batch_size,
@@ -140,13 +139,6 @@ def size_kv_cache(
         fraction=device.kv_fraction,
         limit=device.kv_max_bytes,
     )
-    if size.session_len > shape["max_position"]:
-        logger.warning(
-            "session_len %d is more than the %d tokens the model was made for",
-            size.session_len,
-            shape["max_position"],
-        )
-    return size
 
 
 # ---- everything ----
@@ -172,7 +164,7 @@ def _engine_bytes(
         block_len=config.cache_block_seq_len,
         kv_bits=config.stored_kv_bits(),
         enable_prefix_caching=config.enable_prefix_caching,
-        device=config.device,
+        device=device.name,
         num_threads=config.num_threads,
     )
 
@@ -191,15 +183,17 @@ class Sizes:
     kv: KvSize
     kv_bits: tuple[int, int]  # of keys and of values
     kv_bytes_per_token_at: dict[int, float]  # by bits, the same for keys and values
+    device_reason: str = ""  # why it is this device, where the configuration says "auto"
 
     @property
     def available_bytes(self) -> int:
-        """Memory that this process could use before the model was loaded."""
+        """Memory of the device that this process could use before the model was loaded."""
         return self.device.free_bytes
 
 
 def compute_sizes(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Sizes:
-    """Sizes everything before anything large is allocated, and logs it.
+    """Sizes everything on the configuration's device before anything large is allocated, and logs
+    it.
 
     Raises MemoryError with the numbers when it does not fit into the memory that is available,
     ValueError when session_len does not fit into the KV cache.
@@ -207,20 +201,24 @@ def compute_sizes(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Size
     from .. import _C
 
     shape, device = checkpoint.config, find_device(config)
-    weights = _C.model_sizes(shape, checkpoint.source, device=config.device)
+    weights = _C.model_sizes(shape, checkpoint.source, device=device.name)
     available = device.free_bytes
 
     def refused(why: str) -> str:
         return (
             f"{checkpoint.path.name}: {why} (weights take {format_size(weights['weight_bytes'])}, "
-            f"scratch up to {format_size(most)}, of {format_size(available)} available memory)"
+            f"scratch up to {format_size(most)}, of {format_size(available)} available memory on "
+            f"{device.name})"
         )
 
     most = _engine_bytes(config, shape, device, config.session_len or shape["max_position"], 1)
     left = available - weights["weight_bytes"] - most
     if left <= 0:
         raise MemoryError(
-            refused("the model does not fit; free memory, or take a smaller or more quantised one")
+            refused(
+                "the model does not fit; free memory, lower max_prefill_token_num, or take a "
+                "smaller or more quantised one"
+            )
         )
     try:
         kv = size_kv_cache(config, shape, device, left)
@@ -239,20 +237,28 @@ def compute_sizes(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Size
         kv=kv,
         kv_bits=config.stored_kv_bits(),
         kv_bytes_per_token_at={
-            bits: kv_block_bytes(shape, kv.block_len, (bits, bits), config.device) / kv.block_len
+            bits: kv_block_bytes(shape, kv.block_len, (bits, bits), device.name) / kv.block_len
             for bits in KV_BITS
         },
     )
-    _log(checkpoint.path.name, sizes)
+    _tell(checkpoint, sizes)
     return sizes
 
 
-def _log(name: str, sizes: Sizes) -> None:
-    kv = sizes.kv
+def _tell(checkpoint: Checkpoint, sizes: Sizes) -> None:
+    """Logs the sizes of an engine that fits, and what a user may not have meant."""
+    kv, shape = sizes.kv, checkpoint.config
+    warn_of_few_bits(sizes.kv_bits, shape["arch"])
+    if kv.session_len > shape["max_position"]:
+        logger.warning(
+            "session_len %d is more than the %d tokens the model was made for",
+            kv.session_len,
+            shape["max_position"],
+        )
     logger.info(
         "%s: weights %s, KV cache %s (%d blocks of %d tokens, %s), scratch %s, session_len %d, "
         "max_batch_size %d",
-        name,
+        checkpoint.path.name,
         format_size(sizes.weight_bytes),
         format_size(kv.n_bytes),
         kv.n_blocks,

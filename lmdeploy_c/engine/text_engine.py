@@ -22,6 +22,7 @@ from ..text.prompts import Message, Prompt, as_messages, as_turn, per_prompt
 from ..text.stop_words import StopMatcher, stop_rules
 from ..tokenizer import Tokenizer
 from .answer import Answer, read_ppl
+from .device_choice import choose_device
 from .loading import (
     EngineConfig,
     check_speculative_config,
@@ -32,7 +33,6 @@ from .loading import (
     open_model,
     start_engine,
 )
-from .sizes import compute_sizes
 from .trace import recording
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class TextEngine:
         self.chat_template = make_chat_template(chat_template_config, self.tokenizer)
         self._max_log_len = max_log_len
         self._end_ids = list(checkpoint.eos_token_ids)
-        self.sizes = sizes = compute_sizes(config, checkpoint)
+        config, self.sizes = choose_device(config, checkpoint)
+        sizes = self.sizes
         model = load_model(config, checkpoint)
         self.isa, self.num_threads = model.isa, model.num_threads
         core = start_engine(model, config, sizes, speculative_config)
@@ -98,7 +99,6 @@ class TextEngine:
         self._finalizer = weakref.finalize(self, core.close)
         self.backend_config = dataclasses.replace(
             config,
-            device=model.device,
             num_threads=model.num_threads,
             session_len=sizes.kv.session_len,
             max_batch_size=sizes.max_batch_size,
@@ -109,10 +109,10 @@ class TextEngine:
         self._kv_tags = self._make_kv_tags(checkpoint)
 
     def _make_kv_tags(self, checkpoint: Checkpoint) -> dict[str, Any]:
-        config, kv = self.backend_config, self.sizes.kv
+        config, device, kv = self.backend_config, self.sizes.device, self.sizes.kv
         return {
             "model": fingerprint(checkpoint),
-            "device": f"{config.device} {self.isa}",
+            "device": f"{device.kind} {self.isa}",
             "rope_len": kv.session_len if checkpoint.config["rope_type"] == "dynamic" else None,
             "block_len": kv.block_len,
             "kv_bits": list(self.sizes.kv_bits),

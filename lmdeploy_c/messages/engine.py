@@ -88,28 +88,34 @@ class TurbomindEngineConfig(_EngineConfig):
             insist on that form.
         session_len: most tokens of one sequence, prompt and answer. None: the model's own length,
             lowered where the KV cache is smaller.
-        max_batch_size: sequences that run at once. None: as the device has it, 64 on the CPU.
-        cache_max_entry_count: size of the KV cache. A number below 1: that fraction of available
-            memory, but never more than the sequences can use. An integer above 1: blocks. A string
-            such as "512MB" or "2GB" (powers of 1024): bytes. None: on the CPU the smallest of half
-            of the available memory (the cgroup's limit respected), max_batch_size sequences of
-            session_len, and 4 GiB.
+        max_batch_size: sequences that run at once. None: as the device has it, 64 on the CPU, 256
+            on a GPU.
+        cache_max_entry_count: size of the KV cache. A number below 1: that fraction of the device's
+            available memory, but never more than the sequences can use. An integer above 1: blocks.
+            A string such as "512MB" or "2GB" (powers of 1024): bytes. None: on the CPU the smallest
+            of half of the available memory (the cgroup's limit respected), max_batch_size sequences
+            of session_len, and 4 GiB; on a GPU four fifths of what the model leaves free, but never
+            more than these sequences.
         cache_block_seq_len: tokens in a block of the KV cache: 16, 32, 64, 128 or 256.
         enable_prefix_caching: prompts that begin like an earlier text find its KV.
         quant_policy: storage of the KV cache: 0 is fp16, 8 int8, 4 int4 (also QuantPolicy's names).
         download_dir: where models given by an id are downloaded to.
         revision: the version of a model given by an id.
-        max_prefill_token_num: token budget of a step. None: 512 on the CPU.
+        max_prefill_token_num: token budget of a step. None: as the device has it, 512 on the CPU,
+            8192 on a GPU.
         hf_overrides: replaces keys of config.json.
         enable_metrics: False keeps none for `Pipeline.metrics`.
-        device: "cpu", "cuda", "cuda:1" (the second GPU), or "auto": the best that this build and
-            this machine have. One that they lack is refused when a model is loaded.
-        num_threads: None takes what the affinity mask and the cgroup's quota allow.
+        device: "cpu", "cuda" (the first GPU), "cuda:1" (the second one), or "auto": the first GPU
+            that can be used, where it serves the model and has the memory for it, or else the CPU.
+            A GPU that is named and cannot be used is refused when a model is loaded, with the
+            reason.
+        num_threads: of the host: on the CPU they compute, for a GPU they pack the weights. None
+            takes what the affinity mask and the cgroup's quota allow.
         fast_activations: weights of 4 bits are multiplied by activations of 8 bits instead of 16:
             faster prefill and batches, at about llama.cpp's precision. Never on by itself.
         target_step_ms: while answers are written, prompts are read in chunks small enough for steps
             of so many milliseconds, by measured times. 0: no bound but max_prefill_token_num.
-            None: as the device has it, 100 on the CPU.
+            None: 100.
         batch_invariant: a sequence's tokens do not depend on the others that run with it. The CPU
             always keeps to that; a GPU is slower with it.
         max_waiting_requests: a request that finds so many waiting is refused (QUEUE_FULL). None: no

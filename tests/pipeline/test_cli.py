@@ -89,7 +89,7 @@ def test_the_template_may_be_a_file(tmp_path: Path) -> None:
     [
         (["chat", "/no/such/model", "--prompt", "x"], 1, "/no/such/model"),
         (["chat", "--tp", "2", "--prompt", "x"], 1, "TurbomindEngineConfig.tp=2 is not served"),
-        (["chat", "--device", "cuda", "--prompt", "x"], 1, "not in this build; it has: cpu"),
+        (["chat", "--device", "cuda:99", "--prompt", "x"], 1, 'device "cuda:99" cannot be used: '),
         (["chat", "--top-p", "3", "--prompt", "x"], 1, "GenerationConfig.top_p must be between"),
         (["chat", "--chat-template", "nobody", "--prompt", "x"], 1, "nobody"),
         (["chat", "--chat-template", "no.json", "--prompt", "x"], 1, "no.json"),
@@ -137,9 +137,10 @@ def test_check_env(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "neon_dotprod",
         "neon_i8mm",
     )
-    assert "not in this build" in report["cuda"]["error"]
-    assert " free of " in report["device auto"]["memory"]
-    assert report["device auto"]["name"] == "cpu"
+    gpus, auto = report["gpus"], report["device auto"]
+    assert set(gpus) == {"driver", "error"} or " free of " in gpus["cuda:0"]
+    assert " free of " in auto["memory"]
+    assert (auto["name"] == "cpu") == auto["why"].startswith("no GPU: ")
     assert set(report["memory"]) == {"total", "available", "cgroup limit", "usable"}
     assert report["memory"]["total"].endswith("iB")
     for word in ("numpy", "usable_threads", "max_batch_size", "optional packages"):
