@@ -45,11 +45,13 @@ static lmd_status fail_alloc(const lmd_cuda_device *self, cudaError_t error, siz
     if (error != cudaErrorMemoryAllocation ||
         lmd_cuda_memory(self, &free_bytes, &total_bytes, NULL) != LMD_OK)
         return lmd_cuda_fail(error, "allocating memory", err);
-    return lmd_fail(err, LMD_NO_MEMORY,
-                    "device cuda:%d has %.2f GB free of %.2f GB, and %s needs %.2f GB: lower "
-                    "cache_max_entry_count or session_len, or free the memory",
-                    (int)self->idx, (double)free_bytes / 1e9, (double)total_bytes / 1e9, what,
-                    (double)n_bytes / 1e9);
+    const double mib = 1.0 / (1 << 20);
+    return lmd_fail(
+        err, LMD_NO_MEMORY,
+        "device cuda:%d has %.0f MiB free of %.0f MiB, and %.1f MiB are wanted for %s: "
+        "lower cache_max_entry_count or session_len, or free the memory",
+        (int)self->idx, (double)free_bytes * mib, (double)total_bytes * mib,
+        (double)n_bytes * mib, what);
 }
 
 lmd_status lmd_cuda_alloc(const lmd_cuda_device *self, size_t n_bytes, const char *what,

@@ -118,7 +118,7 @@ def test_bytes_of_a_block_refuse() -> None:
         with pytest.raises(ValueError, match="kv_bits must be 16, 8, 4 or 32"):
             _C.kv_block_bytes(1, 1, 64, kv_bits=bits)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="cannot be used"):
-        _C.kv_block_bytes(1, 1, 64, device="cuda")
+        _C.kv_block_bytes(1, 1, 64, device="cuda:999")
     with pytest.raises(ValueError, match="head_dim must be 1 to"):
         _C.kv_block_bytes(1, 1, 0)
 

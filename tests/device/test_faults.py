@@ -97,4 +97,4 @@ def test_a_call_that_fails_before(call: str, n: int) -> None:
 
 def test_too_little_memory_says_how_much() -> None:
     (line,) = _run(EMU_MEMORY_MB="1", LMDEPLOY_C_CUDA_KERNELS="sm80")
-    assert line.startswith("refused MemoryError") and "GB" in line
+    assert line.startswith("refused MemoryError") and "MiB" in line
