@@ -343,10 +343,13 @@ extern "C" void emu_note_allocation(const void *alias, size_t n_bytes) {
     emu::forget_allocations();
 }
 
+/* Only the beginning of a large allocation is known to be freed: its cells would stay for good,
+ * six times as large. An access behind that is out of bounds. */
 extern "C" void emu_note_free(const void *alias, size_t n_bytes) {
     emu::cell freed = {};
     freed.is_freed = 1;
-    emu::fill(alias, n_bytes, freed);
+    emu::clear(alias, n_bytes);
+    emu::fill(alias, std::min(n_bytes, (size_t)1 << 20), freed);
     emu::forget_allocations();
 }
 
