@@ -203,3 +203,5 @@ wheel: $(VENV)/.created ## a wheel in dist/
 
 clean: ## forget every build product
 	rm -rf build dist *.egg-info $(VENV) fuzz_corpus
+
+include cuda/build.mk

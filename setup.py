@@ -6,11 +6,14 @@ Switches, read from the environment:
   LMDEPLOY_C_COVERAGE=1   gcov instrumentation
   LMDEPLOY_C_WERROR=1     warnings are errors (make dev)
   LMDEPLOY_C_FAKE_DEVICE=1  the CPU with a queue in front, as a device that runs ahead (tests)
+  LMDEPLOY_C_CUDA=1       the CUDA library as well: cuda/make.py, with its own switches
 """
 
 import os
 import platform
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +27,7 @@ SANITIZE = os.environ.get("LMDEPLOY_C_SANITIZE", "")
 COVERAGE = os.environ.get("LMDEPLOY_C_COVERAGE") == "1"
 FAKE_DEVICE = os.environ.get("LMDEPLOY_C_FAKE_DEVICE") == "1"
 WERROR = os.environ.get("LMDEPLOY_C_WERROR") == "1"
+CUDA = os.environ.get("LMDEPLOY_C_CUDA") == "1"
 
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wpointer-arith", "-Wvla"] + ["-Werror"] * WERROR
 # Vectors are passed between inlined functions alone, where the ABI that this warns of has no say.
@@ -69,6 +73,12 @@ def version() -> str:
     return re.search(r'__version__ = "(.+)"', text).group(1)
 
 
+def cuda_wheels() -> list[str]:
+    """What the CUDA library's build needs of PyPI: nvcc, on a machine without one."""
+    tool = [sys.executable, str(ROOT / "cuda" / "toolkit.py"), "missing", "compiler"]
+    return subprocess.check_output(tool, text=True).split() if CUDA else []
+
+
 class BuildExt(build_ext):
     """Compiles with each file's own flags, on all usable cores.
 
@@ -78,6 +88,16 @@ class BuildExt(build_ext):
     def finalize_options(self) -> None:
         super().finalize_options()
         self.force = True
+
+    def run(self) -> None:
+        super().run()
+        folder = Path(self.get_ext_fullpath("lmdeploy_c._C")).resolve().parent
+        if CUDA:
+            tool = [sys.executable, str(ROOT / "cuda" / "make.py"), "cuda", "--into", str(folder)]
+            subprocess.run(tool, check=True)
+        elif not self.inplace:
+            # An earlier build may have left it here, where the wheel is made of what there is.
+            (folder / "liblmdeploy_cuda.so").unlink(missing_ok=True)
 
     def build_extensions(self) -> None:
         self.compiler.compile = self._compile
@@ -123,6 +143,7 @@ if COVERAGE:
 
 setup(
     version=version(),
+    setup_requires=cuda_wheels(),
     ext_modules=[
         Extension(
             "lmdeploy_c._C",

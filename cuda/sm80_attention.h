@@ -28,12 +28,15 @@ template <int HEAD_DIM_, int K_BITS_, int V_BITS_, bool WIDE_> struct shape {
         WIDE = WIDE_,
         TILE = WIDE && HEAD_DIM == 256 ? 32 : 64,   /* tokens */
         WARP_TOKENS = WIDE ? TILE : TILE / N_WARPS, /* that a warp multiplies with its rows */
+        OUT_RUN = 32 / V_BITS,                      /* see out_value */
+        OUT_RUNS = HEAD_DIM / (4 * OUT_RUN),
         MAX_BITS = K_BITS > V_BITS ? K_BITS : V_BITS,
         CODES_BYTES = TILE * HEAD_DIM * MAX_BITS / 8,
         SLOT_BYTES = CODES_BYTES + (MAX_BITS < 16 ? TILE * 4 : 0),
         /* With head_dim 256, q and the sums would need more registers than there are. */
-        Q_IN_SMEM = WIDE && HEAD_DIM == 256,
-        Q_BYTES = Q_IN_SMEM ? LMD_WIDE_ROWS * HEAD_DIM * 2 : 0,
+        Q_IN_SMEM = HEAD_DIM == 256,
+        Q_ROWS = WIDE ? LMD_WIDE_ROWS : LMD_NARROW_ROWS,
+        Q_BYTES = Q_IN_SMEM ? Q_ROWS * HEAD_DIM * 2 : 0,
         /* The warps of a narrow unit wait for themselves alone, as each keeps to the bytes of
          * its rows. Where these are others for keys than for values, an even number of slots
          * makes each slot one or the other for good. */
@@ -127,6 +130,13 @@ template <class S> struct q_parts {
     float sums[2];    /* of the lane's rows */
 };
 
+/* Where a lane's part is in shared memory: in the order of steps, warps of a wide unit apart.
+ */
+template <class S> LMD_DEVICE uint8_t *q_in_smem(uint8_t *smem) {
+    const int32_t warp = S::WIDE ? threadIdx.x / 32 : 0;
+    return smem + warp * WARP_ROWS * S::HEAD_DIM * 2 + threadIdx.x % 32 * 16;
+}
+
 /* Loads what a lane multiplies with a chunk of 16 bytes of keys, for row h. ldmatrix gives it
  * four bytes of a chunk, 2, 4 or 8 neighbouring columns, and multiply_keys makes them rows of b
  * in some order; the same columns of q become columns of a. A sum over all of them has any
@@ -173,10 +183,12 @@ LMD_DEVICE void load_q(q_parts<S> *q, const uint16_t *const *rows /* NULL: zeros
     }
 #pragma unroll
     for (int32_t k = 0; k < STEPS; k++) {
-        if (S::Q_IN_SMEM)
+        if (S::Q_IN_SMEM && (S::WIDE || threadIdx.x < 32))
             store_smem16(q->in_smem + k * 512, make_uint4(a[k][0], a[k][1], a[k][2], a[k][3]));
         for (int32_t i = 0; i < 4 && !S::Q_IN_SMEM; i++) q->steps[k][i] = a[k][i];
     }
+    /* The warps of a narrow unit have the same rows, and use what the first one wrote. */
+    if (S::Q_IN_SMEM && !S::WIDE) __syncthreads();
 }
 
 /* The operand of step k. */
@@ -185,7 +197,7 @@ template <class S> LMD_DEVICE void q_step(uint32_t *a, const q_parts<S> *q, int3
         for (int32_t i = 0; i < 4; i++) a[i] = q->steps[k][i];
         return;
     }
-    const uint4 four = load_smem16(q->in_smem + k * 512); /* the lane's own: no barrier */
+    const uint4 four = load_smem16(q->in_smem + k * 512);
     a[0] = four.x, a[1] = four.y, a[2] = four.z, a[3] = four.w;
 }
 
@@ -356,10 +368,15 @@ LMD_DEVICE void multiply_values(float (*out)[4] /* [16 / BITS] */, const uint32_
     }
 }
 
-/* Column of out[n][i]: see multiply_values. */
-template <int V_BITS> LMD_DEVICE int32_t out_column(int32_t n, int32_t i) {
-    enum { UNIT = 16 / V_BITS };
-    return n / UNIT * 8 * UNIT + (threadIdx.x % 4 * 2 + i % 2) * UNIT + n % UNIT;
+/* Value i of a run of neighbouring columns, OUT_RUNS of which a lane has of its row h; and the
+ * first of its columns. */
+template <class S>
+LMD_DEVICE float out_value(const float (*out)[4], int32_t h, int32_t run, int32_t i) {
+    enum { UNIT = 16 / S::V_BITS }; /* columns: see multiply_values */
+    return out[run * UNIT + i % UNIT][h * 2 + i / UNIT];
+}
+template <class S> LMD_DEVICE int32_t out_column(int32_t run) {
+    return (run * 4 + threadIdx.x % 4) * S::OUT_RUN;
 }
 
 /* out = out * shrink + probabilities * values, of the warp's rows and tokens. */

@@ -61,13 +61,19 @@ LMD_DEVICE void normalise(float *x, const float *weight, float eps, const lane_p
     }
 }
 
+LMD_DEVICE void rotate_pair(float *a, float *b, float cosine, float sine) {
+    const float rotated = __fsub_rn(__fmul_rn(*a, cosine), __fmul_rn(*b, sine));
+    *b = __fadd_rn(__fmul_rn(*b, cosine), __fmul_rn(*a, sine));
+    *a = rotated;
+}
+
 LMD_DEVICE void rotate(float *x, const float *cos_sin /* [head_dim / 2][2] */,
                        const lane_part *part) {
-    for (int32_t i = 0; i < QUARTET; i++) {
-        const float2 turn = *(const float2 *)(cos_sin + 2 * (part->first + i));
-        const float a = x[i], b = x[i + QUARTET];
-        x[i] = __fsub_rn(__fmul_rn(a, turn.x), __fmul_rn(b, turn.y));
-        x[i + QUARTET] = __fadd_rn(__fmul_rn(b, turn.x), __fmul_rn(a, turn.y));
+    for (int32_t i = 0; i < QUARTET; i += 2) {
+        const uint4 two = ldg16(cos_sin + 2 * (part->first + i));
+        rotate_pair(&x[i], &x[i + QUARTET], __uint_as_float(two.x), __uint_as_float(two.y));
+        rotate_pair(&x[i + 1], &x[i + 1 + QUARTET], __uint_as_float(two.z),
+                    __uint_as_float(two.w));
     }
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Answer, load_model, make_engine
+from conftest import Answer, exact_kv_bits, load_model, make_engine
 from test_exactness import CODES, LONG
 
 from lmdeploy_c import _C
@@ -36,7 +36,7 @@ class Workload:
         n_blocks = self.random.choice([least, least + 2, least * 3, least * 12])
         if options["num_speculative_tokens"]:
             options["adaptive_speculation"] = self.random.random() < 0.5
-        kv_bits = self.random.choice([16, 16, 32, 8, 4, (8, 4)])
+        kv_bits = self.random.choice([16, 16, exact_kv_bits(), 8, 4, (8, 4)])
         shape = {"block_len": block_len, "session_len": SESSION_LEN, "kv_bits": kv_bits}
         self.options = {**options, **shape, "n_blocks": n_blocks}
         self.engine = make_engine(model, **self.options)

@@ -1,5 +1,5 @@
-"""The order of folders in csrc/ and of modules in lmdeploy_c/: an include or an import may point
-down, never up."""
+"""The order of folders in csrc/ and cuda/ and of modules in lmdeploy_c/: an include or an import
+may point down, never up."""
 
 import ast
 import graphlib
@@ -84,7 +84,7 @@ def test_the_seam_is_c_for_cpp_too(header: str, tmp_path: Path) -> None:
 
 
 def test_file_names_are_unique() -> None:
-    names = [path.name for path in FILES]
+    names = [path.name for path in [*FILES, *CUDA.glob("*.[ch]")]]
     assert len(names) == len(set(names))
 
 
@@ -95,6 +95,43 @@ def test_the_core_never_ends_the_process(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CSRC)))
 def test_files_stay_readable(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 800
+    assert lines[0].startswith("/*"), "a file starts with what it owns"
+
+
+# ---- cuda ----
+
+CUDA = ROOT / "cuda"
+#: What a library of its own takes of csrc/: it knows the seam, and nobody above it.
+BELOW_CUDA = ("base", "io", "quant", "backend")
+CUDA_FILES = sorted(p for p in CUDA.rglob("*") if p.suffix in (".c", ".h", ".cu", ".cpp"))
+
+
+@pytest.mark.parametrize("path", CUDA_FILES, ids=lambda p: str(p.relative_to(CUDA)))
+def test_cuda_includes_itself_and_what_is_below(path: Path) -> None:
+    for name in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.M):
+        below = name.split("/")[0] in BELOW_CUDA and (CSRC / name).exists()
+        inside = (path.parent / name).exists() or (CUDA / name).exists()
+        assert below or inside, f"{path} includes {name}"
+        emulator = "emu" in path.parts or not name.startswith("emu/")
+        assert emulator, f"{path} includes {name}: a flag gives kernels the emulator"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(CSRC)))
+def test_the_core_knows_nothing_of_cuda(path: Path) -> None:
+    for name in includes(path):
+        assert not (CUDA / name).exists(), f"{path} includes {name} of cuda/"
+        assert not name.startswith("cuda"), f"{path} includes {name} of CUDA itself"
+
+
+@pytest.mark.parametrize("path", CUDA_FILES, ids=lambda p: str(p.relative_to(CUDA)))
+def test_assembly_is_in_its_header_alone(path: Path) -> None:
+    assert path.name == "dev.h" or not re.search(r"\b(asm|__asm__)\b", path.read_text())
+
+
+@pytest.mark.parametrize("path", CUDA_FILES, ids=lambda p: str(p.relative_to(CUDA)))
+def test_cuda_files_stay_readable(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) <= 800
     assert lines[0].startswith("/*"), "a file starts with what it owns"
