@@ -68,6 +68,7 @@ LMD_DEVICE void start_rows(softmax_rows *rows, q_parts<S> *q,
     const uint16_t *q_rows[2];
     rows->to_log2 = 1.44269504f / sqrtf((float)S::HEAD_DIM);
     rows->all_see = context_len_of(unit, S::WIDE ? threadIdx.x / 32 * WARP_ROWS : 0);
+#pragma unroll
     for (int32_t h = 0; h < 2; h++) {
         const int32_t i = lane_row<S>(h);
         const bool exists = i < unit->n_rows;
@@ -175,6 +176,7 @@ LMD_DEVICE void merge_warps(uint8_t *smem, float (*out)[4], softmax_rows *rows) 
                   "room");
     const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     __syncthreads(); /* no warp reads its tile any more */
+#pragma unroll
     for (int32_t h = 0; h < 2; h++) {
         float *mine = stats + (warp * WARP_ROWS + lane / 4 + 8 * h) * 2;
         if (lane % 4 == 0) mine[0] = rows->max[h];
@@ -182,6 +184,7 @@ LMD_DEVICE void merge_warps(uint8_t *smem, float (*out)[4], softmax_rows *rows) 
     }
     __syncthreads();
     float shrink[2];
+#pragma unroll
     for (int32_t h = 0; h < 2; h++) {
         const float *row = stats + (lane / 4 + 8 * h) * 2;
         float max = -LMD_INFINITY, sum = 0.0f;
@@ -206,16 +209,14 @@ LMD_DEVICE void merge_warps(uint8_t *smem, float (*out)[4], softmax_rows *rows) 
     }
 }
 
-/* Writes N neighbouring words. */
+/* Writes N neighbouring words, aligned to all of them, or to 16 bytes. */
 template <int N> LMD_DEVICE void store_words(void *to, const uint32_t *words) {
-    if (N == 1)
-        *(uint32_t *)to = words[0];
-    else if (N == 2)
-        *(uint2 *)to = make_uint2(words[0], words[1]);
-    else
-        for (int32_t i = 0; i < N; i += 4)
-            store16((uint32_t *)to + i,
-                    make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]));
+    if (N == 1) *(uint32_t *)to = words[0];
+    if (N == 2) *(uint2 *)to = make_uint2(words[0], words[1]);
+#pragma unroll
+    for (int32_t i = 0; i + 4 <= N; i += 4)
+        store16((uint32_t *)to + i,
+                make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]));
 }
 
 /* Writes one of the lane's rows, divided by its sum. */
@@ -257,6 +258,7 @@ template <class S>
 LMD_DEVICE void store_rows(const lmd_cuda_attention_args *args, const unit_rows *unit,
                            const float (*out)[4], const softmax_rows *rows) {
     const int32_t n_splits = gridDim.z;
+#pragma unroll /* `out` stays in registers only where its indices are known */
     for (int32_t h = 0; h < 2; h++) {
         const int32_t i = lane_row<S>(h);
         if (i >= unit->n_rows) continue;
@@ -317,6 +319,7 @@ static LMD_KERNEL(N_THREADS) attend(const lmd_cuda_attention_args args,
         slot = slot == S::N_SLOTS - 1 ? 0 : slot + 1;
     }
 
+#pragma unroll
     for (int32_t h = 0; h < 2; h++) { /* so far the sums of a lane's own columns */
         rows.sum[h] += __shfl_xor_sync(~0u, rows.sum[h], 1);
         rows.sum[h] += __shfl_xor_sync(~0u, rows.sum[h], 2);

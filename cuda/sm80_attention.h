@@ -185,6 +185,7 @@ LMD_DEVICE void load_q(q_parts<S> *q, const uint16_t *const *rows /* NULL: zeros
     for (int32_t k = 0; k < STEPS; k++) {
         if (S::Q_IN_SMEM && (S::WIDE || threadIdx.x < 32))
             store_smem16(q->in_smem + k * 512, make_uint4(a[k][0], a[k][1], a[k][2], a[k][3]));
+#pragma unroll
         for (int32_t i = 0; i < 4 && !S::Q_IN_SMEM; i++) q->steps[k][i] = a[k][i];
     }
     /* The warps of a narrow unit have the same rows, and use what the first one wrote. */
@@ -194,6 +195,7 @@ LMD_DEVICE void load_q(q_parts<S> *q, const uint16_t *const *rows /* NULL: zeros
 /* The operand of step k. */
 template <class S> LMD_DEVICE void q_step(uint32_t *a, const q_parts<S> *q, int32_t k) {
     if (!S::Q_IN_SMEM) {
+#pragma unroll
         for (int32_t i = 0; i < 4; i++) a[i] = q->steps[k][i];
         return;
     }
@@ -234,6 +236,7 @@ LMD_DEVICE void score_tile(float (*scores)[4] /* [WARP_TOKENS / 8] */, const q_p
     const int32_t row = first_row + lane / 8 / N * 8 + lane % 8, chunk = lane / 8 % N;
 #pragma unroll
     for (int32_t n = 0; n < S::WARP_TOKENS / 8; n++)
+#pragma unroll
         for (int32_t i = 0; i < 4; i++) scores[n][i] = 0.0f;
 #pragma unroll
     for (int32_t c = 0; c < CHUNKS; c += N) {
@@ -335,6 +338,7 @@ LMD_DEVICE token_params load_params(const uint8_t *params /* of the 16 tokens */
                                     int32_t n_left) {
     const int32_t first = threadIdx.x % 4 * 2;
     token_params found;
+#pragma unroll
     for (int32_t i = 0; i < 2; i++) {
         const int32_t token = first + 8 * i;
         const uint2 two = *(const uint2 *)(params + token * 4);
