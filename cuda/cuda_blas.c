@@ -39,7 +39,6 @@ typedef struct lt_heuristic {
 typedef void *lt_object; /* a handle, a description, a layout, a preference */
 
 typedef struct lt_functions {
-    size_t (*get_version)(void);
     int (*create)(lt_object *out);
     int (*destroy)(lt_object handle);
     int (*desc_create)(lt_object *out, int compute_type, int scale_type);
@@ -118,7 +117,6 @@ static const char *find_functions(void *library, lt_functions *out) {
         const char *name;
         void *slot;
     } functions[] = {
-        {"cublasLtGetVersion", &out->get_version},
         {"cublasLtCreate", &out->create},
         {"cublasLtDestroy", &out->destroy},
         {"cublasLtMatmulDescCreate", &out->desc_create},
@@ -156,10 +154,6 @@ lmd_cuda_blas *lmd_cuda_blas_open(char *why, size_t n) {
     }
     self->library = library;
     return self;
-}
-
-int32_t lmd_cuda_blas_version(const lmd_cuda_blas *self) {
-    return (int32_t)self->lt.get_version();
 }
 
 /* ---- products ---- */

@@ -16,8 +16,6 @@ typedef struct lmd_cuda_blas lmd_cuda_blas;
  * the system's. NULL where there is none, with the reason in `why` (of n bytes). */
 lmd_cuda_blas *lmd_cuda_blas_open(char *why, size_t n);
 void lmd_cuda_blas_close(lmd_cuda_blas *self);
-/* As cuBLAS counts: 130000 for 13.0. */
-int32_t lmd_cuda_blas_version(const lmd_cuda_blas *self);
 
 /* out[r, i] = scale * sum over k of x[r, k] * weight[i, k] (+ out[r, i] where `adds`). Halves
  * in; halves or floats out. */

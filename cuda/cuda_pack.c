@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/half.h"
+#include "base/ints.h"
 
 enum { ROWS = LMD_TILE_ROWS };
 
@@ -45,15 +46,11 @@ static void set_sizes(lmd_pack_plan *plan) {
         plan->n_rows += plan->src->parts[i].n_rows;
         if (may_need_row_scales(&plan->formats[i])) plan->has_row_scales = true;
     }
-    const int32_t padded_rows =
-        plan->src->is_gated
-            ? 2 * ((plan->n_rows / 2 + LMD_HALF_TILE - 1) / LMD_HALF_TILE * LMD_HALF_TILE)
-            : lmd_pad_rows(plan->n_rows);
-    plan->n_tiles = padded_rows / ROWS;
+    plan->n_tiles = plan->src->is_gated ? lmd_ceil_div(plan->n_rows / 2, LMD_HALF_TILE)
+                                        : lmd_ceil_div(plan->n_rows, ROWS);
     plan->tile_codes =
         (size_t)ROWS * (size_t)plan->padded_cols * (size_t)lmd_form_bits(plan->form) / 8;
-    plan->n_groups =
-        plan->group_size ? (plan->padded_cols + plan->group_size - 1) / plan->group_size : 0;
+    plan->n_groups = plan->group_size ? lmd_ceil_div(plan->padded_cols, plan->group_size) : 0;
     plan->tile_groups = (size_t)plan->n_groups * ROWS * sizeof(lmd_cuda_group);
     plan->tile_scales = plan->has_row_scales ? ROWS * sizeof(float) : 0;
 }

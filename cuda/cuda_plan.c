@@ -72,7 +72,7 @@ static void put_units(const lmd_plan *plan, const lmd_workspace_config *config,
 /* Gives a list of n integers its place. */
 static size_t place(lmd_cuda_packed *out, int64_t n) {
     const size_t at = out->len;
-    out->len += ((size_t)n + 3) / 4 * 4; /* 16-byte alignment for whoever reads by four */
+    out->len += ((size_t)n + 3) / 4 * 4; /* a list begins at a multiple of 16 bytes */
     return at;
 }
 

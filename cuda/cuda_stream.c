@@ -36,6 +36,7 @@ static lmd_cuda_mode choose_mode(lmd_workspace *self, bool is_decode) {
 
 static void begin_capture(lmd_workspace *self) {
     lmd_cuda_queue *queue = &self->queue;
+    self->args_mark = queue->args_len;
     if (self->args_room) { /* arguments of host functions live as long as the graph */
         self->graph->args = lmd_calloc(self->args_room, 1);
         if (!self->graph->args) note(self, cudaErrorMemoryAllocation, "capturing a graph");
@@ -100,9 +101,7 @@ void lmd_cuda_stream_begin(lmd_workspace *self, const lmd_plan *plan) {
     lmd_cuda_plan_pack(plan, config, n_padded, flight->ints, &flight->packed);
     send_plan(self);
     self->mode = choose_mode(self, is_decode);
-    const size_t args_len = self->queue.args_len;
     if (self->mode == LMD_CUDA_CAPTURE) begin_capture(self);
-    self->args_mark = args_len;
 }
 
 void lmd_cuda_stream_end_forward(lmd_workspace *self) {

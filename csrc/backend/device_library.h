@@ -19,7 +19,7 @@ enum { LMD_DEVICE_NAME_LEN = 256 };
 /* What a device is, for a user to read. */
 typedef struct lmd_device_info {
     char name[LMD_DEVICE_NAME_LEN];    /* "NVIDIA H200" */
-    char kernels[LMD_DEVICE_NAME_LEN]; /* "sm80, cuBLAS 13.0" */
+    char kernels[LMD_DEVICE_NAME_LEN]; /* the family in use: "sm80" */
     int32_t arch;                      /* compute capability, 90 for 9.0 */
     int32_t driver_version;            /* of CUDA, 13000 for 13.0 */
     size_t free_bytes, total_bytes;
