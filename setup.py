@@ -131,7 +131,7 @@ class BuildExt(build_ext):
 
 
 compile_args = ["-std=c11", "-fvisibility=hidden", "-pthread", *WARNINGS, *OPTIMISE, *NUMERIC]
-link_args = ["-pthread", "-lm"]
+link_args = ["-pthread", "-lm", "-ldl"]
 if platform.python_implementation() == "CPython" and "gcc" in os.environ.get("CC", "gcc"):
     compile_args.append("-fno-tree-ter")
 if SANITIZE:

@@ -2,7 +2,6 @@
  * The entry points and numbers are those of the public cuBLAS documentation ("Using the
  * cublasLt API"), declared here because the headers come with a package of several hundred
  * megabytes. */
-#define _GNU_SOURCE
 #include "cuda_blas.h"
 
 #include <dlfcn.h>
@@ -11,6 +10,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/own_path.h"
 
 /* ---- what cublasLt declares ---- */
 
@@ -73,7 +73,7 @@ typedef struct product {
     lt_algo algo;
 } product;
 
-enum { MAX_PRODUCTS = 64, ALIGNMENT = 16, PATH_LEN = 4096 };
+enum { MAX_PRODUCTS = 64, ALIGNMENT = 16 };
 
 struct lmd_cuda_blas {
     void *library;
@@ -85,15 +85,8 @@ struct lmd_cuda_blas {
 
 /* Tries a library in the folder `relative` to the one that holds this library. */
 static void *open_beside(const char *relative) {
-    Dl_info info;
-    char path[PATH_LEN];
-    static const char here = 0;
-    if (!dladdr(&here, &info) || !info.dli_fname) return NULL;
-    const char *slash = strrchr(info.dli_fname, '/');
-    const int n =
-        snprintf(path, sizeof path, "%.*s/%s", slash ? (int)(slash - info.dli_fname) : 1,
-                 slash ? info.dli_fname : ".", relative);
-    return n < (int)sizeof path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+    char path[LMD_PATH_CAP];
+    return lmd_path_beside_us(path, relative) ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
 }
 
 static void *open_library(void) {
