@@ -43,12 +43,18 @@ test: $(VENV)/.test-tools kernels ## the whole suite
 # Tests of Python over the same engine start many processes, and are slow where the engine is.
 CORE_TESTS := tests/core tests/files tests/text
 
-test-ref: $(VENV)/.test-tools ## the suite on the reference kernels; ALL=1 with pipeline and CLI
-	LMDEPLOY_C_ISA=ref $(PYTEST) $(if $(ALL),tests,$(CORE_TESTS))
+# What an instruction set computes: models against goldens, and the same bits however they are run.
+ISA_TESTS := $(patsubst %,tests/core/test_%.py,golden exactness packed_weights kv_quant smollm2)
 
-test-isas: $(VENV)/.test-tools ## the suite on each instruction set that this machine has
-	for isa in $$(cd tests && ../$(BIN)/python -c "from lmdeploy_c import _C; print(*(i for i, usable in _C.cpu_info()['isas'].items() if usable and i != 'ref'))"); do \
-	    echo "LMDEPLOY_C_ISA=$$isa"; LMDEPLOY_C_ISA=$$isa $(PYTEST) tests || exit 1; done
+test-ref: $(VENV)/.test-tools ## goldens and exactness on the reference kernels; ALL=1 the whole suite
+	LMDEPLOY_C_ISA=ref $(PYTEST) $(if $(ALL),tests,$(ISA_TESTS))
+
+LOWER_ISAS = from lmdeploy_c import _C; i = _C.cpu_info(); \
+    print(*(n for n, usable in i['isas'].items() if usable and n not in ('ref', i['isa'])))
+
+test-isas: $(VENV)/.test-tools ## the same on each instruction set below the best of this machine
+	isas=$$(cd tests && ../$(BIN)/python -c "$(LOWER_ISAS)") || exit 1; for isa in $$isas; do \
+	    echo "LMDEPLOY_C_ISA=$$isa"; LMDEPLOY_C_ISA=$$isa $(PYTEST) $(if $(ALL),tests,$(ISA_TESTS)) || exit 1; done
 
 # The fake device queues steps in front of the CPU, and works while the engine plans.
 test-ahead: $(VENV)/.test-tools ## the engine's suite on a fake device that runs ahead
@@ -83,11 +89,12 @@ comma := ,
 WARN := -Wall -Wextra -Wshadow -Wpointer-arith -Wvla -Wno-psabi -Werror
 C11_FLAGS := -std=c11 $(WARN) -ffp-contract=off -fno-math-errno -Icsrc -pthread
 C11 := gcc $(C11_FLAGS)
+LIBS := -lm -ldl
 KERNELS := csrc/cpu/kernels
 KERNEL_HEADERS := $(wildcard $(KERNELS)/*.h csrc/quant/*.h csrc/base/*.h)
 CORE := $(wildcard csrc/base/*.c csrc/io/*.c csrc/quant/*.c csrc/backend/*.c csrc/engine/*.c csrc/model/*.c csrc/cpu/*.c) $(KERNELS)/isa_ref.c
 
-HARNESS := $(addprefix tests/c/,check_kernels.c check_attention.c check_sampling.c)
+HARNESS := $(addprefix tests/c/,check_kernels.c check_attention.c check_sampling.c sampling_definition.c)
 
 # Kernels of each ISA of this machine's kind, with its own flags; and those of every kind without,
 # with portable wrappers. Any aarch64 has NEON, so there the file is never portable.
@@ -108,7 +115,7 @@ $(PORTABLE_OBJECTS): build/portable_%.o: $(KERNELS)/isa_%.c $(KERNEL_HEADERS)
 
 .PHONY: kernels memory
 kernels: memory $(ISA_OBJECTS) $(PORTABLE_OBJECTS) ## every kernel of every usable ISA against the reference; memory
-	@$(C11) -O3 $(CORE) $(HARNESS) $(ISA_OBJECTS) $(PORTABLE_OBJECTS) -lm -o build/check_kernels
+	@$(C11) -O3 $(CORE) $(HARNESS) $(ISA_OBJECTS) $(PORTABLE_OBJECTS) $(LIBS) -o build/check_kernels
 	build/check_kernels
 
 memory: $(ISA_OBJECTS) ## large buffers, the memory there is, and a workspace's: what is predicted is what is allocated
@@ -117,7 +124,7 @@ memory: $(ISA_OBJECTS) ## large buffers, the memory there is, and a workspace's:
 	build/check_memory
 	@$(C11) -O1 csrc/base/host_memory.c tests/c/check_host_memory.c -o build/check_host_memory
 	build/check_host_memory
-	@$(C11) -O1 -g $(CORE) tests/c/check_workspace.c $(ISA_OBJECTS) -lm -o build/check_workspace
+	@$(C11) -O1 -g $(CORE) tests/c/check_workspace.c $(ISA_OBJECTS) $(LIBS) -o build/check_workspace
 	build/check_workspace
 
 # On another kind of machine: cross-compiled, and run by an emulator as two processors, one with
@@ -136,13 +143,13 @@ arm-tools:
 	echo "this needs: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"; exit 1; }
 
 kernels-arm: $(ARM_OBJECTS) ## the aarch64 kernels, cross-compiled and under an emulator
-	@$(ARM_CC) $(C11_FLAGS) -O3 -static -DCHECK_NO_PORTABLE $(CORE) $(HARNESS) $^ -lm -o build/arm/check_kernels
+	@$(ARM_CC) $(C11_FLAGS) -O3 -static -DCHECK_NO_PORTABLE $(CORE) $(HARNESS) $^ $(LIBS) -o build/arm/check_kernels
 	$(ARM_EMULATOR) -cpu max build/arm/check_kernels
 	$(ARM_EMULATOR) -cpu cortex-a72 build/arm/check_kernels
 
 tsan: $(ISA_OBJECTS) ## the engine, and the CPU's parallel steps, under the thread sanitizer
-	@$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_engine.c $^ -lm -o build/stress_engine
-	@$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_workspace.c $^ -lm -o build/stress_workspace
+	@$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_engine.c $^ $(LIBS) -o build/stress_engine
+	@$(C11) -O1 -g -fsanitize=thread -Wno-tsan $(CORE) tests/c/stress_workspace.c $^ $(LIBS) -o build/stress_workspace
 	build/stress_engine
 	build/stress_workspace
 	LMDEPLOY_C_ISA=ref build/stress_workspace
@@ -151,7 +158,7 @@ FUZZ_SECONDS ?= 60
 fuzz: ## the file readers under libFuzzer (clang); FUZZ_SECONDS=60
 	@mkdir -p build fuzz_corpus
 	cp tests/golden/gguf/*.gguf fuzz_corpus/
-	clang -std=c11 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Icsrc csrc/base/*.c csrc/io/*.c csrc/quant/*.c tests/fuzz/fuzz_gguf.c -pthread -lm -o build/fuzz_gguf
+	clang -std=c11 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Icsrc csrc/base/*.c csrc/io/*.c csrc/quant/*.c tests/fuzz/fuzz_gguf.c -pthread $(LIBS) -o build/fuzz_gguf
 	build/fuzz_gguf -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=5 fuzz_corpus
 
 build/roofline: benchmarks/roofline.c

@@ -60,6 +60,7 @@ PROGRAMS = {
     "check_cuda": files(
         *(f"tests/cuda/{part}.c" for part in ("suite", "check_matrix")),
         *(f"tests/cuda/check_{part}.c" for part in ("rows", "linear", "attention", "sample")),
+        "tests/c/sampling_definition.c",
     ),
     "conformance": files("tests/cuda/check_dev*.c", "tests/cuda/check_dev*.cu"),
     "check_bugs": files("tests/cuda/check_bugs*.c", "tests/cuda/bugs*.cu"),

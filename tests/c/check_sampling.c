@@ -1,6 +1,5 @@
 /* Sampling: the weights of every kernel table against backend/sampling.h bit for bit, and
- * whole rows against the definition written a second time: a sort, a loop for each rule, sums
- * in 128 bits. For check_kernels.c. */
+ * whole rows against the definition written a second time. For check_kernels.c. */
 #include <float.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 #include "base/half.h"
 #include "check_kernels.h"
 #include "cpu/cpu_sampling.h"
+#include "sampling_definition.h"
 
 enum { MAX_VOCAB = 20000, MAX_WEIGHTS = 1 << 18, N_ROWS = 1500 };
 
@@ -116,101 +116,6 @@ static void check_share(void) {
     }
 }
 
-/* ---- the definition a second time ---- */
-
-typedef struct candidate {
-    int32_t id;
-    float value;
-    uint64_t weight;
-} candidate;
-
-static candidate candidates[MAX_VOCAB];
-
-static int by_value(const void *a, const void *b) {
-    const candidate *x = a, *y = b;
-    if (x->value != y->value) return x->value > y->value ? -1 : 1;
-    return x->id < y->id ? -1 : 1;
-}
-
-static int by_id(const void *a, const void *b) {
-    return ((const candidate *)a)->id < ((const candidate *)b)->id ? -1 : 1;
-}
-
-static float clamp(float x) { return fminf(fmaxf(x, -FLT_MAX), FLT_MAX); }
-
-static float processed_value(float value, int32_t id, const lmd_sample_params *p) {
-    for (int i = 0; i < p->n_biases; i++)
-        if (p->biases[i].token_id == id && value > -INFINITY)
-            value =
-                p->biases[i].bias > -INFINITY ? clamp(value + p->biases[i].bias) : -INFINITY;
-    for (int i = 0; i < p->n_counts; i++)
-        if (p->counts[i].token_id == id && value > -INFINITY) {
-            float r = p->repetition_penalty, n = (float)p->counts[i].n_output;
-            volatile float product = p->frequency_penalty * n, scaled = value * r;
-            value = value > 0.0f ? value / r : scaled;
-            if (n > 0.0f) value = value - (p->presence_penalty + product);
-            value = clamp(value);
-        }
-    bool allowed = !p->mask || (p->mask[id / 32] & (1u << (id % 32)));
-    return allowed ? value : -INFINITY;
-}
-
-static uint64_t weight_of(float value, float max, float temperature) {
-    static const float terms[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
-                                  1.6666665459e-1f, 5.0000001201e-1f};
-    float x = fmaxf((value - max) / temperature, -87.0f), n = rintf(x * 1.442695041f);
-    float r = fmaf(n, 2.12194440e-4f, fmaf(n, -0.693359375f, x)), y = 1.9875691500e-4f;
-    for (int i = 0; i < 5; i++) y = fmaf(y, r, terms[i]);
-    y = fmaf(y, r * r, r + 1.0f);
-    return (uint64_t)floor(ldexp((double)y, (int)n + 40));
-}
-
-static u128 total_weight(int n) {
-    u128 total = 0;
-    for (int i = 0; i < n; i++) total += candidates[i].weight;
-    return total;
-}
-
-static int filtered(int n, const lmd_sample_params *p) {
-    if (p->top_k > 0 && p->top_k < n) n = p->top_k;
-    for (int i = 0; i < n; i++)
-        candidates[i].weight =
-            weight_of(candidates[i].value, candidates[0].value, p->temperature);
-    if (p->top_p < 1.0f) {
-        u128 fraction = (u128)ldexp((double)p->top_p, 64), sum = candidates[0].weight;
-        u128 wanted = total_weight(n) * fraction >> 64;
-        int kept = 1;
-        while (sum < wanted) sum += candidates[kept++].weight;
-        n = kept;
-    }
-    int kept = 0;
-    for (int i = 0; i < n; i++)
-        if (ldexp((double)candidates[i].weight, -40) >= floor(ldexp(p->min_p, 40)) * 0x1p-40)
-            candidates[kept++] = candidates[i];
-    return kept;
-}
-
-static int32_t expected_token(const float *logits, int32_t vocab_size,
-                              const lmd_sample_params *p) {
-    int n = 0;
-    for (int32_t i = 0; i < vocab_size; i++) {
-        float value = processed_value(logits[i], i, p);
-        if (value > -INFINITY) candidates[n++] = (candidate){i, value, 0};
-    }
-    if (n == 0) return -1;
-    qsort(candidates, (size_t)n, sizeof *candidates, by_value);
-    if (p->greedy || p->temperature <= 0.0f) return candidates[0].id;
-    n = filtered(n, p);
-    qsort(candidates, (size_t)n, sizeof *candidates, by_id);
-    uint32_t words[4] = {p->position, p->sample_idx, 0, 0};
-    lmd_philox4x32_10(words, p->seed);
-    u128 random = (u128)words[0] << 32 | words[1], sum = 0;
-    u128 wanted = total_weight(n) * random >> 64;
-    int i = 0;
-    while ((sum += candidates[i].weight) <= wanted) i++;
-    return candidates[i].id;
-}
-
 /* ---- random rows ---- */
 
 static lmd_token_bias biases[8];
@@ -289,19 +194,14 @@ static lmd_sample_params random_params(int32_t vocab_size) {
 /* Log-probabilities against long double: the weights' rounding costs 2^-40 a token. */
 static void check_scores(const lmd_cpu_kernels *kernels, const float *logits, int32_t n,
                          const lmd_sample_params *p, const lmd_sample_result *result) {
-    long double sum = 0.0L, max = -INFINITY;
-    for (int32_t i = 0; i < n; i++) {
-        candidates[i] = (candidate){i, logits[i], 0};
-        max = logits[i] > max ? logits[i] : max;
-    }
-    for (int32_t i = 0; i < n; i++) sum += expl(logits[i] - max);
-    const long double log_sum = max + logl(sum), size = 1.0L + fabsl(log_sum);
-    qsort(candidates, (size_t)n, sizeof *candidates, by_value);
-    check(result->n_top == (p->n_logprobs < n ? p->n_logprobs : n), "n_top", kernels->isa, n,
-          result->n_top, 0);
-    for (int i = 0; i < result->n_top; i++) {
-        long double exact = candidates[i].value - log_sum;
-        check(result->top_ids[i] == candidates[i].id, "top id", kernels->isa, n, i, 0);
+    int32_t top_ids[LMD_MAX_LOGPROBS];
+    const int32_t n_top = p->n_logprobs < n ? p->n_logprobs : n;
+    const long double log_sum = defined_log_sum(logits, n, n_top, top_ids);
+    const long double size = 1.0L + fabsl(log_sum);
+    check(result->n_top == n_top, "n_top", kernels->isa, n, result->n_top, 0);
+    for (int i = 0; i < n_top; i++) {
+        long double exact = logits[top_ids[i]] - log_sum;
+        check(result->top_ids[i] == top_ids[i], "top id", kernels->isa, n, i, 0);
         check(fabsl(result->top_logprobs[i] - exact) < 1e-6L * (size + fabsl(exact)),
               "top logprob", kernels->isa, n, i, 0);
     }
@@ -319,7 +219,7 @@ static void check_row(const lmd_cpu_kernels *kernels, lmd_cpu_sample_scratch *sc
     p.logits_out = row % 2 ? copy : NULL;
     poison(&result, sizeof result);
     lmd_cpu_sample_row(kernels, logits, vocab_size, &p, scratch, &result);
-    int32_t expected = expected_token(logits, vocab_size, &p);
+    int32_t expected = defined_token(logits, vocab_size, &p);
     check(!result.not_finite && result.token_id == expected, "token", kernels->isa, row,
           result.token_id, expected);
     check_scores(kernels, logits, vocab_size, &p, &result);

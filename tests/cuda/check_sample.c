@@ -1,6 +1,6 @@
-/* sample: the row under test against ref, and ref against the definition (backend/sampling.h)
- * written out once more: a sort, a loop for each rule, sums in 128 bits. Rows of a case differ
- * in everything but the vocabulary: the logits, the filters, the lists, what is wanted. */
+/* sample: the row under test against ref, and ref against the definition written
+ * out once more (tests/c/sampling_definition.h). Rows of a case differ in everything but the
+ * vocabulary: the logits, the filters, the lists, what is wanted. */
 #include "suite.h"
 
 #include <float.h>
@@ -9,11 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend/sampling.h"
+#include "../c/sampling_definition.h"
 #include "tolerances.h"
 
 /* MANY_COUNTS: more than a block has threads. */
-enum { MAX_VOCAB = 151936, MAX_BIASES = 8, SOME_COUNTS = 48, MANY_COUNTS = 1500 };
+enum { MAX_VOCAB = DEFINED_MAX_VOCAB, MAX_BIASES = 8, SOME_COUNTS = 48, MANY_COUNTS = 1500 };
 
 /* Rows of one call, and what the definition says of them. */
 typedef struct sample_case {
@@ -30,126 +30,38 @@ typedef struct sample_case {
 
 #define ONE_OF(self, array) (array)[suite_below(self, sizeof(array) / sizeof *(array))]
 
-/* ---- the definition once more ---- */
+/* ---- what the definition says ---- */
 
-typedef struct candidate {
-    int32_t id;
-    float value;
-    uint64_t weight;
-} candidate;
-
-typedef unsigned __int128 u128;
-
-static candidate candidates[MAX_VOCAB];
-
-static int by_value(const void *a, const void *b) {
-    const candidate *x = a, *y = b;
-    if (x->value != y->value) return x->value > y->value ? -1 : 1;
-    return x->id < y->id ? -1 : 1;
-}
-
-static int by_id(const void *a, const void *b) {
-    return ((const candidate *)a)->id < ((const candidate *)b)->id ? -1 : 1;
-}
-
-static float clamp(float x) { return fminf(fmaxf(x, -FLT_MAX), FLT_MAX); }
-
-static float penalised(float value, const lmd_cuda_sample_row *row, int32_t n_output) {
-    const volatile float product = row->frequency_penalty * (float)n_output;
-    value = value > 0.0f ? value / row->repetition_penalty : value * row->repetition_penalty;
-    if (n_output > 0) value -= row->presence_penalty + product;
-    return clamp(value);
-}
-
-static float processed_value(const sample_case *self, const lmd_cuda_sample_row *row,
-                             float value, int32_t id) {
-    const lmd_token_bias *biases = (const lmd_token_bias *)self->biases.host + row->first_bias;
-    const lmd_token_count *counts =
-        (const lmd_token_count *)self->counts.host + row->first_count;
+static lmd_sample_params params_of(const sample_case *self, const lmd_cuda_sample_row *row) {
     const uint32_t *mask = (const uint32_t *)self->masks.host + row->first_mask;
-    if (row->first_mask >= 0 && !(mask[id / 32] & 1u << id % 32)) return -INFINITY;
-    for (int32_t i = 0; i < row->n_biases; i++) {
-        if (biases[i].token_id != id) continue;
-        if (biases[i].bias == -INFINITY) return -INFINITY;
-        value = clamp(value + biases[i].bias);
-    }
-    for (int32_t i = 0; i < row->n_counts; i++)
-        if (counts[i].token_id == id) value = penalised(value, row, counts[i].n_output);
-    return value;
-}
-
-static uint64_t weight_of(float value, float max, float temperature) {
-    static const float terms[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
-                                  1.6666665459e-1f, 5.0000001201e-1f};
-    const float x = fmaxf((value - max) / temperature, -87.0f), n = rintf(x * 1.442695041f);
-    const float r = fmaf(n, 2.12194440e-4f, fmaf(n, -0.693359375f, x));
-    float y = 1.9875691500e-4f;
-    for (int i = 0; i < 5; i++) y = fmaf(y, r, terms[i]);
-    y = fmaf(y, r * r, r + 1.0f);
-    return (uint64_t)floor(ldexp((double)y, (int)n + 40));
-}
-
-static u128 total_weight(int32_t n) {
-    u128 total = 0;
-    for (int32_t i = 0; i < n; i++) total += candidates[i].weight;
-    return total;
-}
-
-/* Keeps some of n sorted candidates, and returns how many. */
-static int32_t filtered(int32_t n, const lmd_cuda_sample_row *row) {
-    int32_t n_kept = 0;
-    if (row->top_k > 0 && row->top_k < n) n = row->top_k;
-    for (int32_t i = 0; i < n; i++)
-        candidates[i].weight =
-            weight_of(candidates[i].value, candidates[0].value, row->temperature);
-    if (row->top_p < 1.0f) {
-        const u128 wanted = total_weight(n) * (u128)ldexp((double)row->top_p, 64) >> 64;
-        u128 sum = candidates[0].weight;
-        for (n_kept = 1; sum < wanted; n_kept++) sum += candidates[n_kept].weight;
-        n = n_kept;
-        n_kept = 0;
-    }
-    const double least = floor(ldexp((double)row->min_p, 40));
-    for (int32_t i = 0; i < n; i++)
-        if ((double)candidates[i].weight >= least) candidates[n_kept++] = candidates[i];
-    return n_kept;
-}
-
-static int32_t defined_token(const sample_case *self, const lmd_cuda_sample_row *row,
-                             const float *logits) {
-    int32_t n = 0, drawn = 0;
-    for (int32_t id = 0; id < self->vocab_size; id++) {
-        const float value = processed_value(self, row, logits[id], id);
-        if (value > -INFINITY) candidates[n++] = (candidate){id, value, 0};
-    }
-    if (n == 0) return -1;
-    qsort(candidates, (size_t)n, sizeof *candidates, by_value);
-    if (row->greedy || row->temperature <= 0.0f) return candidates[0].id;
-    n = filtered(n, row);
-    qsort(candidates, (size_t)n, sizeof *candidates, by_id);
-    uint32_t words[4] = {row->position, row->sample_idx, 0, 0};
-    lmd_philox4x32_10(words, row->seed);
-    const u128 wanted = total_weight(n) * ((u128)words[0] << 32 | words[1]) >> 64;
-    u128 sum = 0;
-    while ((sum += candidates[drawn].weight) <= wanted) drawn++;
-    return candidates[drawn].id;
+    return (lmd_sample_params){
+        .greedy = row->greedy,
+        .top_k = row->top_k,
+        .top_p = row->top_p,
+        .min_p = row->min_p,
+        .temperature = row->temperature,
+        .repetition_penalty = row->repetition_penalty,
+        .presence_penalty = row->presence_penalty,
+        .frequency_penalty = row->frequency_penalty,
+        .n_biases = row->n_biases,
+        .n_counts = row->n_counts,
+        .biases = (const lmd_token_bias *)self->biases.host + row->first_bias,
+        .counts = (const lmd_token_count *)self->counts.host + row->first_count,
+        .mask = row->first_mask >= 0 ? mask : NULL,
+        .seed = row->seed,
+        .position = row->position,
+        .sample_idx = row->sample_idx,
+    };
 }
 
 /* Fills the tops, where they are wanted, and returns log(sum exp(logits)). */
-static double defined_scores(const float *logits, int32_t vocab_size, int32_t n_logprobs,
-                             lmd_cuda_tops *tops) {
-    long double sum = 0.0L;
-    for (int32_t id = 0; id < vocab_size; id++) candidates[id] = (candidate){id, logits[id], 0};
-    qsort(candidates, (size_t)vocab_size, sizeof *candidates, by_value);
-    const float max = candidates[0].value;
-    for (int32_t id = 0; id < vocab_size; id++) sum += expl((long double)logits[id] - max);
-    const double log_sum = (double)max + (double)logl(sum);
-    if (!tops) return log_sum;
+static double define_scores(const float *logits, int32_t vocab_size, int32_t n_logprobs,
+                            lmd_cuda_tops *tops) {
+    if (!tops) return (double)defined_log_sum(logits, vocab_size, 0, NULL);
     tops->n = n_logprobs < vocab_size ? n_logprobs : vocab_size;
-    for (int32_t i = 0; i < tops->n; i++) {
-        tops->ids[i] = candidates[i].id;
-        tops->logprobs[i] = (float)(candidates[i].value - log_sum);
-    }
+    const double log_sum = (double)defined_log_sum(logits, vocab_size, tops->n, tops->ids);
+    for (int32_t i = 0; i < tops->n; i++)
+        tops->logprobs[i] = (float)(logits[tops->ids[i]] - log_sum);
     return log_sum;
 }
 
@@ -166,9 +78,12 @@ static void define_row(sample_case *self, int32_t r) {
         if (!isfinite(logits[id])) out->not_finite = 1;
     if (out->not_finite) return;
     const bool is_scored = row->n_logprobs > 0 || row->target_id >= 0;
-    if (is_scored) log_sum = defined_scores(logits, self->vocab_size, row->n_logprobs, tops);
+    if (is_scored) log_sum = define_scores(logits, self->vocab_size, row->n_logprobs, tops);
     if (row->target_id >= 0) out->target_logprob = (float)(logits[row->target_id] - log_sum);
-    if (row->wants_token) out->token_id = defined_token(self, row, logits);
+    if (row->wants_token) {
+        const lmd_sample_params params = params_of(self, row);
+        out->token_id = defined_token(logits, self->vocab_size, &params);
+    }
     if (out->token_id < 0) return;
     if (is_scored) out->token_logprob = (float)(logits[out->token_id] - log_sum);
     if (row->slot >= 0) ((int32_t *)self->defined_newest.host)[row->slot] = out->token_id;
