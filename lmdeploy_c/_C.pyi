@@ -392,12 +392,18 @@ def device_info(device: str = "cpu", num_threads: int | None = None) -> dict[str
 
     Raises ValueError, UnsupportedError for a device that cannot be used, with the reason."""
 
-def gpus() -> list[dict[str, Any]]:
-    """The GPUs: device ("cuda:0"), and either error, why it cannot be used, or name, kernels (the
-    family in use), arch (compute capability, 90 for 9.0), driver_version (CUDA's, 13000 for 13.0),
-    free_bytes, total_bytes.
+def gpu_count() -> int:
+    """How many GPUs there are; none of them is woken.
 
     Raises UnsupportedError where there is none: no CUDA library, no driver, no GPU."""
+
+def gpu_info(idx: int) -> dict[str, Any]:
+    """What GPU number idx is: name, kernels (the family in use), arch (compute capability, 90 for
+    9.0), driver_version (CUDA's, 13000 for 13.0), free_bytes, total_bytes. This wakes the GPU, and
+    takes some of its memory until the process ends.
+
+    Raises ValueError for a wrong idx, UnsupportedError for a GPU that cannot be used, MemoryError,
+    OSError."""
 
 def engine_bytes(
     config: Mapping[str, Any],

@@ -31,9 +31,10 @@ static PyMethodDef module_methods[] = {
     {"device_info", KEYWORDS(lmd_py_device_info),
      "device_info(device='cpu', num_threads=None) -> dict\n\nFacts about a device, and how its "
      "backend would run."},
-    {"gpus", lmd_py_gpus, METH_NOARGS,
-     "gpus() -> list[dict]\n\nThe GPUs that can be used; UnsupportedError says why there is "
-     "none."},
+    {"gpu_count", lmd_py_gpu_count, METH_NOARGS,
+     "gpu_count() -> int\n\nHow many GPUs there are; UnsupportedError says why there is none."},
+    {"gpu_info", KEYWORDS(lmd_py_gpu_info),
+     "gpu_info(idx) -> dict\n\nWhat a GPU is; UnsupportedError says why it cannot be used."},
     {"read_bandwidth", KEYWORDS(lmd_py_read_bandwidth),
      "read_bandwidth(n_bytes, num_threads=0, seconds=0.2) -> float\n\nBytes a second that all "
      "threads together read from a buffer."},

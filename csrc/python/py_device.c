@@ -80,27 +80,9 @@ PyObject *lmd_py_device_info(PyObject *module, PyObject *args, PyObject *kwargs)
     return dict;
 }
 
-/* ---- gpus ---- */
+/* ---- GPUs ---- */
 
-static PyObject *gpu_dict(int32_t idx) {
-    lmd_device_info info;
-    lmd_err err;
-    lmd_status status;
-    Py_BEGIN_ALLOW_THREADS /* wakes the device */
-    status = lmd_gpu_info(idx, &info, &err);
-    Py_END_ALLOW_THREADS
-    if (status != LMD_OK) {
-        return Py_BuildValue("{s:N, s:s}", "device", PyUnicode_FromFormat("cuda:%d", (int)idx),
-                             "error", err.message);
-    }
-    return Py_BuildValue("{s:N, s:s, s:s, s:i, s:i, s:n, s:n}", "device",
-                         PyUnicode_FromFormat("cuda:%d", (int)idx), "name", info.name,
-                         "kernels", info.kernels, "arch", (int)info.arch, "driver_version",
-                         (int)info.driver_version, "free_bytes", (Py_ssize_t)info.free_bytes,
-                         "total_bytes", (Py_ssize_t)info.total_bytes);
-}
-
-PyObject *lmd_py_gpus(PyObject *module, PyObject *unused) {
+PyObject *lmd_py_gpu_count(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
     int32_t n = 0;
     lmd_err err;
@@ -108,12 +90,32 @@ PyObject *lmd_py_gpus(PyObject *module, PyObject *unused) {
     Py_BEGIN_ALLOW_THREADS /* opens the library and asks the driver */
     status = lmd_gpu_count(&n, &err);
     Py_END_ALLOW_THREADS
+    return status == LMD_OK ? PyLong_FromLong(n) : lmd_py_raise(&err);
+}
+
+typedef struct gpu_args {
+    int32_t idx;
+} gpu_args;
+
+static const lmd_py_field gpu_fields[] = {
+    {"idx", lmd_py_int32, offsetof(gpu_args, idx)},
+    {NULL, NULL, 0},
+};
+
+PyObject *lmd_py_gpu_info(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"gpu_info", 1, 1, gpu_fields};
+    (void)module;
+    gpu_args call = {0};
+    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0) return NULL;
+    lmd_device_info info;
+    lmd_err err;
+    lmd_status status;
+    Py_BEGIN_ALLOW_THREADS /* wakes the device */
+    status = lmd_gpu_info(call.idx, &info, &err);
+    Py_END_ALLOW_THREADS
     if (status != LMD_OK) return lmd_py_raise(&err);
-    PyObject *list = PyList_New(0);
-    for (int32_t i = 0; list && i < n; i++) {
-        PyObject *gpu = gpu_dict(i);
-        if (!gpu || PyList_Append(list, gpu) < 0) Py_CLEAR(list);
-        Py_XDECREF(gpu);
-    }
-    return list;
+    return Py_BuildValue("{s:s, s:s, s:i, s:i, s:n, s:n}", "name", info.name, "kernels",
+                         info.kernels, "arch", (int)info.arch, "driver_version",
+                         (int)info.driver_version, "free_bytes", (Py_ssize_t)info.free_bytes,
+                         "total_bytes", (Py_ssize_t)info.total_bytes);
 }

@@ -100,18 +100,22 @@ def _driver() -> str:
 
 def _gpus() -> dict[str, Any]:
     """The driver, and each GPU or why there is none."""
+    report: dict[str, Any] = {"driver": _driver()}
     try:
         from .. import _C
 
-        gpus = _C.gpus()
+        n = _C.gpu_count()
     except (ImportError, OSError, ValueError) as e:
-        return {"driver": _driver(), "error": str(e)}
-    usable = [gpu for gpu in gpus if "error" not in gpu]
-    version = usable[0]["driver_version"] if usable else None
-    driver = f"CUDA {version // 1000}.{version % 1000 // 10}" if version else _driver()
-    report = {"driver": driver, **{gpu["device"]: describe_gpu(gpu) for gpu in gpus}}
-    for gpu in usable:
-        report[gpu["device"]] += f", {_memory_of(gpu)}"
+        return {**report, "error": str(e)}
+    for number in range(n):
+        try:
+            gpu = _C.gpu_info(number)
+        except (MemoryError, OSError, ValueError) as e:
+            report[f"cuda:{number}"] = str(e)
+            continue
+        version = gpu["driver_version"]
+        report["driver"] = f"CUDA {version // 1000}.{version % 1000 // 10}"
+        report[f"cuda:{number}"] = f"{describe_gpu(gpu)}, {_memory_of(gpu)}"
     return report
 
 

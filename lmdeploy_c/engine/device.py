@@ -55,14 +55,12 @@ def find_device(config: TurbomindEngineConfig) -> Device:
     kind, name, description = facts.pop("name"), "cpu", facts["isa"]
     if kind == "cuda":
         number = int(config.device.partition(":")[2] or 0)
-        name, description = f"cuda:{number}", describe_gpu(_C.gpus()[number])
+        name, description = f"cuda:{number}", describe_gpu(_C.gpu_info(number))
     return Device(name=name, kind=kind, description=description, **facts)
 
 
 def describe_gpu(gpu: Mapping[str, Any]) -> str:
-    """What one of `_C.gpus` is, or why it cannot be used."""
-    if "error" in gpu:
-        return str(gpu["error"])
+    """What `_C.gpu_info` says of a GPU."""
     major, minor = divmod(gpu["arch"], 10)
     return f"{gpu['name']} (compute capability {major}.{minor}, kernels {gpu['kernels']})"
 
@@ -71,14 +69,17 @@ def first_gpu() -> tuple[str | None, str]:
     """The name of the first GPU that can be used, or None, and the reason for either."""
     from .. import _C
 
+    reasons = []
     try:
-        gpus = _C.gpus()
+        for number in range(_C.gpu_count()):
+            try:
+                _C.gpu_info(number)
+                return f"cuda:{number}", "the first GPU that can be used"
+            except (MemoryError, OSError, ValueError) as e:
+                reasons.append(str(e))
     except (OSError, ValueError) as e:
-        return None, str(e)
-    usable = [gpu["device"] for gpu in gpus if "error" not in gpu]
-    if not usable:
-        return None, gpus[0]["error"]
-    return usable[0], "the first GPU that can be used"
+        reasons.append(str(e))
+    return None, reasons[0]
 
 
 def gpu_is_expected() -> bool:
