@@ -3,7 +3,7 @@
 Token ids in, token ids out; NumPy arrays.
 
 Every object may be used from any thread. Blocking calls release the GIL. After ``os.fork`` the
-methods of Engine, Request and Scheduler raise ``RuntimeError`` in the child.
+methods of Engine, Request, Poller and Scheduler raise ``RuntimeError`` in the child.
 """
 
 import os
@@ -145,13 +145,34 @@ class Request:
         Returns None on a timeout. KeyboardInterrupt is raised at once. RuntimeError after the end.
         """
     def fileno(self) -> int:
-        """A descriptor that is readable while output waits, for asyncio's add_reader."""
+        """A descriptor of its own that is readable while output waits. ValueError for a request
+        that a Poller has."""
     @property
     def snapshot(self) -> Snapshot | None:
         """What a request with keep_snapshot has left for the next turn; None before its end."""
     session = snapshot  #: The older name.
     def cancel(self) -> None:
         """Ends the request within one step; its last Output has finish_reason "abort"."""
+
+class Poller:
+    """Waits for the output of several requests at once, of one engine or several.
+
+    A request in it costs no descriptor. One reader at a time.
+    """
+
+    def __init__(self) -> None: ...
+    def add(self, request: Request, key: int, /) -> None:
+        """Waits for this request too, until it is removed. ValueError for a request that has a
+        poller or a descriptor."""
+    def remove(self, request: Request, /) -> None:
+        """Waits for this request no longer."""
+    def wait(self, timeout: float | None = None) -> list[int]:
+        """The keys of at most 64 requests that have output, [] on a timeout (in seconds; None:
+        forever). A key comes once until its request is read. KeyboardInterrupt is raised at once.
+        """
+    def fileno(self) -> int:
+        """A descriptor that is readable while `wait` would give keys at once, for asyncio's
+        add_reader."""
 
 class Engine:
     """Continuous batching over one model, in a thread of its own.

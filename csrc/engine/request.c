@@ -1,15 +1,12 @@
 /* A request as its client sees it: see request.h. */
-#define _GNU_SOURCE
 #include "engine/request.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <time.h>
-#include <unistd.h>
 
+#include "base/clock.h"
 #include "base/memory.h"
 
 struct lmd_request {
@@ -28,8 +25,9 @@ struct lmd_request {
     lmd_finish_reason finish_reason;
     bool has_ppl, done; /* done: the end was read */
     double ppl;
-    lmd_err why;  /* of LMD_FINISH_ERROR */
-    int event_fd; /* -1: not asked for yet */
+    lmd_err why; /* of LMD_FINISH_ERROR */
+    lmd_poller_entry entry;
+    bool polls_alone; /* the poller was made for this request's descriptor */
 };
 
 lmd_status lmd_request_new(const lmd_request_info *info, lmd_request **out, lmd_err *err) {
@@ -48,14 +46,9 @@ lmd_status lmd_request_new(const lmd_request_info *info, lmd_request **out, lmd_
     atomic_init(&self->refs, 1);
     atomic_init(&self->cancelled, false);
     self->info = *info;
-    self->event_fd = -1;
     self->chunks_end = &self->chunks;
     pthread_mutex_init(&self->lock, NULL);
-    pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&self->changed, &attr);
-    pthread_condattr_destroy(&attr);
+    lmd_cond_init(&self->changed);
     *out = self;
     return LMD_OK;
 }
@@ -68,7 +61,7 @@ void lmd_request_unref(lmd_request *self) {
     if (!self || atomic_fetch_sub_explicit(&self->refs, 1, memory_order_acq_rel) != 1) return;
     lmd_logits_free(self->chunks);
     lmd_snapshot_unref(self->snapshot);
-    if (self->event_fd >= 0) close(self->event_fd);
+    lmd_poller_entry_remove(&self->entry);
     pthread_mutex_destroy(&self->lock);
     pthread_cond_destroy(&self->changed);
     lmd_free(self->token_ids);
@@ -110,29 +103,8 @@ static lmd_logits_chunk *pop_chunks(lmd_request *self, int32_t *n_rows) {
     return first;
 }
 
-/* Makes the descriptor readable, or unreadable. */
-static void refresh_event(lmd_request *self, bool readable) {
-    uint64_t count = 1;
-    if (self->event_fd < 0) return;
-    ssize_t n = readable ? write(self->event_fd, &count, sizeof count)
-                         : read(self->event_fd, &count, sizeof count);
-    (void)n; /* non-blocking: a full or an empty counter is what is wanted */
-}
-
-static struct timespec deadline_after(int64_t timeout_ms) {
-    struct timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
-    at.tv_sec += (time_t)(timeout_ms / 1000);
-    at.tv_nsec += (long)(timeout_ms % 1000) * 1000000L;
-    if (at.tv_nsec >= 1000000000L) {
-        at.tv_sec++;
-        at.tv_nsec -= 1000000000L;
-    }
-    return at;
-}
-
 bool lmd_request_wait(lmd_request *self, int64_t timeout_ms) {
-    struct timespec deadline = deadline_after(timeout_ms);
+    struct timespec deadline = lmd_deadline_after(timeout_ms);
     pthread_mutex_lock(&self->lock);
     while (!has_output(self) && !self->done && timeout_ms > 0)
         if (pthread_cond_timedwait(&self->changed, &self->lock, &deadline) == ETIMEDOUT) break;
@@ -161,7 +133,7 @@ bool lmd_request_read(lmd_request *self, lmd_output *out) {
         out->logits = pop_chunks(self, &out->n_logits_rows);
         self->n_read = self->n_published;
         self->done = self->finish_reason != LMD_FINISH_NONE;
-        refresh_event(self, false);
+        lmd_poller_entry_read(&self->entry);
     }
     pthread_mutex_unlock(&self->lock);
     return ready;
@@ -182,17 +154,49 @@ lmd_snapshot *lmd_request_snapshot(lmd_request *self) {
     return snapshot;
 }
 
-lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err) {
+/* Adds it to a poller; the lock is held. */
+static void join(lmd_request *self, lmd_poller *poller, int64_t key) {
+    lmd_poller_add(poller, &self->entry, key);
+    if (has_output(self)) lmd_poller_entry_ready(&self->entry);
+}
+
+lmd_status lmd_request_poll(lmd_request *self, lmd_poller *poller, int64_t key, lmd_err *err) {
     lmd_status status = LMD_OK;
     pthread_mutex_lock(&self->lock);
-    if (self->event_fd < 0) {
-        self->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        if (self->event_fd < 0)
-            status = lmd_fail(err, LMD_IO, "no descriptor for a request: %s", strerror(errno));
-        else if (has_output(self))
-            refresh_event(self, true);
-    }
-    if (status == LMD_OK) *out = self->event_fd;
+    if (self->entry.poller)
+        status = lmd_fail(err, LMD_INVALID,
+                          "the request is in a poller already, or has a "
+                          "descriptor of its own: wait there");
+    else
+        join(self, poller, key);
+    pthread_mutex_unlock(&self->lock);
+    return status;
+}
+
+void lmd_request_unpoll(lmd_request *self, const lmd_poller *poller) {
+    pthread_mutex_lock(&self->lock);
+    if (self->entry.poller == poller) lmd_poller_entry_remove(&self->entry);
+    pthread_mutex_unlock(&self->lock);
+}
+
+/* Gives it a poller of its own, unless it has one; the lock is held. */
+static lmd_status poll_alone(lmd_request *self, lmd_err *err) {
+    if (self->polls_alone) return LMD_OK;
+    if (self->entry.poller)
+        return lmd_fail(err, LMD_INVALID,
+                        "the request is in a poller: wait with its descriptor");
+    lmd_poller *poller;
+    LMD_TRY(lmd_poller_new(&poller, err));
+    join(self, poller, 0);
+    lmd_poller_unref(poller); /* the entry has a reference */
+    self->polls_alone = true;
+    return LMD_OK;
+}
+
+lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err) {
+    pthread_mutex_lock(&self->lock);
+    lmd_status status = poll_alone(self, err);
+    if (status == LMD_OK) status = lmd_poller_fileno(self->entry.poller, out, err);
     pthread_mutex_unlock(&self->lock);
     return status;
 }
@@ -230,7 +234,7 @@ void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *
         self->chunks_end = &chunk->next;
     }
     if (has_output(self)) {
-        refresh_event(self, true);
+        lmd_poller_entry_ready(&self->entry);
         pthread_cond_broadcast(&self->changed);
     }
     pthread_mutex_unlock(&self->lock);
@@ -246,7 +250,7 @@ void lmd_request_finish(lmd_request *self, lmd_finish_reason reason, const lmd_e
             self->has_ppl = true;
             self->ppl = *ppl;
         }
-        refresh_event(self, true);
+        lmd_poller_entry_ready(&self->entry);
         pthread_cond_broadcast(&self->changed);
     }
     pthread_mutex_unlock(&self->lock);

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "engine/poller.h"
 #include "engine/snapshot.h"
 
 typedef struct lmd_request lmd_request;
@@ -77,8 +78,13 @@ bool lmd_request_read(lmd_request *self, lmd_output *out);
 bool lmd_request_done(lmd_request *self);
 /* The snapshot that an ended request left, as a new reference; NULL: it left none. */
 lmd_snapshot *lmd_request_snapshot(lmd_request *self);
-/* A descriptor that is readable while output waits; made at the first call, closed with the
- * request. */
+/* Adds it to a poller, which gives `key` once there is output. A request is in one poller at a
+ * time; LMD_INVALID where it has one. */
+lmd_status lmd_request_poll(lmd_request *self, lmd_poller *poller, int64_t key, lmd_err *err);
+/* Takes it out of that poller, if it is in there. */
+void lmd_request_unpoll(lmd_request *self, const lmd_poller *poller);
+/* A descriptor that is readable while output waits, for a request that is in no poller; made at
+ * the first call, closed with the request. LMD_INVALID, LMD_IO. */
 lmd_status lmd_request_fileno(lmd_request *self, int *out, lmd_err *err);
 
 /* The engine's thread (or, before the request is known to another, its maker). */

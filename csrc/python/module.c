@@ -13,6 +13,7 @@
 #include "python/py_machine.h"
 #include "python/py_model.h"
 #include "python/py_output.h"
+#include "python/py_poller.h"
 #include "python/py_request.h"
 #include "python/py_scheduler.h"
 #include "python/py_snapshot.h"
@@ -86,8 +87,9 @@ static int add_exceptions(PyObject *module) {
 
 static int add_types(PyObject *module) {
     static int (*const inits[])(PyObject *) = {
-        lmd_py_gguf_init,   lmd_py_model_init,    lmd_py_engine_init,    lmd_py_request_init,
-        lmd_py_output_init, lmd_py_snapshot_init, lmd_py_scheduler_init, lmd_py_step_plan_init,
+        lmd_py_gguf_init,     lmd_py_model_init,     lmd_py_engine_init,
+        lmd_py_request_init,  lmd_py_poller_init,    lmd_py_output_init,
+        lmd_py_snapshot_init, lmd_py_scheduler_init, lmd_py_step_plan_init,
     };
     for (size_t i = 0; i < sizeof inits / sizeof *inits; i++)
         if (inits[i](module) < 0) return -1;

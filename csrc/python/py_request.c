@@ -1,14 +1,12 @@
 /* The Request type: see py_request.h. */
 #include "python/py_request.h"
 
-#include <math.h>
 #include <unistd.h>
 
 #include "python/py_error.h"
 #include "python/py_output.h"
 #include "python/py_snapshot.h"
-
-enum { SIGNAL_CHECK_MS = 50 }; /* how soon Ctrl-C is noticed while waiting */
+#include "python/py_wait.h"
 
 typedef struct request_object {
     PyObject_HEAD
@@ -36,6 +34,16 @@ PyObject *lmd_py_request_wrap(lmd_request *request, PyObject *owner, lmd_engine 
     return (PyObject *)self;
 }
 
+lmd_request *lmd_py_request_get(PyTypeObject *request_type, PyObject *obj) {
+    if (!PyObject_TypeCheck(obj, request_type)) {
+        PyErr_Format(PyExc_TypeError, "request must be a Request, not %.100s",
+                     Py_TYPE(obj)->tp_name);
+        return NULL;
+    }
+    const request_object *self = (request_object *)obj;
+    return lmd_py_check_fork(self->pid) < 0 ? NULL : self->request;
+}
+
 static void request_dealloc(PyObject *obj) {
     request_object *self = (request_object *)obj;
     PyTypeObject *type = Py_TYPE(obj);
@@ -50,20 +58,8 @@ static void request_dealloc(PyObject *obj) {
 
 /* ---- read ---- */
 
-/* Waits for output up to `timeout` seconds. -1 with an exception: a signal's. */
-static int wait_for_output(request_object *self, double timeout) {
-    double left_ms = timeout * 1e3;
-    for (;;) {
-        int64_t slice = left_ms < SIGNAL_CHECK_MS ? (int64_t)ceil(left_ms) : SIGNAL_CHECK_MS;
-        bool ready;
-        Py_BEGIN_ALLOW_THREADS
-        ready = lmd_request_wait(self->request, slice);
-        Py_END_ALLOW_THREADS
-        if (PyErr_CheckSignals() < 0) return -1;
-        if (ready || lmd_request_done(self->request)) return 0;
-        left_ms -= (double)slice;
-        if (left_ms <= 0) return 0;
-    }
+static bool has_output_or_ended(void *arg, int64_t timeout_ms) {
+    return lmd_request_wait(arg, timeout_ms) || lmd_request_done(arg);
 }
 
 /* The output since the last read, or None. RuntimeError after the end. */
@@ -85,10 +81,10 @@ static PyObject *request_read(PyObject *obj, PyObject *args, PyObject *kwargs) {
     request_object *self = (request_object *)obj;
     PyObject *arg = Py_None;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:read", names, &arg)) return NULL;
-    double timeout = arg == Py_None ? INFINITY : PyFloat_AsDouble(arg);
-    if (timeout == -1.0 && PyErr_Occurred()) return NULL;
-    if (isnan(timeout) || timeout < 0.0) timeout = 0.0;
-    if (lmd_py_check_fork(self->pid) < 0 || wait_for_output(self, timeout) < 0) return NULL;
+    const double timeout = lmd_py_timeout(arg);
+    if (timeout < 0.0 || lmd_py_check_fork(self->pid) < 0 ||
+        lmd_py_wait(has_output_or_ended, self->request, timeout) < 0)
+        return NULL;
     return pop_output(self);
 }
 
@@ -165,7 +161,8 @@ static PyMethodDef request_methods[] = {
      "read(timeout=None) -> Output | None\n\nWaits for new output (timeout in seconds; None: "
      "forever) and returns it; None on a timeout. RuntimeError after the end."},
     {"fileno", request_fileno, METH_NOARGS,
-     "fileno() -> int\n\nA descriptor that is readable while output waits."},
+     "fileno() -> int\n\nA descriptor of its own that is readable while output waits. "
+     "ValueError for a request that a Poller has."},
     {"cancel", request_cancel, METH_NOARGS,
      "cancel() -> None\n\nEnds the request within one step, with finish_reason \"abort\"."},
     {NULL, NULL, 0, NULL},

@@ -17,4 +17,8 @@ int lmd_py_request_init(PyObject *module);
 PyObject *lmd_py_request_wrap(lmd_request *request, PyObject *owner, lmd_engine *engine,
                               int32_t vocab_size);
 
+/* The request inside an object of request_type, which the caller must keep alive; NULL with an
+ * exception for any other object, or in a forked child. */
+lmd_request *lmd_py_request_get(PyTypeObject *request_type, PyObject *obj);
+
 #endif

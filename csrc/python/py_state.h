@@ -12,6 +12,7 @@ typedef enum lmd_py_type_id {
     LMD_PY_MODEL,
     LMD_PY_ENGINE,
     LMD_PY_REQUEST,
+    LMD_PY_POLLER,
     LMD_PY_OUTPUT,
     LMD_PY_SNAPSHOT,
     LMD_PY_SCHEDULER,

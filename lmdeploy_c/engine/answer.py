@@ -5,7 +5,6 @@ Nothing here is shared between threads: an Answer belongs to the call that made 
 
 from __future__ import annotations
 
-import select
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -17,7 +16,8 @@ from ..text.stop_words import Piece, StopMatcher
 if TYPE_CHECKING:
     from .._C import Output, Request
 
-#: Requests of one stream that are in the engine at once; each takes a file descriptor.
+#: Requests of one stream that are in the engine at once: the first answers come while prompts
+#: further on are still to be tokenised.
 STREAM_WINDOW = 256
 
 
@@ -75,20 +75,15 @@ class Answer:
     async def deltas(self) -> AsyncGenerator[Response, None]:
         """Reads to the end in an event loop. Leaving the iteration does not cancel the request:
         `close` does."""
-        import asyncio  # takes 40 ms, and a program with an event loop has it
+        from .event_loop import output_event  # asyncio takes 40 ms; who has a loop has it
 
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-        fd = self.request.fileno()
-        loop.add_reader(fd, ready.set)
-        try:
+        with output_event(self.request) as ready:
             while not self.done:
                 await ready.wait()
                 ready.clear()
                 delta = self.read(timeout=0)
                 if delta is not None:
                     yield delta
-        finally:
-            loop.remove_reader(fd)
 
     def cancel(self) -> None:
         """Ends the request; the last delta has finish_reason "abort"."""
@@ -189,23 +184,22 @@ def gather(
 
 def interleave(start: Callable[[int], Answer], n: int) -> Iterator[Response]:
     """Pieces of n answers as they come. Ending the iteration cancels what is still running."""
-    poll, waiting = select.poll(), deque(range(n))
+    from .._C import Poller
+
+    poller, waiting = Poller(), deque(range(n))
     running: dict[int, Answer] = {}  # by index
-    index_of: dict[int, int] = {}  # by file descriptor
     try:
         while waiting or running:
             while waiting and len(running) < STREAM_WINDOW:
                 i = waiting.popleft()
                 running[i] = start(i)
-                fd = running[i].request.fileno()
-                index_of[fd] = i
-                poll.register(fd, select.POLLIN)
-            for fd, _ in poll.poll():
-                answer = running[index_of[fd]]
+                poller.add(running[i].request, i)
+            for i in poller.wait():
+                answer = running[i]
                 delta = answer.read(timeout=0)
                 if answer.done:
-                    poll.unregister(fd)
-                    del running[index_of[fd]]
+                    poller.remove(answer.request)
+                    del running[i]
                     answer.close()
                 if delta is not None:
                     yield delta

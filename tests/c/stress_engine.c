@@ -241,13 +241,20 @@ static bool check_tokens(const int32_t *prompt, int32_t n_prompt, const int32_t 
     return true;
 }
 
+/* Waits for output, where there is a poller in that. */
+static bool wait_for_output(lmd_request *request, lmd_poller *poller) {
+    int64_t key;
+    if (!poller) return lmd_request_wait(request, 10000);
+    return lmd_poller_wait(poller, 10000) && lmd_poller_take(poller, &key, 1) == 1 && key == 7;
+}
+
 /* Reads to the end, or cancels after a while; false for a wrong answer. */
-static bool read_request(lmd_request *request, const int32_t *prompt, int32_t n_prompt,
-                         int32_t cancel_after) {
+static bool read_request(lmd_request *request, lmd_poller *poller, const int32_t *prompt,
+                         int32_t n_prompt, int32_t cancel_after) {
     int32_t answer[64], n = 0;
     for (;;) {
         lmd_output output;
-        if (!lmd_request_wait(request, 10000) || !lmd_request_read(request, &output))
+        if (!wait_for_output(request, poller) || !lmd_request_read(request, &output))
             return false;
         memcpy(answer + n, output.token_ids, (size_t)output.n_tokens * sizeof *answer);
         n += output.n_tokens;
@@ -345,11 +352,16 @@ static void *client_main(void *arg) {
         }
         int32_t action = rand_r(&seed) % 10; /* 0: drop at once; 1, 2: cancel on the way */
         int fd;
+        lmd_poller *poller = NULL;
         if (action == 3) lmd_request_fileno(request, &fd, &err);
+        if (action % 5 == 0 && (lmd_poller_new(&poller, &err) != LMD_OK ||
+                                lmd_request_poll(request, poller, 7, &err) != LMD_OK))
+            atomic_fetch_add(self->n_wrong, 1);
         if (action == 0)
             lmd_request_cancel(request);
-        else if (!read_request(request, prompt, n_prompt, action <= 2 ? 3 : -1))
+        else if (!read_request(request, poller, prompt, n_prompt, action <= 2 ? 3 : -1))
             atomic_fetch_add(self->n_wrong, 1);
+        lmd_poller_unref(poller);
         lmd_snapshot *kept = lmd_request_snapshot(request);
         if (kept) {
             lmd_snapshot_unref(snapshot);

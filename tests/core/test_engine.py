@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import resource
+import select
 import subprocess
 import sys
 import threading
@@ -322,6 +323,74 @@ def test_fileno_wakes_an_event_loop(tiny_engine: _C.Engine) -> None:
         return await asyncio.gather(*(answer(i) for i in range(10)))
 
     assert asyncio.run(all_answers()) == [greedy(tiny_engine, [5, i], 20) for i in range(10)]
+
+
+def test_a_poller_waits_for_many_requests(tiny_engine: _C.Engine) -> None:
+    poller, n = _C.Poller(), 100
+    requests = [tiny_engine.submit([5, i % 90], max_new_tokens=1 + i % 7) for i in range(n)]
+    for i, request in enumerate(requests):
+        poller.add(request, i - 50)
+    tokens: list[list[int]] = [[] for _ in range(n)]
+    n_open = n
+    while n_open:
+        keys = poller.wait(20)
+        assert keys and len(set(keys)) == len(keys) <= 64
+        for key in keys:
+            output = requests[key + 50].read(0)
+            assert output is not None, "a key without output"
+            tokens[key + 50] += output.token_ids
+            n_open -= output.finish_reason is not None
+    assert poller.wait(0) == []
+    assert tokens == [greedy(tiny_engine, [5, i % 90], 1 + i % 7) for i in range(n)]
+
+
+def test_a_poller_gives_a_key_once_until_its_request_is_read(tiny_engine: _C.Engine) -> None:
+    poller, request = _C.Poller(), tiny_engine.submit([5, 6], max_new_tokens=30)
+    descriptor = poller.fileno()
+    poller.add(request, 1 << 40)
+    assert select.select([descriptor], [], [], 20)[0]
+    assert poller.wait(0) == [1 << 40]
+    time.sleep(0.05)  # more tokens come
+    assert poller.wait(0) == [] and not select.select([descriptor], [], [], 0)[0]
+    n = 0
+    while not request.done:
+        output = request.read(20)
+        assert output is not None
+        n += len(output.token_ids)
+    assert n == 30 and poller.wait(0) == []
+
+
+def test_a_poller_knows_what_came_before_and_what_left(tiny_engine: _C.Engine) -> None:
+    poller = _C.Poller()
+    early, gone = (tiny_engine.submit([5, i], max_new_tokens=1) for i in range(2))
+    while tiny_engine.metrics()["n_ended"]["length"] != 2:
+        time.sleep(0.001)
+    poller.add(early, 7)
+    poller.add(gone, 8)
+    assert poller.wait(0) == [7, 8]
+    poller.remove(early)
+    poller.add(early, 9)
+    poller.remove(gone)
+    poller.remove(gone)  # nothing to do
+    assert poller.wait(0) == [9]
+    poller.remove(early)
+    poller.add(early, 10)
+    poller.add(gone, 11)
+    del gone
+    gc.collect()
+    assert poller.wait(0) == [10]
+    with pytest.raises(ValueError, match="in a poller"):
+        _C.Poller().add(early, 0)
+    with pytest.raises(ValueError, match="in a poller"):
+        early.fileno()
+    with pytest.raises(TypeError, match="request must be a Request, not int"):
+        poller.add(1, 1)  # type: ignore[arg-type]
+
+
+def test_a_pollers_wait_ends(tiny_engine: _C.Engine) -> None:
+    start = time.monotonic()
+    assert _C.Poller().wait(0.12) == []
+    assert 0.12 <= time.monotonic() - start < 5.0
 
 
 # ---- memory ----
