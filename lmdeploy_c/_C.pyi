@@ -3,7 +3,8 @@
 Token ids in, token ids out; NumPy arrays.
 
 Every object may be used from any thread. Blocking calls release the GIL. After ``os.fork`` the
-methods of Engine, Request, Poller and Scheduler raise ``RuntimeError`` in the child.
+methods of Engine, Request, Poller and Scheduler raise ``RuntimeError`` in the child; only
+``Engine.close`` does nothing there, for the child owns nothing.
 """
 
 import os
@@ -306,7 +307,8 @@ class Engine:
         finish_reason (an index of FINISH_REASONS).
         ValueError when no trace runs."""
     def close(self) -> None:
-        """Aborts every request, joins the thread, frees KV and scratch. May be called again."""
+        """Aborts every request, joins the thread, frees KV and scratch. May be called again. Does
+        nothing in a forked child."""
 
 class Snapshot:
     """A text, and which part of it the KV cache holds: an unchanging value.

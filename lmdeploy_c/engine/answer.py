@@ -5,6 +5,7 @@ Nothing here is shared between threads: an Answer belongs to the call that made 
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -53,6 +54,7 @@ class Answer:
         self._detokenizer = detokenizer
         self._matcher = matcher
         self._error_code, self._error_message = error_code, error_message
+        self._pid = os.getpid()
 
     @property
     def done(self) -> bool:
@@ -86,13 +88,15 @@ class Answer:
                     yield delta
 
     def cancel(self) -> None:
-        """Ends the request; the last delta has finish_reason "abort"."""
-        self.request.cancel()
+        """Ends the request; the last delta has finish_reason "abort". Does nothing in a forked
+        child, for the request is its parent's."""
+        if os.getpid() == self._pid:
+            self.request.cancel()
 
     def close(self) -> None:
         """The caller reads no further: cancels the request if it still runs. Idempotent."""
         if not self.done:
-            self.request.cancel()
+            self.cancel()
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
             on_close(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,10 +110,13 @@ def chrome_trace(trace: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def recording(engine: Engine, path: str | Path, max_steps: int) -> Iterator[None]:
-    """Traces the engine while the context lasts, and writes the file at its end."""
+    """Traces the engine while the context lasts, and writes the file at its end. A forked child
+    that leaves the context writes nothing: engine and file are its parent's."""
+    pid = os.getpid()
     with open(path, "w", encoding="utf-8") as file:  # first, so that a wrong path fails at once
         engine.trace_start(max_steps)
         try:
             yield
         finally:
-            json.dump(chrome_trace(engine.trace_stop()), file, separators=(",", ":"))
+            if os.getpid() == pid:
+                json.dump(chrome_trace(engine.trace_stop()), file, separators=(",", ":"))

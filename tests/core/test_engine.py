@@ -502,16 +502,17 @@ print(len(engine2.submit([5], max_new_tokens=1).read(10).token_ids))
 
 
 def test_a_forked_child_is_refused(tiny_engine: _C.Engine) -> None:
-    request = tiny_engine.submit([5, 6], max_new_tokens=2)
+    request, poller = tiny_engine.submit([5, 6], max_new_tokens=2), _C.Poller()
     pid = os.fork()
     if pid == 0:
         refused = 0
-        for use in (tiny_engine.stats, request.read, request.cancel, tiny_engine.close,
+        for use in (tiny_engine.stats, request.read, request.cancel, poller.wait,
                     lambda: tiny_engine.submit([1])):  # fmt: skip
             try:
                 use()
             except RuntimeError:
                 refused += 1
+        tiny_engine.close()  # the child owns nothing: there is nothing to do
         os._exit(0 if refused == 5 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert len(read_all(request).token_ids) == 2

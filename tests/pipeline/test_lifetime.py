@@ -100,6 +100,61 @@ PROGRAMS = {
         assert session("And?", SHORT, stream_response=False).cached_tokens > 0
         print("done")
     """,
+    "forks that never use it": """
+        def end_with_streams_open():
+            streams = [pipe.stream_infer("Tell me everything.", gen_config=LONG),
+                       pipe.session()("Tell me everything.", LONG)]
+            for stream in streams:
+                next(stream)
+            yield
+
+        def collect_it():
+            global pipe
+            stream = pipe.stream_infer("Tell me everything.", gen_config=LONG)
+            next(stream)
+            yield
+            if child == 0:
+                del stream, pipe
+                gc.collect()
+
+        def leave_with_blocks():
+            with pipe, pipe.trace("/dev/null"), pipe.session() as session:
+                stream = session("Tell me everything.", LONG)
+                next(stream)
+                yield
+
+        for case in (end_with_streams_open, collect_it, leave_with_blocks):
+            running = case()
+            next(running)
+            child = os.fork()
+            if child == 0:
+                next(running, None)
+                sys.exit(0)
+            assert os.waitpid(child, 0)[1] == 0, case
+            if case is leave_with_blocks:
+                assert pipe("Hi", SHORT).generate_token_len > 0, "the parent goes on"
+            next(running, None)
+        print("done")
+    """,
+    "a fork inside an event loop": """
+        import asyncio
+
+        async def read():
+            n, child = 0, None
+            stream = pipe.generate("Count.", GenerationConfig(max_new_tokens=20, ignore_eos=True))
+            async for piece in stream:
+                n += len(piece.token_ids)
+                if child is None:
+                    child = os.fork()
+                    if child == 0:
+                        await stream.aclose()
+                        os._exit(0)
+                    assert os.waitpid(child, 0)[1] == 0
+            return n
+
+        assert asyncio.run(asyncio.wait_for(read(), 60), debug=False) == 20, "the parent reads on"
+        print("done")
+    """,
     "a thread dies while it reads": """
         def die():
             for piece in pipe.stream_infer("Tell me everything.", gen_config=LONG):
