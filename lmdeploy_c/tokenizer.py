@@ -1,15 +1,21 @@
-"""Text to token ids and back: LMDeploy's `Tokenizer`, of a tokenizer.json or a GGUF file."""
+"""Text to token ids and back: LMDeploy's `Tokenizer`, of a model's directory or GGUF file."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import safetensors
+from .files.tokenizer_files import Token, TokenizerFiles, read_tokenizer_files
 from .text.detokenizer import (
     ByteDetokenizer,
+    DetokenizeState,
     IncrementalDetokenizer,
     WindowDetokenizer,
     spelling_of,
@@ -20,42 +26,63 @@ from .text.vocabulary import Vocabulary
 if TYPE_CHECKING:
     import tokenizers
 
+logger = logging.getLogger("lmdeploy_c")
+
+#: Most tokens that stand for one stop word in `indexes_containing_token` (LMDeploy 0.18).
+MAX_INDEXES = 5
+
 
 class Tokenizer:
-    """LMDeploy's tokenizer. Any thread.
+    """LMDeploy's tokenizer, with the methods of LMDeploy 0.18. Any thread.
 
     Tokenizer(model_path) reads a Hugging Face directory or a GGUF file;
-    `from_gguf(metadata)` takes metadata that was read before.
-    Attributes: vocab_size, bos_token_id, eos_token_id, bos_token, eos_token (None for none),
-    chat_templates (name -> jinja source; the usual one is "default"), special_tokens (id -> text),
-    special_ids (text -> id).
+    `from_gguf(metadata)` takes metadata that was read before. trust_remote_code is accepted and
+    without effect: no code of a model is ever run.
+
+    A directory's tokenizer.json is followed as it is, except that truncation and padding are off
+    and that the files beside it add to its tokens, as in transformers 5.23.
+
+    Attributes: vocab_size (without added tokens; vocab_size_with_added counts all),
+    bos_token_id, eos_token_id, bos_token, eos_token (None for none), before_text and after_text
+    (the ids that `encode` puts in front of a text and behind it), chat_templates (name -> jinja
+    source; the usual one is "default"), special_tokens (id -> text), special_ids (text -> id).
 
     Raises FileNotFoundError, CheckpointError, and UnsupportedError for a vocabulary that is not
     served, by name.
     """
 
     vocab_size: int
+    vocab_size_with_added: int
     bos_token_id: int | None
     eos_token_id: int | None
     bos_token: str | None
     eos_token: str | None
+    before_text: tuple[int, ...]
+    after_text: tuple[int, ...]
     chat_templates: dict[str, str]
     special_tokens: dict[int, str]
     special_ids: dict[str, int]
 
-    def __init__(self, model_path: str | Path) -> None:
+    def __init__(self, model_path: str | Path, trust_remote_code: bool = False) -> None:
+        del trust_remote_code
         path = Path(model_path)
         if path.is_dir():
-            self._set_up(_read_directory(path))
+            files = read_tokenizer_files(path)
+            with _reading(files.tokenizer_json):
+                self._set_up(_vocabulary(files))
         else:
             from ._C import Gguf
 
-            self._set_up(read_vocabulary(Gguf(path).metadata))
+            metadata = Gguf(path).metadata
+            with _reading(path):
+                self._set_up(read_vocabulary(metadata))
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+    def from_gguf(cls, metadata: Mapping[str, Any], path: str | Path = "GGUF") -> Tokenizer:
+        """path: the file that errors name."""
         self = cls.__new__(cls)
-        self._set_up(read_vocabulary(metadata))
+        with _reading(Path(path)):
+            self._set_up(read_vocabulary(metadata))
         return self
 
     def _set_up(self, vocabulary: Vocabulary) -> None:
@@ -63,64 +90,67 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._plain_tokenizer: tokenizers.Tokenizer | None = None
         self._spelling = spelling_of(tokenizer)
-        self._add_bos, self._space_prefix = vocabulary.add_bos, vocabulary.space_prefix
-        self.vocab_size = tokenizer.get_vocab_size()
+        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=False)
+        self.vocab_size_with_added = tokenizer.get_vocab_size()
         self.special_tokens = vocabulary.special
         self.special_ids = {text: token_id for token_id, text in vocabulary.special.items()}
         self.bos_token_id, self.eos_token_id = bos, eos
         self.bos_token = None if bos is None else tokenizer.id_to_token(bos)
         self.eos_token = None if eos is None else tokenizer.id_to_token(eos)
+        self.before_text, self.after_text = vocabulary.before_text, vocabulary.after_text
         self.chat_templates = vocabulary.chat_templates
 
-    def encode(self, text: str, add_bos: bool = True, add_special_tokens: bool = True) -> list[int]:
-        """Token ids. add_bos: put in front what the model wants (nothing for many models, and
-        never a second bos). add_special_tokens: read special tokens written in the text."""
-        if "\0" not in text:
-            text = text.encode("utf-8", "replace").decode()  # lone surrogates become "?"
-        tokenizer = self._tokenizer if add_special_tokens else self._plain()
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        if add_bos and self._add_bos and self.bos_token_id is not None:
-            ids = ids if ids[:1] == [self.bos_token_id] else [self.bos_token_id, *ids]
-        return ids
+    # ---- text to ids ----
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": self.encode(text)}
+    def encode(
+        self,
+        s: str,
+        add_bos: bool = True,
+        add_special_tokens: bool = True,
+        *,
+        split_special_tokens: bool = False,
+    ) -> list[int]:
+        """Token ids of a text.
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of ids. Bytes that are no UTF-8 become U+FFFD."""
-        if self._spelling is None:
-            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
-            return text
-        detokenizer = self.detokenizer(skip_special_tokens)
-        return detokenizer.add(ids) + detokenizer.finish()
+        add_special_tokens: put around it what the model wants (`before_text`, `after_text`; nothing
+        for many models), and never a second bos. add_bos: False leaves the bos out of that, for a
+        text that goes on; one that is written in the text stays.
+        split_special_tokens: read special tokens in the text as ordinary characters; the name is
+        that of transformers.
 
-    def detokenizer(
-        self, skip_special_tokens: bool = True, spaces_between_special_tokens: bool = True
-    ) -> IncrementalDetokenizer:
-        """Text of tokens as they come. spaces_between_special_tokens: accepted, and without
-        effect: no space is ever added around special tokens."""
-        del spaces_between_special_tokens
-        if self._spelling is None:
-            return WindowDetokenizer(self, skip_special_tokens)
-        return ByteDetokenizer(self._spelling, self.special_tokens if skip_special_tokens else ())
+        Both halves of a surrogate pair are its character, and a half alone is U+FFFD. ValueError
+        for a text that the vocabulary cannot spell.
+        """
+        tokenizer = self._plain() if split_special_tokens else self._tokenizer
+        ids = _encode(tokenizer, s)
+        if not add_special_tokens:
+            return ids
+        before, bos = list(self.before_text), self.bos_token_id
+        starts_with_bos = bos is not None and before[:1] == [bos]
+        if starts_with_bos and (not add_bos or (len(before) == 1 and ids[:1] == [bos])):
+            del before[0]
+        return [*before, *ids, *self.after_text]
+
+    def __call__(self, s: str | Sequence[str]) -> Encoding:
+        """The ids of a text, or of several, with nothing put around them."""
+        if isinstance(s, str):
+            ids = self.encode(s, add_special_tokens=False)
+            return Encoding(input_ids=ids, attention_mask=[1] * len(ids))
+        lists = [self.encode(text, add_special_tokens=False) for text in s]
+        return Encoding(input_ids=lists, attention_mask=[[1] * len(ids) for ids in lists])
 
     def token_ids_of(self, text: str) -> list[int]:
-        """The ids of a stop or bad word as it is spelled inside a text: without bos and without the
-        space that the vocabulary puts before a text. Special tokens are known."""
-        ids = self.encode(text, add_bos=False)
-        if self._space_prefix and not text.startswith(" "):
-            # The space goes to the first piece of a text: a line break in front takes it.
-            before = self.encode("\n", add_bos=False)
-            joined = self.encode("\n" + text, add_bos=False)
-            if joined[: len(before)] == before:
-                ids = joined[len(before) :]
-        return ids
-
-    def fingerprint(self) -> str:
-        """A checksum of vocabulary and rules: tokenizers with the same checksum make the same
-        tokens of a text."""
-        rules = [self._tokenizer.to_str(), repr(sorted(self.special_tokens.items()))]
-        return hashlib.blake2b("\0".join(rules).encode(), digest_size=16).hexdigest()
+        """The ids of a stop or bad word as it is spelled inside a text: with nothing around it and
+        without the space that a vocabulary may put before a text. Special tokens are known."""
+        if self._spelling is None or self._spelling.strips_space:
+            # The space goes to the first piece of a text: a character in front takes it, unless it
+            # becomes one token with the word.
+            for front in "\n0":
+                before = self.encode(front, add_special_tokens=False)
+                joined = self.encode(front + text, add_special_tokens=False)
+                if joined[: len(before)] == before:
+                    return joined[len(before) :]
+        return self.encode(text, add_special_tokens=False)
 
     def _plain(self) -> tokenizers.Tokenizer:
         """The tokenizer that reads special tokens in a text as ordinary characters."""
@@ -132,56 +162,213 @@ class Tokenizer:
             self._plain_tokenizer = plain
         return self._plain_tokenizer
 
+    # ---- ids to text ----
+
+    def decode(
+        self, t: Sequence[int], offset: int | None = None, skip_special_tokens: bool = True
+    ) -> str:
+        """The text of ids. Bytes that are no UTF-8 become U+FFFD; ids that the vocabulary does not
+        have, as a padded one's, become nothing.
+
+        offset: gives the text of t[offset:], as it goes on from the text of the ids before: the
+        space that it begins with is kept.
+        """
+        n = offset or 0
+        detokenizer = self.detokenizer(skip_special_tokens, before=t[:n])
+        if isinstance(detokenizer, WindowDetokenizer) and not n:
+            skipped = self.special_tokens if skip_special_tokens else ()
+            return self._decode([i for i in t if i not in skipped])
+        return detokenizer.add(t[n:]) + detokenizer.finish()
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    def detokenizer(
+        self,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+        *,
+        before: Sequence[int] = (),
+    ) -> IncrementalDetokenizer:
+        """Text of tokens as they come.
+
+        spaces_between_special_tokens: accepted, and without effect: no space is ever added around
+        special tokens. before: the ids that the text goes on from, as an answer does from its
+        prompt: what is given is decode(before + ids) without decode(before).
+        """
+        del spaces_between_special_tokens
+        skipped = self.special_tokens if skip_special_tokens else ()
+        if self._spelling is None:
+            return WindowDetokenizer(self._decode, skipped, before)
+        return ByteDetokenizer(self._spelling, skipped, before)
+
+    def detokenize_incrementally(
+        self,
+        all_input_ids: Sequence[int],
+        state: DetokenizeState,
+        skip_special_tokens: bool = True,
+        spaces_between_special_tokens: bool = True,
+    ) -> tuple[str, DetokenizeState]:
+        """The text that has become certain since the last call, and the state for the next one.
+
+        all_input_ids: the prompt's ids and all of the answer's so far; a new state's ids_offset is
+        the length of the prompt. A text that ends in U+FFFD is held back, as in LMDeploy: use
+        `detokenizer`, which has an end.
+        """
+        del spaces_between_special_tokens
+        seen, tokens, begin, read = state.as_tuple()
+        if tokens is None:
+            tokens, read, new = [], seen, all_input_ids
+        else:
+            new = all_input_ids[seen:]
+        names = (self._tokenizer.id_to_token(i) for i in new)
+        tokens = [*tokens, *(name for name in names if name is not None)]
+        shown = self.decode(all_input_ids[begin:read], None, skip_special_tokens)
+        text = self.decode(all_input_ids[begin:], None, skip_special_tokens)
+        n_ids = len(all_input_ids)
+        if len(text) <= len(shown) or text.endswith("\ufffd"):
+            return "", DetokenizeState(n_ids, tokens, begin, read)
+        return text[len(shown) :], DetokenizeState(n_ids, tokens, read, n_ids)
+
+    # ---- the vocabulary ----
+
+    @property
+    def model(self) -> Tokenizer:
+        """Itself: what LMDeploy wraps twice is one object here."""
+        return self
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> id, added tokens too, as the vocabulary spells them."""
+        vocab: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return vocab
+
+    @cached_property
+    def prefix_space_tokens(self) -> set[int]:
+        """The ids of tokens that begin with SentencePiece's space."""
+        vocab = self._tokenizer.get_vocab(with_added_tokens=False)
+        return {token_id for token, token_id in vocab.items() if token.startswith("▁")}
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        """The text of each id alone, inside a text; added tokens are left out."""
+        if self._spelling is None:
+            return [self._decode([i]) for i in range(self.vocab_size)]
+        return [
+            self._spelling.bytes_of(i).decode("utf-8", "replace") for i in range(self.vocab_size)
+        ]
+
+    def indexes_containing_token(self, token: str) -> list[int]:
+        """The ids whose text holds a stop word; of more than MAX_INDEXES, those that are the word
+        itself. [] for a word of several tokens, which no id stands for."""
+        own = self.encode(token, add_special_tokens=False)
+        if len(own) > 1:
+            logger.warning("the stop word %r is %d tokens and not one", token, len(own))
+            return []
+        found = [i for i, text in enumerate(self._texts) if token in text]
+        if len(found) > MAX_INDEXES:
+            found = [i for i in found if self._texts[i] == token][:MAX_INDEXES]
+        return found or own
+
+    def fingerprint(self) -> str:
+        """A checksum of vocabulary and rules: tokenizers with the same checksum make the same
+        tokens of a text."""
+        rules = [self._tokenizer.to_str(), repr(sorted(self.special_tokens.items()))]
+        return hashlib.blake2b("\0".join(rules).encode(), digest_size=16).hexdigest()
+
+
+#: LMDeploy's name for what is inside its Tokenizer.
+HuggingFaceTokenizer = Tokenizer
+
+
+class Encoding(dict[str, Any]):
+    """What a call of a tokenizer gives: input_ids and attention_mask, as keys and as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    except TypeError:
+        if not isinstance(text, str):
+            raise
+        # The library takes no text with surrogates.
+        units = text.encode("utf-16-le", "surrogatepass")
+        ids = tokenizer.encode(units.decode("utf-16-le", "replace"), add_special_tokens=False).ids
+    except Exception as error:  # the library raises Exception itself
+        raise ValueError(f"the tokenizer cannot read the text: {error}") from None
+    return ids
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Makes an error of the tokenizers library one of this file: a CheckpointError."""
+    from ._C import CheckpointError, UnsupportedError
+
+    try:
+        yield
+    except (CheckpointError, UnsupportedError, OSError, MemoryError):
+        raise
+    except Exception as error:  # the library raises Exception itself
+        raise safetensors.bad_file(path, str(error)) from None
+
 
 # ---- Hugging Face ----
 
 
-def _read_directory(path: Path) -> Vocabulary:
+def _vocabulary(files: TokenizerFiles) -> Vocabulary:
+    """tokenizer.json, with what the files beside it add. Raises whatever the library raises."""
     import tokenizers
 
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        raise safetensors.bad_file(path, "it has no tokenizer.json")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises Exception itself
-        raise safetensors.bad_file(file, str(error)) from None
-    config_path = path / "tokenizer_config.json"
-    config = safetensors.read_json(config_path) if config_path.is_file() else {}
-    added = tokenizer.get_added_tokens_decoder()
-    probe = tokenizer.encode("a", add_special_tokens=True).ids
-    bos, eos = _token_text(config.get("bos_token")), _token_text(config.get("eos_token"))
-    bos_id = None if bos is None else tokenizer.token_to_id(bos)
+    tokenizer = tokenizers.Tokenizer.from_file(str(files.tokenizer_json))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    own = tokenizer.get_added_tokens_decoder()
+    new = _new_tokens(files, own)
+    if new:
+        tokenizer.add_tokens([tokenizers.AddedToken(**asdict(token)) for token in new])
+        own = tokenizer.get_added_tokens_decoder()
+        _warn_of_other_ids(files, tokenizer)
+    ids = {name: tokenizer.token_to_id(token.content) for name, token in files.named.items()}
+    probe = tokenizer.encode("a", add_special_tokens=True)
+    of_text = [i for i, is_put in enumerate(probe.special_tokens_mask) if not is_put]
     return Vocabulary(
         tokenizer,
-        {i: token.content for i, token in added.items() if token.special},
-        bos_id=bos_id,
-        eos_id=None if eos is None else tokenizer.token_to_id(eos),
-        add_bos=bos_id is not None and probe[:1] == [bos_id],
-        chat_templates=_chat_templates(path, config),
+        {i: token.content for i, token in own.items() if token.special},
+        bos_id=ids.get("bos_token"),
+        eos_id=ids.get("eos_token"),
+        before_text=tuple(probe.ids[: of_text[0]] if of_text else probe.ids),
+        after_text=tuple(probe.ids[of_text[-1] + 1 :] if of_text else ()),
+        chat_templates=files.chat_templates,
     )
 
 
-def _token_text(token: Any) -> str | None:
-    """A token in tokenizer_config.json: a text, or an object with "content"."""
-    if isinstance(token, Mapping):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
+def _new_tokens(files: TokenizerFiles, own: Mapping[int, tokenizers.AddedToken]) -> list[Token]:
+    """The tokens that tokenizer.json lacks, or has with other properties, in the order of their
+    ids. A token is special where either says so, and where it has a name."""
+    names = [field.name for field in fields(Token)]
+    known = [Token(**{name: getattr(token, name) for name in names}) for token in own.values()]
+    older = [token for i, token in files.older.items() if i not in own]
+    described, named, extra = files.described.values(), files.named.values(), files.extra
+    of = {t.content: t for t in (*extra, *named, *older, *known, *described)}  # the last one counts
+    special = {t.content for t in named} | {t.content for t in known if t.special}
+    order = dict.fromkeys(t.content for t in (*known, *older, *described, *named, *extra))
+    tokens = [replace(of[c], special=of[c].special or c in special) for c in order]
+    as_it_is = set(known)
+    return [token for token in tokens if token not in as_it_is]
 
 
-def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    file = path / "chat_template.jinja"
-    if file.is_file():
-        return {"default": file.read_text(encoding="utf-8")}
-    template = config.get("chat_template")
-    if isinstance(template, str):
-        return {"default": template}
-    if isinstance(template, list):
-        return {
-            item["name"]: item["template"]
-            for item in template
-            if isinstance(item, dict)
-            and isinstance(item.get("name"), str)
-            and isinstance(item.get("template"), str)
-        }
-    return {}
+def _warn_of_other_ids(files: TokenizerFiles, tokenizer: tokenizers.Tokenizer) -> None:
+    """The library gives new tokens the ids that follow, whatever the files say."""
+    for said, token in (files.older | files.described).items():
+        token_id = tokenizer.token_to_id(token.content)
+        if token_id != said:
+            logger.warning(
+                "%s: %r is token %s, not %d as the files beside it say",
+                *(files.tokenizer_json, token.content, token_id, said),
+            )

@@ -90,7 +90,7 @@ def open_model(model_path: str | Path | None, config: TurbomindEngineConfig) -> 
 
 def make_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     if checkpoint.metadata:
-        return Tokenizer.from_gguf(checkpoint.metadata)
+        return Tokenizer.from_gguf(checkpoint.metadata, checkpoint.path)
     return Tokenizer(checkpoint.path)
 
 

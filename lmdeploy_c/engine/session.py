@@ -186,7 +186,7 @@ class Session:
         if len(left) == len(turns) or turns[len(left)].prompt_end >= n_tokens:
             return left
         turn = turns[len(left)]
-        text = self.engine.tokenizer.decode(self.token_ids[turn.prompt_end : n_tokens])
+        text = self.engine.tokenizer.decode(self.token_ids[:n_tokens], turn.prompt_end)
         asked = turn.rendered and turn.rendered.removesuffix(turn.text)
         rendered = asked + text if asked and turn.text.startswith(text) else None
         return [*left, dataclasses.replace(turn, text=text, end=n_tokens, rendered=rendered)]
@@ -216,7 +216,7 @@ class Session:
         """A conversation that `save` wrote: `Pipeline.load_session` describes it."""
         from . import session_file
 
-        saved = session_file.read(Path(path), engine.session_tags(), engine.tokenizer.vocab_size)
+        saved = session_file.read(Path(path), engine.session_tags(), engine.vocab_size)
         session = cls(engine)
         session.history, session.token_ids = saved.history, saved.token_ids
         session._turns = [
@@ -323,7 +323,7 @@ class Session:
         ids, turns = asked + response.token_ids, self._known_turns()
         tokenizer, n_said = self.engine.tokenizer, len(self.token_ids)
         went_on = len(turns) == len(self.history) and asked[:n_said] == self.token_ids
-        written = tokenizer.decode(response.token_ids, answer.skip_special_tokens)
+        written = tokenizer.decode(ids, len(asked), answer.skip_special_tokens)
         rendered = answer.prompt_text + response.text if written == response.text else None
         turn = Turn(prompt, response.text, len(asked), len(ids), rendered)
         self._turns = [*turns, turn] if went_on else []

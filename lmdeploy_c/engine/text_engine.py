@@ -65,7 +65,7 @@ class TextEngine:
     Attributes:
         model_path, model_name: the model's files, and the name given or the files'.
         arch: the model's architecture. isa, num_threads: of the device that runs it.
-        tokenizer, chat_template: the model's.
+        tokenizer, chat_template: the model's. vocab_size: the model's, which bounds every id.
         backend_config: the configuration with every automatic value filled in.
         sizes: what the engine holds.
     """
@@ -86,6 +86,7 @@ class TextEngine:
         self.model_path = checkpoint.path
         self.model_name = model_name or checkpoint.path.stem
         self.arch: str = checkpoint.config["arch"]
+        self.vocab_size: int = checkpoint.config["vocab_size"]
         self.tokenizer = make_tokenizer(checkpoint)
         self.chat_template = make_chat_template(chat_template_config, self.tokenizer)
         self._max_log_len = max_log_len
@@ -184,11 +185,11 @@ class TextEngine:
         tokenizer, before = self.tokenizer, history.text
         if before is not None and text.startswith(before):
             rest = text[len(before) :]
-            ids = [*history.token_ids, *tokenizer.encode(rest, add_bos=False)]
+            ids = [*history.token_ids, *tokenizer.encode(rest, add_special_tokens=False)]
             so_far = tokenizer.decode(history.token_ids, skip_special_tokens=False)
             if tokenizer.decode(ids, skip_special_tokens=False) == so_far + rest:
                 return ids
-        return tokenizer.encode(text, add_bos=add_bos)
+        return tokenizer.encode(text, add_special_tokens=add_bos)
 
     def submit(
         self,
@@ -227,7 +228,7 @@ class TextEngine:
         too_long = len(ids) >= self.sizes.kv.session_len
         return Answer(
             request,
-            tokenizer.detokenizer(config.skip_special_tokens),
+            tokenizer.detokenizer(config.skip_special_tokens, before=ids),
             matcher,
             index=index,
             input_ids=ids,

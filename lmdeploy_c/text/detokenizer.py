@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Container, Sequence
+import re
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -26,13 +28,18 @@ class IncrementalDetokenizer(Protocol):
 class ByteDetokenizer:
     """For vocabularies whose tokens are spelled in bytes: exact, and linear in the answer.
 
-    skipped: ids of tokens that are left out of the text.
+    skipped: ids of tokens that are left out of the text. before: the tokens that the text goes on
+    from; where they have a text, the first space of this one is no text's first.
     """
 
-    def __init__(self, spelling: Spelling, skipped: Container[int]) -> None:
+    def __init__(
+        self, spelling: Spelling, skipped: Container[int], before: Sequence[int] = ()
+    ) -> None:
         self._spelling, self._skipped = spelling, skipped
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at_start = spelling.strips_space
+        self._at_start = spelling.strips_space and not any(
+            spelling.bytes_of(i) for i in reversed(before) if i not in skipped
+        )
 
     def add(self, ids: Sequence[int]) -> str:
         spelled = b"".join(self._spelling.bytes_of(i) for i in ids if i not in self._skipped)
@@ -48,36 +55,47 @@ class ByteDetokenizer:
         return text
 
 
-class Decoder(Protocol):
-    """The parts of a `Tokenizer` that turn ids into text."""
-
-    @property
-    def special_tokens(self) -> Container[int]: ...
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
-
-
 class WindowDetokenizer:
     """For other vocabularies, where the text of a token may depend on the tokens before it: decodes
-    the new tokens together with a few earlier ones, so that the cost of a token stays bounded."""
+    the new tokens together with a few earlier ones, so that the cost of a token stays bounded.
+
+    decode: the text of a list of ids. skipped, before: as for `ByteDetokenizer`.
+    """
 
     #: Most U+FFFD at the end of a text that later bytes may still make a character.
     MAX_UNFINISHED = 3
     MAX_WINDOW = 64  # tokens; only bytes that never become text reach it
 
-    def __init__(self, tokenizer: Decoder, skip_special_tokens: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._window: list[int] = []
-        self._n_context = 0  # tokens at the window's start whose text was shown earlier
-        self._n_shown = 0  # characters of the window's text that were shown
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        skipped: Container[int],
+        before: Sequence[int] = (),
+    ) -> None:
+        self._decode, self._skipped = decode, skipped
+        self._window = self._context(before)
+        self._n_context = len(self._window)  # tokens at the start whose text was shown earlier
+        self._n_shown = len(decode(self._window))  # characters of the window's text so far shown
+
+    def _context(self, before: Sequence[int]) -> list[int]:
+        """The fewest tokens at the end of `before` whose text begins with a whole character."""
+        found: list[int] = []
+        for token_id in reversed(before):
+            if token_id in self._skipped:
+                continue
+            found.insert(0, token_id)
+            text = self._decode(found)
+            if len(found) == self.MAX_WINDOW or (text and text[0] != "\ufffd"):
+                break
+        return found
 
     def add(self, ids: Sequence[int]) -> str:
         out = []
         for token_id in ids:
-            if self._skip and token_id in self._tokenizer.special_tokens:
+            if token_id in self._skipped:
                 continue
             self._window.append(token_id)
-            text = self._tokenizer.decode(self._window, self._skip)
+            text = self._decode(self._window)
             certain = text
             for _ in range(self.MAX_UNFINISHED):
                 certain = certain.removesuffix("\ufffd")
@@ -89,17 +107,34 @@ class WindowDetokenizer:
         return "".join(out)
 
     def finish(self) -> str:
-        text = self._tokenizer.decode(self._window, self._skip)
-        rest = text[self._n_shown :]
-        self._n_shown = len(text)
+        rest = self._decode(self._window)[self._n_shown :]
+        self._n_shown += len(rest)
         return rest
 
     def _move_on(self) -> None:
         """Keeps the newest tokens that have a text as context of the tokens to come."""
         newest = self._window[self._n_context :]
-        n_shown = len(self._tokenizer.decode(newest, self._skip))
+        n_shown = len(self._decode(newest))
         if n_shown or len(self._window) > self.MAX_WINDOW:
             self._window, self._n_context, self._n_shown = newest, len(newest), n_shown
+
+
+@dataclass
+class DetokenizeState:
+    """How far `Tokenizer.detokenize_incrementally` has come (LMDeploy 0.18).
+
+    ids_offset: ids that were seen. prev_tokens: their tokens; None before the first call.
+    prefix_offset, read_offset: the ids between them were shown, and are decoded once more with the
+    new ones.
+    """
+
+    ids_offset: int = 0
+    prev_tokens: list[str] | None = None
+    prefix_offset: int = 0
+    read_offset: int = 0
+
+    def as_tuple(self) -> tuple[int, list[str] | None, int, int]:
+        return (self.ids_offset, self.prev_tokens, self.prefix_offset, self.read_offset)
 
 
 # ---- how tokens are spelled ----
@@ -115,16 +150,17 @@ def _gpt2_bytes() -> dict[str, int]:
 class Spelling:
     """The bytes of each token, found when first used.
 
-    byte_level: each character of a token stands for a byte; otherwise "▁" is a space and "<0xNN>"
-    a byte. strips_space: the space that a text begins with is not shown.
+    byte_level: each character of a token stands for a byte, but for added tokens, which are spelled
+    as they are; otherwise "▁" is a space and "<0xNN>" a byte. strips_space: the space that a text
+    begins with is not shown.
     """
 
     def __init__(
         self, tokenizer: tokenizers.Tokenizer, *, byte_level: bool, strips_space: bool
     ) -> None:
         self._tokenizer = tokenizer
-        self._literal = {i: t.content for i, t in tokenizer.get_added_tokens_decoder().items()}
         self._characters = _gpt2_bytes() if byte_level else None
+        self._added = set(tokenizer.get_added_tokens_decoder())
         self._known: dict[int, bytes] = {}
         self.strips_space = strips_space
 
@@ -136,21 +172,26 @@ class Spelling:
         return known
 
     def _spell(self, token_id: int) -> bytes:
-        token = self._literal.get(token_id)
-        if token is not None:
-            return token.encode("utf-8", "replace")
         token = self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
         if token is None:
             return b""
         if self._characters is None:
-            if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            if _BYTE_TOKEN.fullmatch(token):
                 return bytes([int(token[3:5], 16)])
             return token.replace("▁", " ").encode("utf-8", "replace")
+        if token_id in self._added:
+            return token.encode("utf-8", "replace")
         spelled = bytearray()
         for c in token:
             byte = self._characters.get(c)
             spelled += c.encode("utf-8", "replace") if byte is None else bytes([byte])
         return bytes(spelled)
+
+
+_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
+#: Steps of SentencePiece's decoder, as tokenizer.json has them.
+_SPACES = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+_FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
 def spelling_of(tokenizer: tokenizers.Tokenizer) -> Spelling | None:
@@ -163,6 +204,7 @@ def spelling_of(tokenizer: tokenizers.Tokenizer) -> Spelling | None:
     if kinds == ["ByteFallback", "Metaspace"] and steps[1].get("replacement") == "▁":
         strips_space = steps[1].get("prepend_scheme") != "never"
         return Spelling(tokenizer, byte_level=False, strips_space=strips_space)
-    if kinds[:3] == ["Replace", "ByteFallback", "Fuse"] and kinds[3:] in ([], ["Strip"]):
-        return Spelling(tokenizer, byte_level=False, strips_space=kinds[3:] == ["Strip"])
+    sentencepiece = steps[:1] == [_SPACES] and kinds[1:3] == ["ByteFallback", "Fuse"]
+    if sentencepiece and steps[3:] in ([], [_FIRST_SPACE]):
+        return Spelling(tokenizer, byte_level=False, strips_space=len(steps) == 4)
     return None

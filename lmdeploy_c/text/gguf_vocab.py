@@ -53,15 +53,16 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         raise unsupported(f"tokenizer.ggml.model {model!r} is not served; served: gpt2, llama")
     types = [int(t) for t in _per_token(metadata, "token_type", tokens, default=1)]
     _add_tokens(tokenizer, tokens, types)
+    bos = _token_id(metadata, "bos", len(tokens))
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or pre in ADD_BOS)
     return Vocabulary(
         tokenizer,
         {i: t for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind in SPECIAL},
-        bos_id=_token_id(metadata, "bos", len(tokens)),
+        bos_id=bos,
         eos_id=_token_id(metadata, "eos", len(tokens)),
-        add_bos=bool(add_bos),
+        before_text=(bos,) if add_bos and bos is not None else (),
+        after_text=(),
         chat_templates=_chat_templates(metadata),
-        space_prefix=model == "llama" and _adds_space_prefix(metadata),
     )
 
 

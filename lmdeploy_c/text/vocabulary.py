@@ -17,6 +17,6 @@ class Vocabulary:
     special: dict[int, str]  # special tokens: id -> text
     bos_id: int | None
     eos_id: int | None
-    add_bos: bool  # every text begins with the bos token
+    before_text: tuple[int, ...]  # ids that are put in front of a text, and behind it
+    after_text: tuple[int, ...]
     chat_templates: dict[str, str]  # name -> jinja source; the usual one is "default"
-    space_prefix: bool = False  # a space is put before every text
