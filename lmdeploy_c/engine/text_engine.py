@@ -91,6 +91,7 @@ class TextEngine:
         self.chat_template = make_chat_template(chat_template_config, self.tokenizer)
         self._max_log_len = max_log_len
         self._end_ids = list(checkpoint.eos_token_ids)
+        self._vocab_size: int = checkpoint.config["vocab_size"]
         config, self.sizes = choose_device(config, checkpoint)
         sizes = self.sizes
         model = load_model(config, checkpoint)
@@ -211,7 +212,9 @@ class TextEngine:
         core, config, tokenizer = self.core, config or GenerationConfig(), self.tokenizer
         try:
             config.check()
-            matcher, stop_ids = stop_rules(config, stop_words, tokenizer.special_ids, self._end_ids)
+            matcher, stop_ids = stop_rules(
+                config, stop_words, tokenizer, self._end_ids, self._vocab_size
+            )
             parameters = _parameters(config, tokenizer)
         except Exception as e:  # a configuration may hold anything
             return self.reject(str(e) or type(e).__name__, index=index)

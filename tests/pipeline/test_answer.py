@@ -1,118 +1,19 @@
-"""From tokens to text: stop words wherever tokens begin and end, and what is held back."""
+"""From tokens to Responses, and from a caller's prompts to messages."""
 
-import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from lmdeploy_c import GenerationConfig, UnsupportedError
+from lmdeploy_c import UnsupportedError
 from lmdeploy_c._C import Output
 from lmdeploy_c.engine.answer import Answer
 from lmdeploy_c.messages import ResponseType
 from lmdeploy_c.text.prompts import as_messages, parse_prompts, per_prompt
-from lmdeploy_c.text.stop_words import StopMatcher, stop_rules
-
-
-def run(
-    matcher: StopMatcher, pieces: Iterable[str], rest: str = ""
-) -> tuple[str, list[int], bool, list[str]]:
-    """(text, tokens, stopped, what was shown after each token); token i has the text pieces[i]."""
-    shown: list[str] = []
-    tokens: list[int] = []
-    for i, text in enumerate(pieces):
-        piece = matcher.add(i, None, text)
-        shown.append(piece.text)
-        tokens += piece.token_ids
-        if piece.stopped:
-            return "".join(shown), tokens, True, shown
-    piece = matcher.finish(rest)
-    shown.append(piece.text)
-    return "".join(shown), tokens + piece.token_ids, piece.stopped, shown
-
-
-def test_nothing_is_held_back_without_stop_words() -> None:
-    assert run(StopMatcher(), ["a", "", "b"]) == ("ab", [0, 1, 2], False, ["a", "", "b", ""])
-
-
-def test_stop_word_inside_one_token() -> None:
-    text, tokens, stopped, _ = run(StopMatcher(["lo w"]), ["hel", "lo world", "!"])
-    assert (text, tokens, stopped) == ("hel", [0], True)
-
-
-def test_stop_word_across_tokens_is_held_back_and_dropped() -> None:
-    text, tokens, stopped, shown = run(StopMatcher(["END"]), ["say E", "N", "D of", "x"])
-    assert (text, tokens, stopped) == ("say ", [0], True)
-    assert shown == ["say ", "", ""]
-
-
-def test_what_was_held_back_comes_when_it_is_no_stop_word() -> None:
-    text, tokens, stopped, shown = run(StopMatcher(["END"]), ["E", "N", "ough"])
-    assert (text, tokens, stopped) == ("ENough", [0, 1, 2], False)
-    assert shown == ["", "", "ENough", ""]
-
-
-def test_what_is_held_back_at_the_end_is_shown() -> None:
-    assert run(StopMatcher(["END"]), ["go E", "N"])[:3] == ("go EN", [0, 1], False)
-
-
-def test_stop_word_in_the_rest_at_the_end() -> None:
-    assert run(StopMatcher(["é"]), ["caf", ""], rest="é")[:3] == ("caf", [0], True)
-
-
-def test_include_keeps_the_stop_word_and_nothing_behind_it() -> None:
-    text, tokens, stopped, _ = run(StopMatcher(["END"], include=True), ["a E", "ND of", "x"])
-    assert (text, tokens, stopped) == ("a END", [0, 1], True)
-
-
-def test_the_first_of_several_stop_words_wins() -> None:
-    assert run(StopMatcher(["cd", "abcd", "x"]), ["0abcdx"])[0] == "0"
-    assert run(StopMatcher(["aab"]), ["aa", "a", "b"])[0] == "a"
-
-
-def test_words_do_not_count_before_min_tokens() -> None:
-    text, tokens, stopped, _ = run(StopMatcher(["."], min_tokens=2), ["a.", "b.", "c.", "d"])
-    assert (text, tokens, stopped) == ("a.b.c", [0, 1, 2], True)
-
-
-def test_special_tokens_stop_as_tokens() -> None:
-    matcher = StopMatcher(ids={2: "<end>"}, include=True)
-    assert run(matcher, ["a", "b", "", "c"])[:3] == ("ab<end>", [0, 1, 2], True)
-    assert run(StopMatcher(ids={2: "<end>"}), ["a", "b", "", "c"])[:3] == ("ab", [0, 1], True)
-
-
-def test_logprobs_go_with_their_tokens() -> None:
-    matcher = StopMatcher(["xy"])
-    assert matcher.add(7, {7: -1.0}, "x") == ("", [], [], False)
-    assert matcher.add(8, {8: -2.0}, "z") == ("xz", [7, 8], [{7: -1.0}, {8: -2.0}], False)
-
-
-def test_against_a_search_in_the_whole_text() -> None:
-    rng = random.Random(0)
-    for _ in range(2000):
-        words = ["".join(rng.choices("ab", k=rng.randint(1, 4))) for _ in range(rng.randint(1, 3))]
-        pieces = ["".join(rng.choices("abc", k=rng.randint(0, 3))) for _ in range(12)]
-        include = rng.random() < 0.5
-        text, tokens, stopped, _ = run(StopMatcher(words, include=include), pieces)
-        whole, ends = "", []
-        for piece in pieces:  # the answer ends with the token that completes a word
-            whole += piece
-            ends.append(len(whole))
-            found = [(whole.find(w), -len(w), w) for w in words if w in whole]
-            if found:
-                start, _, word = min(found)
-                whole = whole[: start + (len(word) if include else 0)]
-                break
-        assert (text, stopped) == (whole, bool(found))
-        starts = [0, *ends][: len(ends)]
-        if stopped:
-            assert tokens == [i for i, start in enumerate(starts) if start < len(whole)]
-        else:
-            assert tokens == list(range(len(pieces)))
-
+from lmdeploy_c.text.stop_words import StopMatcher
 
 # A request without an engine
 
@@ -218,28 +119,6 @@ def test_answer_keeps_logits() -> None:
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
     it, _ = answer(output(0, logits=rows[:1]), output(1, reason="length", logits=rows[1:]))
     np.testing.assert_array_equal(it.read_all().logits, rows)
-
-
-# What stops an answer
-
-SPECIAL = {"<end>": 7, "<eot>": 8}
-
-
-def test_stop_rules_default() -> None:
-    matcher, ids = stop_rules(GenerationConfig(), ["<end>", "User:"], SPECIAL, [2])
-    assert (ids, matcher.words) == ([2, 7], ["User:"])
-
-
-def test_stop_rules_ignore_eos_keeps_what_was_asked_for() -> None:
-    config = GenerationConfig(ignore_eos=True, stop_words=["x", "<eot>"], stop_token_ids=[5])
-    matcher, ids = stop_rules(config, ["<end>", "User:"], SPECIAL, [2])
-    assert (ids, matcher.words) == ([5, 8], ["x"])
-
-
-def test_stop_rules_match_special_tokens_here_to_include_them() -> None:
-    config = GenerationConfig(stop_words=["<eot>"], include_stop_str_in_output=True)
-    matcher, ids = stop_rules(config, ["<end>"], SPECIAL, [2])
-    assert (ids, matcher.ids) == ([2, 7], {8: "<eot>"})
 
 
 # The forms of prompts
