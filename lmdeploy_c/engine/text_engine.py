@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..files.checkpoint import Checkpoint, fingerprint
 from ..messages import GenerationConfig, ResponseType, SpeculativeConfig
 from ..text.chat_template import ChatTemplateConfig
+from ..text.end_tokens import end_token_ids, known_end_ids
 from ..text.prompts import Message, Prompt, as_messages, as_turn, per_prompt
 from ..text.stop_words import StopMatcher, stop_rules
 from ..tokenizer import Tokenizer
@@ -66,6 +68,7 @@ class TextEngine:
         model_path, model_name: the model's files, and the name given or the files'.
         arch: the model's architecture. isa, num_threads: of the device that runs it.
         tokenizer, chat_template: the model's. vocab_size: the model's, which bounds every id.
+        end_token_ids: the tokens that end an answer.
         backend_config: the configuration with every automatic value filled in.
         sizes: what the engine holds.
     """
@@ -90,7 +93,8 @@ class TextEngine:
         self.tokenizer = make_tokenizer(checkpoint)
         self.chat_template = make_chat_template(chat_template_config, self.tokenizer)
         self._max_log_len = max_log_len
-        self._end_ids = list(checkpoint.eos_token_ids)
+        known = known_end_ids(checkpoint.metadata.get("tokenizer.ggml.tokens", ()))
+        self._named_end_ids = {*checkpoint.eos_token_ids, *known}
         self._vocab_size: int = checkpoint.config["vocab_size"]
         config, self.sizes = choose_device(config, checkpoint)
         sizes = self.sizes
@@ -120,6 +124,13 @@ class TextEngine:
             "kv_bits": list(self.sizes.kv_bits),
             "fast_activations": config.fast_activations,
         }
+
+    @functools.cached_property
+    def end_token_ids(self) -> list[int]:
+        """The tokens that end an answer. Found when first needed: a template is rendered for it."""
+        return end_token_ids(
+            self._named_end_ids, self.tokenizer, self.chat_template, self._vocab_size
+        )
 
     # ---- from a prompt to its answer ----
 
@@ -213,7 +224,7 @@ class TextEngine:
         try:
             config.check()
             matcher, stop_ids = stop_rules(
-                config, stop_words, tokenizer, self._end_ids, self._vocab_size
+                config, stop_words, tokenizer, self.end_token_ids, self._vocab_size
             )
             parameters = _parameters(config, tokenizer)
         except Exception as e:  # a configuration may hold anything

