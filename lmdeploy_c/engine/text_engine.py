@@ -96,6 +96,7 @@ class TextEngine:
         known = known_end_ids(checkpoint.metadata.get("tokenizer.ggml.tokens", ()))
         self._named_end_ids = {*checkpoint.eos_token_ids, *known}
         self._vocab_size: int = checkpoint.config["vocab_size"]
+        self._is_gguf = bool(checkpoint.metadata)
         config, self.sizes = choose_device(config, checkpoint)
         sizes = self.sizes
         model = load_model(config, checkpoint)
@@ -153,8 +154,7 @@ class TextEngine:
         try:
             text = self.render(prompt, do_preprocess, template_kwargs, history)
             logger.debug("prompt %d: %r", index, text[: self._max_log_len])
-            add_bos = not (do_preprocess and self.chat_template.adds_bos)
-            ids = self.encode(text, add_bos=add_bos, history=history)
+            ids = self.encode(text, add_bos=self._adds_bos(do_preprocess), history=history)
         except Exception as e:  # a template may raise anything
             return self.reject(str(e) or type(e).__name__, index=index)
         return self.submit(
@@ -182,6 +182,12 @@ class TextEngine:
         if not isinstance(prompt, str):
             raise ValueError("do_preprocess=False takes a text; a conversation needs the template")
         return self.text_of(history) + prompt
+
+    def _adds_bos(self, do_preprocess: bool) -> bool:
+        """Whether a prompt begins with the model's first token, where the model wants one. What a
+        GGUF file says of it holds for rendered chats too, as in llama.cpp; with a Hugging Face
+        tokenizer the chat template alone decides, as in transformers."""
+        return self._is_gguf or not do_preprocess or not self.chat_template.adds_bos
 
     def text_of(self, history: History) -> str:
         """The text of a history's tokens."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_models import CONTROL, write_directory, write_gguf
+from scripted_models import CHATML, CONTROL, write_directory, write_gguf
 
 from lmdeploy_c import ChatTemplateConfig, GenerationConfig, Response, TurbomindEngineConfig
 from lmdeploy_c import pipeline as make_pipeline
@@ -99,6 +99,29 @@ def test_a_gguf_file_names_end_tokens(tmp_path: Path, name: str) -> None:
         tmp_path / "m.gguf", HELLO, [*HELLO, "<one>", "!"], specials=specials, **end
     )
     assert ending(answer(path, NINE)) == ("Hello there", "stop")
+
+
+@pytest.mark.parametrize(
+    ("add_bos", "template", "n_bos"),
+    [(1, CHATML, 1), (0, CHATML, 0), (1, "{{ bos_token }}" + CHATML, 1),
+     (0, "{{ bos_token }}" + CHATML, 1)],
+)  # fmt: skip
+def test_the_first_token_of_a_chat_comes_once(
+    tmp_path: Path, add_bos: int, template: str, n_bos: int
+) -> None:
+    path, ids = write_gguf(
+        tmp_path / "m.gguf", ["Hello"], ["Hello"], template=template, add_bos_token=add_bos,
+        bos_token_id=257, eos_token_id=259,
+    )  # fmt: skip
+    assert ids["<|endoftext|>"] == 257
+    with make_pipeline(path, CONFIG) as pipe:
+        asked = pipe.engine.ask("hi", GenerationConfig(max_new_tokens=1))
+        asked.read_all()
+        assert asked.input_ids[: n_bos + 1] == [*[257] * n_bos, 258]
+        session = pipe.session(GenerationConfig(max_new_tokens=2))
+        for _ in range(2):
+            session("hi", stream_response=False)
+        assert session.token_ids.count(257) == n_bos
 
 
 WORDS = ["Hello", "<|", "im_end", "|>", " user"]
