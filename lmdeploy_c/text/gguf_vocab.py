@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..messages import unsupported
+from .end_tokens import known_end_ids
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     else:
         raise unsupported(f"tokenizer.ggml.model {model!r} is not served; served: gpt2, llama")
     types = [int(t) for t in _per_token(metadata, "token_type", tokens, default=1)]
+    for i in known_end_ids(tokens):  # whatever the file says, as llama.cpp
+        types[i] = CONTROL
     _add_tokens(tokenizer, tokens, types)
     bos = _token_id(metadata, "bos", len(tokens))
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or pre in ADD_BOS)

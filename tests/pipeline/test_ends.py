@@ -16,6 +16,7 @@ from scripted_models import CHATML, CONTROL, write_directory, write_gguf
 
 from lmdeploy_c import ChatTemplateConfig, GenerationConfig, Response, TurbomindEngineConfig
 from lmdeploy_c import pipeline as make_pipeline
+from lmdeploy_c.tokenizer import Tokenizer
 
 CONFIG = TurbomindEngineConfig(session_len=256, max_batch_size=4, cache_max_entry_count=16)
 HELLO = ("Hello", " there")
@@ -89,6 +90,7 @@ def test_a_gguf_file_ends_turns_by_known_texts(tmp_path: Path, end: str, kind: i
         tmp_path / "m.gguf", HELLO, [*HELLO, end, "!"], specials=specials, eos_token_id=258
     )
     assert ending(answer(path, NINE)) == ("Hello there", "stop")
+    assert Tokenizer(path).encode(f"a{end}") == [ord("a"), 260]
 
 
 @pytest.mark.parametrize("name", ["eos", "eot", "eom"])
