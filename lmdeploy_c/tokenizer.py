@@ -123,12 +123,12 @@ class Tokenizer:
         """
         tokenizer = self._plain() if split_special_tokens else self._tokenizer
         ids = _encode(tokenizer, s)
-        if not add_special_tokens:
+        before = self.before_text
+        if not add_special_tokens or not (before or self.after_text):
             return ids
-        before, bos = list(self.before_text), self.bos_token_id
-        starts_with_bos = bos is not None and before[:1] == [bos]
-        if starts_with_bos and (not add_bos or (len(before) == 1 and ids[:1] == [bos])):
-            del before[0]
+        if before and before[0] == self.bos_token_id:
+            is_there = len(before) == 1 and ids[:1] == [before[0]]
+            before = before[1:] if is_there or not add_bos else before
         return [*before, *ids, *self.after_text]
 
     def __call__(self, s: str | Sequence[str]) -> Encoding:
@@ -261,7 +261,7 @@ class Tokenizer:
     def indexes_containing_token(self, token: str) -> list[int]:
         """The ids whose text holds a stop word; of more than MAX_INDEXES, those that are the word
         itself. [] for a word of several tokens, which no id stands for."""
-        own = self.encode(token, add_special_tokens=False)
+        own = self.token_ids_of(token)
         if len(own) > 1:
             logger.warning("the stop word %r is %d tokens and not one", token, len(own))
             return []

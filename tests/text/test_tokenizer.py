@@ -81,10 +81,10 @@ def test_detokenising_is_linear(smollm2_tokenizer: Tokenizer) -> None:
 
     def seconds(n: int) -> float:
         detokenizer = smollm2_tokenizer.detokenizer()
-        start = time.perf_counter()
+        start = time.process_time()
         for i in ids[:n]:
             detokenizer.add([i])
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     short, long = (min(seconds(n) for _ in range(3)) for n in (len(ids) // 8, len(ids)))
     assert long < 8 * 3 * short

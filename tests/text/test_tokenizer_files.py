@@ -1,32 +1,17 @@
 """The files of a tokenizer's directory: what they say together, and what is wrong with them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
 from conftest import GOLDEN
+from tokenizer_dirs import BASE, WANTED, write
 
 from lmdeploy_c import _C
 from lmdeploy_c.tokenizer import Tokenizer
 
-WANTED = json.loads((GOLDEN / "tokenizer_files.json").read_text())
-BASE, TEXTS = WANTED["base"], WANTED["texts"]
-
-
-def write(path: Path, **files: Any) -> Path:
-    """A directory: the golden base, with a file's keys set, a file left out (None), or a text.
-
-    files: by name, "tokenizer_config" or "chat_template.jinja"."""
-    for name, keys in {**BASE, **files}.items():
-        file = path / (name if name.endswith(".jinja") else name + ".json")
-        file.parent.mkdir(exist_ok=True)
-        if isinstance(keys, str):
-            file.write_text(keys)
-        elif keys is not None:
-            file.write_text(json.dumps({**BASE.get(name, {}), **keys}))
-    return path
+TEXTS = WANTED["texts"]
 
 
 @pytest.mark.parametrize("name", WANTED["cases"])
