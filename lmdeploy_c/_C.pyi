@@ -49,12 +49,13 @@ TRACE_KINDS: tuple[str, ...]
 #: has it: (None, "stop", "length", "error", "abort").
 FINISH_REASONS: tuple[FinishReason | None, ...]
 
-#: (name, dtype, shape, path, byte offset in the file, bytes); dtype is "F32", "F16", "BF16" or
-#: "I32", the words of packed weights.
+#: (name, dtype, shape, path, byte offset in the file, bytes); dtype is a type's name as GGUF writes
+#: it, such as "BF16", or "I32", the words of packed weights.
 TensorSpec = tuple[str, str, tuple[int, ...], str, int, int]
 
 class Gguf:
-    """A GGUF v3 file, mapped read-only and validated completely before the constructor returns.
+    """A GGUF file (version 2 or 3), mapped read-only and validated completely before the
+    constructor returns. Tensors of types that are not served are listed, too.
 
     Raises FileNotFoundError, or CheckpointError naming the field that is wrong.
     """
@@ -69,6 +70,9 @@ class Gguf:
     def tensors(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Name -> (type name such as "Q4_1", shape with rows first, as NumPy writes it)."""
     @property
+    def specs(self) -> list[TensorSpec]:
+        """The tensors as a Model's source, to be joined with those of other files."""
+    @property
     def n_bytes(self) -> int:
         """Size of the file in bytes."""
     def dequantize(self, name: str) -> NDArray[np.float32]:
@@ -78,7 +82,7 @@ class Model:
     """A model's weights in a backend's layout, with the backend's thread pool.
 
     config: the normalised dict of `lmdeploy_c.model_config`.
-    source: a Gguf, or the tensors of safetensors files. Where config's quant_method is not "none",
+    source: a Gguf, or the tensors of several files. Where config's quant_method is not "none",
     a matrix may be packed: its qweight, qzeros and scales (and g_idx) in place of its weight.
     device: "cpu". num_threads: 1 to MAX_THREADS; None: as many as the affinity mask and the cgroup
     quota allow.

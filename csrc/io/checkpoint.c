@@ -13,11 +13,24 @@ typedef struct dtype_info {
 } dtype_info;
 
 static const dtype_info dtypes[LMD_DTYPE_COUNT] = {
-    [LMD_F32] = {"F32", 1, 4},       [LMD_F16] = {"F16", 1, 2},
-    [LMD_BF16] = {"BF16", 1, 2},     [LMD_Q8_0] = {"Q8_0", 32, 34},
-    [LMD_Q4_0] = {"Q4_0", 32, 18},   [LMD_Q4_1] = {"Q4_1", 32, 20},
-    [LMD_Q4_K] = {"Q4_K", 256, 144}, [LMD_Q5_K] = {"Q5_K", 256, 176},
-    [LMD_Q6_K] = {"Q6_K", 256, 210}, [LMD_I32] = {"I32", 1, 4},
+    [LMD_F32] = {"F32", 1, 4},           [LMD_F16] = {"F16", 1, 2},
+    [LMD_BF16] = {"BF16", 1, 2},         [LMD_Q8_0] = {"Q8_0", 32, 34},
+    [LMD_Q4_0] = {"Q4_0", 32, 18},       [LMD_Q4_1] = {"Q4_1", 32, 20},
+    [LMD_Q4_K] = {"Q4_K", 256, 144},     [LMD_Q5_K] = {"Q5_K", 256, 176},
+    [LMD_Q6_K] = {"Q6_K", 256, 210},     [LMD_Q5_0] = {"Q5_0", 32, 22},
+    [LMD_Q5_1] = {"Q5_1", 32, 24},       [LMD_Q2_K] = {"Q2_K", 256, 84},
+    [LMD_Q3_K] = {"Q3_K", 256, 110},     [LMD_IQ4_NL] = {"IQ4_NL", 32, 18},
+    [LMD_IQ4_XS] = {"IQ4_XS", 256, 136}, [LMD_I32] = {"I32", 1, 4},
+    [LMD_Q8_1] = {"Q8_1", 1, 0},         [LMD_Q8_K] = {"Q8_K", 1, 0},
+    [LMD_IQ2_XXS] = {"IQ2_XXS", 1, 0},   [LMD_IQ2_XS] = {"IQ2_XS", 1, 0},
+    [LMD_IQ2_S] = {"IQ2_S", 1, 0},       [LMD_IQ3_XXS] = {"IQ3_XXS", 1, 0},
+    [LMD_IQ3_S] = {"IQ3_S", 1, 0},       [LMD_IQ1_S] = {"IQ1_S", 1, 0},
+    [LMD_IQ1_M] = {"IQ1_M", 1, 0},       [LMD_I8] = {"I8", 1, 0},
+    [LMD_I16] = {"I16", 1, 0},           [LMD_I64] = {"I64", 1, 0},
+    [LMD_F64] = {"F64", 1, 0},           [LMD_TQ1_0] = {"TQ1_0", 1, 0},
+    [LMD_TQ2_0] = {"TQ2_0", 1, 0},       [LMD_MXFP4] = {"MXFP4", 1, 0},
+    [LMD_NVFP4] = {"NVFP4", 1, 0},       [LMD_Q1_0] = {"Q1_0", 1, 0},
+    [LMD_Q2_0] = {"Q2_0", 1, 0},         [LMD_UNKNOWN] = {"unknown", 1, 0},
 };
 
 typedef struct source_file {

@@ -20,7 +20,35 @@ typedef enum lmd_dtype {
     LMD_Q4_K,
     LMD_Q5_K,
     LMD_Q6_K,
+    LMD_Q5_0,
+    LMD_Q5_1,
+    LMD_Q2_K,
+    LMD_Q3_K,
+    LMD_IQ4_NL,
+    LMD_IQ4_XS,
     LMD_I32, /* words of packed weights; after every type that stores weights by itself */
+    /* Types of GGUF that are not served. Their tensors have a name and a shape but no bytes, so
+     * that a file opens whose model does not need them. */
+    LMD_Q8_1,
+    LMD_Q8_K,
+    LMD_IQ2_XXS,
+    LMD_IQ2_XS,
+    LMD_IQ2_S,
+    LMD_IQ3_XXS,
+    LMD_IQ3_S,
+    LMD_IQ1_S,
+    LMD_IQ1_M,
+    LMD_I8,
+    LMD_I16,
+    LMD_I64,
+    LMD_F64,
+    LMD_TQ1_0,
+    LMD_TQ2_0,
+    LMD_MXFP4,
+    LMD_NVFP4,
+    LMD_Q1_0,
+    LMD_Q2_0,
+    LMD_UNKNOWN, /* a number without a type, as far as is known here */
     LMD_DTYPE_COUNT
 } lmd_dtype;
 
@@ -32,7 +60,7 @@ enum {
 /* The type's name as GGUF writes it, e.g. "Q4_1"; "?" out of range. */
 const char *lmd_dtype_name(lmd_dtype dtype);
 int32_t lmd_dtype_block_len(lmd_dtype dtype);   /* values of a block: 1, 32 or 256 */
-int32_t lmd_dtype_block_bytes(lmd_dtype dtype); /* bytes of a block */
+int32_t lmd_dtype_block_bytes(lmd_dtype dtype); /* bytes of a block; 0: not served */
 /* Bytes of a row of n_cols values; n_cols is a multiple of block_len, as every view's last
  * dimension is. */
 int64_t lmd_dtype_row_bytes(lmd_dtype dtype, int64_t n_cols);

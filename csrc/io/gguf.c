@@ -1,4 +1,4 @@
-/* GGUF v3 reader: see gguf.h. Format: ggml-org/ggml docs/gguf.md. */
+/* GGUF reader: see gguf.h. Format: ggml-org/ggml docs/gguf.md. */
 #define _GNU_SOURCE
 #include "io/gguf.h"
 
@@ -159,27 +159,17 @@ static lmd_status read_pairs(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *er
 
 /* ---- tensors ---- */
 
-/* Translates the format's type numbers. Types that are not served have names too, so that the
- * refusal can say which one it was. */
-static lmd_status dtype_of(uint32_t type, const char *name, lmd_dtype *out, lmd_err *err) {
-    static const char *const names[] = {
-        "F32",   "F16",   "Q4_0",    "Q4_1",         "Q4_2",         "Q4_3",        "Q5_0",
-        "Q5_1",  "Q8_0",  "Q8_1",    "Q2_K",         "Q3_K",         "Q4_K",        "Q5_K",
-        "Q6_K",  "Q8_K",  "IQ2_XXS", "IQ2_XS",       "IQ3_XXS",      "IQ1_S",       "IQ4_NL",
-        "IQ3_S", "IQ2_S", "IQ4_XS",  "I8",           "I16",          "I32",         "I64",
-        "F64",   "IQ1_M", "BF16",    [34] = "TQ1_0", [35] = "TQ2_0", [39] = "MXFP4"};
-    bool is_known = type < sizeof names / sizeof *names && names[type];
-    const char *type_name = is_known ? names[type] : "unknown";
-    for (lmd_dtype dtype = LMD_F32; dtype < LMD_I32; dtype++)
-        if (strcmp(lmd_dtype_name(dtype), type_name) == 0) {
-            *out = dtype;
-            return LMD_OK;
-        }
-    return lmd_fail(
-        err, LMD_UNSUPPORTED,
-        "tensor \"%.100s\" has type %s (%u), which is not served; served: F32, F16, BF16, "
-        "Q8_0, Q4_0, Q4_1, Q4_K, Q5_K, Q6_K",
-        name, type_name, type);
+/* The types as the format numbers them; LMD_UNKNOWN for those that it has removed. */
+static lmd_dtype dtype_of(uint32_t type) {
+    static const lmd_dtype dtypes[] = {
+        LMD_F32,   LMD_F16,     LMD_Q4_0,    LMD_Q4_1,    LMD_UNKNOWN, LMD_UNKNOWN, LMD_Q5_0,
+        LMD_Q5_1,  LMD_Q8_0,    LMD_Q8_1,    LMD_Q2_K,    LMD_Q3_K,    LMD_Q4_K,    LMD_Q5_K,
+        LMD_Q6_K,  LMD_Q8_K,    LMD_IQ2_XXS, LMD_IQ2_XS,  LMD_IQ3_XXS, LMD_IQ1_S,   LMD_IQ4_NL,
+        LMD_IQ3_S, LMD_IQ2_S,   LMD_IQ4_XS,  LMD_I8,      LMD_I16,     LMD_I32,     LMD_I64,
+        LMD_F64,   LMD_IQ1_M,   LMD_BF16,    LMD_UNKNOWN, LMD_UNKNOWN, LMD_UNKNOWN, LMD_TQ1_0,
+        LMD_TQ2_0, LMD_UNKNOWN, LMD_UNKNOWN, LMD_UNKNOWN, LMD_MXFP4,   LMD_NVFP4,   LMD_Q1_0,
+        LMD_Q2_0};
+    return type < sizeof dtypes / sizeof *dtypes ? dtypes[type] : LMD_UNKNOWN;
 }
 
 typedef struct tensor_entry {
@@ -212,7 +202,8 @@ static lmd_status read_tensor(cursor *at, tensor_entry *out, lmd_err *err) {
     if (!read_bytes(at, &type, sizeof type) ||
         !read_bytes(at, &out->spec.offset, sizeof out->spec.offset))
         return truncated("tensor", name, err);
-    return dtype_of(type, out->name, &out->spec.dtype, err);
+    out->spec.dtype = dtype_of(type);
+    return LMD_OK;
 }
 
 /* The bytes that a valid shape needs; add_tensor refuses other shapes. */
@@ -308,14 +299,13 @@ static lmd_status check_header(cursor *at, uint64_t *n_tensors, uint64_t *n_pair
     bool has_version = read_bytes(at, &version, sizeof version);
     if (has_version && version != 0 && (version & 0xffff) == 0)
         return lmd_fail(err, LMD_UNSUPPORTED, "big-endian GGUF files are not served");
-    if (!has_version || (version == 3 && at->left < 2 * sizeof(uint64_t)))
-        return lmd_fail(err, LMD_BAD_FILE, "the GGUF header is truncated");
-    if (version != 3)
+    if (has_version && version != 2 && version != 3) /* 3 only adds files that are big-endian */
         return lmd_fail(err, LMD_UNSUPPORTED,
-                        "GGUF version %u is not served; convert the file to version 3",
+                        "GGUF version %u is not served, only 2 and 3; convert the model anew",
                         version);
-    read_bytes(at, n_tensors, sizeof *n_tensors);
-    read_bytes(at, n_pairs, sizeof *n_pairs);
+    if (!has_version || !read_bytes(at, n_tensors, sizeof *n_tensors) ||
+        !read_bytes(at, n_pairs, sizeof *n_pairs))
+        return lmd_fail(err, LMD_BAD_FILE, "the GGUF header is truncated");
     return LMD_OK;
 }
 

@@ -1,4 +1,4 @@
-/* GGUF v3 reader: metadata and tensor directory over mapped bytes.
+/* GGUF reader, versions 2 and 3: metadata and tensor directory over mapped bytes.
  * Owns: the validation of everything except the tensors' contents, and a checkpoint of the
  * tensors. Nothing in a file is trusted: every length, count, offset and type is checked before
  * it is used. Metadata is read in place: values point into the map, strings are not terminated
@@ -52,8 +52,9 @@ typedef struct lmd_gguf_pair {
     lmd_gguf_value value;
 } lmd_gguf_pair;
 
-/* Opens a file. LMD_NOT_FOUND, LMD_IO, LMD_BAD_FILE, LMD_UNSUPPORTED (v1, v2, big-endian, a
- * tensor type not served, nested arrays), LMD_NO_MEMORY. The caller owns *out. */
+/* Opens a file. LMD_NOT_FOUND, LMD_IO, LMD_BAD_FILE, LMD_UNSUPPORTED (other versions,
+ * big-endian, nested arrays), LMD_NO_MEMORY. Tensors of types that are not served are there,
+ * without bytes. The caller owns *out. */
 lmd_status lmd_gguf_open(const char *path, lmd_gguf **out, lmd_err *err);
 /* The same for bytes that the caller keeps alive as long as the object. */
 lmd_status lmd_gguf_parse(const uint8_t *data, size_t n_bytes, lmd_gguf **out, lmd_err *err);

@@ -47,11 +47,9 @@ static lmd_status find(const loader *self, lmd_tensor_role role, int32_t layer, 
     const lmd_tensor_view *view;
     tensor_name(self, role, layer, name, sizeof name);
     LMD_TRY(find_name(self, name, &view, err));
-    if (view->dtype >= LMD_I32)
-        return lmd_fail(err, LMD_BAD_FILE,
-                        "tensor \"%s\" has dtype %s, which holds no weights; served: F32, F16, "
-                        "BF16, and the quantised types of GGUF",
-                        name, lmd_dtype_name(view->dtype));
+    lmd_weight_format format;
+    lmd_status status = lmd_weight_format_of(view->dtype, &format, err);
+    if (status != LMD_OK) return lmd_err_prefix(err, status, "tensor \"%s\"", name);
     bool fits = view->dims[0] == n_rows;
     for (int32_t i = 1; i < LMD_MAX_DIMS; i++)
         fits = fits && view->dims[i] == (i == 1 && n_cols ? n_cols : 1);

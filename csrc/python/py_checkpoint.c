@@ -35,14 +35,12 @@ static int find_file(lmd_checkpoint *checkpoint, PyObject *file_idxs, PyObject *
 }
 
 static int find_dtype(const char *name, lmd_dtype *out) {
-    static const lmd_dtype served[] = {LMD_F32, LMD_F16, LMD_BF16, LMD_I32};
-    for (size_t i = 0; i < sizeof served / sizeof *served; i++)
-        if (strcmp(name, lmd_dtype_name(served[i])) == 0) {
-            *out = served[i];
+    for (lmd_dtype dtype = LMD_F32; dtype < LMD_DTYPE_COUNT; dtype++)
+        if (strcmp(name, lmd_dtype_name(dtype)) == 0) {
+            *out = dtype;
             return 0;
         }
-    PyErr_Format(PyExc_ValueError,
-                 "tensor dtype \"%.20s\" is not served; served: F32, F16, BF16, I32", name);
+    PyErr_Format(PyExc_ValueError, "there is no tensor dtype \"%.20s\"", name);
     return -1;
 }
 

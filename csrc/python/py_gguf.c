@@ -85,8 +85,7 @@ static PyObject *get_metadata(PyObject *obj, void *unused) {
 
 /* ---- tensors ---- */
 
-/* (type name, shape) */
-static PyObject *tensor_item(const lmd_tensor_view *view) {
+static PyObject *shape_object(const lmd_tensor_view *view) {
     PyObject *shape = PyTuple_New(view->n_dims);
     for (int32_t i = 0; shape && i < view->n_dims; i++) {
         PyObject *dim = PyLong_FromLongLong(view->dims[i]);
@@ -95,7 +94,11 @@ static PyObject *tensor_item(const lmd_tensor_view *view) {
         else
             Py_CLEAR(shape);
     }
-    return Py_BuildValue("sN", lmd_dtype_name(view->dtype), shape);
+    return shape;
+}
+
+static PyObject *name_object(const lmd_tensor_view *view) {
+    return string_object((lmd_gguf_string){view->name, strlen(view->name)});
 }
 
 static PyObject *get_tensors(PyObject *obj, void *unused) {
@@ -104,10 +107,28 @@ static PyObject *get_tensors(PyObject *obj, void *unused) {
     PyObject *dict = PyDict_New();
     for (size_t i = 0; dict && i < lmd_checkpoint_n_tensors(checkpoint); i++) {
         const lmd_tensor_view *view = lmd_checkpoint_tensor(checkpoint, i);
-        const lmd_gguf_string name = {view->name, strlen(view->name)};
-        put(&dict, string_object(name), tensor_item(view));
+        PyObject *item = Py_BuildValue("sN", lmd_dtype_name(view->dtype), shape_object(view));
+        put(&dict, name_object(view), item);
     }
     return dict;
+}
+
+static PyObject *get_specs(PyObject *obj, void *unused) {
+    (void)unused;
+    const gguf_object *self = (const gguf_object *)obj;
+    const lmd_checkpoint *checkpoint = lmd_gguf_checkpoint(self->gguf);
+    const uint8_t *file = lmd_checkpoint_file_data(checkpoint, 0);
+    const size_t n = lmd_checkpoint_n_tensors(checkpoint);
+    PyObject *list = PyList_New((Py_ssize_t)n);
+    for (size_t i = 0; list && i < n; i++) {
+        const lmd_tensor_view *view = lmd_checkpoint_tensor(checkpoint, i);
+        PyObject *spec = Py_BuildValue("NsNOKK", name_object(view), lmd_dtype_name(view->dtype),
+                                       shape_object(view), self->path,
+                                       (unsigned long long)((const uint8_t *)view->data - file),
+                                       (unsigned long long)view->n_bytes);
+        lmd_py_list_put(&list, (Py_ssize_t)i, spec);
+    }
+    return list;
 }
 
 /* The tensor of that name, spelled as in `tensors`. NULL with KeyError. */
@@ -136,6 +157,9 @@ static PyObject *dequantize(PyObject *obj, PyObject *arg) {
     const lmd_checkpoint *checkpoint = lmd_gguf_checkpoint(((gguf_object *)obj)->gguf);
     const lmd_tensor_view *view = find_tensor(checkpoint, arg);
     if (!view) return NULL;
+    lmd_weight_format format;
+    lmd_err err;
+    if (lmd_py_check(lmd_weight_format_of(view->dtype, &format, &err), &err) < 0) return NULL;
     npy_intp dims[LMD_MAX_DIMS];
     for (int32_t i = 0; i < view->n_dims; i++) dims[i] = (npy_intp)view->dims[i];
     PyArrayObject *array = (PyArrayObject *)PyArray_SimpleNew(view->n_dims, dims, NPY_FLOAT);
@@ -203,13 +227,15 @@ static PyGetSetDef gguf_getset[] = {
     {"metadata", get_metadata, NULL,
      "Key -> value. Arrays of strings are lists; arrays of numbers are NumPy arrays.", NULL},
     {"tensors", get_tensors, NULL, "Name -> (type name, shape with rows first).", NULL},
+    {"specs", get_specs, NULL, "The tensors as a Model's source.", NULL},
     {"n_bytes", get_n_bytes, NULL, "Size of the file in bytes.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMethodDef gguf_methods[] = {
     {"dequantize", dequantize, METH_O,
-     "dequantize(name) -> array\n\nThe tensor's values in fp32. Raises KeyError."},
+     "dequantize(name) -> array\n\nThe tensor's values in fp32. Raises KeyError, "
+     "UnsupportedError."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -219,7 +245,7 @@ static PyType_Slot gguf_slots[] = {
     {Py_tp_getset, gguf_getset},
     {Py_tp_methods, gguf_methods},
     {Py_tp_doc,
-     "Gguf(path)\n\nA GGUF v3 file, mapped read-only and validated before the constructor "
+     "Gguf(path)\n\nA GGUF file, mapped read-only and validated before the constructor "
      "returns."},
     {0, NULL},
 };

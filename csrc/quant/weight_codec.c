@@ -8,7 +8,10 @@
 
 #include "base/half.h"
 
-enum { GROUP = 32 }; /* values that share a scale */
+enum {
+    GROUP = 32,    /* values that share a scale */
+    SUB_GROUP = 16 /* those that share one in Q2_K, Q3_K and Q6_K */
+};
 
 static uint16_t read_u16(const uint8_t *at) {
     uint16_t bits;
@@ -19,7 +22,7 @@ static uint16_t read_u16(const uint8_t *at) {
 static float read_half(const uint8_t *at) { return lmd_half_to_float(read_u16(at)); }
 
 lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err *err) {
-    static const lmd_weight_format formats[LMD_DTYPE_COUNT] = {
+    static const lmd_weight_format formats[LMD_I32] = {
         [LMD_F32] = {LMD_WEIGHT_FLOAT, LMD_OFFSET_NONE, 0, LMD_F32},
         [LMD_F16] = {LMD_WEIGHT_FLOAT, LMD_OFFSET_NONE, 0, LMD_F16},
         [LMD_BF16] = {LMD_WEIGHT_FLOAT, LMD_OFFSET_NONE, 0, LMD_BF16},
@@ -29,10 +32,19 @@ lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err
         [LMD_Q4_K] = {LMD_WEIGHT_U4, LMD_OFFSET_MIN, GROUP, LMD_F32},
         [LMD_Q5_K] = {LMD_WEIGHT_U8, LMD_OFFSET_MIN, GROUP, LMD_F32},
         [LMD_Q6_K] = {LMD_WEIGHT_I8, LMD_OFFSET_NONE, GROUP, LMD_F32},
+        [LMD_Q5_0] = {LMD_WEIGHT_I8, LMD_OFFSET_NONE, GROUP, LMD_F32},
+        [LMD_Q5_1] = {LMD_WEIGHT_U8, LMD_OFFSET_MIN, GROUP, LMD_F32},
+        [LMD_Q2_K] = {LMD_WEIGHT_U8, LMD_OFFSET_MIN, GROUP, LMD_F32},
+        [LMD_Q3_K] = {LMD_WEIGHT_I8, LMD_OFFSET_NONE, GROUP, LMD_F32},
+        [LMD_IQ4_NL] = {LMD_WEIGHT_I8, LMD_OFFSET_NONE, GROUP, LMD_F32},
+        [LMD_IQ4_XS] = {LMD_WEIGHT_I8, LMD_OFFSET_NONE, GROUP, LMD_F32},
     };
     if ((unsigned)dtype >= LMD_I32)
-        return lmd_fail(err, LMD_INVALID, "%s (%d) is not a dtype of weights",
-                        lmd_dtype_name(dtype), (int)dtype);
+        return lmd_fail(
+            err, LMD_UNSUPPORTED,
+            "weights of type %s are not served; served: F32, F16, BF16, Q8_0, Q4_0, "
+            "Q4_1, Q5_0, Q5_1, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS",
+            lmd_dtype_name(dtype));
     *out = formats[dtype];
     return LMD_OK;
 }
@@ -44,6 +56,21 @@ static void split_nibbles(const uint8_t *packed, uint8_t *codes) {
         codes[i] = packed[i] & 15;
         codes[GROUP / 2 + i] = packed[i] >> 4;
     }
+}
+
+/* The same with a fifth bit for each code, in 32 bits before the nibbles. */
+static void split_fives(const uint8_t *packed, uint8_t *codes) {
+    split_nibbles(packed + 4, codes);
+    for (int32_t i = 0; i < GROUP; i++)
+        codes[i] |= (uint8_t)((packed[i / 8] >> i % 8 & 1) << 4);
+}
+
+/* Nibbles that stand for the int8 values of IQ4_NL's and IQ4_XS's table. */
+static void split_iq4(const uint8_t *packed, uint8_t *codes) {
+    static const int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                      1,    13,   25,  38,  53,  69,  89,  113};
+    split_nibbles(packed, codes);
+    for (int32_t i = 0; i < GROUP; i++) codes[i] = (uint8_t)values[codes[i]];
 }
 
 /* ---- K-quants ---- */
@@ -77,7 +104,32 @@ static void k_sub_block(const uint8_t *block, bool has_fifth_bits, int32_t j, ui
     }
 }
 
-/* Group j (0..7) of a Q6_K block in fp32: two sub-groups of 16 with int8 scales. */
+/* Group j (0..7) of a Q2_K block in fp32: two sub-groups, each with a scale and a minimum in a
+ * byte at the block's start. The 2-bit codes of four groups lie in the same 32 bytes. */
+static void q2_group(const uint8_t *block, int32_t j, float *out) {
+    const uint8_t *scales = block + j * 2, *packed = block + 16 + j / 4 * 32;
+    float d = read_half(block + 80), dmin = read_half(block + 82);
+    for (int32_t i = 0; i < GROUP; i++) {
+        uint8_t scale_min = scales[i / SUB_GROUP];
+        float scale = d * (float)(scale_min & 15), min = dmin * (float)(scale_min >> 4);
+        out[i] = scale * (float)(packed[i] >> (j % 4 * 2) & 3) - min;
+    }
+}
+
+/* Group j (0..7) of a Q3_K block: codes -4..3 and the scales -32..31 of its sub-groups. The
+ * codes' third bits come first in the block; the scales' low four and high two bits lie apart,
+ * before d in half. */
+static void q3_group(const uint8_t *block, int32_t j, int32_t *codes, int32_t *scales) {
+    const uint8_t *packed = block + 32 + j / 4 * 32, *low = block + 96, *high = block + 104;
+    for (int32_t i = 0; i < GROUP; i++)
+        codes[i] = (packed[i] >> (j % 4 * 2) & 3) - (block[i] >> j & 1 ? 0 : 4);
+    for (int32_t s = j * 2; s < j * 2 + 2; s++) {
+        int32_t nibble = s < 8 ? low[s] & 15 : low[s - 8] >> 4;
+        scales[s % 2] = (nibble | (high[s % 4] >> (s / 4 * 2) & 3) << 4) - 32;
+    }
+}
+
+/* Group j (0..7) of a Q6_K block in fp32: two sub-groups with int8 scales. */
 static void q6_group(const uint8_t *block, int32_t j, float *out) {
     const uint8_t *low = block + j / 4 * 64 + j % 2 * 32;
     const uint8_t *high = block + 128 + j / 4 * 32;
@@ -86,9 +138,19 @@ static void q6_group(const uint8_t *block, int32_t j, float *out) {
     for (int32_t i = 0; i < GROUP; i++) {
         int32_t nibble = j % 4 >= 2 ? low[i] >> 4 : low[i] & 15;
         int32_t code = (nibble | (high[i] >> (j % 4 * 2) & 3) << 4) - 32;
-        out[i] = d * (float)(int8_t)scales[i / 16] * (float)code;
+        out[i] = d * (float)(int8_t)scales[i / SUB_GROUP] * (float)code;
     }
 }
+
+/* Group j (0..7) of an IQ4_XS block: its codes and, in fp32, its scale, of 6 bits times d. */
+static void iq4_xs_group(const uint8_t *block, int32_t j, uint8_t *codes, float *scale) {
+    int32_t low = block[4 + j / 2] >> (j % 2 * 4) & 15,
+            high = block[2 + j / 4] >> (j % 4 * 2) & 3;
+    *scale = read_half(block) * (float)((low | high << 4) - 32);
+    split_iq4(block + 8 + j * GROUP / 2, codes);
+}
+
+/* ---- groups under one scale ---- */
 
 /* The smallest half that is not less than x, for finite x >= 0. */
 static uint16_t half_at_least(float x) {
@@ -117,6 +179,28 @@ static void quantize_i8(const float *values, uint8_t *codes, uint16_t *scale) {
     }
 }
 
+/* The same as uint8 with a scale and a minimum. */
+static void quantize_u8(const float *values, uint8_t *codes, uint16_t *scale,
+                        uint16_t *offset) {
+    float min = values[0], max = values[0];
+    bool finite = true;
+    for (int32_t i = 0; i < GROUP; i++) {
+        finite = finite && isfinite(values[i]);
+        min = values[i] < min ? values[i] : min;
+        max = values[i] > max ? values[i] : max;
+    }
+    *offset = lmd_float_to_half(min);
+    float base = lmd_half_to_float(*offset), range = max > base ? max - base : 0.0f;
+    *scale = finite && isfinite(base) ? half_at_least(range / 255.0f) : 0x7e00;
+    float step = lmd_half_to_float(*scale);
+    memset(codes, 0, GROUP);
+    if (!(step > 0.0f) || !isfinite(step)) return;
+    for (int32_t i = 0; i < GROUP; i++) {
+        float code = rintf((values[i] - base) / step);
+        codes[i] = (uint8_t)(code > 255.0f ? 255.0f : code < 0.0f ? 0.0f : code);
+    }
+}
+
 /* ---- one group of any coded dtype ---- */
 
 /* The block that holds group g of a row: a block is one group, or 8 groups (K-quants). */
@@ -128,6 +212,7 @@ static void decode_group(lmd_dtype dtype, const uint8_t *row, int64_t g, uint8_t
                          uint16_t *scale, uint16_t *offset) {
     const uint8_t *block = block_of(dtype, row, g);
     float scale32, min32, values[GROUP];
+    int32_t small_codes[GROUP], small_scales[2];
     switch (dtype) {
     case LMD_Q8_0:
         *scale = read_u16(block);
@@ -151,6 +236,34 @@ static void decode_group(lmd_dtype dtype, const uint8_t *row, int64_t g, uint8_t
     case LMD_Q6_K:
         q6_group(block, (int32_t)(g % 8), values);
         quantize_i8(values, codes, scale);
+        break;
+    case LMD_Q5_0:
+        *scale = read_u16(block);
+        split_fives(block + 2, codes);
+        for (int32_t i = 0; i < GROUP; i++) codes[i] = (uint8_t)(codes[i] - 16);
+        break;
+    case LMD_Q5_1:
+        *scale = read_u16(block);
+        *offset = read_u16(block + 2);
+        split_fives(block + 4, codes);
+        break;
+    case LMD_Q2_K:
+        q2_group(block, (int32_t)(g % 8), values);
+        quantize_u8(values, codes, scale, offset);
+        break;
+    case LMD_Q3_K: /* the product -32 * -4 fits an int8 with its sign changed alone */
+        q3_group(block, (int32_t)(g % 8), small_codes, small_scales);
+        *scale = read_u16(block + 108) ^ 0x8000;
+        for (int32_t i = 0; i < GROUP; i++)
+            codes[i] = (uint8_t)(-small_codes[i] * small_scales[i / SUB_GROUP]);
+        break;
+    case LMD_IQ4_NL:
+        *scale = read_u16(block);
+        split_iq4(block + 2, codes);
+        break;
+    case LMD_IQ4_XS:
+        iq4_xs_group(block, (int32_t)(g % 8), codes, &scale32);
+        *scale = lmd_float_to_half(scale32);
         break;
     default: break;
     }
@@ -177,29 +290,46 @@ static void float_row(lmd_dtype dtype, const uint8_t *row, int64_t n_cols, float
     }
 }
 
-static void group_to_float(lmd_dtype dtype, const uint8_t *row, int64_t g, float *out) {
-    const uint8_t *block = block_of(dtype, row, g);
+/* A group of a type whose canonical form is not the type itself. */
+static bool k_group_to_float(lmd_dtype dtype, const uint8_t *block, int32_t j, float *out) {
     uint8_t codes[GROUP];
-    if (dtype == LMD_Q6_K) {
-        q6_group(block, (int32_t)(g % 8), out);
-        return;
-    }
-    if (dtype == LMD_Q4_K || dtype == LMD_Q5_K) {
-        float scale, min;
-        k_sub_block(block, dtype == LMD_Q5_K, (int32_t)(g % 8), codes, &scale, &min);
+    int32_t small_codes[GROUP], small_scales[2];
+    float scale, min = 0.0f;
+    switch (dtype) {
+    case LMD_Q2_K: q2_group(block, j, out); return true;
+    case LMD_Q3_K:
+        q3_group(block, j, small_codes, small_scales);
+        scale = read_half(block + 108);
+        for (int32_t i = 0; i < GROUP; i++)
+            out[i] = scale * (float)small_scales[i / SUB_GROUP] * (float)small_codes[i];
+        return true;
+    case LMD_Q4_K:
+    case LMD_Q5_K:
+        k_sub_block(block, dtype == LMD_Q5_K, j, codes, &scale, &min);
         for (int32_t i = 0; i < GROUP; i++) out[i] = scale * (float)codes[i] + min;
-        return;
+        return true;
+    case LMD_Q6_K: q6_group(block, j, out); return true;
+    case LMD_IQ4_XS:
+        iq4_xs_group(block, j, codes, &scale);
+        for (int32_t i = 0; i < GROUP; i++) out[i] = scale * (float)(int8_t)codes[i];
+        return true;
+    default: return false;
     }
+}
+
+static void group_to_float(lmd_dtype dtype, const uint8_t *row, int64_t g, float *out) {
+    uint8_t codes[GROUP];
     uint16_t scale_bits, offset_bits = 0;
+    if (k_group_to_float(dtype, block_of(dtype, row, g), (int32_t)(g % 8), out)) return;
     decode_group(dtype, row, g, codes, &scale_bits, &offset_bits);
     float scale = lmd_half_to_float(scale_bits), offset = lmd_half_to_float(offset_bits);
     for (int32_t i = 0; i < GROUP; i++) {
-        if (dtype == LMD_Q8_0)
-            out[i] = scale * (float)(int8_t)codes[i];
-        else if (dtype == LMD_Q4_0)
+        if (dtype == LMD_Q4_0)
             out[i] = scale * (float)(codes[i] - LMD_I4_BIAS);
-        else
+        else if (dtype == LMD_Q4_1 || dtype == LMD_Q5_1)
             out[i] = scale * (float)codes[i] + offset;
+        else
+            out[i] = scale * (float)(int8_t)codes[i];
     }
 }
 

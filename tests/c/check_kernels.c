@@ -56,7 +56,8 @@ static void random_stored(lmd_dtype dtype, int n_rows, int n_cols, int extreme) 
         return;
     }
     /* The half scales come first in each block; replace those of the formats with 32 values. */
-    int bytes = lmd_dtype_block_bytes(dtype), n_scales = dtype == LMD_Q4_1 ? 2 : 1;
+    int bytes = lmd_dtype_block_bytes(dtype);
+    int n_scales = dtype == LMD_Q4_1 || dtype == LMD_Q5_1 ? 2 : 1;
     for (size_t at = 0; at < n_bytes; at += (size_t)bytes)
         for (int s = 0; s < n_scales; s++) {
             float scale = extreme == 1 && random_u32() % 4 == 0 ? 0.0f : random_float() * 0.1f;
@@ -375,8 +376,9 @@ static void check_linears(lmd_threads *threads, const lmd_cpu_kernels *kernels) 
             for (int d = 0; d < 3; d++)
                 for (int m = 5; m <= 60; m += 55) /* many rows: tiles */
                     check_linear(threads, kernels, coded[d], 33, 96, m, kind, extreme);
-    static const lmd_dtype k_quants[] = {LMD_Q4_K, LMD_Q5_K, LMD_Q6_K};
-    for (int d = 0; d < 3; d++) /* random bits: scales may be infinite, so only bits count */
+    static const lmd_dtype k_quants[] = {LMD_Q2_K, LMD_Q3_K, LMD_Q4_K,
+                                         LMD_Q5_K, LMD_Q6_K, LMD_IQ4_XS};
+    for (int d = 0; d < 6; d++) /* random bits: scales may be infinite, so only bits count */
         check_linear(threads, kernels, k_quants[d], 19, 512, 5, 0, 1);
     static const int float_ks[] = {8, 9, 40, 33};
     for (int i = 0; i < 4; i++)
@@ -399,17 +401,20 @@ static double codec_bound(lmd_dtype dtype, double value, double max) {
     if (dtype == LMD_Q6_K) return max / 253 + 0x1p-25;
     if (dtype == LMD_Q4_K || dtype == LMD_Q5_K) /* scale * code + |min| is at most 3 * max */
         return 0x1p-11 * 3 * max + 0x1p-25 * 33;
+    if (dtype == LMD_IQ4_XS) return 0x1p-11 * fabs(value) + 0x1p-25 * 127;
+    if (dtype == LMD_Q2_K) return 2 * max / 508 + 0x1p-11 * max + 0x1p-25;
     return 1e-7 * fabs(value); /* one rounding (an FMA) or two */
 }
 
-/* Gives K-quants ordinary super-block scales; their sub-scales stay random. */
+/* Gives K-quants ordinary super-block scales and minima; their sub-scales stay random. */
 static void tame_scales(lmd_dtype dtype, int n_rows, int n_cols) {
     int bytes = lmd_dtype_block_bytes(dtype), n_blocks = n_rows * n_cols / 256;
+    int at = dtype == LMD_Q6_K ? 208 : dtype == LMD_Q3_K ? 108 : dtype == LMD_Q2_K ? 80 : 0;
+    bool has_min = dtype == LMD_Q2_K || dtype == LMD_Q4_K || dtype == LMD_Q5_K;
     uint16_t half = lmd_float_to_half(0.01f);
     for (int b = 0; b < n_blocks; b++) {
-        uint8_t *block = stored + b * bytes;
-        memcpy(dtype == LMD_Q6_K ? block + 208 : block, &half, 2);
-        if (dtype != LMD_Q6_K) memcpy(block + 2, &half, 2);
+        memcpy(stored + b * bytes + at, &half, 2);
+        if (has_min) memcpy(stored + b * bytes + at + 2, &half, 2);
     }
 }
 

@@ -34,17 +34,15 @@ static void read_value(const lmd_gguf_value *value) {
 static void read_tensor(const lmd_tensor_view *view) {
     int64_t n_cols = view->dims[view->n_dims - 1];
     int64_t row_bytes = lmd_dtype_row_bytes(view->dtype, n_cols);
-    if (n_cols > MAX_COLS) return;
+    lmd_weight_format format;
+    if (n_cols > MAX_COLS || lmd_weight_format_of(view->dtype, &format, NULL) != LMD_OK) return;
     /* Sized to the byte, so that a write past a row's end is seen. */
     size_t n_groups = (size_t)n_cols / 32;
     float *values = malloc((size_t)n_cols * sizeof *values);
     uint8_t *codes = malloc((size_t)n_cols);
     uint16_t *scales = malloc(n_groups * sizeof *scales + 1);
     uint16_t *offsets = malloc(n_groups * sizeof *offsets + 1);
-    lmd_weight_format format;
-    if (!values || !codes || !scales || !offsets ||
-        lmd_weight_format_of(view->dtype, &format, NULL) != LMD_OK)
-        abort();
+    if (!values || !codes || !scales || !offsets) abort();
     for (size_t at = 0; at < view->n_bytes; at += (size_t)row_bytes) {
         const uint8_t *row = (const uint8_t *)view->data + at;
         lmd_weight_row_to_float(view->dtype, row, n_cols, values);
