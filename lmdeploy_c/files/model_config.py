@@ -32,8 +32,10 @@ Config = dict[str, Any]
 
 
 def _int(source: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = source.get(key)
+    value: Any = source.get(key)
     value = default if value is None else value
+    if getattr(value, "ndim", 0):  # an array in a GGUF file: a number for each layer
+        raise unsupported(f"{key} differs from layer to layer: {value.tolist()!r:.60}")
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"config: {key} must be a positive integer, not {value!r}")
     return value
@@ -179,25 +181,47 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
 # ---- GGUF ----
 
 
-def _gguf_scaling(metadata: Mapping[str, Any], arch: str) -> Config:
-    """GGUF's rope.scaling.* under config.json's names, read as llama.cpp does."""
+def _gguf_values(metadata: Mapping[str, Any], arch: str) -> Config:
+    """The architecture's keys, without its name in front. What is written for each layer, and for
+    each the same, is one number."""
+    values = {}
+    for key, value in metadata.items():
+        if getattr(value, "ndim", 0) == 1 and value.size and (value == value[0]).all():
+            value = value[0].item()
+        values[key.removeprefix(f"{arch}.")] = value
+    return values
+
+
+def _gguf_scaling(values: Mapping[str, Any]) -> Config:
+    """GGUF's rope.scaling.* under config.json's names, read as llama.cpp does; but what its
+    converter writes of transformers' attention_factor and betas is read as they mean it."""
 
     def get(key: str) -> Any:
-        return metadata.get(f"{arch}.rope.scaling.{key}")
+        return values.get(f"rope.scaling.{key}")
 
     kind, factor = get("type"), get("factor")
-    factor = metadata.get(f"{arch}.rope.scale_linear") if factor is None else factor
+    factor = values.get("rope.scale_linear") if factor is None else factor
+    is_yarn = kind == "yarn"
+    served: dict[str, tuple[float, ...]] = {
+        "yarn_ext_factor": (1.0,) if is_yarn else (0.0, 1.0),
+        "yarn_log_multiplier": (0.0,),
+        "alpha": (0.0,),
+    }
+    if not is_yarn:
+        served |= {"attn_factor": (1.0,), "yarn_attn_factor": (1.0,)}
+    for key, numbers in served.items():
+        if get(key) is not None and _float(values, f"rope.scaling.{key}") not in numbers:
+            raise unsupported(
+                f"rope.scaling.{key} {get(key)!r:.40} with type {kind!r:.20} is not served, "
+                f"only {numbers[0]:g}"
+            )
     if kind == "none" or (kind is None and factor is None):
         return {}
     factor = _float({"factor": factor}, "factor", 1.0)
-    attention = _float({"attn_factor": get("attn_factor")}, "attn_factor", 1.0)
-    if kind == "yarn":  # the paper's factor multiplies attn_factor, whether that is given or not
-        attention *= _yarn_attention_factor({}, factor)
-    elif attention != 1.0:
-        raise unsupported(f"rope.scaling.attn_factor {attention:g} is served with type yarn only")
-    for key, served in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
-        if get(key) not in (None, served):
-            raise unsupported(f"rope.scaling.{key} {get(key)!r:.40} is not served, only {served:g}")
+    attention = 1.0
+    if is_yarn:  # the converter's yarn_attn_factor stands for the paper's, attn_factor multiplies
+        attention = _yarn_attention_factor({"attention_factor": get("yarn_attn_factor")}, factor)
+        attention *= _float(values, "rope.scaling.attn_factor", 1.0)
     return {
         "rope_type": kind or "linear",
         "factor": factor,
@@ -217,15 +241,13 @@ def from_gguf(
         raise unsupported(
             f"GGUF architecture {arch!r} is not served; served: {', '.join(GGUF_ARCHITECTURES)}"
         )
-    if metadata.get(f"{arch}.expert_count"):
+    values = _gguf_values(metadata, arch)
+    if values.get("expert_count") not in (None, 0):
         raise unsupported(f"{arch}.expert_count: mixtures of experts are not served")
     if "token_embd.weight" not in tensors:
         raise ValueError('the GGUF file has no tensor "token_embd.weight"')
-    if metadata.get("split.count") not in (None, 0, 1):
-        raise unsupported("a GGUF file in parts: join them with llama-gguf-split --merge")
     if "blk.0.ffn_down.bias" in tensors:
         raise unsupported("biases of the feed-forward layers in a GGUF file are not served")
-    values = {key.removeprefix(f"{arch}."): v for key, v in metadata.items()}
     n_head, hidden_dim = _int(values, "attention.head_count"), _int(values, "embedding_length")
     max_position = _int(values, "context_length", 2048)
     head_dim = _int(values, "attention.key_length", hidden_dim // n_head)
@@ -237,7 +259,7 @@ def from_gguf(
     if _int({"attention.sliding_window": window}, "attention.sliding_window") < max_position:
         raise unsupported(f"attention.sliding_window {window} is not served")
     theta = _float(values, "rope.freq_base", 10000.0)
-    rope = _rope(_gguf_scaling(metadata, arch), theta, max_position)
+    rope = _rope(_gguf_scaling(values), theta, max_position)
     return {
         "arch": arch,
         "naming": "gguf",

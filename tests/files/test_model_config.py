@@ -114,22 +114,86 @@ def test_windows() -> None:
         from_hf({**qwen, "use_sliding_window": True})
 
 
-def test_gguf_rope_scaling() -> None:
-    gguf = _C.Gguf(GOLDEN / "gguf" / "llama-q4_1.gguf")
+@pytest.fixture
+def tiny_gguf() -> _C.Gguf:
+    return _C.Gguf(GOLDEN / "gguf" / "llama-q4_1.gguf")
 
-    def config(**scaling: Any) -> dict[str, Any]:
-        changes = {f"llama.rope.scaling.{key}": value for key, value in scaling.items()}
-        return from_gguf({**gguf.metadata, **changes}, gguf.tensors)
 
-    assert config(factor=2.0)["rope_type"] == "linear"  # llama.cpp's default
-    assert config(type="none", factor=2.0)["rope_factor"] == 1.0
-    yarn = config(type="yarn", factor=4.0, original_context_length=64, attn_factor=0.5)
+def scaled(gguf: _C.Gguf, **scaling: Any) -> dict[str, Any]:
+    """The config of a file with other rope.scaling.* keys."""
+    changes = {f"llama.rope.scaling.{key}": value for key, value in scaling.items()}
+    return from_gguf({**gguf.metadata, **changes}, gguf.tensors)
+
+
+def test_gguf_rope_scaling(tiny_gguf: _C.Gguf) -> None:
+    assert scaled(tiny_gguf, factor=2.0)["rope_type"] == "linear"  # llama.cpp's default
+    assert scaled(tiny_gguf, type="none", factor=2.0)["rope_factor"] == 1.0
+    yarn = scaled(tiny_gguf, type="yarn", factor=4.0, original_context_length=64, attn_factor=0.5)
     assert yarn["rope_attention_factor"] == pytest.approx(0.5 * (1 + 0.1 * math.log(4)))
     assert yarn["rope_original_max_position"] == 64
-    with pytest.raises(_C.UnsupportedError, match="yarn_log_multiplier"):
-        config(type="yarn", factor=4.0, yarn_log_multiplier=0.1)
     with pytest.raises(_C.UnsupportedError, match="longrope"):
-        config(type="longrope", factor=4.0)
+        scaled(tiny_gguf, type="longrope", factor=4.0)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"attention_factor": 0.8, "beta_fast": 16.0, "beta_slow": 2.0},
+        {"attention_factor": 1.0},
+        {"beta_fast": 8.0},
+        {},
+    ],
+)
+def test_what_the_converter_makes_of_yarn(tiny_gguf: _C.Gguf, scaling: dict[str, float]) -> None:
+    """The frequencies are those of config.json: llama.cpp's converter renames its keys."""
+    names = {
+        "attention_factor": "yarn_attn_factor",
+        "beta_fast": "yarn_beta_fast",
+        "beta_slow": "yarn_beta_slow",
+    }
+    yarn = {"factor": 4.0, "original_max_position_embeddings": 64, **scaling}
+    hf = from_hf({**LLAMA, "rope_scaling": {"rope_type": "yarn", **yarn}})
+    keys = {names[key]: value for key, value in scaling.items()}
+    got = scaled(tiny_gguf, type="yarn", factor=4.0, original_context_length=64, **keys)
+    rope = [key for key in hf if key.startswith("rope_")]
+    assert [got[key] for key in rope] == [hf[key] for key in rope]
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ({"type": "yarn", "factor": 4.0, "yarn_log_multiplier": 0.1}, "yarn_log_multiplier 0.1"),
+        ({"type": "yarn", "factor": 4.0, "yarn_ext_factor": 0.5}, "yarn_ext_factor 0.5"),
+        ({"type": "yarn", "factor": 4.0, "alpha": 1000.0}, "alpha 1000.0"),
+        ({"type": "linear", "factor": 4.0, "attn_factor": 0.5}, "attn_factor 0.5 with type 'lin"),
+        ({"factor": 4.0, "yarn_attn_factor": 0.5}, "yarn_attn_factor 0.5"),
+        ({"attn_factor": 0.5}, "attn_factor 0.5"),
+        ({"type": "none", "attn_factor": 0.5}, "attn_factor 0.5"),
+    ],
+)
+def test_gguf_rope_keys_are_read_or_named(
+    tiny_gguf: _C.Gguf, scaling: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(_C.UnsupportedError, match=f"rope.scaling.{message}"):
+        scaled(tiny_gguf, **scaling)
+
+
+def test_gguf_arrays_by_layer(tiny_gguf: _C.Gguf) -> None:
+    metadata = tiny_gguf.metadata
+    expected = from_gguf(metadata, tiny_gguf.tensors)
+    keys = [f"llama.{k}" for k in ("attention.head_count", "attention.head_count_kv",
+                                   "feed_forward_length")]  # fmt: skip
+    alike = {key: np.full(2, metadata[key], np.int32) for key in keys}
+    assert from_gguf({**metadata, **alike}, tiny_gguf.tensors) == expected
+    for key in keys:
+        differing = {key: np.array([2, 1], np.int32)}
+        with pytest.raises(_C.UnsupportedError, match=rf"{key[6:]} differs.*\[2, 1\]"):
+            from_gguf({**metadata, **differing}, tiny_gguf.tensors)
+
+
+def test_gguf_architecture_is_looked_at_first() -> None:
+    with pytest.raises(_C.UnsupportedError, match="'gemma3'.*served: llama"):
+        from_gguf({"general.architecture": "gemma3"}, {"blk.0.attn_k.weight": ("IQ2_S", (2, 2))})
 
 
 def test_any_value_gives_a_config_or_a_value_error() -> None:
