@@ -19,9 +19,12 @@ from conftest import (
 from lmdeploy_c import _C
 
 MODELS = sorted(p for p in (GOLDEN / "models").iterdir() if p.name != "llama-rope-longrope")
-# Q4_K, Q5_K and Q6_K are re-expressed in groups of 32 (the errors stand in weight_codec.h): a
-# test of their own. The others keep their exact values.
-GGUFS = sorted(p for p in (GOLDEN / "gguf").glob("*.gguf") if p.stem not in ("types", "llama-kmix"))
+# Q2_K, Q4_K, Q5_K and Q6_K are re-expressed in groups of 32 (the errors stand in weight_codec.h): a
+# test of their own. The others keep their exact values, but for IQ4_XS's rounded scales.
+RE_EXPRESSED = [GOLDEN / "gguf" / f"{name}.gguf" for name in ("llama-kmix", "llama-q2_k")]
+GGUFS = sorted(
+    p for p in (GOLDEN / "gguf").glob("*.gguf") if p.stem != "types" and p not in RE_EXPRESSED
+)
 
 
 def golden_of(path: Path) -> dict[str, np.ndarray]:
@@ -64,9 +67,9 @@ def test_greedy(path: Path) -> None:
     engine.close()
 
 
-def test_k_quants_stay_close() -> None:
+@pytest.mark.parametrize("path", RE_EXPRESSED, ids=lambda p: p.stem)
+def test_k_quants_stay_close(path: Path) -> None:
     """The stated errors of the re-expressed K-quants, as they reach the logits."""
-    path = GOLDEN / "gguf" / "llama-kmix.gguf"
     golden = golden_of(path)
     logits = prompt_logits(path, golden)
     delta = logits[golden["logit_positions"]] - golden["logits"]

@@ -38,13 +38,16 @@ DRAWN = {
     "prompt_lens": [12, 1, 66],
     "positions": [0, 1, 15, 16, 63, 64, 65, 77, 78, 79],
 }
-# block bytes, offsets of fp16 scales (d, dmin), and the size of d that gives weights near 1
+# Types that the gguf package does not quantise: values and bytes of a block, offsets of fp16
+# scales (d, dmin), and the size of d that gives weights near 1
 K_BLOCKS = {
-    Q.Q2_K: (84, (80, 82), 0.06),
-    Q.Q3_K: (110, (108,), 0.018),
-    Q.Q4_K: (144, (0, 2), 0.006),
-    Q.Q5_K: (176, (0, 2), 0.003),
-    Q.Q6_K: (210, (208,), 0.0008),
+    Q.Q2_K: (256, 84, (80, 82), 0.06),
+    Q.Q3_K: (256, 110, (108,), 0.018),
+    Q.Q4_K: (256, 144, (0, 2), 0.006),
+    Q.Q5_K: (256, 176, (0, 2), 0.003),
+    Q.Q6_K: (256, 210, (208,), 0.0008),
+    Q.IQ4_NL: (32, 18, (0,), 0.015),
+    Q.IQ4_XS: (256, 136, (0,), 0.0008),
 }
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -119,6 +122,33 @@ SHAPES = {
         "keys": shape(1, 128, 128, 7, 1, 64),
     },
 }
+# One type each for embedding and matrices; matrices whose rows are no multiples of 256 have
+# another, as llama.cpp chooses it.
+ROWS_OF_256 = {
+    "num_hidden_layers": 1,
+    "hidden_size": 256,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+}
+LATER_TYPES = {
+    "llama-q5_0": {"types": {"*": Q.Q5_0}},
+    "llama-q5_1": {"types": {"*": Q.Q5_1}},
+    "llama-iq4_nl": {"types": {"*": Q.IQ4_NL}},
+    "llama-q2_k": {
+        "types": {"*": Q.Q2_K, "attn_output": Q.Q4_0, "ffn_down": Q.Q4_0},
+        "keys": ROWS_OF_256,
+    },
+    "llama-q3_k": {
+        "types": {"*": Q.Q3_K, "attn_output": Q.IQ4_NL, "ffn_down": Q.IQ4_NL},
+        "keys": ROWS_OF_256,
+    },
+    "llama-iq4_xs": {
+        "types": {"*": Q.IQ4_XS, "attn_output": Q.IQ4_NL, "ffn_down": Q.Q5_0},
+        "keys": ROWS_OF_256,
+    },
+}
 GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -139,8 +169,8 @@ GGUF_NAMES = {
 
 def random_blocks(rng, rows, cols, qtype):
     """Random bytes with positive fp16 scales: every bit of a block's layout is exercised."""
-    size, scale_offsets, d = K_BLOCKS[qtype]
-    blocks = rng.integers(0, 256, size=(rows * cols // 256, size), dtype=np.uint8)
+    length, size, scale_offsets, d = K_BLOCKS[qtype]
+    blocks = rng.integers(0, 256, size=(rows * cols // length, size), dtype=np.uint8)
     for n, offset in enumerate(scale_offsets):
         # dmin * min cancels the mean of d * scale * q
         unit = d * (rng.uniform(0.6, 1.4, len(blocks)))
@@ -152,9 +182,9 @@ def random_blocks(rng, rows, cols, qtype):
 
 
 def scaled_blocks(rng, w, qtype):
-    """Random K-quant blocks whose weights have about the spread of w."""
+    """Random blocks whose weights have about the spread of w."""
     raw = random_blocks(rng, *w.shape, qtype)
-    size, scale_offsets, _ = K_BLOCKS[qtype]
+    _, size, scale_offsets, _ = K_BLOCKS[qtype]
     gain = w.std() / dequantize(raw, qtype).std()
     blocks = raw.reshape(-1, size)
     for offset in scale_offsets:
@@ -335,8 +365,8 @@ def make_types():
         w[1, 32:64] = 0  # a block of zeros
         if qtype in K_BLOCKS:
             data = random_blocks(init.rng, 3, 512, qtype)
-            for n, offset in enumerate(K_BLOCKS[qtype][1]):  # subnormal, zero and negative scales
-                raw = data.reshape(6, -1)[:, offset : offset + 2]
+            for n, offset in enumerate(K_BLOCKS[qtype][2]):  # subnormal, zero and negative scales
+                raw = data.reshape(-1, K_BLOCKS[qtype][1])[:, offset : offset + 2]
                 raw[0] = np.array([6e-8 * (3 + n)], "<f2").view(np.uint8)
                 raw[3] = 0
                 raw[5, 1] |= 0x80
@@ -359,6 +389,6 @@ def main():
         shutil.rmtree(OUT)
     OUT.mkdir()
     make_types()
-    shapes = {name: {"pre": "smollm", **spec} for name, spec in SHAPES.items()}
-    for seed, (name, spec) in enumerate({**FILES, **shapes}.items(), 101):
+    others = {n: {"pre": "smollm", **spec} for n, spec in {**SHAPES, **LATER_TYPES}.items()}
+    for seed, (name, spec) in enumerate({**FILES, **others}.items(), 101):
         make_file(name, spec, seed)
