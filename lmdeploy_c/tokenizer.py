@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import safetensors
+from .files import gguf_parts, safetensors
 from .files.tokenizer_files import Token, TokenizerFiles, read_tokenizer_files
 from .text.detokenizer import (
     ByteDetokenizer,
@@ -71,11 +71,9 @@ class Tokenizer:
             with _reading(files.tokenizer_json):
                 self._set_up(_vocabulary(files))
         else:
-            from ._C import Gguf
-
-            metadata = Gguf(path).metadata
+            first = gguf_parts.open_parts(path, metadata_only=True)[0]
             with _reading(path):
-                self._set_up(read_vocabulary(metadata))
+                self._set_up(read_vocabulary(first.metadata))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], path: str | Path = "GGUF") -> Tokenizer:

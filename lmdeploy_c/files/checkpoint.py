@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..messages import unsupported
-from . import model_config, quantization, safetensors
+from . import gguf_parts, model_config, quantization, safetensors
 
 if TYPE_CHECKING:
     from .._C import Gguf, TensorSpec
@@ -27,7 +27,7 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 class Checkpoint:
     """A model's files, opened and checked; no weights are read yet."""
 
-    path: Path  # the GGUF file, or the directory
+    path: Path  # the GGUF file (of a split one any part), or the directory
     config: dict[str, Any]  # normalised (`model_config`), for `_C.Model`
     source: Gguf | list[TensorSpec]  # the weights, for `_C.Model`
     metadata: dict[str, Any]  # of a GGUF file, or {}
@@ -117,7 +117,7 @@ def resolve_model(
         return path
     if path.is_dir():
         ggufs = sorted(path.glob("*.gguf"))
-        if not (path / "config.json").exists() and len(ggufs) == 1:
+        if not (path / "config.json").exists() and gguf_parts.is_one_model(ggufs):
             return ggufs[0]
         return path
     text = str(path_or_id)
@@ -137,22 +137,21 @@ def _ids(value: Any) -> list[int]:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    from .._C import Gguf
-
-    gguf = Gguf(path)
-    metadata = gguf.metadata
+    parts = gguf_parts.open_parts(path)
+    metadata = parts[0].metadata
+    tensors = {name: item for part in parts for name, item in part.tensors.items()}
     eos = {i for name in END_NAMES for i in _ids(metadata.get(f"tokenizer.ggml.{name}_token_id"))}
     bos = _ids(metadata.get("tokenizer.ggml.bos_token_id"))
     return Checkpoint(
         path=path,
-        config=model_config.from_gguf(metadata, gguf.tensors),
-        source=gguf,
+        config=model_config.from_gguf(metadata, tensors),
+        source=parts[0] if len(parts) == 1 else [spec for part in parts for spec in part.specs],
         metadata=metadata,
         hf_config={},
         generation_config={},
         eos_token_ids=sorted(eos),
         bos_token_id=bos[0] if bos else None,
-        file_bytes=gguf.n_bytes,
+        file_bytes=sum(part.n_bytes for part in parts),
     )
 
 

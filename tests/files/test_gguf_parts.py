@@ -1,0 +1,100 @@
+"""Models in several GGUF files, written by the gguf package, and files that lack a part."""
+
+import shutil
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from lmdeploy_c import _C, Tokenizer, plan
+from lmdeploy_c.files.checkpoint import Checkpoint, fingerprint, open_checkpoint, resolve_model
+
+WHOLE = GOLDEN / "gguf" / "llama-q5_0.gguf"
+
+
+def split(folder: Path, n_tensors: int = 9) -> list[Path]:
+    """The tiny model in files of n_tensors each."""
+    reader = gguf.GGUFReader(WHOLE)
+    writer = gguf.GGUFWriter(folder / "tiny.gguf", "llama", split_max_tensors=n_tensors)
+    for field in reader.fields.values():
+        if not field.name.startswith("GGUF.") and field.name != "general.architecture":
+            kind = field.types[0]
+            sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(field.name, field.contents(), kind, sub)
+    for t in reader.tensors:
+        writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob("*.gguf"))
+
+
+def logits(checkpoint: Checkpoint) -> np.ndarray:
+    model = _C.Model(checkpoint.config, checkpoint.source, num_threads=2)
+    engine = _C.Engine(model, session_len=64, n_blocks=8, max_batch_size=1)
+    output = engine.submit([1, 5, 9], max_new_tokens=0, output_logits="all").read(60)
+    engine.close()
+    assert output is not None and output.logits is not None
+    return output.logits
+
+
+def test_any_part_may_be_named(tmp_path: Path) -> None:
+    parts = split(tmp_path)
+    assert [p.name for p in parts] == [f"tiny-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    whole = open_checkpoint(WHOLE)
+    expected = logits(whole)
+    seen = set()
+    for path in parts:
+        checkpoint = open_checkpoint(path)
+        assert checkpoint.config == whole.config
+        assert checkpoint.eos_token_ids == whole.eos_token_ids
+        assert checkpoint.file_bytes == sum(p.stat().st_size for p in parts)
+        assert np.array_equal(logits(checkpoint), expected)
+        assert Tokenizer(path).encode("the sea") == Tokenizer(WHOLE).encode("the sea")
+        seen.add(fingerprint(checkpoint))
+    assert len(seen) == 1
+    assert plan(parts[1], measure=False).weight_bytes == plan(WHOLE, measure=False).weight_bytes
+
+
+def test_a_directory_of_parts_is_a_model(tmp_path: Path) -> None:
+    parts = split(tmp_path)
+    assert resolve_model(tmp_path) == parts[0]
+    shutil.copy(WHOLE, tmp_path / "another.gguf")
+    assert resolve_model(tmp_path) == tmp_path
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    parts = split(tmp_path)
+    parts[2].unlink()
+    with pytest.raises(_C.CheckpointError, match=r"of 3 parts; missing: tiny-00003-of-00003"):
+        open_checkpoint(parts[0])
+    parts[0].unlink()
+    with pytest.raises(_C.CheckpointError, match=r"missing: tiny-00001.*tiny-00003"):
+        Tokenizer(parts[1])
+
+
+def test_parts_are_found_by_name(tmp_path: Path) -> None:
+    parts = split(tmp_path)
+    renamed = parts[1].rename(tmp_path / "weights.gguf")
+    with pytest.raises(_C.CheckpointError, match=r"weights.gguf.*NAME-00001-of-00003.gguf"):
+        open_checkpoint(renamed)
+
+
+def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    parts = split(tmp_path)
+    shutil.copy(parts[0], parts[2])
+    with pytest.raises(_C.CheckpointError, match="00003-of-00003.*split.no and split.count"):
+        open_checkpoint(parts[0])
+    (tmp_path / "other").mkdir()
+    shutil.copy(split(tmp_path / "other", 8)[2], parts[2])
+    with pytest.raises(_C.CheckpointError, match=r"split.tensors.count"):
+        open_checkpoint(parts[0])
+
+
+def test_a_name_alone_makes_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "tiny-00001-of-00002.gguf"
+    shutil.copy(WHOLE, path)
+    assert open_checkpoint(path).config == open_checkpoint(WHOLE).config
