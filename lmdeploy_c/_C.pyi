@@ -249,6 +249,7 @@ class Engine:
         random_seed: int | None = None,
         snapshot: Snapshot | None = None,
         keep_snapshot: bool = False,
+        leader: Request | None = None,
         priority: int = 0,
         timeout: float = 0.0,
         session: Snapshot | None = None,
@@ -264,6 +265,9 @@ class Engine:
         snapshot: of this engine; its KV serves as far as its text and the prompt agree. A snapshot
         is never used up: two requests may begin with the same. keep_snapshot: `Request.snapshot`
         gives what this request leaves. session, keep_session: the older names of these two.
+        leader: an earlier request of this engine. This one waits until that one's prompt is in KV,
+        and begins with it as far as the two texts agree, or where that one has ended, with the
+        snapshot that it left.
         priority: -MAX_PRIORITY to MAX_PRIORITY; each step of it lets a request pass up to 64 that
         came before, so that none waits for ever. timeout: seconds from the call on, after which the
         request ends as "abort" with what it has; 0: none.

@@ -53,7 +53,9 @@ typedef struct lmd_request_params {
     double timeout;   /* seconds after submit at which the request is aborted; 0: none */
     lmd_snapshot
         *snapshot; /* of this engine, or NULL: its KV serves as far as the two texts agree */
-    bool keep_snapshot; /* the request leaves a snapshot: lmd_request_snapshot */
+    bool keep_snapshot;  /* the request leaves a snapshot: lmd_request_snapshot */
+    lmd_request *leader; /* an earlier request of this engine: see lmd_sequence_params; where it
+                            has ended, what snapshot it left serves. NULL: none */
 } lmd_request_params;
 
 typedef struct lmd_engine_stats {

@@ -63,7 +63,23 @@ void lmd_engine_end_cancelled(lmd_engine *self, int64_t now) {
     }
 }
 
+/* A leader that has ended leads nobody: its snapshot takes the place of the request's own.
+ * Returns the leader's request_id. */
+static int64_t settle_leader(lmd_live_request *request) {
+    if (!request->leader) return 0;
+    const int64_t request_id = lmd_request_get_info(request->leader)->request_id;
+    lmd_snapshot *left = lmd_request_snapshot(request->leader);
+    if (left) {
+        lmd_snapshot_unref(request->snapshot);
+        request->snapshot = left;
+    }
+    lmd_request_unref(request->leader);
+    request->leader = NULL;
+    return request_id;
+}
+
 void lmd_engine_admit(lmd_engine *self, lmd_live_request *request) {
+    const int64_t leader = settle_leader(request);
     const lmd_sequence_params params = {
         .seq_id = request->request_id,
         .owner = request,
@@ -72,6 +88,7 @@ void lmd_engine_admit(lmd_engine *self, lmd_live_request *request) {
         .max_len = request->n_prompt + request->max_new_tokens,
         .all_logits = request->return_ppl || request->output_logits == LMD_LOGITS_ALL,
         .snapshot = request->snapshot,
+        .leader = leader,
         .priority = request->priority,
     };
     lmd_err err;

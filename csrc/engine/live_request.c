@@ -26,7 +26,7 @@ static lmd_status check_lengths(const lmd_request_params *params,
     if (params->n_tokens < 1)
         return lmd_fail(err, LMD_INVALID, "the prompt is empty: at least one token is needed");
     if (params->max_new_tokens < 0 || (params->max_new_tokens == 0 && !scores))
-        return lmd_fail(err, LMD_INVALID, "max_new_tokens must be at least 1, not %lld",
+        return lmd_fail(err, LMD_INVALID, "max_new_tokens must be at least 1, got %lld.",
                         (long long)params->max_new_tokens);
     int64_t most = params->max_new_tokens ? config->session_len - 1 : config->session_len;
     if (params->n_tokens > most)
@@ -114,6 +114,8 @@ lmd_status lmd_live_request_new(const lmd_request_params *params,
         params->timeout > 0.0 ? lmd_now_ns() + (int64_t)(params->timeout * 1e9) : INT64_MAX;
     self->snapshot = params->snapshot;
     lmd_snapshot_ref(self->snapshot);
+    self->leader = params->leader;
+    if (self->leader) lmd_request_ref(self->leader);
     lmd_status status = setup(self, params, config, err);
     if (status != LMD_OK) {
         lmd_live_request_free(self);
@@ -132,6 +134,7 @@ void lmd_live_request_free(lmd_live_request *self) {
     lmd_token_match_clear(&self->stops);
     lmd_logits_free(self->chunk);
     lmd_snapshot_unref(self->snapshot);
+    lmd_request_unref(self->leader);
     lmd_ngram_free(self->ngram);
     lmd_free(self->prompt);
     lmd_free(self);

@@ -21,6 +21,7 @@ typedef struct lmd_live_request {
     bool return_ppl;
     lmd_snapshot *snapshot; /* the prompt begins with its KV; or NULL */
     bool keep_snapshot;     /* the request leaves a snapshot */
+    lmd_request *leader;    /* whose prompt it begins with, until it is admitted; or NULL */
     int32_t priority;
     int64_t deadline; /* of lmd_now_ns; INT64_MAX: none */
     double loss_sum;  /* of prompt tokens scored so far, natural log */

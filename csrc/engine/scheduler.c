@@ -147,6 +147,11 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
     seq->all_logits = params->all_logits;
     if (params->snapshot)
         lmd_sequence_begin_with(seq, params->snapshot, self->config.block_len);
+    lmd_sequence *leader = params->leader > 0 ? find(self, params->leader) : NULL;
+    if (leader) {
+        seq->leader = leader->seq_id;
+        leader->has_followers = true;
+    }
     seq->arrival = self->next_arrival++;
     seq->rank = seq->arrival - (int64_t)params->priority * LMD_PRIORITY_STEP;
     *find_link(self, seq->seq_id) = seq;
@@ -154,10 +159,37 @@ lmd_status lmd_scheduler_add(lmd_scheduler *self, const lmd_sequence_params *par
     return LMD_OK;
 }
 
+/* The leader's prompt is in KV: those that wait for it begin with it. Where host memory is out
+ * they begin with what the prefix cache has. */
+static void lead_on(lmd_scheduler *self, lmd_sequence *leader) {
+    lmd_snapshot *snapshot = lmd_sequence_snapshot(leader, self->config.block_len);
+    for (lmd_sequence *seq = self->queue.head; seq; seq = seq->next) {
+        if (seq->leader != leader->seq_id) continue;
+        seq->leader = 0;
+        if (snapshot) lmd_sequence_begin_with(seq, snapshot, self->config.block_len);
+    }
+    leader->has_followers = false;
+    lmd_snapshot_unref(snapshot);
+}
+
+/* The leader ends before that: the first of those that wait leads the others. */
+static void pass_on_lead(lmd_scheduler *self, const lmd_sequence *leader) {
+    lmd_sequence *first = NULL;
+    for (lmd_sequence *seq = self->queue.head; seq; seq = seq->next) {
+        if (seq->leader != leader->seq_id) continue;
+        seq->leader = first ? first->seq_id : 0;
+        if (first)
+            first->has_followers = true;
+        else
+            first = seq;
+    }
+}
+
 lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *err) {
     lmd_sequence *seq = find(self, seq_id);
     if (!seq)
         return lmd_fail(err, LMD_UNKNOWN_ID, "there is no sequence %lld", (long long)seq_id);
+    if (seq->has_followers) pass_on_lead(self, seq);
     if (seq->state == LMD_SEQ_WAITING) {
         lmd_seq_queue_unwait(&self->queue, seq); /* it holds no block */
         destroy(self, seq);
@@ -366,11 +398,12 @@ static int32_t find_blocks(lmd_scheduler *self, lmd_plan_builder *plan, lmd_sequ
 }
 
 /* Gives slots to waiting sequences while there are slots, tokens and blocks; says why the next
- * one waits. */
+ * one waits. One that waits for its leader's prompt lets the others pass. */
 static lmd_wait_reason plan_waiting(lmd_scheduler *self, lmd_plan_builder *plan,
                                     int32_t *budget) {
-    while (self->queue.head) {
-        lmd_sequence *seq = self->queue.head;
+    for (lmd_sequence *seq = self->queue.head, *next; seq; seq = next) {
+        next = seq->next;
+        if (seq->leader) continue;
         if (*budget == 0) return LMD_WAIT_BUDGET;
         if (!lmd_seq_queue_has_slot(&self->queue)) return LMD_WAIT_SLOT;
         const int32_t n = find_blocks(self, plan, seq, *budget);
@@ -411,7 +444,9 @@ static const lmd_sequence *find_stuck(const lmd_scheduler *self) {
         if (lmd_sequence_n_todo(queue->running[i]) > 0) return queue->running[i];
     /* Where every running sequence has all its tokens, the caller will finish them, and the
      * queue moves on then. */
-    return queue->n_running == 0 ? queue->head : NULL;
+    const lmd_sequence *seq = queue->n_running == 0 ? queue->head : NULL;
+    while (seq && seq->leader) seq = seq->next; /* its leader is the one */
+    return seq;
 }
 
 static void write_report(lmd_scheduler *self, lmd_wait_reason head_reason,
@@ -499,6 +534,7 @@ static void end_entry(lmd_scheduler *self, const lmd_plan_entry *entry,
                                   lmd_min_i32(seq->history_len, seq->n_tokens));
     if (self->cache)
         lmd_sequence_index_blocks(seq, self->cache, seq->n_computed, self->config.block_len);
+    if (seq->has_followers && seq->n_computed >= seq->n_prompt) lead_on(self, seq);
 }
 
 lmd_status lmd_scheduler_update(lmd_scheduler *self, int64_t plan_id, const int32_t *token_ids,

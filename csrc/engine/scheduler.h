@@ -40,6 +40,8 @@ typedef struct lmd_sequence_params {
     int32_t priority; /* each step of it lets the sequence pass those that came up to
                          LMD_PRIORITY_STEP before it: nobody is passed for ever */
     const lmd_snapshot *snapshot; /* the prompt begins with its KV; NULL: none */
+    int64_t leader; /* a live sequence: this one waits until the leader's prompt is in KV, and
+                       begins with it as far as the two texts agree; 0, or unknown: none */
 } lmd_sequence_params;
 
 typedef enum lmd_wait_reason {

@@ -32,6 +32,8 @@ typedef struct lmd_sequence {
     int32_t n_in_flight; /* plans that name it */
     int32_t n_draft;     /* draft tokens after its own that the next plan may compute */
     int32_t slot;        /* -1: none */
+    int64_t leader;      /* it waits until this sequence's prompt is in KV; 0: for none */
+    bool has_followers;  /* others wait for its prompt */
     bool all_logits;
     int32_t n_logits_done; /* prompt positions whose logits were planned */
     lmd_block_ref *blocks; /* [ceil(max_len / block_len)] */

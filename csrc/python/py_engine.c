@@ -254,7 +254,8 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
     if (!self) return NULL;
     const bool is_read =
         lmd_py_request_params_read(&params, args, kwargs) == 0 &&
-        lmd_py_snapshot_read(params.snapshot, obj, &params.request.snapshot) == 0;
+        lmd_py_snapshot_read(params.snapshot, obj, &params.request.snapshot) == 0 &&
+        lmd_py_request_read(params.leader, obj, &params.request.leader) == 0;
     PyObject *request = is_read ? submit(self, &params.request) : reject_pending(self);
     lmd_py_request_params_clear(&params);
     return request;

@@ -56,6 +56,22 @@ static void request_dealloc(PyObject *obj) {
     Py_DECREF(type);
 }
 
+int lmd_py_request_read(PyObject *arg, PyObject *owner, lmd_request **out) {
+    *out = NULL;
+    if (arg == Py_None) return 0;
+    if (!PyObject_TypeCheck(arg, lmd_py_type_of(owner, LMD_PY_REQUEST))) {
+        PyErr_Format(PyExc_TypeError, "leader must be None or a Request, not %.100s",
+                     Py_TYPE(arg)->tp_name);
+        return -1;
+    }
+    if (((request_object *)arg)->owner != owner) {
+        PyErr_SetString(PyExc_ValueError, "the leader belongs to another engine");
+        return -1;
+    }
+    *out = ((request_object *)arg)->request;
+    return 0;
+}
+
 /* ---- read ---- */
 
 static bool has_output_or_ended(void *arg, int64_t timeout_ms) {

@@ -21,4 +21,8 @@ PyObject *lmd_py_request_wrap(lmd_request *request, PyObject *owner, lmd_engine 
  * exception for any other object, or in a forked child. */
 lmd_request *lmd_py_request_get(PyTypeObject *request_type, PyObject *obj);
 
+/* Reads an argument of a method of `owner`: None (NULL) or a Request of that same object, whose
+ * reference stays the argument's. -1 with TypeError or ValueError. */
+int lmd_py_request_read(PyObject *arg, PyObject *owner, lmd_request **out);
+
 #endif

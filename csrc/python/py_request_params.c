@@ -178,6 +178,7 @@ static const lmd_py_field fields[] = {
     {"random_seed", read_seed, SAMPLER(seed)},
     {"snapshot", lmd_py_object, SELF(snapshot)},
     {"keep_snapshot", lmd_py_bool, REQUEST(keep_snapshot)},
+    {"leader", lmd_py_object, SELF(leader)},
     {"priority", lmd_py_int32, REQUEST(priority)},
     {"timeout", lmd_py_double, REQUEST(timeout)},
     {"session", lmd_py_object, SELF(snapshot)}, /* older names of snapshot and keep_snapshot */
@@ -187,7 +188,8 @@ static const lmd_py_field fields[] = {
 
 int lmd_py_request_params_read(lmd_py_request_params *self, PyObject *args, PyObject *kwargs) {
     static const lmd_py_signature signature = {"submit", 1, 1, fields};
-    *self = (lmd_py_request_params){.request.max_new_tokens = 512, .snapshot = Py_None};
+    *self = (lmd_py_request_params){
+        .request.max_new_tokens = 512, .snapshot = Py_None, .leader = Py_None};
     lmd_sampler_params_init(&self->request.sampler);
     if (draw_seed(&self->request.sampler.seed) < 0 ||
         lmd_py_read_call(&signature, args, kwargs, self) < 0)

@@ -20,7 +20,7 @@ typedef struct lmd_py_request_params {
     PyArrayObject *token_ids;
     lmd_py_words stop_words, bad_words;
     lmd_token_bias *biases;
-    PyObject *snapshot; /* borrowed: None or what the call gave, still to be checked */
+    PyObject *snapshot, *leader; /* borrowed: None or what the call gave, still to be checked */
 } lmd_py_request_params;
 
 /* Reads a call's arguments over the defaults; a seed that is not given is drawn. -1 with
