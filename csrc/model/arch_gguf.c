@@ -28,16 +28,17 @@ const lmd_arch lmd_arch_gguf = {{
 }};
 
 lmd_status lmd_arch_of(const lmd_model_config *config, const lmd_arch **out, lmd_err *err) {
-    static const char *const llama_family[] = {"llama", "mistral", "qwen2", "qwen3"};
+    static const char *const llama_family[] = {"llama", "mistral", "qwen2", "qwen3",
+                                               "internlm3"};
     const lmd_arch *found = NULL;
-    for (int32_t i = 0; i < 4; i++)
+    for (int32_t i = 0; i < 5; i++)
         if (strcmp(config->arch, llama_family[i]) == 0) found = &lmd_arch_llama;
     if (strcmp(config->arch, "internlm2") == 0) found = &lmd_arch_internlm2;
     if (!found)
         return lmd_fail(
             err, LMD_UNSUPPORTED,
             "architecture \"%s\" is not served; served: llama, mistral, qwen2, qwen3, "
-            "internlm2",
+            "internlm2, internlm3",
             config->arch);
     *out = config->naming == LMD_NAMING_GGUF ? &lmd_arch_gguf : found;
     return LMD_OK;

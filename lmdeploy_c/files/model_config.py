@@ -20,6 +20,7 @@ ARCHITECTURES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "InternLM2ForCausalLM": "internlm2",
+    "InternLM3ForCausalLM": "internlm3",
 }
 #: GGUF's general.architecture -> whether llama.cpp's converter interleaves the rows of q and k.
 GGUF_ARCHITECTURES = {"llama": True, "internlm2": True, "qwen2": False, "qwen3": False}
@@ -144,6 +145,8 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
     """The normalised config of a config.json. UnsupportedError, ValueError."""
     arch = _hf_arch(hf)
     n_head, hidden_dim = _int(hf, "num_attention_heads"), _int(hf, "hidden_size")
+    # As transformers: without the key, or with null, their configs say 128 or hidden_size / heads.
+    wide_heads = arch == "qwen3" or (arch == "internlm3" and "head_dim" not in hf)
     max_position = _int(hf, "max_position_embeddings", 2048)
     _refuse_unserved(hf, arch, max_position)
     # hf_overrides gives rope_scaling; transformers 5 writes rope_parameters, with theta in it.
@@ -154,13 +157,17 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
     theta = _float(parameters, "rope_theta", _float(hf, "rope_theta", 10000.0))
     theta = _float(scaling, "rope_theta", theta)
     attention_bias = _flag(hf, "bias" if arch == "internlm2" else "attention_bias")
+    mlp_bias = _flag(hf, "mlp_bias")
+    if arch == "internlm3":  # on the hub qkv_bias and bias, which transformers 5 saves renamed
+        attention_bias = _flag(hf, "qkv_bias", attention_bias)
+        mlp_bias = _flag(hf, "bias", mlp_bias)
     return {
         "arch": arch,
         "naming": "hf",
         "n_layer": _int(hf, "num_hidden_layers"),
         "n_head": n_head,
         "n_kv_head": _int(hf, "num_key_value_heads", n_head),
-        "head_dim": _int(hf, "head_dim", 128 if arch == "qwen3" else hidden_dim // n_head),
+        "head_dim": _int(hf, "head_dim", 128 if wide_heads else hidden_dim // n_head),
         "hidden_dim": hidden_dim,
         "ffn_dim": _int(hf, "intermediate_size"),
         "vocab_size": _int(hf, "vocab_size"),
@@ -169,8 +176,8 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
         **_rope(scaling, theta, max_position),
         "tie_embeddings": _flag(hf, "tie_word_embeddings"),
         "qkv_bias": arch == "qwen2" or attention_bias,
-        "o_bias": arch != "qwen2" and attention_bias,
-        "mlp_bias": _flag(hf, "mlp_bias"),
+        "o_bias": mlp_bias if arch == "internlm3" else arch != "qwen2" and attention_bias,
+        "mlp_bias": mlp_bias,
         "qk_norm": arch == "qwen3",
         "packed_qkv": arch == "internlm2",
         "interleaved_rope": False,
