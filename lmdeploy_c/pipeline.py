@@ -12,19 +12,20 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from .engine.answer import Answer, gather, interleave, whole
+from .engine.answer import Answer, gather, interleave, merge, whole, with_choices
 from .engine.loading import EngineConfig, set_log_level
 from .engine.session import Session
 from .engine.stateful import KEYWORDS, NumberedSessions, read_keywords
-from .engine.text_engine import TextEngine, check_gen_configs
+from .engine.text_engine import TextEngine, check_gen_configs, n_choices
 from .messages import (
+    ErrorCode,
     GenerationConfig,
     Response,
-    ResponseType,
     SpeculativeConfig,
     TurbomindEngineConfig,
     VisionConfig,
     unsupported,
+    warn_of_unknown,
 )
 from .planning import Plan, plan_of
 from .progress import prompt_bar
@@ -64,7 +65,10 @@ class Pipeline:
         *,
         model_name: str | None = None,
         vision_config: VisionConfig | None = None,
+        **kwargs: Any,
     ) -> None:
+        for name in kwargs:
+            warn_of_unknown(name, "pipeline")
         set_log_level(log_level)
         if allowed_media_domains is not None:
             raise unsupported("allowed_media_domains: this release serves text only")
@@ -156,15 +160,20 @@ class Pipeline:
         do_preprocess: False takes texts as they are, without the chat template.
         use_tqdm: a progress bar; None: for more than 8 prompts on a terminal or in a notebook.
         kwargs: for the chat template (tools, enable_thinking, chat_template_kwargs, ...), or for
-        one prompt LMDeploy's session_id, sequence_start, sequence_end and step (`stateful`).
+        one prompt LMDeploy's session_id, sequence_start, sequence_end and step (`stateful`). Others
+        are warned of once and ignored, as in LMDeploy. With GenerationConfig.n > 1 the prompt is
+        computed once, and its Response has all answers in `choices`.
 
         Ctrl-C ends the call early: it returns the answers as far as they came, with finish_reason
         "abort". A second Ctrl-C raises KeyboardInterrupt.
         """
         items, single = parse_prompts(prompts)
-        start = self._starter(items, gen_config, do_preprocess, adapter_name, kwargs)
-        with prompt_bar(use_tqdm, len(items)) as advance:
-            responses = gather(start, len(items), advance)
+        call = self._call(items, gen_config, do_preprocess, adapter_name, kwargs)
+        with prompt_bar(use_tqdm, call.n_answers) as advance:
+            answers = gather(call.start, call.n_answers, advance)
+        for answer, place in zip(answers, call.places, strict=True):
+            answer.index, answer.choice = place  # one that was never begun too
+        responses = list(with_choices(answers, call.n_choices))
         return responses[0] if single else responses
 
     def batch_infer(self, *args: Any, **kwargs: Any) -> Any:
@@ -182,24 +191,28 @@ class Pipeline:
         stream_response: bool = True,
         **kwargs: Any,
     ) -> Iterator[Response]:
-        """Yields pieces of the answers as they come; `index` says of which prompt.
+        """Yields pieces of the answers as they come; `index` says of which prompt, and with n > 1
+        `choice` of which of its answers. The last piece of each has a finish_reason alone.
 
         Arguments as for `infer`. sessions: one for each prompt, whose `abort` ends the answer.
         stream_response: False yields each answer as one piece, when it is complete. Ending the
         iteration early, or Ctrl-C, cancels what is still running.
         """
         items, _ = parse_prompts(prompts)
-        start = self._starter(items, gen_config, do_preprocess, adapter_name, kwargs)
+        call = self._call(items, gen_config, do_preprocess, adapter_name, kwargs)
         owners = per_prompt(sessions, len(items), "sessions")
+        if sessions is not None and call.n_answers > len(items):
+            raise ValueError("sessions: each ends one answer, so that n > 1 goes without them")
 
-        def start_watched(i: int) -> Answer:
-            answer = start(i)
-            if owners[i] is not None:
-                owners[i].watch(answer)
+        def start_watched(k: int) -> Answer:
+            answer = call.start(k)
+            owner = owners[call.places[k][0]]
+            if owner is not None:
+                owner.watch(answer)
             return answer
 
-        deltas = interleave(start_watched, len(items))
-        return deltas if stream_response else whole(deltas)
+        deltas = interleave(start_watched, call.n_answers)
+        return deltas if stream_response else with_choices(whole(deltas), call.n_choices)
 
     async def generate(
         self,
@@ -220,16 +233,21 @@ class Pipeline:
         items, single = parse_prompts(prompt)
         if not single:
             raise TypeError("generate answers one prompt; start it once for each")
-        answer = self._starter(items, gen_config, do_preprocess, adapter_name, kwargs, session)(0)
+        call = self._call(items, gen_config, do_preprocess, adapter_name, kwargs, session)
+        answers: list[Answer] = []
         try:
-            async with contextlib.aclosing(answer.deltas()) as deltas:
+            answers.extend(map(call.start, range(call.n_answers)))
+            streams = [answer.deltas() for answer in answers]
+            stream = streams[0] if len(streams) == 1 else merge(streams)
+            async with contextlib.aclosing(stream) as deltas:
                 async for delta in deltas:
                     if stream_response:
                         yield delta
         finally:
-            answer.close()
+            for answer in answers:
+                answer.close()
         if not stream_response:
-            yield answer.response
+            yield next(with_choices((a.response for a in answers), call.n_choices))
 
     # ---- conversations ----
 
@@ -271,7 +289,7 @@ class Pipeline:
         Returns the session, whose `response` is the answer; with stream_response an iterator of
         Response deltas, which updates the session when it ends. gen_config holds for later turns
         too. A turn that fails is not kept in the history; one that is cut off, by Ctrl-C too, is
-        kept as far as it came.
+        kept as far as it came. Raises ValueError for a gen_config with n > 1.
         """
         _check_adapter(adapter_name)
         session = self.session() if session is None else session
@@ -363,7 +381,7 @@ class Pipeline:
 
     # ---- the door ----
 
-    def _starter(
+    def _call(
         self,
         prompts: list[Prompt],
         gen_config: GenConfigs,
@@ -371,8 +389,8 @@ class Pipeline:
         adapter_name: str | None,
         kwargs: Mapping[str, Any],
         session: Session | None = None,
-    ) -> Callable[[int], Answer]:
-        """Checks a call's arguments; the result starts the answer to the i-th prompt.
+    ) -> _Call:
+        """Checks a call's arguments.
 
         This is where LMDeploy's numbered sessions become Sessions, and nowhere else. session: the
         prompt is its next turn.
@@ -390,9 +408,9 @@ class Pipeline:
                 session = self._numbered.resolve(numbered)
             except LookupError as e:
                 message = str(e)
-                return lambda i: engine.reject(message, code=ResponseType.SESSION_NOT_EXIST)
+                return _Call([1], lambda i: engine.reject(message, code=ErrorCode.REQUEST_CONFLICT))
 
-        def start(i: int) -> Answer:
+        def first(i: int) -> Answer:
             if session is not None:
                 return session.start(
                     prompts[i], configs[i], do_preprocess=do_preprocess, template_kwargs=options
@@ -402,10 +420,42 @@ class Pipeline:
                 configs[i],
                 do_preprocess=do_preprocess,
                 template_kwargs=options,
+                keep_snapshot=n_choices(configs[i]) > 1,
                 index=i,
             )
 
-        return start
+        def again(first: Answer, choice: int) -> Answer:
+            config = configs[first.response.index]
+            return engine.ask_again(first, choice, config, do_preprocess=do_preprocess)
+
+        return _Call([n_choices(config) for config in configs], first, again)
+
+
+class _Call:
+    """The answers of a call: n_choices[i] to its i-th prompt.
+
+    places: (prompt, choice) of each answer; n_answers: how many those are.
+    """
+
+    def __init__(
+        self,
+        n_choices: list[int],
+        first: Callable[[int], Answer],
+        again: Callable[[Answer, int], Answer] | None = None,
+    ) -> None:
+        self.n_choices = n_choices
+        self.places = [(i, choice) for i, n in enumerate(n_choices) for choice in range(n)]
+        self.n_answers = len(self.places)
+        self._ask, self._again = first, again
+        self._first: Answer | None = None  # of the prompt that is being asked
+
+    def start(self, k: int) -> Answer:
+        """Starts the k-th answer; they are started in order."""
+        i, choice = self.places[k]
+        if choice == 0 or self._first is None or self._again is None:
+            self._first = self._ask(i)
+            return self._first
+        return self._again(self._first, choice)
 
 
 def _check_adapter(name: str | None) -> None:
@@ -432,7 +482,7 @@ def pipeline(
     max_log_len: most characters of a prompt in the log. trust_remote_code: accepted, and without
     effect: code that comes with a model is never run. speculative_config: None: every token is
     computed by itself. allowed_media_domains: refused unless None. kwargs: model_name (a name to
-    show), vision_config (its defaults).
+    show), vision_config (its defaults). Others are warned of and ignored, as in LMDeploy.
 
     Raises FileNotFoundError, CheckpointError, UnsupportedError or ValueError with what is wrong.
     """

@@ -5,12 +5,14 @@ Nothing here is shared between threads: an Answer belongs to the call that made 
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..messages import Response, ResponseType
+from ..messages import ErrorCode, Response
 from ..text.detokenizer import IncrementalDetokenizer
 from ..text.stop_words import Piece, StopMatcher
 
@@ -25,9 +27,10 @@ STREAM_WINDOW = 256
 class Answer:
     """A request in the engine, and what was read of its output: `read` gives Response deltas.
 
-    index: position of the prompt. input_ids, prompt_text: the prompt's tokens and text.
-    error_code, error_message: what the Response of an error says instead of what follows from the
-    core's. on_close: called once with the answer by `close`. `response` is what came so far.
+    index: position of the prompt. choice: which of its answers this is. input_ids, prompt_text: the
+    prompt's tokens and text. error_code, error_message: what the Response of an error says instead
+    of what follows from the core's. on_close: called once with the answer by `close`. `response`
+    is what came so far.
     """
 
     def __init__(
@@ -37,9 +40,10 @@ class Answer:
         matcher: StopMatcher,
         *,
         index: int = 0,
+        choice: int = 0,
         input_ids: Sequence[int] = (),
         prompt_text: str = "",
-        error_code: ResponseType | None = None,
+        error_code: ErrorCode | None = None,
         error_message: str | None = None,
         skip_special_tokens: bool = True,
     ) -> None:
@@ -47,13 +51,13 @@ class Answer:
         self.input_ids = list(input_ids)
         self.prompt_text = prompt_text
         self.response = Response(
-            "", 0, len(self.input_ids), index=index, random_seed=request.random_seed
+            "", 0, len(self.input_ids), index=index, random_seed=request.random_seed, choice=choice
         )
         self.skip_special_tokens = skip_special_tokens
         self.on_close: Callable[[Answer], None] | None = None
         self._detokenizer = detokenizer
         self._matcher = matcher
-        self._error_code, self._error_message = error_code, error_message
+        self.error_code, self.error_message = error_code, error_message
         self._pid = os.getpid()
 
     @property
@@ -85,7 +89,8 @@ class Answer:
                 ready.clear()
                 delta = self.read(timeout=0)
                 if delta is not None:
-                    yield delta
+                    for piece in delta.pieces():
+                        yield piece
 
     def cancel(self) -> None:
         """Ends the request; the last delta has finish_reason "abort". Does nothing in a forked
@@ -138,24 +143,25 @@ class Answer:
             index=so_far.index,
             cached_tokens=output.cached_tokens if output else so_far.cached_tokens,
             random_seed=so_far.random_seed,
+            choice=so_far.choice,
         )
         if output is not None:
             delta.logits, delta.ppl = output.logits, output.ppl
             delta.error_message = output.error_message
         if output is not None and reason == "error":
-            delta.error_code = self._code_of(output)
-            delta.error_message = self._error_message or output.error_message
+            delta.error_code = self._code_of(output).value
+            delta.error_message = self.error_message or output.error_message
         so_far.extend(delta)
         return delta
 
-    def _code_of(self, output: Output) -> ResponseType:
+    def _code_of(self, output: Output) -> ErrorCode:
         if output.error_code == "LMD_BUSY":
-            return ResponseType.QUEUE_FULL
-        if self._error_code is not None:
-            return self._error_code
+            return ErrorCode.QUEUE_FULL
+        if self.error_code is not None:
+            return self.error_code
         if output.error_code == "LMD_INVALID":
-            return ResponseType.BAD_REQUEST
-        return ResponseType.INTERNAL_ENGINE_ERROR
+            return ErrorCode.INVALID_REQUEST
+        return ErrorCode.INTERNAL_ERROR
 
 
 def gather(
@@ -206,7 +212,7 @@ def interleave(start: Callable[[int], Answer], n: int) -> Iterator[Response]:
                     del running[i]
                     answer.close()
                 if delta is not None:
-                    yield delta
+                    yield from delta.pieces()
     finally:
         for answer in running.values():
             answer.close()
@@ -214,12 +220,51 @@ def interleave(start: Callable[[int], Answer], n: int) -> Iterator[Response]:
 
 def whole(deltas: Iterator[Response]) -> Iterator[Response]:
     """Each answer as one piece, when it is complete."""
-    parts: dict[int, Response] = {}
+    parts: dict[tuple[int, int], Response] = {}
     for delta in deltas:
-        part = parts[delta.index].extend(delta) if delta.index in parts else delta
-        parts[delta.index] = part
+        place = delta.index, delta.choice
+        part = parts[place].extend(delta) if place in parts else delta
+        parts[place] = part
         if part.finish_reason is not None:
-            yield parts.pop(delta.index)
+            yield parts.pop(place)
+
+
+def with_choices(answers: Iterable[Response], n_choices: Sequence[int]) -> Iterator[Response]:
+    """One Response for each prompt, when all of its answers are complete: the first of them, with
+    all as its choices where n_choices[index] is more than 1."""
+    found: dict[int, list[Response]] = {}
+    for answer in answers:
+        choices = found.setdefault(answer.index, [])
+        choices.append(answer)
+        if len(choices) == n_choices[answer.index]:
+            choices = sorted(found.pop(answer.index), key=lambda choice: choice.choice)
+            first = choices[0]
+            yield dataclasses.replace(first, choices=choices) if len(choices) > 1 else first
+
+
+async def merge(
+    streams: Sequence[AsyncGenerator[Response, None]],
+) -> AsyncGenerator[Response, None]:
+    """Pieces of several streams in an event loop, as they come. Leaving it closes them all."""
+    import asyncio
+
+    waiting: dict[asyncio.Future[Response], AsyncGenerator[Response, None]] = {}
+    try:
+        waiting = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for future in done:
+                stream = waiting.pop(future)
+                with contextlib.suppress(StopAsyncIteration):
+                    piece = future.result()
+                    waiting[asyncio.ensure_future(anext(stream))] = stream
+                    yield piece
+    finally:
+        for future in waiting:
+            future.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
 
 
 def read_ppl(request: Request) -> float:

@@ -19,7 +19,7 @@ from ..messages import GenerationConfig, Response
 from ..text.chat_template import template_kwargs
 from ..text.prompts import Message, Prompt, as_turn, parse_prompts
 from .answer import Answer, interleave
-from .text_engine import History, TextEngine, check_gen_configs
+from .text_engine import History, TextEngine, check_gen_configs, n_choices
 
 if TYPE_CHECKING:
     from .. import _C
@@ -116,13 +116,20 @@ class Session:
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> Answer:
         """Starts the next turn, which the answer's `close` ends. Arguments as for
-        `TextEngine.ask`. Raises RuntimeError when closed or while another turn runs."""
+        `TextEngine.ask`. Raises ValueError for a gen_config with n > 1, RuntimeError when closed or
+        while another turn runs."""
+        gen_config = gen_config or self.gen_config
+        if n_choices(gen_config) > 1:
+            raise ValueError(
+                f"n={n_choices(gen_config)}: a turn of a conversation has one answer; `fork` the "
+                "session, or ask for several with infer, stream_infer or generate"
+            )
         self._begin()
         try:
             self.prompt, self.response = prompt, None
             answer = self.engine.ask(
                 prompt,
-                gen_config or self.gen_config,
+                gen_config,
                 do_preprocess=do_preprocess,
                 template_kwargs=template_kwargs,
                 history=self._past(),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.checkpoint import Checkpoint, fingerprint
-from ..messages import GenerationConfig, ResponseType, SpeculativeConfig
+from ..messages import MAX_CHOICES, ErrorCode, GenerationConfig, SpeculativeConfig
 from ..text.chat_template import ChatTemplateConfig
 from ..text.end_tokens import end_token_ids, known_end_ids
 from ..text.prompts import Message, Prompt, as_messages, as_turn, per_prompt
@@ -38,7 +38,7 @@ from .loading import (
 from .trace import recording
 
 if TYPE_CHECKING:
-    from .._C import Engine, Snapshot
+    from .._C import Engine, Request, Snapshot
 
 logger = logging.getLogger("lmdeploy_c")
 
@@ -156,7 +156,7 @@ class TextEngine:
             logger.debug("prompt %d: %r", index, text[: self._max_log_len])
             ids = self.encode(text, add_bos=self._adds_bos(do_preprocess), history=history)
         except Exception as e:  # a template may raise anything
-            return self.reject(str(e) or type(e).__name__, index=index)
+            return self.reject(str(e) or type(e).__name__, index=index, code=_code_of(e))
         return self.submit(
             ids,
             config,
@@ -165,6 +165,30 @@ class TextEngine:
             keep_snapshot=keep_snapshot,
             index=index,
             prompt_text=text,
+        )
+
+    def ask_again(
+        self,
+        first: Answer,
+        choice: int,
+        config: GenerationConfig | None = None,
+        *,
+        do_preprocess: bool = True,
+    ) -> Answer:
+        """Starts another answer to the prompt of `first`: number `choice`, with a seed of its own.
+        It begins with the KV of that prompt, which is not computed again if `first` was asked with
+        keep_snapshot. The other arguments are those of `first`."""
+        index, message = first.response.index, first.error_message
+        if message is not None and first.error_code is not None:  # it could not be asked
+            return self.reject(message, index=index, choice=choice, code=first.error_code)
+        return self.submit(
+            first.input_ids,
+            config,
+            stop_words=self.chat_template.stop_words if do_preprocess else (),
+            leader=first.request,
+            index=index,
+            choice=choice,
+            prompt_text=first.prompt_text,
         )
 
     def render(
@@ -217,48 +241,60 @@ class TextEngine:
         stop_words: Sequence[str] = (),
         snapshot: Snapshot | None = None,
         keep_snapshot: bool = False,
+        leader: Request | None = None,
         index: int = 0,
+        choice: int = 0,
         prompt_text: str = "",
     ) -> Answer:
         """Starts the answer to a prompt's tokens.
 
         config: None takes the defaults. stop_words: the chat template's. snapshot: KV that is used
         as far as its text and ids agree. keep_snapshot: the request leaves a snapshot of its own.
-        index, prompt_text: for the Answer.
+        leader: see `_C.Engine.submit`. choice: is added to the seed that config gives. index,
+        choice, prompt_text: for the Answer.
         """
+        n_ids, session_len = len(ids), self.sizes.kv.session_len
         core, config, tokenizer = self.core, config or GenerationConfig(), self.tokenizer
         try:
             config.check()
             matcher, stop_ids = stop_rules(
                 config, stop_words, tokenizer, self.end_token_ids, self._vocab_size
             )
-            parameters = _parameters(config, tokenizer)
+            parameters = _parameters(config, tokenizer, choice, max(session_len - n_ids, 1))
         except Exception as e:  # a configuration may hold anything
-            return self.reject(str(e) or type(e).__name__, index=index)
+            message, code = str(e) or type(e).__name__, _code_of(e)
+            return self.reject(message, index=index, choice=choice, code=code)
         try:
             request = core.submit(
                 ids,
                 stop_token_ids=stop_ids,
                 snapshot=snapshot,
                 keep_snapshot=keep_snapshot,
+                leader=leader,
                 **parameters,
             )
         except (OverflowError, TypeError, ValueError) as e:
-            return self.reject(str(e), index=index)
-        too_long = len(ids) >= self.sizes.kv.session_len
+            return self.reject(str(e), index=index, choice=choice)
+        too_long = n_ids >= session_len
         return Answer(
             request,
             tokenizer.detokenizer(config.skip_special_tokens, before=ids),
             matcher,
             index=index,
+            choice=choice,
             input_ids=ids,
             prompt_text=prompt_text,
-            error_code=ResponseType.INPUT_LENGTH_ERROR if too_long else None,
+            error_code=ErrorCode.CONTEXT_LENGTH_EXCEEDED if too_long else None,
             skip_special_tokens=config.skip_special_tokens,
         )
 
     def reject(
-        self, message: str, *, index: int = 0, code: ResponseType = ResponseType.BAD_REQUEST
+        self,
+        message: str,
+        *,
+        index: int = 0,
+        choice: int = 0,
+        code: ErrorCode = ErrorCode.INVALID_REQUEST,
     ) -> Answer:
         """The answer to a prompt that could not be asked: an error with this message and code. The
         engine counts it like any other request."""
@@ -268,6 +304,7 @@ class TextEngine:
             self.tokenizer.detokenizer(),
             StopMatcher(),
             index=index,
+            choice=choice,
             error_code=code,
             error_message=message,
         )
@@ -332,15 +369,41 @@ def check_gen_configs(
     return configs
 
 
-def _parameters(config: GenerationConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The keywords of Engine.submit, but for what stops it."""
+def n_choices(config: GenerationConfig | None) -> int:
+    """How many answers a configuration asks for. A wrong n is refused in the one answer it gets."""
+    n = 1 if config is None else config.n
+    return n if isinstance(n, int) and 1 <= n <= MAX_CHOICES else 1
+
+
+def _code_of(error: Exception) -> ErrorCode:
+    """What a prompt's Response says where this error is why it was not asked."""
+    from .._C import UnsupportedError
+    from ..text.jinja_sandbox import ChatTemplateError
+
+    if isinstance(error, UnsupportedError):
+        return ErrorCode.UNSUPPORTED_FEATURE
+    wrong_argument = isinstance(error, (TypeError, ValueError))
+    if wrong_argument and not isinstance(error, ChatTemplateError):
+        return ErrorCode.INVALID_REQUEST
+    return ErrorCode.PREPROCESS_FAILED
+
+
+def _parameters(
+    config: GenerationConfig, tokenizer: Tokenizer, choice: int, n_left: int
+) -> dict[str, Any]:
+    """The keywords of Engine.submit, but for what stops it. choice: see `submit`. n_left: tokens
+    that an answer may have at most."""
     bad: set[tuple[int, ...]] = {(int(i),) for i in config.bad_token_ids or ()}
     for word in config.bad_words or ():
         for variant in (word, " " + word):
             bad.add(tuple(tokenizer.token_ids_of(variant)))
     bias = config.logit_bias or {}
+    options = config.core_options()
+    options.setdefault("max_new_tokens", n_left)
+    if config.random_seed is not None:
+        options["random_seed"] = (config.random_seed + choice) % 2**64
     return {
-        **config.core_options(),
+        **options,
         "do_sample": config.do_sample and config.temperature > 0,
         "temperature": config.temperature or 1.0,
         "logit_bias": {int(k): float(v) for k, v in bias.items()} or None,

@@ -8,7 +8,7 @@ generation.py has the options of one answer, engine.py those of a loaded model, 
 and error codes, limits.py the bounds of values, checks.py what the configurations share.
 """
 
-from .checks import unsupported
+from .checks import unsupported, warn_of_unknown
 from .engine import (
     PytorchEngineConfig,
     QuantPolicy,
@@ -17,12 +17,14 @@ from .engine import (
     VisionConfig,
 )
 from .generation import GenerationConfig
-from .limits import BLOCK_LENS, MAX_DRAFT_TOKENS
-from .response import Response, ResponseType
+from .limits import BLOCK_LENS, MAX_CHOICES, MAX_DRAFT_TOKENS
+from .response import ErrorCode, Response, ResponseType
 
 __all__ = [
     "BLOCK_LENS",
+    "MAX_CHOICES",
     "MAX_DRAFT_TOKENS",
+    "ErrorCode",
     "GenerationConfig",
     "PytorchEngineConfig",
     "QuantPolicy",
@@ -32,4 +34,5 @@ __all__ = [
     "TurbomindEngineConfig",
     "VisionConfig",
     "unsupported",
+    "warn_of_unknown",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import field, fields
 from numbers import Integral, Real
@@ -16,6 +17,21 @@ def unsupported(message: str) -> ValueError:
     from .._C import UnsupportedError  # only when needed: it brings NumPy
 
     return UnsupportedError(message)
+
+
+def warn_of_unknown(keyword: str, call: str) -> None:
+    """Says, once for each keyword, that a call ignores one that it does not know, as LMDeploy's
+    calls do."""
+    warnings.warn(
+        f"{call} ignores the unknown keyword {keyword!r}: options of an answer belong into "
+        "gen_config, those of the engine into backend_config",
+        stacklevel=2,
+    )
+
+
+class WrongValue(ValueError, AssertionError):
+    """A value that a configuration's field cannot have. LMDeploy's configurations assert theirs,
+    so that scripts catch an AssertionError."""
 
 
 def core(default: T) -> T:
@@ -52,9 +68,9 @@ class Checked:
                     f"served: {', '.join(map(repr, served))}" + (f" ({hint})" if hint else "")
                 )
 
-    def _wrong(self, name: str, wanted: str) -> ValueError:
+    def _wrong(self, name: str, wanted: str) -> WrongValue:
         value = getattr(self, name)
-        return ValueError(f"{type(self).__name__}.{name} must be {wanted}, not {value!r}")
+        return WrongValue(f"{type(self).__name__}.{name} must be {wanted}, not {value!r}")
 
     def _check_number(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)

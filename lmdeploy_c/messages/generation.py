@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from . import limits
-from .checks import Checked, core, only
+from .checks import Checked, WrongValue, core, only
 
-_ONE_ANSWER = "send the prompt several times with different seeds"
 _PENALTY = "use repetition_penalty"
+
+
+class TokenSearch(Protocol):
+    """A tokenizer, as far as a configuration needs one."""
+
+    def indexes_containing_token(self, token: str) -> list[int]:
+        """The tokens whose text contains this one."""
 
 
 @dataclass
@@ -21,7 +27,10 @@ class GenerationConfig(Checked):
     Raises ValueError for a value out of range, UnsupportedError for one this release lacks.
 
     Attributes:
-        max_new_tokens: most tokens of the answer.
+        n: answers to the prompt, 1 to 128, which is computed once for all of them: see
+            `Response.choices`. Their seeds are random_seed, random_seed + 1 and so on, or drawn.
+            Without do_sample they are all alike.
+        max_new_tokens: most tokens of the answer; None: as many as the context has room for.
         do_sample: False takes the likeliest token, whatever temperature, top_k, top_p and min_p.
         top_p: samples from the likeliest tokens that together have this probability; 1: from all.
         top_k: samples from so many likeliest tokens; 0: from all.
@@ -52,8 +61,8 @@ class GenerationConfig(Checked):
         others: LMDeploy's; accepted at their defaults and refused, never ignored, otherwise.
     """
 
-    n: int = only(1, hint=_ONE_ANSWER)  # answers per prompt
-    max_new_tokens: int = core(512)
+    n: int = 1
+    max_new_tokens: int | None = core(512)
     do_sample: bool = False
     top_p: float = core(1.0)
     top_k: int = core(50)
@@ -95,7 +104,30 @@ class GenerationConfig(Checked):
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("core")}
         return {name: value for name, value in named.items() if value is not None}
 
+    def convert_stop_bad_words_to_ids(self, tokenizer: TokenSearch) -> None:
+        """Adds to stop_token_ids and bad_token_ids every token whose text contains a stop word or
+        bad word, as LMDeploy has it. The words stay: a pipeline needs no such conversion."""
+        for words, ids in (("stop_words", "stop_token_ids"), ("bad_words", "bad_token_ids")):
+            found = set(getattr(self, ids) or ())
+            for word in getattr(self, words) or ():
+                found.update(tokenizer.indexes_containing_token(word))
+            setattr(self, ids, sorted(found) or None)
+
+    def update_from_hf_gen_cfg(
+        self, generation_config: Mapping[str, Any], tokenizer_eos_token_id: int | None
+    ) -> None:
+        """Adds to stop_token_ids the end tokens of a model's generation_config.json and of its
+        tokenizer, as LMDeploy has it. A pipeline knows its model's without this."""
+        found = set(self.stop_token_ids or ())
+        if tokenizer_eos_token_id is not None:
+            found.add(tokenizer_eos_token_id)
+        ends = generation_config.get("eos_token_id")
+        if ends is not None:
+            found.update([ends] if isinstance(ends, int) else ends)
+        self.stop_token_ids = sorted(found)
+
     def check(self) -> None:
+        self._switch_off_repetition_ngrams()
         super().check()
         self._check_ranges()
         self._check_bool(
@@ -114,14 +146,23 @@ class GenerationConfig(Checked):
         if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
             raise self._wrong("logit_bias", "None or a mapping of token id to number")
         if any(not word for word in (*(self.stop_words or ()), *(self.bad_words or ()))):
-            raise ValueError("GenerationConfig.stop_words and bad_words: a word must not be empty")
+            raise WrongValue("GenerationConfig.stop_words and bad_words: a word must not be empty")
+
+    def _switch_off_repetition_ngrams(self) -> None:
+        """As LMDeploy: of repetition_ngram_size and repetition_ngram_threshold, one that is 0 or
+        less switches both off."""
+        both = (self.repetition_ngram_size, self.repetition_ngram_threshold)
+        if all(isinstance(value, Integral) for value in both) and min(both) <= 0:
+            self.repetition_ngram_size = self.repetition_ngram_threshold = 0
 
     def _check_ranges(self) -> None:
         self._check_number("priority", -limits.MAX_PRIORITY, limits.MAX_PRIORITY)
         self._check_int("priority", -limits.MAX_PRIORITY)
         if self.timeout is not None:
             self._check_number("timeout", limits.MIN_TIMEOUT, limits.MAX_TIMEOUT)
-        self._check_int("max_new_tokens", 0)
+        self._check_int("n", 1)
+        self._check_number("n", 1, limits.MAX_CHOICES)
+        self._check_int("max_new_tokens", 0, optional=True)
         self._check_int("min_new_tokens", 0, optional=True)
         self._check_int("top_k", 0)
         self._check_int("random_seed", 0, optional=True)

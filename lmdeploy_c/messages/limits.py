@@ -5,6 +5,8 @@ them from it would load it, and a configuration must be cheap to make."""
 BLOCK_LENS = (16, 32, 64, 128, 256)
 #: Most tokens that a sequence may draft in a step.
 MAX_DRAFT_TOKENS = 32
+#: Answers to one prompt: GenerationConfig.n.
+MAX_CHOICES = 128
 #: Tokens whose log-probabilities are reported beside the chosen one.
 MAX_LOGPROBS = 64
 #: Priorities are -MAX_PRIORITY to MAX_PRIORITY.

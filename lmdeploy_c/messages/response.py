@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-#: Characters of a text, at most, that the repr of a Response shows.
+#: Characters of a value, at most, that the repr of a Response shows.
 _SHOWN_CHARS = 500
 
 
+class ErrorCode(str, enum.Enum):
+    """The values of `Response.error_code`, which are texts. All but the last are LMDeploy's; of
+    those that a server alone needs, none comes from a pipeline."""
+
+    INVALID_REQUEST = "invalid_request"  # a parameter or a message is wrong
+    UNAUTHORIZED = "unauthorized"
+    MODEL_NOT_FOUND = "model_not_found"
+    REQUEST_CONFLICT = "request_conflict"  # a session that does not exist, or is busy
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"  # the prompt leaves no room for an answer
+    UNSUPPORTED_FEATURE = "unsupported_feature"  # known, and not served by this release
+    PREPROCESS_FAILED = "preprocess_failed"  # the chat template or the tokenizer failed
+    REQUEST_CANCELLED = "request_cancelled"
+    ENGINE_UNAVAILABLE = "engine_unavailable"
+    INTERNAL_ERROR = "internal_error"
+    QUEUE_FULL = "queue_full"  # max_waiting_requests were waiting
+
+
 class ResponseType(enum.Enum):
-    """`Response.error_code`. All but the last two are LMDeploy's."""
+    """LMDeploy's states of a request in its engines. Nothing here gives them: a Response has an
+    `ErrorCode`."""
 
     SUCCESS = enum.auto()
     FINISH = enum.auto()
@@ -26,13 +46,18 @@ class ResponseType(enum.Enum):
     INPUT_LENGTH_ERROR = enum.auto()
     INTERNAL_ENGINE_ERROR = enum.auto()
     CANCEL = enum.auto()
-    BAD_REQUEST = enum.auto()  # a parameter, a message or the template is wrong
-    QUEUE_FULL = enum.auto()  # max_waiting_requests were waiting
+    PREFIX_CACHE_CONFLICT = enum.auto()
+    NO_QUEUE = enum.auto()
+    NOT_SUPPORTED = enum.auto()
+    OUT_OF_MEMORY = enum.auto()
 
 
 @dataclass(repr=False)
 class Response:
-    """An answer, or in a stream the next piece of one.
+    """An answer, or in a stream the next piece of one. The last piece of a stream has a
+    finish_reason and nothing else that is new, as in LMDeploy.
+
+    Printing it shows LMDeploy's fields, a line each, and of the others those that are set.
 
     Attributes:
         text: of the answer, or of the piece.
@@ -42,12 +67,17 @@ class Response:
             was reached); "abort" (cancelled, Ctrl-C, timeout); "error".
         token_ids: the answer's tokens, without those that stopped it.
         logprobs: for each token, id -> natural log of its probability.
-        logits: fp32 [n_rows, vocab_size], with output_logits.
+        logits: fp32 [n_rows, vocab_size], with output_logits; contiguous and writable, so that
+            `torch.from_numpy` takes it without a copy (see `to_torch`).
         index: position of the prompt among those of the call.
         cached_tokens: tokens of the prompt that were found in the KV cache.
-        error_code, error_message: what went wrong, with finish_reason "error".
+        error_code, error_message: what went wrong, with finish_reason "error"; error_code is a
+            value of `ErrorCode`, a text.
         random_seed: the seed in use.
         ppl: mean cross-entropy of the prompt (natural log), with return_ppl.
+        choice: in a stream with GenerationConfig.n > 1, which of the prompt's answers it is of.
+        choices: with GenerationConfig.n > 1, all n answers, and the other attributes are those of
+            the first of them; else empty, and in a stream too.
         last_hidden_state, routed_experts: LMDeploy's; always None.
     """
 
@@ -62,10 +92,12 @@ class Response:
     index: int = 0
     routed_experts: NDArray[np.int32] | None = None
     cached_tokens: int = 0
-    error_code: ResponseType | None = None
+    error_code: str | None = None
     error_message: str | None = None
     random_seed: int | None = None
     ppl: float | None = None
+    choice: int = 0
+    choices: list[Response] = field(default_factory=list)
 
     def extend(self, other: Response) -> Response:
         """Appends the next piece of the same answer and returns self."""
@@ -91,20 +123,53 @@ class Response:
             self.ppl = other.ppl
         return self
 
+    def pieces(self) -> list[Response]:
+        """What a stream shows for this piece: where it ends an answer and has content too, the
+        content and then the end. token_ids of the end are empty, its logprobs and logits None."""
+        if self.finish_reason is None or not (self.text or self.token_ids):
+            return [self]
+        content = dataclasses.replace(self, finish_reason=None)
+        end = dataclasses.replace(self, text="", token_ids=[], logprobs=None, logits=None)
+        return [content, end]
+
+    def to_torch(self) -> Any:
+        """A copy of the Response whose logits, and those of its choices, are torch tensors as in
+        LMDeploy. They share the arrays' memory. Raises ImportError where torch is missing."""
+        torch = import_module("torch")
+        logits = None if self.logits is None else torch.from_numpy(self.logits)
+        choices = [choice.to_torch() for choice in self.choices]
+        return dataclasses.replace(self, logits=logits, choices=choices)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name}={value}" for name, value in self._lines(self.text))
+
     def __repr__(self) -> str:
-        """Fits a terminal: of a long text the middle is left out, of lists and arrays all but
-        their sizes, and fields that are None."""
-        shown = (f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self)
-                 if getattr(self, f.name) is not None)  # fmt: skip
-        return f"Response({', '.join(shown)})"
+        """As `str`, but it fits a terminal: of a long value the middle is left out."""
+        return "\n".join(f"{name}={_short(v)}" for name, v in self._lines(repr(self.text)))
+
+    def _lines(self, text: str) -> list[tuple[str, str]]:
+        """(name, value as text): LMDeploy's lines in its order, then what is set of the others."""
+        lines = [("text", text)]
+        for name in ("input_token_len", "generate_token_len"):
+            lines.append((name, str(getattr(self, name))))
+        lines.append(("finish_reason", f'"{self.finish_reason}"'))
+        for name in ("token_ids", "logprobs"):
+            lines.append((name, str(getattr(self, name))))
+        for name in ("logits", "last_hidden_state", "routed_experts"):
+            value = getattr(self, name)
+            if value is not None:
+                lines.append((f"{name}.shape", str(value.shape)))
+            lines.append((name, str(value)))
+        for name in ("error_code", "error_message", "ppl"):
+            if getattr(self, name) is not None:
+                lines.append((name, str(getattr(self, name))))
+        if self.choices:
+            lines.append(("choices", str([choice.text for choice in self.choices])))
+        return lines
 
 
-def _short(value: object) -> str:
-    if isinstance(value, str) and len(value) > _SHOWN_CHARS:
-        half = _SHOWN_CHARS // 2
-        return f"{value[:half]!r}...{value[-half:]!r} ({len(value)} characters)"
-    if isinstance(value, list):
-        return f"<{len(value)} tokens>"
-    if hasattr(value, "shape"):
-        return f"<{value.dtype} {list(value.shape)}>"  # type: ignore[attr-defined]
-    return value.name if isinstance(value, enum.Enum) else repr(value)
+def _short(value: str) -> str:
+    if len(value) <= _SHOWN_CHARS:
+        return value
+    half = _SHOWN_CHARS // 2
+    return f"{value[:half]} ... {value[-half:]} ({len(value)} characters)"

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from ..messages import unsupported, warn_of_unknown
+
 if TYPE_CHECKING:
     from .jinja_sandbox import ChatTemplateError as ChatTemplateError
 
 #: Keywords of a call that go to the chat template.
 _KEYWORDS = ("tools", "enable_thinking", "reasoning_effort", "add_generation_prompt")
+#: Keywords of LMDeploy's calls that this release does not serve.
+_NOT_SERVED = ("input_ids", "media_io_kwargs", "mm_processor_kwargs")
 
 Messages = str | Sequence[Mapping[str, Any]]
 T = TypeVar("T", bound=type)
@@ -65,15 +69,18 @@ def _as_list(messages: Messages) -> list[dict[str, Any]]:
 
 def template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a call's keywords that go to the chat template, those inside
-    chat_template_kwargs among them. Raises TypeError for an unknown keyword."""
+    chat_template_kwargs among them. An unknown keyword is warned of and ignored. Raises
+    UnsupportedError for one that LMDeploy knows and this release does not serve."""
     found: dict[str, Any] = {}
     for name, value in kwargs.items():
         if name == "chat_template_kwargs":
             found.update(value or {})
         elif name in _KEYWORDS:
             found[name] = value
-        else:
-            raise TypeError(f"unknown keyword {name!r}")
+        elif name not in _NOT_SERVED:
+            warn_of_unknown(name, "a call")
+        elif value is not None:
+            raise unsupported(f"the keyword {name} is not served by this release")
     return found
 
 

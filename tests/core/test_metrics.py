@@ -21,7 +21,7 @@ import lmdeploy_c
 from lmdeploy_c import _C, GenerationConfig, TurbomindEngineConfig
 from lmdeploy_c import metrics as prometheus
 from lmdeploy_c.engine import trace
-from lmdeploy_c.messages import ResponseType
+from lmdeploy_c.messages import ErrorCode
 
 Metrics = dict[str, Any]
 #: An engine whose requests of 190 000 tokens are met before they end.
@@ -366,7 +366,7 @@ def test_requests_that_could_not_be_asked_are_counted(pipe: lmdeploy_c.Pipeline)
     assert [r.finish_reason for r in pipe(bad)] == ["error"] * 2
     assert [r.finish_reason for r in pipe.stream_infer(bad)] == ["error"] * 2
     unknown = pipe("Hi", session_id=77, sequence_start=False)
-    assert unknown.error_code is ResponseType.SESSION_NOT_EXIST
+    assert unknown.error_code == ErrorCode.REQUEST_CONFLICT
     after = pipe.metrics()
     check(after, pipe.plan.kv_blocks)
     assert after["n_submitted"] == before["n_submitted"] + 5

@@ -9,7 +9,7 @@ from conftest import make_engine, read_all
 from test_speculation import compiled
 
 from lmdeploy_c import _C, GenerationConfig, TurbomindEngineConfig, pipeline
-from lmdeploy_c.messages import ResponseType
+from lmdeploy_c.messages import ErrorCode
 
 
 class Pace(ctypes.Structure):
@@ -144,7 +144,7 @@ def test_pipeline() -> None:
             ["Tell me a long story."] * 4, GenerationConfig(max_new_tokens=40, timeout=60)
         )
         codes = [a.error_code for a in answers]
-        assert ResponseType.QUEUE_FULL in codes
+        assert ErrorCode.QUEUE_FULL in codes
         assert answers[0].finish_reason in ("stop", "length")
         late = pipe("Tell me everything.", GenerationConfig(max_new_tokens=500, timeout=0.05))
         assert late.finish_reason == "abort"

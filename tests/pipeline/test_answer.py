@@ -11,7 +11,7 @@ import pytest
 from lmdeploy_c import UnsupportedError
 from lmdeploy_c._C import Output
 from lmdeploy_c.engine.answer import Answer
-from lmdeploy_c.messages import ResponseType
+from lmdeploy_c.messages import ErrorCode
 from lmdeploy_c.text.prompts import as_messages, parse_prompts, per_prompt
 from lmdeploy_c.text.stop_words import StopMatcher
 
@@ -94,17 +94,17 @@ def test_answer_shows_an_unfinished_character_at_the_end() -> None:
 @pytest.mark.parametrize(
     ("code", "shown"),
     [
-        ("LMD_INVALID", ResponseType.BAD_REQUEST),
-        ("LMD_BUSY", ResponseType.QUEUE_FULL),
-        ("LMD_NO_MEMORY", ResponseType.INTERNAL_ENGINE_ERROR),
-        ("LMD_INTERNAL", ResponseType.INTERNAL_ENGINE_ERROR),
+        ("LMD_INVALID", ErrorCode.INVALID_REQUEST),
+        ("LMD_BUSY", ErrorCode.QUEUE_FULL),
+        ("LMD_NO_MEMORY", ErrorCode.INTERNAL_ERROR),
+        ("LMD_INTERNAL", ErrorCode.INTERNAL_ERROR),
     ],
 )
-def test_answer_of_an_error(code: str, shown: ResponseType) -> None:
+def test_answer_of_an_error(code: str, shown: ErrorCode) -> None:
     it, _ = answer(output(reason="error", error_message="no", error_code=code))
     whole = it.read_all()
     assert (whole.finish_reason, whole.error_message) == ("error", "no")
-    assert whole.error_code is shown
+    assert type(whole.error_code) is str and whole.error_code == shown
 
 
 def test_answer_survives_an_interrupt_that_lost_the_last_output() -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from lmdeploy_c import (
     plan,
 )
 from lmdeploy_c.engine.sizes import kv_size
-from lmdeploy_c.messages import ResponseType
+from lmdeploy_c.messages import ErrorCode
 from lmdeploy_c.units import GIB, parse_size
 
 CONFIGS = (GenerationConfig, TurbomindEngineConfig, PytorchEngineConfig, VisionConfig)
@@ -95,6 +97,9 @@ def test_every_field_that_is_served_is_documented(config: type) -> None:
 @pytest.mark.parametrize(
     ("config", "name", "value"),
     [
+        (GenerationConfig, "n", 0),
+        (GenerationConfig, "n", 129),
+        (GenerationConfig, "n", True),
         (GenerationConfig, "top_p", 1.5),
         (GenerationConfig, "top_p", float("nan")),
         (GenerationConfig, "top_k", -1),
@@ -128,6 +133,8 @@ def test_every_field_that_is_served_is_documented(config: type) -> None:
 def test_wrong_values_name_the_field(config: type, name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"{config.__name__}\.{name}"):
         config(**{name: value})
+    with pytest.raises(AssertionError):  # what LMDeploy's configurations raise
+        config(**{name: value})
 
 
 def test_numpy_numbers_are_numbers() -> None:
@@ -153,9 +160,50 @@ def test_a_name_that_is_no_device(device: Any) -> None:
 
 def test_a_change_after_construction_is_checked_again() -> None:
     config = GenerationConfig()
-    config.n = 2
-    with pytest.raises(UnsupportedError, match=r"GenerationConfig\.n=2"):
+    config.with_cache = True
+    with pytest.raises(UnsupportedError, match=r"GenerationConfig\.with_cache=True"):
         config.check()
+
+
+# LMDeploy: repetition_ngram_size and repetition_ngram_threshold of 0 or less, either of them,
+# switch both off.
+@pytest.mark.parametrize(("size", "threshold"), [(-1, -2), (3, 0), (0, 3), (-3, 5)])
+def test_repetition_ngrams_are_off_where_lmdeploy_has_them_off(size: int, threshold: int) -> None:
+    config = GenerationConfig(repetition_ngram_size=size, repetition_ngram_threshold=threshold)
+    assert (config.repetition_ngram_size, config.repetition_ngram_threshold) == (0, 0)
+    with pytest.raises(UnsupportedError, match="repetition_ngram_size=3"):
+        GenerationConfig(repetition_ngram_size=3, repetition_ngram_threshold=2)
+
+
+class Words:
+    """A tokenizer of the words whose ids are their places."""
+
+    words = ("a", "stop", "nonstop", "bad", "b")
+
+    def indexes_containing_token(self, token: str) -> list[int]:
+        return [i for i, word in enumerate(self.words) if token in word]
+
+
+def test_words_become_token_ids_as_lmdeploys_do() -> None:
+    config = GenerationConfig(n=3, stop_words=["stop"], stop_token_ids=[9, 2], bad_words=["b"])
+    config.convert_stop_bad_words_to_ids(Words())
+    assert (config.stop_token_ids, config.bad_token_ids) == ([1, 2, 9], [3, 4])
+    plain = GenerationConfig()
+    plain.convert_stop_bad_words_to_ids(Words())
+    assert (plain.stop_token_ids, plain.bad_token_ids) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("of_config", "of_tokenizer", "found"),
+    [({"eos_token_id": 2}, 1, [1, 2, 7]), ({"eos_token_id": [2, 3]}, None, [2, 3, 7]),
+     ({}, 1, [1, 7]), ({"eos_token_id": None}, None, [7])],
+)  # fmt: skip
+def test_end_tokens_of_a_models_files_become_stop_token_ids(
+    of_config: dict[str, Any], of_tokenizer: int | None, found: list[int]
+) -> None:
+    config = GenerationConfig(stop_token_ids=[7])
+    config.update_from_hf_gen_cfg(of_config, of_tokenizer)
+    assert config.stop_token_ids == found
 
 
 def test_pytorch_config_maps_onto_the_c_engine() -> None:
@@ -181,21 +229,65 @@ def test_response_extend() -> None:
     assert last.token_ids == [2]
 
 
-def test_a_response_fits_a_terminal() -> None:
-    response = Response("Paris", 3, 40, "stop", [5, 6, 7], logits=np.zeros((3, 49152), np.float32))
-    shown = (
-        "Response(text='Paris', generate_token_len=3, input_token_len=40, finish_reason='stop', "
-        "token_ids=<3 tokens>, logits=<float32 [3, 49152]>, index=0, cached_tokens=0)"
-    )
-    assert repr(response) == str(response) == shown
+def test_a_response_prints_as_lmdeploys_does() -> None:
+    """The lines of LMDeploy's Response.__str__ and __repr__ (0.16 to 0.18)."""
+    rest = [
+        "input_token_len=40", "generate_token_len=2", 'finish_reason="stop"', "token_ids=[5, 6]",
+        "logprobs=[{5: -0.5}, {6: -1.0}]", "logits=None", "last_hidden_state=None",
+        "routed_experts=None",
+    ]  # fmt: skip
+    response = Response("Pa\nris", 2, 40, "stop", [5, 6], [{5: -0.5}, {6: -1.0}])
+    assert str(response).split("\n") == ["text=Pa", "ris", *rest]
+    assert repr(response).split("\n") == ["text='Pa\\nris'", *rest]
+    response.logits = np.zeros((3, 49152), np.float32)
+    assert "\nlogits.shape=(3, 49152)\nlogits=[[0. 0. 0. ..." in str(response)
+    failed = Response("", 0, 0, "error", error_code="invalid_request", error_message="no!")
+    assert str(failed).endswith("error_code=invalid_request\nerror_message=no!")
+
+
+def test_the_repr_of_a_response_fits_a_terminal() -> None:
     n = 100_000
-    long = Response(
-        "begin " + "word " * n + "end", n, 5, token_ids=[1] * n, logprobs=[{1: 0.0}] * n
+    text = "begin " + "word " * n + "end"
+    long = Response(text, n, 5, token_ids=[1] * n, logprobs=[{1: 0.0}] * n)
+    assert str(long).startswith(f"text={text}\n")
+    assert len(repr(long)) < 2000
+    assert "'begin word" in repr(long) and "word end' (500011 characters)" in repr(long)
+
+
+def test_the_end_of_a_stream_comes_by_itself() -> None:
+    logits = np.zeros((1, 3), np.float32)
+    last = Response("b", 2, 5, "stop", [2], [{2: -1.0}], logits, index=3, random_seed=7, choice=1)
+    content, end = last.pieces()
+    assert (content.text, content.token_ids, content.finish_reason) == ("b", [2], None)
+    assert content.logits is logits
+    assert end == Response("", 2, 5, "stop", index=3, random_seed=7, choice=1)
+    for whole in (Response("b", 2, 5), Response("", 0, 0, "error", error_message="no!")):
+        assert whole.pieces() == [whole]
+
+
+def test_logits_become_tensors_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.from_numpy takes arrays that are writable; a stand-in where there is no torch."""
+
+    class Tensor(np.ndarray[Any, Any]):
+        pass
+
+    def from_numpy(array: Any) -> Any:
+        assert array.flags.writeable and array.flags.c_contiguous
+        return array.view(Tensor)
+
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(from_numpy=from_numpy))
+    response = Response(
+        "a", 1, 5, logits=np.zeros((1, 3), np.float32), choices=[Response("a", 1, 5)]
     )
-    assert len(repr(long)) < 800
-    assert "'begin word" in repr(long) and "word end' (500009 characters)" in repr(long)
-    failed = Response("", 0, 0, "error", error_code=ResponseType.BAD_REQUEST, error_message="no!")
-    assert "error_code=BAD_REQUEST, error_message='no!'" in repr(failed)
+    tensors = response.extend(Response("b", 2, 5, logits=np.ones((1, 3), np.float32))).to_torch()
+    assert isinstance(tensors.logits, Tensor) and not isinstance(response.logits, Tensor)
+    assert np.shares_memory(tensors.logits, response.logits)
+    assert tensors.choices[0].logits is None
+
+
+def test_error_codes_are_texts() -> None:
+    assert ErrorCode.CONTEXT_LENGTH_EXCEEDED == "context_length_exceeded"
+    assert ErrorCode("invalid_request") is ErrorCode.INVALID_REQUEST
 
 
 # Memory

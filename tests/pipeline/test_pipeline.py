@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -287,7 +288,7 @@ def test_a_bad_parameter_is_an_error_response(pipe: Pipeline) -> None:
 
 
 def test_a_prompt_that_is_too_long_has_its_own_code(pipe: Pipeline) -> None:
-    assert pipe("word " * 3000).error_code == lmdeploy_c.messages.ResponseType.INPUT_LENGTH_ERROR
+    assert pipe("word " * 3000).error_code == "context_length_exceeded"
 
 
 def test_an_answer_ends_where_the_context_does(pipe: Pipeline) -> None:
@@ -306,7 +307,7 @@ def test_an_answer_ends_where_the_context_does(pipe: Pipeline) -> None:
         ({"session_id": "a"}, TypeError, "session_id: an integer"),
         ({"session_id": 1, "step": -1}, TypeError, "step: an integer"),
         ({"adapter_name": "a"}, UnsupportedError, "adapter_name='a'"),
-        ({"temperature": 0.1}, TypeError, "unknown keyword 'temperature'"),
+        ({"mm_processor_kwargs": {"fps": 1}}, UnsupportedError, "mm_processor_kwargs"),
         ({"gen_config": [SHORT]}, ValueError, "gen_config has 1 items for 3 prompts"),
         ({"gen_config": {"top_k": 1}}, TypeError, "a GenerationConfig, not dict"),
     ],
@@ -316,6 +317,19 @@ def test_wrong_arguments_raise(
 ) -> None:
     with pytest.raises(error, match=why):
         pipe(PROMPTS, **arguments)
+
+
+def test_unknown_keywords_are_ignored_with_one_warning(pipe: Pipeline) -> None:
+    wanted = pipe(PROMPTS[0], SHORT)
+    with pytest.warns(UserWarning, match="ignores the unknown keyword 'max_log_len'") as warned:
+        given = pipe(PROMPTS[0], SHORT, max_log_len=10, media_io_kwargs=None)
+    assert len(warned) == 1
+    assert given.text == wanted.text
+    with warnings.catch_warnings(record=True) as again:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            pipe(PROMPTS[0], SHORT, log_level="INFO")
+    assert len(again) == 1
 
 
 def test_stateless_keywords_are_fine(pipe: Pipeline) -> None:

@@ -17,7 +17,7 @@ from lmdeploy_c import (
     TurbomindEngineConfig,
     pipeline,
 )
-from lmdeploy_c.messages import ResponseType
+from lmdeploy_c.messages import ErrorCode
 
 ENGINE = TurbomindEngineConfig(session_len=1024, max_batch_size=8, cache_max_entry_count="64MB")
 SHORT = GenerationConfig(max_new_tokens=12)
@@ -226,7 +226,7 @@ def test_numbered_sessions(pipe: Pipeline) -> None:
     assert again.text == expected[2]
     assert again.cached_tokens >= step - 1
     gone = pipe("More?", SHORT, session_id=5, sequence_start=False)
-    assert gone.error_code is ResponseType.SESSION_NOT_EXIST
+    assert gone.error_code == ErrorCode.REQUEST_CONFLICT
     assert "session 5 does not exist" in (gone.error_message or "")
     pipe("Hi", SHORT, session_id=5, sequence_end=False)
     with pytest.raises(ValueError, match="step=9999"):
@@ -255,7 +255,7 @@ def test_a_numbered_session_that_is_left_early_ends(pipe: Pipeline) -> None:
 
     asyncio.run(leave())
     gone = pipe("More?", SHORT, session_id=9, sequence_start=False)
-    assert gone.error_code is ResponseType.SESSION_NOT_EXIST
+    assert gone.error_code == ErrorCode.REQUEST_CONFLICT
 
 
 def test_the_public_name() -> None:

@@ -12,7 +12,7 @@ from lmdeploy_c import GenerationConfig, Pipeline, Response, TurbomindEngineConf
 from lmdeploy_c.engine.answer import interleave
 from lmdeploy_c.engine.session import Session
 from lmdeploy_c.engine.text_engine import History, TextEngine
-from lmdeploy_c.messages import ResponseType
+from lmdeploy_c.messages import ErrorCode
 from lmdeploy_c.metrics import prometheus_text
 
 CONFIG = TurbomindEngineConfig(session_len=512, max_batch_size=4, cache_max_entry_count="64MB")
@@ -82,7 +82,8 @@ def test_whatever_is_wrong_becomes_the_answer(
     responses = [answer.read_all() for answer in answers]
     assert [r.index for r in responses] == list(range(5))
     assert {r.finish_reason for r in responses} == {"error"}
-    assert {r.error_code for r in responses} == {ResponseType.BAD_REQUEST}
+    codes = [ErrorCode.INVALID_REQUEST] * 4 + [ErrorCode.PREPROCESS_FAILED]
+    assert [r.error_code for r in responses] == codes
     words = ["a message needs a 'content'", "top_p", "stop_token_ids", "takes a text", "RuntimeErr"]
     for response, word in zip(responses, words, strict=True):
         assert word in (response.error_message or "")
@@ -93,7 +94,7 @@ def test_whatever_is_wrong_becomes_the_answer(
 
 def test_a_rejected_request_is_an_answer_like_any_other(engine: TextEngine) -> None:
     message = "wrong: " + "é" * 4000 + "\0\ud800 end"
-    code = ResponseType.SESSION_NOT_EXIST
+    code = ErrorCode.REQUEST_CONFLICT
     rejected = engine.reject(message, index=1, code=code)
     expected = Response("", 0, 0, "error", index=1, error_code=code, error_message=message)
     assert rejected.read_all() == expected
