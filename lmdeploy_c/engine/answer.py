@@ -156,7 +156,7 @@ class Answer:
 
     def _code_of(self, output: Output) -> ErrorCode:
         if output.error_code == "LMD_BUSY":
-            return ErrorCode.QUEUE_FULL
+            return ErrorCode.ENGINE_UNAVAILABLE
         if self.error_code is not None:
             return self.error_code
         if output.error_code == "LMD_INVALID":

@@ -118,8 +118,8 @@ class TurbomindEngineConfig(_EngineConfig):
             None: 100.
         batch_invariant: a sequence's tokens do not depend on the others that run with it. The CPU
             always keeps to that; a GPU is slower with it.
-        max_waiting_requests: a request that finds so many waiting is refused ("queue_full"). None:
-            no bound.
+        max_waiting_requests: a request that finds so many waiting is refused, with error_code
+            "engine_unavailable". None: no bound.
         kv_bits: what quant_policy says as 16, 8 or 4, or as a pair for keys and values: (8, 4)
             keeps keys at 8 bits where 4 bits hurt. None: as quant_policy. Codes of 8 and 4 bits
             have a scale and a minimum in fp16 for each token and KV head.

@@ -17,8 +17,8 @@ _SHOWN_CHARS = 500
 
 
 class ErrorCode(str, enum.Enum):
-    """The values of `Response.error_code`, which are texts. All but the last are LMDeploy's; of
-    those that a server alone needs, none comes from a pipeline."""
+    """LMDeploy's error codes, the values of `Response.error_code`, which are texts. Those without a
+    comment are a server's, and none of them comes from a pipeline."""
 
     INVALID_REQUEST = "invalid_request"  # a parameter or a message is wrong
     UNAUTHORIZED = "unauthorized"
@@ -28,9 +28,8 @@ class ErrorCode(str, enum.Enum):
     UNSUPPORTED_FEATURE = "unsupported_feature"  # known, and not served by this release
     PREPROCESS_FAILED = "preprocess_failed"  # the chat template or the tokenizer failed
     REQUEST_CANCELLED = "request_cancelled"
-    ENGINE_UNAVAILABLE = "engine_unavailable"
-    INTERNAL_ERROR = "internal_error"
-    QUEUE_FULL = "queue_full"  # max_waiting_requests were waiting
+    ENGINE_UNAVAILABLE = "engine_unavailable"  # max_waiting_requests were waiting
+    INTERNAL_ERROR = "internal_error"  # no memory is left, or a fault of this project
 
 
 class ResponseType(enum.Enum):

@@ -144,7 +144,7 @@ def test_pipeline() -> None:
             ["Tell me a long story."] * 4, GenerationConfig(max_new_tokens=40, timeout=60)
         )
         codes = [a.error_code for a in answers]
-        assert ErrorCode.QUEUE_FULL in codes
+        assert ErrorCode.ENGINE_UNAVAILABLE in codes
         assert answers[0].finish_reason in ("stop", "length")
         late = pipe("Tell me everything.", GenerationConfig(max_new_tokens=500, timeout=0.05))
         assert late.finish_reason == "abort"

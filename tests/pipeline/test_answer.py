@@ -95,7 +95,7 @@ def test_answer_shows_an_unfinished_character_at_the_end() -> None:
     ("code", "shown"),
     [
         ("LMD_INVALID", ErrorCode.INVALID_REQUEST),
-        ("LMD_BUSY", ErrorCode.QUEUE_FULL),
+        ("LMD_BUSY", ErrorCode.ENGINE_UNAVAILABLE),
         ("LMD_NO_MEMORY", ErrorCode.INTERNAL_ERROR),
         ("LMD_INTERNAL", ErrorCode.INTERNAL_ERROR),
     ],
