@@ -139,6 +139,9 @@ class DetokenizeState:
 
 # ---- how tokens are spelled ----
 
+#: A byte in vocabularies of SentencePiece's kind; what only resembles it is text.
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+
 
 def _gpt2_bytes() -> dict[str, int]:
     """The characters that stand for bytes in byte-level vocabularies (GPT-2's encoder.py)."""
@@ -176,8 +179,9 @@ class Spelling:
         if token is None:
             return b""
         if self._characters is None:
-            if _BYTE_TOKEN.fullmatch(token):
-                return bytes([int(token[3:5], 16)])
+            spelled_byte = _BYTE_TOKEN.fullmatch(token)
+            if spelled_byte:
+                return bytes.fromhex(spelled_byte[1])
             return token.replace("▁", " ").encode("utf-8", "replace")
         if token_id in self._added:
             return token.encode("utf-8", "replace")
@@ -188,7 +192,6 @@ class Spelling:
         return bytes(spelled)
 
 
-_BYTE_TOKEN = re.compile("<0x[0-9A-Fa-f]{2}>")
 #: Steps of SentencePiece's decoder, as tokenizer.json has them.
 _SPACES = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
 _FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}

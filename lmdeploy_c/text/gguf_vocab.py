@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..messages import unsupported
 from .end_tokens import known_end_ids
+from .pre_tokenizers import PreTokenizer, pre_tokenizer_named
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -16,48 +17,45 @@ if TYPE_CHECKING:
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 SPECIAL = (UNKNOWN, CONTROL)
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-#: tokenizer.ggml.pre -> regular expressions, applied one after another: each splits a text so that
-#: what it matches stays in one piece (llama.cpp, `llm_tokenizer_bpe`).
-PRE_TOKENIZERS = {
-    "default": [r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
-    "gpt-2": [_GPT2],
-    "smollm": [r"\p{N}", _GPT2],
-    "llama-bpe": [_LLAMA3 % r"\p{N}{1,3}"],
-    "qwen2": [_LLAMA3 % r"\p{N}"],
+#: Values of tokenizer.ggml.model that llama.cpp knows and that are not served: what they are.
+OTHER_MODELS = {
+    "bert": "WordPiece",
+    "t5": "unigram",
+    "rwkv": "RWKV's greedy tokens",
+    "plamo2": "PLaMo 2's unigram",
+    "whitespace": "words without the spaces between them",
+    "hybriddna": "words and DNA",
+    "none": "no vocabulary",
+    "no_vocab": "no vocabulary",
 }
-#: Values of tokenizer.ggml.pre whose words are looked up whole before any merge.
-IGNORE_MERGES = {"llama-bpe"}
-#: Values of tokenizer.ggml.pre with which every text begins with bos.
-ADD_BOS = {"llama-bpe"}
+#: Most characters of a token of SentencePiece's kind: finding the merges that lead to it takes
+#: time that grows with their square. Real ones have at most a few dozen.
+MAX_CHARACTERS = 512
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     """The vocabulary of a GGUF file. ValueError, UnsupportedError."""
-    model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens or [0]):
-        raise ValueError("the GGUF file has no vocabulary: no list tokenizer.ggml.tokens")
-    if model == "gpt2":
-        pre = pre or "default"
-        if not isinstance(pre, str) or pre not in PRE_TOKENIZERS:
-            served = ", ".join(PRE_TOKENIZERS)
-            raise unsupported(f"tokenizer.ggml.pre {pre!r} is not served; served: {served}")
-        tokenizer = _byte_level_bpe(tokens, metadata, pre)
+    model = metadata.get("tokenizer.ggml.model")
+    if model in ("gpt2", "gemma4"):
+        name = model if model == "gemma4" else metadata.get("tokenizer.ggml.pre")
+        pre = pre_tokenizer_named(name)
+        tokens, add_bos = _tokens(metadata), pre.add_bos
+        tokenizer = _listed_bpe(tokens, metadata, pre)
     elif model == "llama":
+        tokens, add_bos = _tokens(metadata), True
         tokenizer = _sentencepiece_bpe(tokens, metadata)
     else:
-        raise unsupported(f"tokenizer.ggml.model {model!r} is not served; served: gpt2, llama")
+        what = OTHER_MODELS.get(model) if isinstance(model, str) else None
+        raise unsupported(
+            f"tokenizer.ggml.model {model!r}{f' ({what})' if what else ''} is not served; served: "
+            "gpt2 (byte-level BPE), llama (SentencePiece's BPE), gemma4"
+        )
     types = [int(t) for t in _per_token(metadata, "token_type", tokens, default=1)]
     for i in known_end_ids(tokens):  # whatever the file says, as llama.cpp
         types[i] = CONTROL
     _add_tokens(tokenizer, tokens, types)
     bos = _token_id(metadata, "bos", len(tokens))
-    add_bos = metadata.get("tokenizer.ggml.add_bos_token", model == "llama" or pre in ADD_BOS)
+    add_bos = metadata.get("tokenizer.ggml.add_bos_token", add_bos)
     return Vocabulary(
         tokenizer,
         {i: t for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind in SPECIAL},
@@ -69,6 +67,23 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     )
 
 
+def _tokens(metadata: Mapping[str, Any]) -> list[str]:
+    """All different: empty ones get llama.cpp's name for them."""
+    listed = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(listed, list) or not all(isinstance(t, str) for t in listed or [0]):
+        raise ValueError("the GGUF file has no vocabulary: no list tokenizer.ggml.tokens")
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(listed)]
+    if len(set(tokens)) < len(tokens):
+        first: dict[str, int] = {}
+        for i, token in enumerate(tokens):
+            if first.setdefault(token, i) != i:
+                raise ValueError(
+                    f"tokenizer.ggml.tokens: tokens {first[token]} and {i} are both {token!r}; "
+                    "convert the model again"
+                )
+    return tokens
+
+
 def _add_tokens(tokenizer: tokenizers.Tokenizer, tokens: list[str], types: list[int]) -> None:
     """Makes control and user-defined tokens tokens of their own wherever a text has them."""
     from tokenizers import AddedToken
@@ -77,7 +92,7 @@ def _add_tokens(tokenizer: tokenizers.Tokenizer, tokens: list[str], types: list[
         return [
             AddedToken(token, special=special, normalized=False)
             for token, kind in zip(tokens, types, strict=True)
-            if kind in kinds and token
+            if kind in kinds
         ]
 
     tokenizer.add_special_tokens(added(SPECIAL, True))
@@ -116,38 +131,44 @@ def _adds_space_prefix(metadata: Mapping[str, Any]) -> bool:
     return bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
 
 
-def _unique_vocab(tokens: list[str]) -> dict[str, int]:
-    """Token -> id; the first of equal ones."""
-    vocab: dict[str, int] = {}
-    for i, token in enumerate(tokens):
-        vocab.setdefault(token, i)
-    return vocab
+# ---- with a list of merges: GPT-2's kind, where characters stand for bytes, and Gemma 4's ----
 
 
-# ---- GPT-2's kind: characters that stand for bytes, and a list of merges ----
-
-
-def _byte_level_bpe(
-    tokens: list[str], metadata: Mapping[str, Any], pre: str
-) -> tokenizers.Tokenizer:
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
-    vocab = _unique_vocab(tokens)
-    merges = []
+def _merges(metadata: Mapping[str, Any], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
     listed = metadata.get("tokenizer.ggml.merges", [])
-    if not isinstance(listed, list):
-        raise ValueError("tokenizer.ggml.merges is no list")
-    for merge in listed:
-        left, _, right = str(merge).partition(" ")
-        if left not in vocab or right not in vocab or left + right not in vocab:
+    if not isinstance(listed, list) or not all(isinstance(merge, str) for merge in listed):
+        raise ValueError("tokenizer.ggml.merges is no list of texts")
+    merges = []
+    for merge in dict.fromkeys(listed):  # of equal merges the first counts
+        space = merge.find(" ", 1)
+        left, right = merge[:space], merge[space + 1 :]
+        if space < 0 or left not in vocab or right not in vocab or left + right not in vocab:
             raise ValueError(f"tokenizer.ggml.merges: {merge!r} names a token that is not there")
         merges.append((left, right))
-    model = models.BPE(vocab, merges, ignore_merges=pre in IGNORE_MERGES)
+    return merges
+
+
+def _listed_bpe(
+    tokens: list[str], metadata: Mapping[str, Any], pre: PreTokenizer
+) -> tokenizers.Tokenizer:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    vocab = {token: i for i, token in enumerate(tokens)}
+    model = models.BPE(
+        vocab,
+        _merges(metadata, vocab),
+        ignore_merges=pre.ignore_merges,
+        byte_fallback=not pre.byte_level,
+    )
     tokenizer = Tokenizer(model)
-    splits = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in PRE_TOKENIZERS[pre]]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-    tokenizer.decoder = decoders.ByteLevel()
+    steps: list[Any] = [pre_tokenizers.Split(Regex(split), "isolated") for split in pre.splits]
+    if pre.byte_level:
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+        tokenizer.decoder = decoders.ByteLevel()
+    else:
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        tokenizer.decoder = decoders.Sequence(_sentencepiece_decoders())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     return tokenizer
 
 
@@ -159,6 +180,11 @@ def _sentencepiece_merges(vocab: dict[str, int], scores: Sequence[float]) -> lis
     with the best score: every pair of tokens that make a token, the best token first."""
     found = []
     for token, token_id in vocab.items():
+        if len(token) > MAX_CHARACTERS:
+            raise ValueError(
+                f"tokenizer.ggml.tokens: token {token_id} has {len(token)} characters, more than "
+                f"{MAX_CHARACTERS}; the file is damaged, or not of SentencePiece's kind"
+            )
         for i in range(1, len(token)):
             left, right = token[:i], token[i:]
             if left in vocab and right in vocab:
@@ -170,7 +196,7 @@ def _sentencepiece_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> tokeni
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     scores = _per_token(metadata, "scores", tokens)
-    vocab = _unique_vocab(tokens)
+    vocab = {token: i for i, token in enumerate(tokens)}
     unknown = _token_id(metadata, "unknown", len(tokens))
     model = models.BPE(
         vocab,
@@ -183,7 +209,12 @@ def _sentencepiece_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> tokeni
     prefix = _adds_space_prefix(metadata)
     marks: list[normalizers.Normalizer] = [normalizers.Prepend("▁")] if prefix else []
     tokenizer.normalizer = normalizers.Sequence([*marks, normalizers.Replace(" ", "▁")])
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    tokenizer.decoder = decoders.Sequence([*steps, *strip])
+    tokenizer.decoder = decoders.Sequence([*_sentencepiece_decoders(), *strip])
     return tokenizer
+
+
+def _sentencepiece_decoders() -> list[Any]:
+    from tokenizers import decoders
+
+    return [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
