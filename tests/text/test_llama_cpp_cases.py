@@ -1,4 +1,4 @@
-"""llama.cpp's own vocabularies and names, where LMDEPLOY_C_LLAMA_CPP names a folder of its source."""
+"""llama.cpp's own vocabularies and names; LMDEPLOY_C_LLAMA_CPP is the folder of its source."""
 
 import os
 import re
