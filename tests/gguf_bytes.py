@@ -57,6 +57,13 @@ def gguf_file(
     return head + bytes(-len(head) % alignment) + data if data else head
 
 
+def with_type(file: bytes, name: str, tensor_type: int) -> bytes:
+    """A file whose directory gives a tensor another type."""
+    at = file.index(string(name)) + len(string(name))
+    at += 4 + 8 * int(struct.unpack_from("<I", file, at)[0])
+    return file[:at] + struct.pack("<I", tensor_type) + file[at + 4 :]
+
+
 def small_file() -> bytes:
     """A right file with every kind of value, two tensors, and no byte after the last one's data."""
     pairs = [

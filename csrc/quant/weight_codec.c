@@ -208,11 +208,43 @@ static const uint8_t *block_of(lmd_dtype dtype, const uint8_t *row, int64_t g) {
     return row + g * GROUP / lmd_dtype_block_len(dtype) * lmd_dtype_block_bytes(dtype);
 }
 
+/* Group j (0..7) of a block of 256 values in the canonical form. */
+static void decode_k_group(lmd_dtype dtype, const uint8_t *block, int32_t j, uint8_t *codes,
+                           uint16_t *scale, uint16_t *offset) {
+    float scale32, min32, values[GROUP];
+    int32_t small_codes[GROUP], small_scales[2];
+    switch (dtype) {
+    case LMD_Q2_K:
+        q2_group(block, j, values);
+        quantize_u8(values, codes, scale, offset);
+        break;
+    case LMD_Q3_K: /* the product -32 * -4 fits an int8 with its sign changed alone */
+        q3_group(block, j, small_codes, small_scales);
+        *scale = read_u16(block + 108) ^ 0x8000;
+        for (int32_t i = 0; i < GROUP; i++)
+            codes[i] = (uint8_t)(-small_codes[i] * small_scales[i / SUB_GROUP]);
+        break;
+    case LMD_Q4_K:
+    case LMD_Q5_K:
+        k_sub_block(block, dtype == LMD_Q5_K, j, codes, &scale32, &min32);
+        *scale = lmd_float_to_half(scale32);
+        *offset = lmd_float_to_half(min32);
+        break;
+    case LMD_Q6_K:
+        q6_group(block, j, values);
+        quantize_i8(values, codes, scale);
+        break;
+    case LMD_IQ4_XS:
+        iq4_xs_group(block, j, codes, &scale32);
+        *scale = lmd_float_to_half(scale32);
+        break;
+    default: break;
+    }
+}
+
 static void decode_group(lmd_dtype dtype, const uint8_t *row, int64_t g, uint8_t *codes,
                          uint16_t *scale, uint16_t *offset) {
     const uint8_t *block = block_of(dtype, row, g);
-    float scale32, min32, values[GROUP];
-    int32_t small_codes[GROUP], small_scales[2];
     switch (dtype) {
     case LMD_Q8_0:
         *scale = read_u16(block);
@@ -227,16 +259,6 @@ static void decode_group(lmd_dtype dtype, const uint8_t *row, int64_t g, uint8_t
         *offset = read_u16(block + 2);
         split_nibbles(block + 4, codes);
         break;
-    case LMD_Q4_K:
-    case LMD_Q5_K:
-        k_sub_block(block, dtype == LMD_Q5_K, (int32_t)(g % 8), codes, &scale32, &min32);
-        *scale = lmd_float_to_half(scale32);
-        *offset = lmd_float_to_half(min32);
-        break;
-    case LMD_Q6_K:
-        q6_group(block, (int32_t)(g % 8), values);
-        quantize_i8(values, codes, scale);
-        break;
     case LMD_Q5_0:
         *scale = read_u16(block);
         split_fives(block + 2, codes);
@@ -247,25 +269,11 @@ static void decode_group(lmd_dtype dtype, const uint8_t *row, int64_t g, uint8_t
         *offset = read_u16(block + 2);
         split_fives(block + 4, codes);
         break;
-    case LMD_Q2_K:
-        q2_group(block, (int32_t)(g % 8), values);
-        quantize_u8(values, codes, scale, offset);
-        break;
-    case LMD_Q3_K: /* the product -32 * -4 fits an int8 with its sign changed alone */
-        q3_group(block, (int32_t)(g % 8), small_codes, small_scales);
-        *scale = read_u16(block + 108) ^ 0x8000;
-        for (int32_t i = 0; i < GROUP; i++)
-            codes[i] = (uint8_t)(-small_codes[i] * small_scales[i / SUB_GROUP]);
-        break;
     case LMD_IQ4_NL:
         *scale = read_u16(block);
         split_iq4(block + 2, codes);
         break;
-    case LMD_IQ4_XS:
-        iq4_xs_group(block, (int32_t)(g % 8), codes, &scale32);
-        *scale = lmd_float_to_half(scale32);
-        break;
-    default: break;
+    default: decode_k_group(dtype, block, (int32_t)(g % 8), codes, scale, offset); break;
     }
 }
 
@@ -290,7 +298,7 @@ static void float_row(lmd_dtype dtype, const uint8_t *row, int64_t n_cols, float
     }
 }
 
-/* A group of a type whose canonical form is not the type itself. */
+/* Group j (0..7) of a block of 256 values in fp32; false for types with blocks of 32. */
 static bool k_group_to_float(lmd_dtype dtype, const uint8_t *block, int32_t j, float *out) {
     uint8_t codes[GROUP];
     int32_t small_codes[GROUP], small_scales[2];

@@ -13,6 +13,7 @@ import gguf
 import gguf_bytes as gb
 import numpy as np
 import pytest
+from conftest import GOLDEN, load_model
 from gguf import GGMLQuantizationType as Q
 from gguf.quants import dequantize
 
@@ -273,6 +274,29 @@ def test_types_that_are_not_served_are_passed_over(
     assert file.dequantize("w").tolist() == [1, 2]
     with pytest.raises(_C.UnsupportedError, match=f"type {name} .*served: F32.*Q5_1.*IQ4_XS"):
         file.dequantize("odd")
+
+
+@pytest.mark.parametrize("name", ["output.weight", "blk.1.ffn_up.weight", "output_norm.weight"])
+def test_a_model_names_the_tensor_whose_type_is_not_served(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "model.gguf"
+    whole = (GOLDEN / "gguf" / "llama-q8_0.gguf").read_bytes()
+    path.write_bytes(gb.with_type(whole, name, Q.IQ2_S.value))
+    with pytest.raises(UNSUPPORTED, match=f'"{name}": .*type IQ2_S.*served: F32'):
+        load_model(path)
+
+
+def test_a_model_loads_beside_tensors_that_it_does_not_need(tmp_path: Path) -> None:
+    """The head by another name is no head: the embedding takes its place."""
+    path = tmp_path / "model.gguf"
+    whole = (GOLDEN / "gguf" / "llama-q8_0.gguf").read_bytes()
+    whole = whole.replace(b"output.weight", b"outpux.weight")
+    whole = whole.replace(b"blk.0.attn_outpux.weight", b"blk.0.attn_output.weight")
+    whole = whole.replace(b"blk.1.attn_outpux.weight", b"blk.1.attn_output.weight")
+    models = []
+    for tensor_type in (Q.Q8_0.value, Q.MXFP4.value, 33):
+        path.write_bytes(gb.with_type(whole, "outpux.weight", tensor_type))
+        models.append(load_model(path))
+    assert [m.config["tie_embeddings"] for m in models] == [True] * 3
 
 
 def test_specs_say_where_tensors_lie(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import gguf
+import gguf_bytes as gb
 import numpy as np
 import pytest
 from conftest import GOLDEN
@@ -14,10 +15,15 @@ from lmdeploy_c.files.checkpoint import Checkpoint, fingerprint, open_checkpoint
 WHOLE = GOLDEN / "gguf" / "llama-q5_0.gguf"
 
 
-def split(folder: Path, n_tensors: int = 9) -> list[Path]:
-    """The tiny model in files of n_tensors each."""
+def split(folder: Path, n_tensors: int = 9, *, small_first: bool = False) -> list[Path]:
+    """The tiny model in files of n_tensors each. small_first: the first has metadata alone."""
     reader = gguf.GGUFReader(WHOLE)
-    writer = gguf.GGUFWriter(folder / "tiny.gguf", "llama", split_max_tensors=n_tensors)
+    writer = gguf.GGUFWriter(
+        folder / "tiny.gguf",
+        "llama",
+        split_max_tensors=n_tensors,
+        small_first_shard=small_first,
+    )
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
             kind = field.types[0]
@@ -66,6 +72,12 @@ def test_a_directory_of_parts_is_a_model(tmp_path: Path) -> None:
     assert resolve_model(tmp_path) == tmp_path
 
 
+def test_a_first_part_without_tensors(tmp_path: Path) -> None:
+    parts = split(tmp_path, small_first=True)
+    assert len(parts) == 4 and not _C.Gguf(parts[0]).tensors
+    assert np.array_equal(logits(open_checkpoint(parts[2])), logits(open_checkpoint(WHOLE)))
+
+
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     parts = split(tmp_path)
     parts[2].unlink()
@@ -92,6 +104,14 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     shutil.copy(split(tmp_path / "other", 8)[2], parts[2])
     with pytest.raises(_C.CheckpointError, match=r"split.tensors.count"):
         open_checkpoint(parts[0])
+
+
+def test_a_count_is_a_count(tmp_path: Path) -> None:
+    path = tmp_path / "tiny-00001-of-00002.gguf"
+    for value, message in ((-1, "split.count must be a count, not -1"), (2**40, "NAME-00001-of-")):
+        path.write_bytes(gb.gguf_file([gb.number("split.count", gb.I64, value)]))
+        with pytest.raises(_C.CheckpointError, match=message):
+            open_checkpoint(path)
 
 
 def test_a_name_alone_makes_no_part(tmp_path: Path) -> None:
