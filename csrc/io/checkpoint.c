@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "io/checkpoint.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/mapped_file.h"
@@ -21,16 +22,7 @@ static const dtype_info dtypes[LMD_DTYPE_COUNT] = {
     [LMD_Q5_1] = {"Q5_1", 32, 24},       [LMD_Q2_K] = {"Q2_K", 256, 84},
     [LMD_Q3_K] = {"Q3_K", 256, 110},     [LMD_IQ4_NL] = {"IQ4_NL", 32, 18},
     [LMD_IQ4_XS] = {"IQ4_XS", 256, 136}, [LMD_I32] = {"I32", 1, 4},
-    [LMD_Q8_1] = {"Q8_1", 1, 0},         [LMD_Q8_K] = {"Q8_K", 1, 0},
-    [LMD_IQ2_XXS] = {"IQ2_XXS", 1, 0},   [LMD_IQ2_XS] = {"IQ2_XS", 1, 0},
-    [LMD_IQ2_S] = {"IQ2_S", 1, 0},       [LMD_IQ3_XXS] = {"IQ3_XXS", 1, 0},
-    [LMD_IQ3_S] = {"IQ3_S", 1, 0},       [LMD_IQ1_S] = {"IQ1_S", 1, 0},
-    [LMD_IQ1_M] = {"IQ1_M", 1, 0},       [LMD_I8] = {"I8", 1, 0},
-    [LMD_I16] = {"I16", 1, 0},           [LMD_I64] = {"I64", 1, 0},
-    [LMD_F64] = {"F64", 1, 0},           [LMD_TQ1_0] = {"TQ1_0", 1, 0},
-    [LMD_TQ2_0] = {"TQ2_0", 1, 0},       [LMD_MXFP4] = {"MXFP4", 1, 0},
-    [LMD_NVFP4] = {"NVFP4", 1, 0},       [LMD_Q1_0] = {"Q1_0", 1, 0},
-    [LMD_Q2_0] = {"Q2_0", 1, 0},         [LMD_UNKNOWN] = {"unknown", 1, 0},
+    [LMD_OTHER] = {"?", 1, 0},
 };
 
 typedef struct source_file {
@@ -59,6 +51,10 @@ int32_t lmd_dtype_block_bytes(lmd_dtype dtype) { return dtypes[dtype].block_byte
 
 int64_t lmd_dtype_row_bytes(lmd_dtype dtype, int64_t n_cols) {
     return n_cols / dtypes[dtype].block_len * dtypes[dtype].block_bytes;
+}
+
+const char *lmd_view_dtype_name(const lmd_tensor_view *view) {
+    return view->other_dtype ? view->other_dtype : lmd_dtype_name(view->dtype);
 }
 
 lmd_status lmd_checkpoint_new(lmd_checkpoint **out, lmd_err *err) {
@@ -141,6 +137,9 @@ static lmd_status grow_slots(lmd_checkpoint *self, lmd_err *err) {
 /* ---- tensors ---- */
 
 static lmd_status check_shape(const lmd_tensor_spec *spec, uint64_t *n_bytes, lmd_err *err) {
+    const bool is_other = spec->dtype == LMD_OTHER;
+    *n_bytes = spec->n_bytes;
+    if (is_other && spec->n_dims == 0) return LMD_OK;
     if (spec->n_dims < 1 || spec->n_dims > LMD_MAX_DIMS)
         return lmd_fail(err, LMD_BAD_FILE,
                         "tensor \"%s\" has %d dimensions; 1 to %d are served", spec->name,
@@ -152,6 +151,7 @@ static lmd_status check_shape(const lmd_tensor_spec *spec, uint64_t *n_bytes, lm
             return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\": dimension %d is %lld",
                             spec->name, i, (long long)spec->dims[i]);
     }
+    if (is_other) return LMD_OK;
     const dtype_info *info = &dtypes[spec->dtype];
     int64_t n_cols = spec->dims[spec->n_dims - 1];
     if (n_cols % info->block_len)
@@ -198,11 +198,15 @@ lmd_status lmd_checkpoint_add_tensor(lmd_checkpoint *self, const lmd_tensor_spec
         return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\" is there twice", spec->name);
     LMD_TRY(lmd_grow((void **)&self->views, &self->view_capacity, self->n_views + 1,
                      sizeof *self->views, err));
-    char *name = lmd_calloc(name_len + 1, 1);
+    const bool is_other = spec->dtype == LMD_OTHER;
+    const size_t other_len = is_other ? strlen(spec->other_dtype) + 1 : 0;
+    char *name = lmd_calloc(name_len + 1 + other_len, 1); /* both names, one after the other */
     if (!name) return lmd_no_memory(err, "a tensor's name");
     memcpy(name, spec->name, name_len);
+    if (is_other) memcpy(name + name_len + 1, spec->other_dtype, other_len);
     lmd_tensor_view view = {.name = name,
                             .dtype = spec->dtype,
+                            .other_dtype = is_other ? name + name_len + 1 : NULL,
                             .n_dims = spec->n_dims,
                             .dims = {1, 1, 1, 1},
                             .data = self->files[spec->file_idx].data + spec->offset,

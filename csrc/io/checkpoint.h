@@ -26,29 +26,9 @@ typedef enum lmd_dtype {
     LMD_Q3_K,
     LMD_IQ4_NL,
     LMD_IQ4_XS,
-    LMD_I32, /* words of packed weights; after every type that stores weights by itself */
-    /* Types of GGUF that are not served. Their tensors have a name and a shape but no bytes, so
-     * that a file opens whose model does not need them. */
-    LMD_Q8_1,
-    LMD_Q8_K,
-    LMD_IQ2_XXS,
-    LMD_IQ2_XS,
-    LMD_IQ2_S,
-    LMD_IQ3_XXS,
-    LMD_IQ3_S,
-    LMD_IQ1_S,
-    LMD_IQ1_M,
-    LMD_I8,
-    LMD_I16,
-    LMD_I64,
-    LMD_F64,
-    LMD_TQ1_0,
-    LMD_TQ2_0,
-    LMD_MXFP4,
-    LMD_NVFP4,
-    LMD_Q1_0,
-    LMD_Q2_0,
-    LMD_UNKNOWN, /* a number without a type, as far as is known here */
+    LMD_I32,   /* words of packed weights; after every type that stores weights by itself */
+    LMD_OTHER, /* what is not read: a tensor of it may lie in a file as long as nobody needs it
+                */
     LMD_DTYPE_COUNT
 } lmd_dtype;
 
@@ -57,7 +37,7 @@ enum {
     LMD_TENSOR_NAME_LEN = 255 /* bytes, the longest name accepted */
 };
 
-/* The type's name as GGUF writes it, e.g. "Q4_1"; "?" out of range. */
+/* The type's name as GGUF writes it, e.g. "Q4_1"; "?" for LMD_OTHER and out of range. */
 const char *lmd_dtype_name(lmd_dtype dtype);
 int32_t lmd_dtype_block_len(lmd_dtype dtype);   /* values of a block: 1, 32 or 256 */
 int32_t lmd_dtype_block_bytes(lmd_dtype dtype); /* bytes of a block; 0: not served */
@@ -68,7 +48,8 @@ int64_t lmd_dtype_row_bytes(lmd_dtype dtype, int64_t n_cols);
 typedef struct lmd_tensor_view {
     const char *name; /* lives as long as the checkpoint */
     lmd_dtype dtype;
-    int32_t n_dims;             /* 1 to 4 */
+    const char *other_dtype;    /* LMD_OTHER's name in the file; NULL for the rest */
+    int32_t n_dims;             /* 1 to 4; of LMD_OTHER 0 where the shape was not given */
     int64_t dims[LMD_MAX_DIMS]; /* outermost first, as in NumPy; those after n_dims are 1 */
     const void *data;           /* of any alignment, whatever the dtype: read it with memcpy */
     size_t n_bytes;             /* exactly what dtype and dims need */
@@ -79,12 +60,16 @@ typedef struct lmd_tensor_view {
 typedef struct lmd_tensor_spec {
     const char *name; /* copied */
     lmd_dtype dtype;
-    int32_t n_dims;
+    const char *other_dtype;    /* of LMD_OTHER: what to call it; copied */
+    int32_t n_dims;             /* of LMD_OTHER 0 for a shape of no interest */
     int64_t dims[LMD_MAX_DIMS]; /* the first n_dims are read */
     int32_t file_idx;
     uint64_t offset;  /* bytes from the start of the file */
-    uint64_t n_bytes; /* must be what dtype and dims need */
+    uint64_t n_bytes; /* must be what dtype and dims need, but for LMD_OTHER */
 } lmd_tensor_spec;
+
+/* The name of a view's dtype, that of LMD_OTHER as its file has it. */
+const char *lmd_view_dtype_name(const lmd_tensor_view *view);
 
 typedef struct lmd_checkpoint lmd_checkpoint;
 

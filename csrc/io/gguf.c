@@ -159,17 +159,23 @@ static lmd_status read_pairs(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *er
 
 /* ---- tensors ---- */
 
-/* The types as the format numbers them; LMD_UNKNOWN for those that it has removed. */
-static lmd_dtype dtype_of(uint32_t type) {
-    static const lmd_dtype dtypes[] = {
-        LMD_F32,   LMD_F16,     LMD_Q4_0,    LMD_Q4_1,    LMD_UNKNOWN, LMD_UNKNOWN, LMD_Q5_0,
-        LMD_Q5_1,  LMD_Q8_0,    LMD_Q8_1,    LMD_Q2_K,    LMD_Q3_K,    LMD_Q4_K,    LMD_Q5_K,
-        LMD_Q6_K,  LMD_Q8_K,    LMD_IQ2_XXS, LMD_IQ2_XS,  LMD_IQ3_XXS, LMD_IQ1_S,   LMD_IQ4_NL,
-        LMD_IQ3_S, LMD_IQ2_S,   LMD_IQ4_XS,  LMD_I8,      LMD_I16,     LMD_I32,     LMD_I64,
-        LMD_F64,   LMD_IQ1_M,   LMD_BF16,    LMD_UNKNOWN, LMD_UNKNOWN, LMD_UNKNOWN, LMD_TQ1_0,
-        LMD_TQ2_0, LMD_UNKNOWN, LMD_UNKNOWN, LMD_UNKNOWN, LMD_MXFP4,   LMD_NVFP4,   LMD_Q1_0,
-        LMD_Q2_0};
-    return type < sizeof dtypes / sizeof *dtypes ? dtypes[type] : LMD_UNKNOWN;
+/* The names of the types, as the format numbers them; NULL for those that it has removed. */
+static const char *const type_names[] = {
+    "F32",     "F16",   "Q4_0",   "Q4_1",  NULL,    NULL,     "Q5_0", "Q5_1",    "Q8_0",
+    "Q8_1",    "Q2_K",  "Q3_K",   "Q4_K",  "Q5_K",  "Q6_K",   "Q8_K", "IQ2_XXS", "IQ2_XS",
+    "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8",   "I16",     "I32",
+    "I64",     "F64",   "IQ1_M",  "BF16",  NULL,    NULL,     NULL,   "TQ1_0",   "TQ2_0",
+    NULL,      NULL,    NULL,     "MXFP4", "NVFP4", "Q1_0",   "Q2_0",
+};
+
+/* Types that are not served have a name and no bytes, so that a file opens whose model does not
+ * need them. */
+static void set_type(lmd_tensor_spec *spec, uint32_t type) {
+    const char *name = type < sizeof type_names / sizeof *type_names ? type_names[type] : NULL;
+    spec->dtype = LMD_OTHER;
+    spec->other_dtype = name ? name : "unknown";
+    for (lmd_dtype dtype = LMD_F32; name && dtype < LMD_OTHER; dtype++)
+        if (strcmp(name, lmd_dtype_name(dtype)) == 0) spec->dtype = dtype;
 }
 
 typedef struct tensor_entry {
@@ -202,7 +208,7 @@ static lmd_status read_tensor(cursor *at, tensor_entry *out, lmd_err *err) {
     if (!read_bytes(at, &type, sizeof type) ||
         !read_bytes(at, &out->spec.offset, sizeof out->spec.offset))
         return truncated("tensor", name, err);
-    out->spec.dtype = dtype_of(type);
+    set_type(&out->spec, type);
     return LMD_OK;
 }
 

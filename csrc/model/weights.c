@@ -47,9 +47,11 @@ static lmd_status find(const loader *self, lmd_tensor_role role, int32_t layer, 
     const lmd_tensor_view *view;
     tensor_name(self, role, layer, name, sizeof name);
     LMD_TRY(find_name(self, name, &view, err));
-    lmd_weight_format format;
-    lmd_status status = lmd_weight_format_of(view->dtype, &format, err);
-    if (status != LMD_OK) return lmd_err_prefix(err, status, "tensor \"%s\"", name);
+    if (view->dtype >= LMD_I32)
+        return lmd_fail(
+            err, LMD_UNSUPPORTED,
+            "tensor \"%s\": weights of type %s are not served; served: " LMD_WEIGHT_TYPES, name,
+            lmd_view_dtype_name(view));
     bool fits = view->dims[0] == n_rows;
     for (int32_t i = 1; i < LMD_MAX_DIMS; i++)
         fits = fits && view->dims[i] == (i == 1 && n_cols ? n_cols : 1);
@@ -150,7 +152,7 @@ static lmd_status read_vector(loader *self, lmd_tensor_role role, int32_t layer,
         return lmd_fail(err, LMD_BAD_FILE,
                         "tensor \"%s\" is a vector and must be F32, F16 or BF16, "
                         "not %s",
-                        view->name, lmd_dtype_name(view->dtype));
+                        view->name, lmd_view_dtype_name(view));
     const uint8_t *data = view->data;
     int32_t element_bytes = lmd_dtype_block_bytes(view->dtype);
     for (int32_t i = 0; i < n; i++)

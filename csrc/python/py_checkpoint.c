@@ -34,22 +34,24 @@ static int find_file(lmd_checkpoint *checkpoint, PyObject *file_idxs, PyObject *
     return code;
 }
 
-static int find_dtype(const char *name, lmd_dtype *out) {
-    for (lmd_dtype dtype = LMD_F32; dtype < LMD_DTYPE_COUNT; dtype++)
-        if (strcmp(name, lmd_dtype_name(dtype)) == 0) {
-            *out = dtype;
-            return 0;
-        }
-    PyErr_Format(PyExc_ValueError, "there is no tensor dtype \"%.20s\"", name);
-    return -1;
+/* The type of a name; LMD_OTHER for those that are not read. */
+static lmd_dtype find_dtype(const char *name) {
+    for (lmd_dtype dtype = LMD_F32; dtype < LMD_OTHER; dtype++)
+        if (strcmp(name, lmd_dtype_name(dtype)) == 0) return dtype;
+    return LMD_OTHER;
+}
+
+/* Whether a shape is one that weights have: 1 to 4 dimensions, none of them empty. */
+static int is_weight_shape(PyObject *shape) {
+    const Py_ssize_t n_dims = PyTuple_GET_SIZE(shape);
+    for (Py_ssize_t i = 0; i < n_dims; i++) {
+        const int is_empty = PyObject_Not(PyTuple_GET_ITEM(shape, i));
+        if (is_empty) return is_empty < 0 ? -1 : 0;
+    }
+    return n_dims >= 1 && n_dims <= LMD_MAX_DIMS;
 }
 
 static int read_shape(PyObject *shape, lmd_tensor_spec *spec) {
-    if (PyTuple_GET_SIZE(shape) > LMD_MAX_DIMS) {
-        PyErr_Format(PyExc_ValueError, "tensor \"%.100s\" has more than %d dimensions",
-                     spec->name, LMD_MAX_DIMS);
-        return -1;
-    }
     spec->n_dims = (int32_t)PyTuple_GET_SIZE(shape);
     for (int32_t i = 0; i < spec->n_dims; i++) {
         spec->dims[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, i));
@@ -77,7 +79,11 @@ static int add_tensor(lmd_checkpoint *checkpoint, PyObject *file_idxs, PyObject 
         return -1;
     spec.offset = offset;
     spec.n_bytes = n_bytes;
-    if (find_dtype(dtype, &spec.dtype) < 0 || read_shape(shape, &spec) < 0 ||
+    const int is_weight = is_weight_shape(shape);
+    if (is_weight < 0) return -1;
+    spec.dtype = is_weight ? find_dtype(dtype) : LMD_OTHER;
+    spec.other_dtype = is_weight ? dtype : "of a shape that no weight has";
+    if ((spec.dtype != LMD_OTHER && read_shape(shape, &spec) < 0) ||
         find_file(checkpoint, file_idxs, path, &spec.file_idx) < 0)
         return -1;
     return lmd_py_check(lmd_checkpoint_add_tensor(checkpoint, &spec, &err), &err);

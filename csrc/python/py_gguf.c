@@ -107,7 +107,7 @@ static PyObject *get_tensors(PyObject *obj, void *unused) {
     PyObject *dict = PyDict_New();
     for (size_t i = 0; dict && i < lmd_checkpoint_n_tensors(checkpoint); i++) {
         const lmd_tensor_view *view = lmd_checkpoint_tensor(checkpoint, i);
-        PyObject *item = Py_BuildValue("sN", lmd_dtype_name(view->dtype), shape_object(view));
+        PyObject *item = Py_BuildValue("sN", lmd_view_dtype_name(view), shape_object(view));
         put(&dict, name_object(view), item);
     }
     return dict;
@@ -122,7 +122,7 @@ static PyObject *get_specs(PyObject *obj, void *unused) {
     PyObject *list = PyList_New((Py_ssize_t)n);
     for (size_t i = 0; list && i < n; i++) {
         const lmd_tensor_view *view = lmd_checkpoint_tensor(checkpoint, i);
-        PyObject *spec = Py_BuildValue("NsNOKK", name_object(view), lmd_dtype_name(view->dtype),
+        PyObject *spec = Py_BuildValue("NsNOKK", name_object(view), lmd_view_dtype_name(view),
                                        shape_object(view), self->path,
                                        (unsigned long long)((const uint8_t *)view->data - file),
                                        (unsigned long long)view->n_bytes);

@@ -25,7 +25,7 @@ static lmd_status check_matrix(const lmd_tensor_view *view, lmd_dtype dtype, int
     return lmd_fail(err, LMD_BAD_FILE,
                     "tensor \"%s\" is %s with shape %lld x %lld, but bits, group_size and the "
                     "config ask for %s with shape %lld x %lld",
-                    view->name, lmd_dtype_name(view->dtype), (long long)view->dims[0],
+                    view->name, lmd_view_dtype_name(view), (long long)view->dims[0],
                     (long long)view->dims[1], lmd_dtype_name(dtype), (long long)n_rows,
                     (long long)n_cols);
 }
@@ -82,7 +82,7 @@ lmd_status lmd_packed_check_g_idx(const lmd_tensor_view *g_idx, int32_t group_si
         return lmd_fail(err, LMD_BAD_FILE,
                         "tensor \"%s\" is %s with shape %lld x %lld, but must be I32 with %lld "
                         "values, the group of each column",
-                        g_idx->name, lmd_dtype_name(g_idx->dtype), (long long)g_idx->dims[0],
+                        g_idx->name, lmd_view_dtype_name(g_idx), (long long)g_idx->dims[0],
                         (long long)g_idx->dims[1], (long long)n_cols);
     for (int64_t k = 0; k < n_cols; k++) {
         int32_t group;

@@ -40,11 +40,9 @@ lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err
         [LMD_IQ4_XS] = {LMD_WEIGHT_I8, LMD_OFFSET_NONE, GROUP, LMD_F32},
     };
     if ((unsigned)dtype >= LMD_I32)
-        return lmd_fail(
-            err, LMD_UNSUPPORTED,
-            "weights of type %s are not served; served: F32, F16, BF16, Q8_0, Q4_0, "
-            "Q4_1, Q5_0, Q5_1, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_XS",
-            lmd_dtype_name(dtype));
+        return lmd_fail(err, LMD_UNSUPPORTED,
+                        "weights of type %s are not served; served: " LMD_WEIGHT_TYPES,
+                        lmd_dtype_name(dtype));
     *out = formats[dtype];
     return LMD_OK;
 }

@@ -10,6 +10,11 @@
 #include "base/status.h"
 #include "io/checkpoint.h"
 
+/* The types that weights may be stored in, for messages. */
+#define LMD_WEIGHT_TYPES                                                                       \
+    "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, IQ4_NL, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, "     \
+    "IQ4_XS"
+
 typedef enum lmd_weight_kind {
     LMD_WEIGHT_FLOAT, /* rows of float_dtype; no codes */
     LMD_WEIGHT_U4,    /* codes 0..15 */
@@ -53,8 +58,8 @@ typedef struct lmd_weight_format {
  *   Q6_K: max|group| / 253 + 2^-25: the scale is max|group| / 127, rounded up to a half. On
  *   normally distributed weights this adds 5 % to the rms error that Q6_K itself has made.
  *   Q2_K: (max - min) / 508 + 2^-11 * |min| + 2^-25, of the group's largest and smallest value.
- *   On normally distributed weights this adds 0.02 % to the rms error that Q2_K itself has made.
- * LMD_UNSUPPORTED, which names the served ones, for I32 and the types after it. */
+ *   On normally distributed weights this adds 0.02 % to the rms error that Q2_K itself has
+ * made. LMD_UNSUPPORTED, which names the served ones, for I32 and the types after it. */
 lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err *err);
 
 /* Splits a row of a quantised dtype into codes, each in a byte, and a scale and an offset for

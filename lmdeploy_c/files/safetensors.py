@@ -7,6 +7,7 @@ Files are untrusted: every number is checked here, and once more where it is use
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,15 @@ if TYPE_CHECKING:
     from .._C import TensorSpec
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+MAX_NAME_BYTES = 255  # of a tensor; longer ones are passed over, for no model has any
+#: The types that are read. A tensor of another one is refused where it is needed (in C).
 BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4}
+MAX_DIMS = 64  # far above any tensor's; what else there may be is C's to say
+PICKLES = (
+    ".bin and .pt files are pickles, which are never loaded: save the model as safetensors, as "
+    "transformers' save_pretrained does"
+)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def bad_file(path: Path, problem: str) -> ValueError:
@@ -25,8 +34,18 @@ def bad_file(path: Path, problem: str) -> ValueError:
     return CheckpointError(f'"{path}": {problem}')
 
 
+def check_no_pointer(path: Path) -> None:
+    """CheckpointError for what git-lfs leaves in place of a file that it did not fetch."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise bad_file(
+                path, 'this is a git-lfs pointer, not the file: run "git lfs pull" in its folder'
+            )
+
+
 def read_json(path: Path, max_bytes: int = MAX_HEADER_BYTES) -> dict[str, Any]:
     """An object from a JSON file. CheckpointError for anything else."""
+    check_no_pointer(path)
     if path.stat().st_size > max_bytes:
         raise bad_file(path, f"larger than {max_bytes} bytes")
     return _parse_object(path, path.read_bytes())
@@ -56,6 +75,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         prefix = file.read(8)
         if len(prefix) < 8:
             raise bad_file(path, f"{size} bytes are too few for a safetensors file")
+        if LFS_POINTER.startswith(prefix):
+            check_no_pointer(path)
         length = int.from_bytes(prefix, "little")
         if length > MAX_HEADER_BYTES or length > size - 8:
             raise bad_file(path, f"its header of {length} bytes does not fit: it is truncated")
@@ -66,23 +87,26 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
+def _is_name(name: str) -> bool:
+    """Whether a model may have a tensor of this name."""
+    return 0 < len(name.encode(errors="replace")) <= MAX_NAME_BYTES and name.isprintable()
+
+
 def _spec(path: Path, name: str, entry: Any, begin: int, size: int) -> TensorSpec:
     if not isinstance(entry, dict):
         raise bad_file(path, f'tensor "{name}": its entry is no object')
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in BYTES_PER_VALUE:
-        served = ", ".join(BYTES_PER_VALUE)
-        raise bad_file(path, f'tensor "{name}" has dtype {dtype!r}; served: {served}')
-    if not isinstance(shape, list) or not all(_is_count(d) for d in shape):
-        raise bad_file(path, f'tensor "{name}" has shape {shape!r}')
+    if not isinstance(dtype, str):
+        raise bad_file(path, f'tensor "{name}" has dtype {dtype!r}')
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(map(_is_count, shape)):
+        raise bad_file(path, f'tensor "{name}" has shape {shape!r:.80}')
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
         raise bad_file(path, f'tensor "{name}" has data_offsets {offsets!r}')
-    n_bytes = BYTES_PER_VALUE[dtype]
-    for dim in shape:
-        n_bytes *= dim
     first, last = offsets
-    if last - first != n_bytes:
-        raise bad_file(path, f'tensor "{name}" has {last - first} bytes, its shape needs {n_bytes}')
+    n_bytes = last - first
+    wanted = math.prod(shape) * BYTES_PER_VALUE.get(dtype, 0)
+    if n_bytes < 0 or (dtype in BYTES_PER_VALUE and n_bytes != wanted):
+        raise bad_file(path, f'tensor "{name}" has {n_bytes} bytes, its shape needs {wanted}')
     if begin + last > size:
         raise bad_file(path, f'tensor "{name}" ends after the end of the file: it is truncated')
     return (name, dtype, tuple(shape), str(path), begin + first, n_bytes)
@@ -95,7 +119,7 @@ def read_specs(path: Path) -> list[TensorSpec]:
     specs = [
         _spec(path, name, entry, begin, size)
         for name, entry in header.items()
-        if name != "__metadata__"
+        if name != "__metadata__" and _is_name(name)
     ]
     ordered = sorted(specs, key=lambda spec: spec[4])
     for before, after in pairwise(ordered):
@@ -117,27 +141,48 @@ def _shards(index_path: Path) -> dict[str, set[str]]:
     return shards
 
 
+def _read_all(files: list[Path], places: dict[str, set[str]]) -> list[TensorSpec]:
+    """The tensors of several files; one that is in two of them is the index's, if it has it."""
+    specs: dict[str, TensorSpec] = {}
+    for file in files:
+        mine = places.get(file.name, set())
+        for spec in read_specs(file):
+            name = spec[0]
+            if name not in specs or name in mine:
+                specs[name] = spec
+            elif not any(name in place for place in places.values()):
+                raise bad_file(file, f'tensor "{name}" is in {Path(specs[name][3]).name} too')
+    return list(specs.values())
+
+
+def _check_shards(index: Path, shards: dict[str, set[str]]) -> None:
+    for name in shards:
+        if not name.endswith(".safetensors"):
+            raise bad_file(index, f'it names "{name}"; {PICKLES}')
+        if not (index.parent / name).is_file():
+            raise bad_file(index, f'it names "{name}", which is not there')
+
+
 def read_directory(directory: Path) -> list[TensorSpec]:
-    """Every tensor of a Hugging Face directory: model.safetensors, or shards by their index."""
+    """Every tensor of a Hugging Face directory: model.safetensors, or shards by their index, or
+    all safetensors files that are there."""
     index = directory / "model.safetensors.index.json"
     single = directory / "model.safetensors"
     if single.exists():
         return read_specs(single)
-    if not index.exists():
-        pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
-        why = "; .bin and .pt files are pickles, which are never loaded" if pickled else ""
-        raise bad_file(directory, f"it has no model.safetensors and no index of shards{why}")
-    specs: dict[str, TensorSpec] = {}
-    for name, expected in _shards(index).items():
-        shard = directory / name
-        if not shard.is_file():
-            raise bad_file(index, f'it names "{name}", which is not there')
-        found = {spec[0]: spec for spec in read_specs(shard)}
-        missing = expected - found.keys()
-        if missing:
-            raise bad_file(shard, f'it lacks tensor "{min(missing)}", which the index places there')
-        twice = specs.keys() & found.keys()
-        if twice:
-            raise bad_file(shard, f'tensor "{min(twice)}" is in another shard too')
-        specs.update(found)
-    return list(specs.values())
+    if index.exists():
+        shards = _shards(index)
+        _check_shards(index, shards)
+        specs = _read_all([directory / name for name in shards], shards)
+        lost = set().union(*shards.values()) - {spec[0] for spec in specs}
+        if lost:
+            raise bad_file(index, f'it places tensor "{min(lost)}" in a shard that lacks it')
+        return specs
+    files = sorted(directory.glob("*.safetensors"))
+    weights = [file for file in files if not file.name.startswith("adapter_")]
+    if weights:
+        return _read_all(weights, {})
+    if files:
+        raise bad_file(files[0], "an adapter alone is no model: merge it into its base model")
+    pickled = any(file.suffix in (".bin", ".pt", ".pth") for file in directory.iterdir())
+    raise bad_file(directory, f"it has no safetensors files{'; ' + PICKLES if pickled else ''}")

@@ -79,6 +79,31 @@ def test_rope_scaling_of_the_user_wins() -> None:
     assert config["rope_theta"] == 5e5
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_scaling": {**YARN, "rope_theta": 5e5}},
+        {"rope_scaling": YARN, "rope_theta": 5e5},
+        {"rope_parameters": {**YARN, "rope_theta": 5e5}},
+        {"rope_parameters": {"full_attention": {**YARN, "rope_theta": 5e5},
+                             "sliding_attention": {"rope_type": "default"}}},
+        {"text_config": {"rope_parameters": {**YARN, "rope_theta": 5e5}}},
+        {"text_config": {"rope_scaling": YARN, "rope_theta": 5e5}},
+        {"rope_scaling": {**YARN, "original_max_position_embeddings": 8}, "rope_theta": 5e5,
+         "original_max_position_embeddings": 64},
+    ],
+)  # fmt: skip
+def test_where_rope_parameters_stand(change: dict[str, Any]) -> None:
+    bare = {key: value for key, value in LLAMA.items() if not key.startswith("rope")}
+    config = from_hf({**bare, **change})
+    found = [config[f"rope_{key}"] for key in ("type", "theta", "factor")]
+    assert found == ["yarn", 5e5, 4.0]
+    assert config["rope_original_max_position"] == 64
+
+
 def test_yarn_without_a_factor() -> None:
     scaling = {"rope_type": "yarn", "original_max_position_embeddings": 64}
     assert from_hf({**LLAMA, "rope_scaling": scaling})["rope_factor"] == 4.0
@@ -92,7 +117,7 @@ def test_yarn_without_a_factor() -> None:
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"sliding_window": 64}, "sliding_window 64"),
         ({"rope_scaling": {"type": "su", "factor": 2.0}}, "'su'.*served: default"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "type of layer"),
+        ({"rope_parameters": {"sliding_attention": {"rope_type": "default"}}}, "type of layer"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ],
 )

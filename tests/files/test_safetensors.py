@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import GOLDEN
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from lmdeploy_c import _C
 from lmdeploy_c.files import safetensors
@@ -56,8 +56,10 @@ BAD_HEADERS: list[tuple[Any, str]] = [
     (b'{"a": 1, "a": 2}', "twice"),
     (b"[" * 100_000, "JSON"),
     ({"a": 5}, "no object"),
-    ({"a": entry("F64")}, "F64"),
-    ({"a": entry("I8", (16,))}, "I8"),
+    ({"a": entry(5)}, "dtype 5"),
+    ({"a": entry("F64", offsets=[16, 0])}, "bytes"),
+    ({"a": entry("F64", offsets=[64, 96])}, "truncated"),
+    ({"a": entry(shape=[1] * 65)}, "shape"),
     ({"a": entry(shape=[-1])}, "shape"),
     ({"a": entry(shape=[1.5])}, "shape"),
     ({"a": entry(shape=[True])}, "shape"),
@@ -101,6 +103,88 @@ def test_shards(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {**written["weight_map"], "extra": "x"}}))
     with pytest.raises(_C.CheckpointError):
         open_checkpoint(tmp_path / "m")
+
+
+UNREAD = {
+    "scalar": entry("I64", (), (0, 8)),
+    "nothing": entry("F32", (0, 4), (8, 8)),
+    "five": entry("F32", (1, 1, 1, 1, 1), (8, 12)),
+    "bytes": entry("U8", (2, 2), (12, 16)),
+    "half a byte": entry("F4", (3,), (16, 18)),
+    "of the future": entry("X9", (7,), (18, 21)),
+    "n" * 300: entry("F32", (1,), (24, 28)),
+}
+
+
+def test_tensors_that_nobody_needs_are_passed_over(tmp_path: Path) -> None:
+    shutil.copytree(MODEL, tmp_path / "m")
+    with_header(tmp_path / "unread", UNREAD)
+    specs = safetensors.read_specs(tmp_path / "unread")
+    assert {spec[0] for spec in specs} == {name for name in UNREAD if len(name) < 256}
+    checkpoint = open_checkpoint(tmp_path / "m")
+    _C.Model(checkpoint.config, [*checkpoint.source, *specs])  # type: ignore[misc]
+    by_name = {spec[0]: spec for spec in specs}
+    for name, called in (("of the future", "X9"), ("bytes", "U8"), ("five", "a shape")):
+        norm = ("model.norm.weight", *by_name[name][1:])
+        others = [spec for spec in checkpoint.source if spec[0] != norm[0]]
+        with pytest.raises(_C.CheckpointError, match=f"model.norm.weight.* {called}"):
+            _C.Model(checkpoint.config, [*others, norm])
+
+
+@pytest.mark.parametrize(
+    "names", [["awq_model_w4_g128.safetensors"], ["model-00001.safetensors", "rest.safetensors"]]
+)
+def test_files_of_other_names(tmp_path: Path, names: list[str]) -> None:
+    path = tmp_path / "m"
+    shutil.copytree(MODEL, path)
+    arrays = load_file(path / "model.safetensors")
+    (path / "model.safetensors").unlink()
+    for i, name in enumerate(names):
+        part = {key: array for j, (key, array) in enumerate(arrays.items()) if j % len(names) == i}
+        save_file(part, path / name)
+    save_file({"lora": np.ones(1)}, path / "adapter_model.safetensors")
+    checkpoint = open_checkpoint(path)
+    assert {spec[0] for spec in checkpoint.source} == arrays.keys()
+    _C.Model(checkpoint.config, checkpoint.source)
+    save_file(part, path / "z.safetensors")
+    with pytest.raises(_C.CheckpointError, match=f"z.safetensors.* is in {names[-1]} too"):
+        open_checkpoint(path)
+
+
+def test_files_that_hold_no_model(tmp_path: Path) -> None:
+    shutil.copytree(MODEL, tmp_path / "m")
+    path = tmp_path / "m"
+    (path / "model.safetensors").rename(path / "adapter_model.safetensors")
+    with pytest.raises(_C.CheckpointError, match="adapter alone.*merge"):
+        open_checkpoint(path)
+    index = {"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(_C.CheckpointError, match="pickles.*save_pretrained"):
+        open_checkpoint(path)
+
+
+def test_a_tensor_in_two_shards_is_where_the_index_says(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    shutil.copytree(GOLDEN / "models" / "llama-gqa-tied", path)
+    shards = sorted(path.glob("*.safetensors"))
+    name = next(iter(load_file(shards[0])))
+    save_file({**load_file(shards[1]), name: np.zeros(3, np.float32)}, shards[1])
+    specs = {spec[0]: spec for spec in safetensors.read_directory(path)}
+    assert specs[name][3] == str(shards[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"]
+)
+def test_a_git_lfs_pointer_is_called_one(tmp_path: Path, name: str) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 269060552\n"
+    shutil.copytree(MODEL, tmp_path / "m")
+    (tmp_path / "m" / name).write_bytes(pointer)
+    with pytest.raises(_C.CheckpointError, match=f"{name}.*git-lfs pointer.*git lfs pull"):
+        open_checkpoint(tmp_path / "m")
+    (tmp_path / "m.gguf").write_bytes(pointer)
+    with pytest.raises(_C.CheckpointError, match="m.gguf.*git-lfs pointer"):
+        open_checkpoint(tmp_path / "m.gguf")
 
 
 def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
