@@ -7,6 +7,7 @@ zeros are random words, so that every value occurs, zeros that wrap included.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,26 @@ from safetensors.numpy import save_file
 Tensors = dict[str, NDArray[Any]]
 
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 #: Form -> quantization_config without group_size.
 FORMS: dict[str, dict[str, Any]] = {
     "awq": {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True},
     "gptq": {"quant_method": "gptq", "bits": 4, "desc_act": False, "sym": False},
+    "gptq_borrow": {
+        "quant_method": "gptq", "bits": 4, "sym": False, "meta": {"quantizer": ["gptqmodel:7.7.0"]},
+    },
     "gptq_v2": {"quant_method": "gptq", "bits": 4, "sym": True, "checkpoint_format": "gptq_v2"},
     "gptq-8": {"quant_method": "gptq", "bits": 8, "sym": True, "desc_act": False},
-}
+    "compressed": {**COMPRESSED, "bits": 4, "config_groups": {"group_0": {
+        "targets": ["Linear"], "input_activations": None,
+        "weights": {"type": "int", "num_bits": 4, "strategy": "group", "symmetric": False},
+    }}},
+    "compressed_sym": {**COMPRESSED, "bits": 4, "config_groups": {"W4A16": ["Linear"]}},
+    "compressed-8": {**COMPRESSED, "bits": 8, "config_groups": {"W8A16": ["Linear"]}},
+}  # fmt: skip
+#: Names of codes, zeros and scales after a module's name.
+WORD_NAMES = ("qweight", "qzeros", "scales")
+COMPRESSED_NAMES = ("weight_packed", "weight_zero_point", "weight_scale")
 #: Group size -> hidden_size, intermediate_size; -1 once of whole rows of 96 = 3 x 32.
 SIZES = {32: (96, 160), 64: (128, 192), 128: (128, 384), -1: (96, 320)}
 ARCHITECTURES = {
@@ -51,25 +65,48 @@ def unpack(words: NDArray[np.int32], bits: int, axis: int, order: list[int]) -> 
     return np.moveaxis(codes.reshape(*words.shape[:-1], -1), -1, axis)
 
 
-def decode(form: str, packed: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """The dense [n_out, n_in] matrix of one packed linear."""
-    bits = FORMS[form]["bits"]
+def names_of(form: str) -> tuple[str, str, str]:
+    return COMPRESSED_NAMES if form.startswith("compressed") else WORD_NAMES
+
+
+def decode(
+    form: str, packed: Mapping[str, NDArray[Any]], bits: int | None = None
+) -> NDArray[np.float32]:
+    """The dense [n_out, n_in] matrix of one packed linear. bits: where not the form's."""
+    bits = bits or int(FORMS[form]["bits"])
     order = AWQ_ORDER if form == "awq" else list(range(32 // bits))
-    codes = unpack(packed["qweight"], bits, 1 if form == "awq" else 0, order)  # [K, N]
-    zeros = unpack(packed["qzeros"], bits, 1, order)  # [K / g, N]
+    words, zero_words, scales = (packed.get(name) for name in names_of(form))
+    assert words is not None and scales is not None
+    scales = scales.astype(np.float32)
+    if form.startswith("compressed"):  # rows first: [N, K], and zeros and scales [N, K / g]
+        codes, scales = unpack(words, bits, 1, order).T, scales.T
+        zeros = np.full(scales.shape, 2 ** (bits - 1))
+        if zero_words is not None:
+            zeros = unpack(zero_words, bits, 0, order).T
+    else:
+        assert zero_words is not None
+        codes = unpack(words, bits, 1 if form == "awq" else 0, order)  # [K, N]
+        if form == "gptq_borrow":  # 1 is added to the zeros of a word as to one number
+            ones = np.uint32(sum(1 << at for at in range(0, 32, bits)))
+            zero_words = (zero_words.view(np.uint32) + ones).view(np.int32)
+        zeros = unpack(zero_words, bits, 1, order)  # [K / g, N]
     if form in ("gptq", "gptq-8"):
         zeros = (zeros + 1) % 2**bits
-    group_size = len(codes) // len(zeros)
-    scales = packed["scales"].astype(np.float32)
-    of_column = np.arange(len(codes)) // group_size
+    group_size = len(codes) // len(scales)
+    of_column = packed.get("g_idx", np.arange(len(codes)) // group_size)
     return np.ascontiguousarray((scales[of_column] * (codes - zeros[of_column])).T, np.float32)
 
 
 def random_packed(
-    rng: np.random.Generator, form: str, group_size: int, n_out: int, n_in: int
+    rng: np.random.Generator,
+    form: str,
+    group_size: int,
+    n_out: int,
+    n_in: int,
+    bits: int | None = None,
 ) -> Tensors:
     """Random tensors of one packed linear; some scales are zero or negative."""
-    bits = FORMS[form]["bits"]
+    bits = bits or int(FORMS[form]["bits"])
     n_groups = 1 if group_size == -1 else n_in // group_size
     shape = (n_in, n_out * bits // 32) if form == "awq" else (n_in * bits // 32, n_out)
 
@@ -78,6 +115,15 @@ def random_packed(
 
     scales = rng.uniform(0.5, 1.5, (n_groups, n_out)) * (4.0 / 2**bits) / np.sqrt(n_in)
     scales *= rng.choice([1.0, 1.0, 1.0, -1.0, 0.0], scales.shape)
+    if form.startswith("compressed"):
+        compressed: Tensors = {
+            "weight_packed": words(n_out, n_in * bits // 32),
+            "weight_scale": np.ascontiguousarray(scales.T.astype(np.float16)),
+            "weight_shape": np.array([n_out, n_in]),
+        }
+        if form == "compressed":
+            compressed["weight_zero_point"] = words(n_out * bits // 32, n_groups)
+        return compressed
     packed: Tensors = {
         "qweight": words(*shape),
         "qzeros": words(n_groups, n_out * bits // 32),
@@ -173,6 +219,25 @@ def write_model(path: Path, config: Mapping[str, Any], tensors: Tensors) -> Path
     return path
 
 
+def to_bf16(values: NDArray[Any]) -> NDArray[np.uint16]:
+    """The upper halves of fp32 values, for a tensor that `call_bf16` names."""
+    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def from_bf16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def call_bf16(path: Path) -> Path:
+    """Says in a model's header that its U16 tensors are BF16, which NumPy does not have."""
+    file = path / "model.safetensors"
+    data = file.read_bytes()
+    end = 8 + struct.unpack("<Q", data[:8])[0]
+    header = data[8:end].replace(b'"U16"', b'"BF16"')
+    file.write_bytes(struct.pack("<Q", len(header)) + header + data[end:])
+    return path
+
+
 def packed_tensors(
     rng: np.random.Generator, form: str, config: Mapping[str, Any], also: tuple[str, ...] = ()
 ) -> Tensors:
@@ -190,9 +255,11 @@ def packed_tensors(
 def dense_tensors(form: str, tensors: Tensors) -> Tensors:
     """The same model, every matrix that has a qweight decoded to fp32."""
     dense = {k: v for k, v in tensors.items() if k.endswith((".weight", ".bias"))}
+    names = names_of(form)
     for key in tensors:
-        if key.endswith(".qweight"):
-            name = key.removesuffix(".qweight")
-            suffixes = ("qweight", "qzeros", "scales")
-            dense[f"{name}.weight"] = decode(form, {s: tensors[f"{name}.{s}"] for s in suffixes})
+        name, _, suffix = key.rpartition(".")
+        if suffix == names[0]:
+            found = {s: tensors.get(f"{name}.{s}") for s in (*names, "g_idx")}
+            packed = {s: array for s, array in found.items() if array is not None}
+            dense[f"{name}.weight"] = decode(form, packed)
     return dense

@@ -38,8 +38,8 @@ typedef struct lmd_backend_config {
 } lmd_backend_config;
 
 /* Rows taken from one matrix of a checkpoint: row i is the matrix's row row_map[i] (NULL: row
- * i). The matrix is a tensor, or packed tensors that lmd_packed_check accepted; then row_map
- * keeps runs of LMD_PACKED_ROWS rows together. */
+ * i). The matrix is a tensor, or packed tensors in which lmd_packed_check found groups; then
+ * row_map keeps runs of LMD_PACKED_ROWS rows together. */
 typedef struct lmd_weight_part {
     const lmd_tensor_view *tensor; /* [>= n_rows, n_cols]; unused when packed */
     lmd_packed_weight packed;      /* LMD_PACKING_NONE: the matrix is `tensor` */

@@ -41,20 +41,6 @@ static lmd_status check_rope(const lmd_rope_config *rope, lmd_err *err) {
     return LMD_OK;
 }
 
-static lmd_status check_quant(const lmd_quant_config *quant, lmd_err *err) {
-    const int32_t group_size = quant->group_size;
-    if (!quant->packing) return LMD_OK;
-    if (quant->bits != 4 && !(quant->bits == 8 && quant->packing != LMD_PACKING_AWQ))
-        return lmd_fail(err, LMD_UNSUPPORTED,
-                        "model config: quant_bits must be 4, or for GPTQ 8, not %d",
-                        quant->bits);
-    if (group_size != 32 && group_size != 64 && group_size != 128 && group_size != -1)
-        return lmd_fail(err, LMD_UNSUPPORTED,
-                        "model config: quant_group_size must be 32, 64, 128 or -1, not %d",
-                        group_size);
-    return LMD_OK;
-}
-
 lmd_status lmd_model_config_check(const lmd_model_config *config, lmd_err *err) {
     LMD_TRY(check_size("n_layer", config->n_layer, MAX_LAYERS, err));
     LMD_TRY(check_size("n_head", config->n_head, MAX_HEADS, err));
@@ -74,7 +60,6 @@ lmd_status lmd_model_config_check(const lmd_model_config *config, lmd_err *err) 
     if (!(config->norm_eps >= 0.0 && config->norm_eps < 1.0))
         return lmd_fail(err, LMD_INVALID, "model config: norm_eps must be 0 to 1, not %g",
                         config->norm_eps);
-    LMD_TRY(check_quant(&config->quant, err));
     return check_rope(&config->rope, err);
 }
 
@@ -93,13 +78,18 @@ lmd_status lmd_rope_type_of(const char *name, lmd_rope_type *out, lmd_err *err) 
 }
 
 lmd_status lmd_packing_of(const char *name, lmd_packing *out, lmd_err *err) {
-    static const char *const names[] = {"none", "awq", "gptq", "gptq_v2"};
-    for (int32_t i = 0; i < 4; i++)
+    static const char *const names[LMD_PACKING_COUNT] = {
+        [LMD_PACKING_NONE] = "none",       [LMD_PACKING_AWQ] = "awq",
+        [LMD_PACKING_GPTQ] = "gptq",       [LMD_PACKING_GPTQ_BORROW] = "gptq_borrow",
+        [LMD_PACKING_GPTQ_V2] = "gptq_v2", [LMD_PACKING_COMPRESSED] = "compressed-tensors",
+    };
+    for (int32_t i = 0; i < LMD_PACKING_COUNT; i++)
         if (strcmp(name, names[i]) == 0) {
             *out = (lmd_packing)i;
             return LMD_OK;
         }
     return lmd_fail(err, LMD_UNSUPPORTED,
-                    "quant_method \"%.40s\" is not served; served: none, awq, gptq, gptq_v2",
+                    "quant_method \"%.40s\" is not served; served: none, awq, gptq, "
+                    "gptq_borrow, gptq_v2, compressed-tensors",
                     name);
 }

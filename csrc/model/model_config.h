@@ -30,13 +30,6 @@ typedef struct lmd_rope_config {
     bool freqs_tensor; /* GGUF's rope_freqs.weight divides the frequencies */
 } lmd_rope_config;
 
-/* How matrices that have packed tensors are stored. */
-typedef struct lmd_quant_config {
-    lmd_packing packing; /* NONE: every matrix is a tensor of its own */
-    int32_t bits;
-    int32_t group_size; /* columns with one scale; -1: whole rows */
-} lmd_quant_config;
-
 typedef struct lmd_model_config {
     char arch[32];
     lmd_naming naming;
@@ -44,7 +37,7 @@ typedef struct lmd_model_config {
     int32_t hidden_dim, ffn_dim, vocab_size, max_position;
     double norm_eps;
     lmd_rope_config rope;
-    lmd_quant_config quant;
+    lmd_packing packing;             /* how packed matrices are stored; NONE: there are none */
     bool tie_embeddings;             /* lm_head is the embedding */
     bool qkv_bias, o_bias, mlp_bias; /* biases of the linears */
     bool qk_norm;                    /* per-head RMS norm of q and k before RoPE */
@@ -58,7 +51,8 @@ lmd_status lmd_model_config_check(const lmd_model_config *config, lmd_err *err);
 /* "default", "linear", ... to the enum. LMD_UNSUPPORTED. */
 lmd_status lmd_rope_type_of(const char *name, lmd_rope_type *out, lmd_err *err);
 
-/* "none", "awq", "gptq" or "gptq_v2" to the enum. LMD_UNSUPPORTED. */
+/* "none", "awq", "gptq", "gptq_borrow", "gptq_v2" or "compressed-tensors" to the enum.
+ * LMD_UNSUPPORTED. */
 lmd_status lmd_packing_of(const char *name, lmd_packing *out, lmd_err *err);
 
 #endif

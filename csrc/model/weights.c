@@ -65,30 +65,39 @@ static lmd_status find(const loader *self, lmd_tensor_role role, int32_t layer, 
     return LMD_OK;
 }
 
-/* Finds and checks the packed tensors of a matrix: "x.qweight" and its neighbours in place of
- * "x.weight". Leaves out->packing NONE where there is no qweight. */
+/* The tensors of a packed matrix, after the name that it would have without ".weight". */
+typedef struct packed_names {
+    const char *qweight, *scales, *qzeros, *g_idx;
+} packed_names;
+
+static const packed_names word_names = {"qweight", "scales", "qzeros", "g_idx"};
+static const packed_names compressed_names = {"weight_packed", "weight_scale",
+                                              "weight_zero_point", "weight_g_idx"};
+
+/* Finds and checks the packed tensors of a matrix, which are there in place of "x.weight".
+ * Leaves out->packing NONE where they are not. */
 static lmd_status find_packed(const loader *self, const char *weight_name, int64_t n_rows,
                               int64_t n_cols, lmd_packed_weight *out, lmd_err *err) {
-    const lmd_quant_config *quant = &self->model->config.quant;
+    const lmd_packing packing = self->model->config.packing;
+    const bool is_compressed = packing == LMD_PACKING_COMPRESSED;
+    const packed_names *names = is_compressed ? &compressed_names : &word_names;
     const size_t stem_len = strlen(weight_name) - strlen("weight");
     char name[LMD_TENSOR_NAME_LEN + 1];
-    lmd_packed_weight packed = {.packing = quant->packing, .bits = quant->bits};
-    packed.group_size = quant->group_size < 0 ? (int32_t)n_cols : quant->group_size;
-    if (stem_len + sizeof "qweight" > sizeof name) return LMD_OK;
+    lmd_packed_weight packed = {.packing = packing};
+    if (stem_len + sizeof "weight_zero_point" > sizeof name) return LMD_OK;
     memcpy(name, weight_name, stem_len);
     char *suffix = name + stem_len;
-    strcpy(suffix, "qweight");
+    strcpy(suffix, names->qweight);
     packed.qweight = lmd_checkpoint_find(self->checkpoint, name);
     if (!packed.qweight) return LMD_OK;
-    strcpy(suffix, "qzeros");
-    LMD_TRY(find_name(self, name, &packed.qzeros, err));
-    strcpy(suffix, "scales");
+    strcpy(suffix, names->scales);
     LMD_TRY(find_name(self, name, &packed.scales, err));
+    strcpy(suffix, names->qzeros);
+    packed.qzeros = lmd_checkpoint_find(self->checkpoint, name);
+    if (!packed.qzeros && !is_compressed) LMD_TRY(find_name(self, name, &packed.qzeros, err));
+    strcpy(suffix, names->g_idx);
+    if (packing != LMD_PACKING_AWQ) packed.g_idx = lmd_checkpoint_find(self->checkpoint, name);
     LMD_TRY(lmd_packed_check(&packed, n_rows, n_cols, err));
-    strcpy(suffix, "g_idx");
-    const lmd_tensor_view *g_idx = lmd_checkpoint_find(self->checkpoint, name);
-    if (g_idx && packed.packing != LMD_PACKING_AWQ)
-        LMD_TRY(lmd_packed_check_g_idx(g_idx, packed.group_size, n_cols, err));
     *out = packed;
     return LMD_OK;
 }
@@ -100,7 +109,7 @@ static lmd_status find_part(const loader *self, lmd_tensor_role role, int32_t la
     char name[LMD_TENSOR_NAME_LEN + 1];
     lmd_weight_part part = {.n_rows = n_rows};
     tensor_name(self, role, layer, name, sizeof name);
-    if (self->model->config.quant.packing)
+    if (self->model->config.packing)
         LMD_TRY(find_packed(self, name, n_rows, n_cols, &part.packed, err));
     if (!part.packed.packing)
         LMD_TRY(find(self, role, layer, n_rows, n_cols, &part.tensor, err));
@@ -110,14 +119,73 @@ static lmd_status find_part(const loader *self, lmd_tensor_role role, int32_t la
 
 /* ---- uploading ---- */
 
-static lmd_status upload(loader *self, const lmd_weight_source *src, lmd_weight **out,
-                         lmd_err *err) {
+/* Matrices in place of those packed parts of a source that have no groups. */
+typedef struct dense_parts {
+    lmd_tensor_view views[LMD_MAX_WEIGHT_PARTS];
+    float *values[LMD_MAX_WEIGHT_PARTS]; /* NULL where sizes alone are wanted */
+} dense_parts;
+
+/* Dequantises a packed matrix, all of its rows. */
+static lmd_status dequantise(const lmd_packed_weight *packed, const lmd_tensor_view *view,
+                             float **out, lmd_err *err) {
+    const int32_t n_rows = (int32_t)view->dims[0], n_cols = (int32_t)view->dims[1];
+    float *scratch =
+        lmd_calloc((size_t)lmd_packed_scratch_len(packed, n_cols), sizeof *scratch);
+    float *values = lmd_calloc(view->n_bytes, 1);
+    if (!scratch || !values) {
+        lmd_free(scratch);
+        lmd_free(values);
+        return lmd_no_memory(err, "tensor \"%s\" as fp32", packed->qweight->name);
+    }
+    for (int32_t row = 0; row < n_rows; row += LMD_PACKED_ROWS)
+        lmd_packed_to_float(packed, row, n_cols, scratch, values + (int64_t)row * n_cols);
+    lmd_free(scratch);
+    *out = values;
+    return LMD_OK;
+}
+
+/* Replaces the packed parts that have no groups by dense matrices, a repeated one once. */
+static lmd_status make_dense(const loader *self, lmd_weight_source *src, dense_parts *dense,
+                             lmd_err *err) {
+    const lmd_tensor_view *first = src->parts[0].packed.qweight;
+    for (int32_t i = 0; i < src->n_parts; i++) {
+        const lmd_packed_weight packed = src->parts[i].packed;
+        lmd_tensor_view *view = &dense->views[i];
+        if (!packed.packing || packed.has_groups) continue;
+        src->parts[i].packed = (lmd_packed_weight){LMD_PACKING_NONE};
+        src->parts[i].tensor = i > 0 && packed.qweight == first ? &dense->views[0] : view;
+        if (src->parts[i].tensor != view) continue;
+        const bool is_compressed = packed.packing == LMD_PACKING_COMPRESSED;
+        *view = *packed.qweight;
+        view->dtype = LMD_F32;
+        view->dims[0] = packed.scales->dims[!is_compressed];
+        view->dims[1] = src->n_cols;
+        view->n_bytes = (size_t)(view->dims[0] * view->dims[1]) * sizeof *dense->values[i];
+        if (self->sizes_alone) continue;
+        LMD_TRY(dequantise(&packed, view, &dense->values[i], err));
+        view->data = dense->values[i];
+    }
+    return LMD_OK;
+}
+
+/* Uploads a source, or adds its size up. */
+static lmd_status upload_ready(loader *self, const lmd_weight_source *src, lmd_weight **out,
+                               lmd_err *err) {
     lmd_backend *backend = self->model->backend;
     size_t n_bytes;
     LMD_TRY(backend->ops->weight_size(backend, src, &n_bytes, err));
     self->model->sizes.weight_bytes += n_bytes;
-    if (self->sizes_alone) return LMD_OK;
-    LMD_TRY(backend->ops->upload(backend, src, out, err));
+    return self->sizes_alone ? LMD_OK : backend->ops->upload(backend, src, out, err);
+}
+
+static lmd_status upload(loader *self, const lmd_weight_source *src, lmd_weight **out,
+                         lmd_err *err) {
+    lmd_weight_source ready = *src;
+    dense_parts dense = {0};
+    lmd_status status = make_dense(self, &ready, &dense, err);
+    if (status == LMD_OK) status = upload_ready(self, &ready, out, err);
+    for (int32_t i = 0; i < LMD_MAX_WEIGHT_PARTS; i++) lmd_free(dense.values[i]);
+    if (status != LMD_OK || self->sizes_alone) return status;
     for (int32_t i = 0; i < src->n_parts; i++) {
         const lmd_weight_part *part = &src->parts[i];
         const lmd_tensor_view *views[] = {part->tensor, part->packed.qweight,

@@ -2,7 +2,6 @@
  * The inner loops move 8 codes at a time as the bytes of a 64-bit word, lowest byte first. */
 #include "quant/packed_codec.h"
 
-#include <stdbool.h>
 #include <string.h>
 
 #include "base/half.h"
@@ -15,84 +14,168 @@ static uint32_t read_word(const lmd_tensor_view *view, int64_t row, int64_t col)
 
 static bool is_awq(const lmd_packed_weight *self) { return self->packing == LMD_PACKING_AWQ; }
 
+static bool is_compressed(const lmd_packed_weight *self) {
+    return self->packing == LMD_PACKING_COMPRESSED;
+}
+
+/* Where tensors of one value for each group and row hold that of a group and a row. */
+static int64_t value_at(const lmd_packed_weight *self, const lmd_tensor_view *view,
+                        int32_t group, int32_t row) {
+    return is_compressed(self) ? row * view->dims[1] + group : group * view->dims[1] + row;
+}
+
+/* ---- zeros ---- */
+
+static int32_t middle_code(const lmd_packed_weight *self) { return 1 << (self->bits - 1); }
+
+/* The word that holds the zero of a row, zeros as they are. */
+static uint32_t zeros_word(const lmd_packed_weight *self, int32_t row, int32_t group) {
+    const uint32_t ones = self->bits == 4 ? 0x11111111u : 0x01010101u;
+    const int32_t word = row * self->bits / 32;
+    if (!self->qzeros) return ones << (self->bits - 1);
+    if (is_compressed(self)) return read_word(self->qzeros, word, group);
+    const uint32_t stored = read_word(self->qzeros, group, word);
+    if (self->packing == LMD_PACKING_GPTQ_BORROW) return stored + ones;
+    if (self->packing != LMD_PACKING_GPTQ) return stored;
+    /* 1 is added to each zero: the top bits apart, so that nothing carries into a neighbour. */
+    const uint32_t top = ones << (self->bits - 1);
+    return ((stored & ~top) + ones) ^ (stored & top);
+}
+
+/* The zero of a row in its word. */
+static int32_t zero_in(const lmd_packed_weight *self, uint32_t word, int32_t row) {
+    int32_t at = row % (32 / self->bits);
+    /* AWQ's nibbles 0 to 3 belong to rows 0 2 4 6, nibbles 4 to 7 to rows 1 3 5 7. */
+    if (is_awq(self)) at = at / 2 + at % 2 * 4;
+    return (int32_t)(word >> (at * self->bits) & ((1u << self->bits) - 1));
+}
+
+static int32_t zero_of(const lmd_packed_weight *self, int32_t row, int32_t group) {
+    return zero_in(self, zeros_word(self, row, group), row);
+}
+
+static bool has_middle_zeros(const lmd_packed_weight *self, int32_t n_rows, int32_t n_groups) {
+    for (int32_t g = 0; self->qzeros && g < n_groups; g++)
+        for (int32_t row = 0; row < n_rows; row++)
+            if (zero_of(self, row, g) != middle_code(self)) return false;
+    return true;
+}
+
 /* ---- checks ---- */
 
-static lmd_status check_matrix(const lmd_tensor_view *view, lmd_dtype dtype, int64_t n_rows,
-                               int64_t n_cols, lmd_err *err) {
-    if (view->dtype == dtype && view->n_dims == 2 && view->dims[0] == n_rows &&
+static lmd_status check_matrix(const lmd_tensor_view *view, int64_t n_rows, int64_t n_cols,
+                               lmd_err *err) {
+    if (view->dtype == LMD_I32 && view->n_dims == 2 && view->dims[0] == n_rows &&
         view->dims[1] == n_cols)
         return LMD_OK;
     return lmd_fail(err, LMD_BAD_FILE,
-                    "tensor \"%s\" is %s with shape %lld x %lld, but bits, group_size and the "
-                    "config ask for %s with shape %lld x %lld",
+                    "tensor \"%s\" is %s with shape %lld x %lld, but the config and its "
+                    "neighbours ask for I32 with shape %lld x %lld",
                     view->name, lmd_view_dtype_name(view), (long long)view->dims[0],
-                    (long long)view->dims[1], lmd_dtype_name(dtype), (long long)n_rows,
-                    (long long)n_cols);
+                    (long long)view->dims[1], (long long)n_rows, (long long)n_cols);
 }
 
-static lmd_status check_sizes(const lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
+static lmd_status check_words(const lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
                               lmd_err *err) {
-    const char *name = self->qweight->name;
-    if (self->bits != 4 && !(self->bits == 8 && !is_awq(self)))
-        return lmd_fail(err, LMD_UNSUPPORTED,
-                        "tensor \"%s\": %d bits are not served; served: 4, and 8 for GPTQ",
-                        name, self->bits);
-    if (self->group_size < 32 || self->group_size % 32 || n_cols % self->group_size)
-        return lmd_fail(err, LMD_UNSUPPORTED,
-                        "tensor \"%s\": rows of %lld values in groups of %d are not served; "
-                        "both must be multiples of 32, and rows whole groups",
-                        name, (long long)n_cols, self->group_size);
-    if (n_rows % LMD_PACKED_ROWS)
-        return lmd_fail(err, LMD_UNSUPPORTED,
-                        "tensor \"%s\": %lld output rows are not served, only multiples of %d",
-                        name, (long long)n_rows, LMD_PACKED_ROWS);
-    return LMD_OK;
+    const int64_t bits = self->bits;
+    if (is_awq(self)) return check_matrix(self->qweight, n_cols, n_rows * bits / 32, err);
+    if (is_compressed(self))
+        return check_matrix(self->qweight, n_rows, n_cols * bits / 32, err);
+    return check_matrix(self->qweight, n_cols * bits / 32, n_rows, err);
 }
 
-/* Codes become code - 128 as int8, which leaves no room for a zero: every zero must be 128. */
-static lmd_status check_zeros_of_8_bits(const lmd_packed_weight *self, lmd_err *err) {
-    const uint32_t wanted = self->packing == LMD_PACKING_GPTQ ? 0x7f7f7f7fu : 0x80808080u;
-    for (int64_t g = 0; g < self->qzeros->dims[0]; g++)
-        for (int64_t i = 0; i < self->qzeros->dims[1]; i++)
-            if (read_word(self->qzeros, g, i) != wanted)
-                return lmd_fail(err, LMD_UNSUPPORTED,
-                                "tensor \"%s\": 8 bits are served with symmetric zeros only, "
-                                "words 0x%08x; word %lld of group %lld is 0x%08x",
-                                self->qzeros->name, wanted, (long long)i, (long long)g,
-                                read_word(self->qzeros, g, i));
-    return LMD_OK;
-}
-
-lmd_status lmd_packed_check(const lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
+/* Reads bits: words are as many as the codes of one dimension need. */
+static lmd_status find_bits(lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
                             lmd_err *err) {
-    LMD_TRY(check_sizes(self, n_rows, n_cols, err));
-    const int64_t n_groups = n_cols / self->group_size, per_word = 32 / self->bits;
-    if (is_awq(self))
-        LMD_TRY(check_matrix(self->qweight, LMD_I32, n_cols, n_rows / per_word, err));
-    else
-        LMD_TRY(check_matrix(self->qweight, LMD_I32, n_cols / per_word, n_rows, err));
-    LMD_TRY(check_matrix(self->qzeros, LMD_I32, n_groups, n_rows / per_word, err));
-    LMD_TRY(check_matrix(self->scales, LMD_F16, n_groups, n_rows, err));
-    return self->bits == 8 ? check_zeros_of_8_bits(self, err) : LMD_OK;
+    const lmd_tensor_view *qweight = self->qweight;
+    if (n_rows % LMD_PACKED_ROWS || n_cols % 32)
+        return lmd_fail(err, LMD_UNSUPPORTED,
+                        "tensor \"%s\": %lld output rows of %lld values are not served packed, "
+                        "only multiples of %d and of 32",
+                        qweight->name, (long long)n_rows, (long long)n_cols, LMD_PACKED_ROWS);
+    const int64_t n_words = qweight->dims[is_awq(self) || is_compressed(self)];
+    const int64_t n_codes = is_awq(self) ? n_rows : n_cols;
+    const int64_t bits = n_words * 32 / n_codes;
+    self->bits = 4;
+    if (n_words * 32 % n_codes || bits < 1 || bits > 8)
+        return check_words(self, n_rows, n_cols, err);
+    self->bits = (int32_t)bits;
+    LMD_TRY(check_words(self, n_rows, n_cols, err));
+    if (bits == 4 || (bits == 8 && !is_awq(self))) return LMD_OK;
+    return lmd_fail(err, LMD_UNSUPPORTED,
+                    "tensor \"%s\" has codes of %d bits, which are not served; served: 4, and "
+                    "8 for GPTQ and compressed-tensors",
+                    qweight->name, self->bits);
 }
 
-lmd_status lmd_packed_check_g_idx(const lmd_tensor_view *g_idx, int32_t group_size,
-                                  int64_t n_cols, lmd_err *err) {
+/* Reads group_size: scales and zeros are as many as there are groups. */
+static lmd_status find_groups(lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
+                              lmd_err *err) {
+    const lmd_tensor_view *scales = self->scales;
+    const int64_t zero_words = n_rows * self->bits / 32;
+    const int32_t group_dim = is_compressed(self);
+    const int64_t n_groups = scales->dims[group_dim];
+    if (scales->dtype > LMD_BF16 || scales->n_dims != 2 || scales->dims[!group_dim] != n_rows)
+        return lmd_fail(err, LMD_BAD_FILE,
+                        "tensor \"%s\" is %s with shape %lld x %lld, but must be F16, BF16 or "
+                        "F32, with a scale for each group of each of %lld output rows",
+                        scales->name, lmd_view_dtype_name(scales), (long long)scales->dims[0],
+                        (long long)scales->dims[1], (long long)n_rows);
+    if (n_groups < 1 || n_cols % n_groups)
+        return lmd_fail(
+            err, LMD_UNSUPPORTED,
+            "tensor \"%s\": rows of %lld values in %lld groups are not served, only "
+            "groups of one size",
+            scales->name, (long long)n_cols, (long long)n_groups);
+    self->group_size = (int32_t)(n_cols / n_groups);
+    if (!self->qzeros) return LMD_OK;
+    if (is_compressed(self)) return check_matrix(self->qzeros, zero_words, n_groups, err);
+    return check_matrix(self->qzeros, n_groups, zero_words, err);
+}
+
+static int32_t group_of(const lmd_packed_weight *self, int32_t col) {
+    if (!self->g_idx) return col / self->group_size;
+    int32_t group;
+    memcpy(&group, (const uint8_t *)self->g_idx->data + (int64_t)col * 4, sizeof group);
+    return group;
+}
+
+/* Checks g_idx, and forgets one that says nothing: columns in order, or all zero, which old
+ * writers left where they had no order. */
+static lmd_status find_order(lmd_packed_weight *self, int32_t n_cols, lmd_err *err) {
+    const lmd_tensor_view *g_idx = self->g_idx;
+    const int32_t n_groups = n_cols / self->group_size;
+    bool in_order = true, all_zero = true;
+    if (!g_idx) return LMD_OK;
     if (g_idx->dtype != LMD_I32 || g_idx->n_dims != 1 || g_idx->dims[0] != n_cols)
         return lmd_fail(err, LMD_BAD_FILE,
-                        "tensor \"%s\" is %s with shape %lld x %lld, but must be I32 with %lld "
+                        "tensor \"%s\" is %s with shape %lld x %lld, but must be I32 with %d "
                         "values, the group of each column",
                         g_idx->name, lmd_view_dtype_name(g_idx), (long long)g_idx->dims[0],
-                        (long long)g_idx->dims[1], (long long)n_cols);
-    for (int64_t k = 0; k < n_cols; k++) {
-        int32_t group;
-        memcpy(&group, (const uint8_t *)g_idx->data + k * 4, sizeof group);
-        if (group != k / group_size)
-            return lmd_fail(err, LMD_UNSUPPORTED,
-                            "tensor \"%s\" puts column %lld into group %d: groups that are no "
-                            "runs of %d columns (desc_act) are not served",
-                            g_idx->name, (long long)k, group, group_size);
+                        (long long)g_idx->dims[1], n_cols);
+    for (int32_t k = 0; k < n_cols; k++) {
+        const int32_t group = group_of(self, k);
+        if (group < 0 || group >= n_groups)
+            return lmd_fail(err, LMD_BAD_FILE,
+                            "tensor \"%s\" puts column %d into group %d of %d", g_idx->name, k,
+                            group, n_groups);
+        in_order = in_order && group == k / self->group_size;
+        all_zero = all_zero && group == 0;
     }
+    if (in_order || all_zero) self->g_idx = NULL;
+    return LMD_OK;
+}
+
+lmd_status lmd_packed_check(lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
+                            lmd_err *err) {
+    LMD_TRY(find_bits(self, n_rows, n_cols, err));
+    LMD_TRY(find_groups(self, n_rows, n_cols, err));
+    LMD_TRY(find_order(self, (int32_t)n_cols, err));
+    self->has_groups = !self->g_idx && self->group_size % 32 == 0;
+    /* 8 bits become code - 128 as int8, which leaves no room for a zero. */
+    if (self->has_groups && self->bits == 8)
+        self->has_groups =
+            has_middle_zeros(self, (int32_t)n_rows, (int32_t)n_cols / self->group_size);
     return LMD_OK;
 }
 
@@ -163,40 +246,99 @@ static void decode_gptq4(const lmd_tensor_view *qweight, int32_t first_row, int3
         }
 }
 
-static void decode_gptq8(const lmd_tensor_view *qweight, int32_t first_row, int32_t first_col,
-                         int32_t n_cols, uint8_t *codes) {
+static void decode_compressed4(const lmd_tensor_view *qweight, int32_t first_row,
+                               int32_t first_col, int32_t n_cols, uint8_t *codes) {
+    for (int32_t i = 0; i < LMD_PACKED_ROWS; i++)
+        for (int32_t k = 0; k < n_cols; k += 8) {
+            uint64_t x = spread_nibbles(read_word(qweight, first_row + i, (first_col + k) / 8));
+            memcpy(codes + i * n_cols + k, &x, sizeof x);
+        }
+}
+
+static void decode_8_bits(const lmd_packed_weight *self, int32_t first_row, int32_t first_col,
+                          int32_t n_cols, uint8_t *codes) {
     for (int32_t k = 0; k < n_cols; k += 4)
         for (int32_t i = 0; i < LMD_PACKED_ROWS; i++) {
-            uint32_t word = read_word(qweight, (first_col + k) / 4, first_row + i);
+            const int32_t row = first_row + i, words = (first_col + k) / 4;
+            uint32_t word = is_compressed(self) ? read_word(self->qweight, row, words)
+                                                : read_word(self->qweight, words, row);
             word ^= 0x80808080u; /* each byte becomes code - 128 */
             memcpy(codes + i * n_cols + k, &word, sizeof word);
         }
 }
 
-static void decode_zeros(const lmd_packed_weight *self, int32_t first_row, int32_t group,
-                         uint16_t *zeros) {
-    const uint32_t word = read_word(self->qzeros, group, first_row / 8);
-    for (int32_t i = 0; i < LMD_PACKED_ROWS; i++) {
-        uint32_t zero = word >> (i * 4) & 15;
-        if (self->packing == LMD_PACKING_GPTQ) zero = (zero + 1) & 15;
-        /* AWQ's nibbles 0 to 3 belong to rows 0 2 4 6, nibbles 4 to 7 to rows 1 3 5 7. */
-        int32_t row = !is_awq(self) ? i : i < 4 ? i * 2 : i * 2 - 7;
-        zeros[row] = lmd_float_to_half((float)zero);
+static void decode_codes(const lmd_packed_weight *self, int32_t first_row, int32_t first_col,
+                         int32_t n_cols, uint8_t *codes) {
+    if (is_awq(self))
+        decode_awq(self->qweight, first_row, first_col, n_cols, codes);
+    else if (self->bits == 8)
+        decode_8_bits(self, first_row, first_col, n_cols, codes);
+    else if (is_compressed(self))
+        decode_compressed4(self->qweight, first_row, first_col, n_cols, codes);
+    else
+        decode_gptq4(self->qweight, first_row, first_col, n_cols, codes);
+}
+
+static float scale_of(const lmd_packed_weight *self, int32_t row, int32_t group) {
+    const lmd_tensor_view *scales = self->scales;
+    const int32_t n_bytes = lmd_dtype_block_bytes(scales->dtype);
+    float scale;
+    lmd_weight_row_to_float(scales->dtype,
+                            (const uint8_t *)scales->data +
+                                value_at(self, scales, group, row) * n_bytes,
+                            1, &scale);
+    return scale;
+}
+
+static void decode_scales(const lmd_packed_weight *self, int32_t first_row, int32_t group,
+                          uint16_t *scales) {
+    if (self->scales->dtype == LMD_F16 && !is_compressed(self)) {
+        memcpy(scales,
+               (const uint8_t *)self->scales->data +
+                   value_at(self, self->scales, group, first_row) * 2,
+               LMD_PACKED_ROWS * sizeof *scales);
+        return;
     }
+    for (int32_t i = 0; i < LMD_PACKED_ROWS; i++)
+        scales[i] = lmd_float_to_half(scale_of(self, first_row + i, group));
 }
 
 void lmd_packed_decode(const lmd_packed_weight *self, int32_t first_row, int32_t first_col,
                        int32_t n_cols, uint8_t *codes, uint16_t *scales, uint16_t *zeros) {
     const int32_t group = first_col / self->group_size;
-    if (is_awq(self))
-        decode_awq(self->qweight, first_row, first_col, n_cols, codes);
-    else if (self->bits == 4)
-        decode_gptq4(self->qweight, first_row, first_col, n_cols, codes);
-    else
-        decode_gptq8(self->qweight, first_row, first_col, n_cols, codes);
-    if (self->bits == 4) decode_zeros(self, first_row, group, zeros);
-    memcpy(scales,
-           (const uint8_t *)self->scales->data +
-               (group * self->scales->dims[1] + first_row) * 2,
-           LMD_PACKED_ROWS * sizeof *scales);
+    decode_codes(self, first_row, first_col, n_cols, codes);
+    decode_scales(self, first_row, group, scales);
+    if (self->bits != 4) return;
+    const uint32_t word = zeros_word(self, first_row, group); /* of all LMD_PACKED_ROWS rows */
+    for (int32_t i = 0; i < LMD_PACKED_ROWS; i++)
+        zeros[i] = lmd_float_to_half((float)zero_in(self, word, i));
+}
+
+/* ---- to fp32 ---- */
+
+int64_t lmd_packed_scratch_len(const lmd_packed_weight *self, int32_t n_cols) {
+    return (int64_t)n_cols / self->group_size * LMD_PACKED_ROWS * 2;
+}
+
+void lmd_packed_to_float(const lmd_packed_weight *self, int32_t first_row, int32_t n_cols,
+                         float *scratch, float *out) {
+    enum { COLS = 32 };
+    const int32_t bias = self->bits == 8 ? 128 : 0; /* that decode_codes took off */
+    const int32_t n_groups = n_cols / self->group_size;
+    float *scales = scratch, *zeros = scratch + n_groups * LMD_PACKED_ROWS;
+    uint8_t codes[LMD_PACKED_ROWS * COLS];
+    for (int32_t i = 0; i < n_groups * LMD_PACKED_ROWS; i++) {
+        const int32_t row = first_row + i % LMD_PACKED_ROWS, group = i / LMD_PACKED_ROWS;
+        scales[i] = scale_of(self, row, group);
+        zeros[i] = (float)(zero_of(self, row, group) - bias);
+    }
+    for (int32_t k = 0; k < n_cols; k++) {
+        if (k % COLS == 0) decode_codes(self, first_row, k, COLS, codes);
+        const int32_t first = group_of(self, k) * LMD_PACKED_ROWS;
+        for (int32_t i = 0; i < LMD_PACKED_ROWS; i++) {
+            const uint8_t code = codes[i * COLS + k % COLS];
+            const float value = bias ? (float)(int8_t)code : (float)code;
+            out[(int64_t)i * n_cols + k] = scales[first + i] * (value - zeros[first + i]);
+        }
+    }
 }

@@ -1,31 +1,45 @@
-/* Decoding of weights packed K-major into 32-bit words: AWQ (gemm) and GPTQ.
+/* Decoding of weights packed into 32-bit words: AWQ (gemm), GPTQ and compressed-tensors
+ * (pack-quantized).
  * Owns: the order of codes and zeros in the words, and what shapes the tensors must have.
  * Decoding is pure: no state, no allocation, data of any alignment, any bits. Any thread. */
 #ifndef LMD_QUANT_PACKED_CODEC_H
 #define LMD_QUANT_PACKED_CODEC_H
 
+#include <stdbool.h>
+
 #include "quant/weight_codec.h"
 
-/* A matrix of N output rows and K columns, groups of g columns with one scale and one zero; a
- * word holds 32 / bits codes, the first in its lowest bits:
- *   AWQ      qweight I32 [K][N/8]       rows 0 2 4 6 1 3 5 7 of a run of 8
- *            qzeros  I32 [K/g][N/8]     in the same order
- *   GPTQ     qweight I32 [K*bits/32][N] columns in order
- *            qzeros  I32 [K/g][N*bits/32] rows in order, stored minus 1, wrapping
- *   GPTQ_V2  the same, zeros as they are
- * and scales F16 [K/g][N]. value = scale * (code - zero). */
+/* A matrix of N output rows and K columns in groups of g columns, which share a scale and a
+ * zero; a word holds 32 / bits codes, the first in its lowest bits: AWQ          qweight
+ * [K][N/8]       rows 0 2 4 6 1 3 5 7 of a run of 8 qzeros  [K/g][N/8]     in the same order
+ *   GPTQ         qweight [K*bits/32][N] columns in order
+ *                qzeros  [K/g][N*bits/32] rows in order, each zero stored minus 1, wrapping
+ *   GPTQ_BORROW  the same, but 1 was taken off all zeros of a word at once, as from one number:
+ *                a zero of 0 borrows from the next one (gptqmodel writes this)
+ *   GPTQ_V2      the same, zeros as they are
+ *   COMPRESSED   qweight [N][K*bits/32] columns in order
+ *                qzeros  [N*bits/32][K/g] rows in order
+ * and scales [K/g][N], of COMPRESSED [N][K/g]. value = scale * (code - zero). Words are I32,
+ * scales F16, BF16 or F32. Without qzeros every zero is the middle of the codes. g_idx [K],
+ * where there is one, says the group of each column. */
 typedef enum lmd_packing {
     LMD_PACKING_NONE, /* no packed tensors */
     LMD_PACKING_AWQ,
     LMD_PACKING_GPTQ,
-    LMD_PACKING_GPTQ_V2
+    LMD_PACKING_GPTQ_BORROW,
+    LMD_PACKING_GPTQ_V2,
+    LMD_PACKING_COMPRESSED,
+    LMD_PACKING_COUNT
 } lmd_packing;
 
 typedef struct lmd_packed_weight {
     lmd_packing packing;
-    int32_t bits;       /* 4; for GPTQ 8 too, with zeros that are all 128 */
+    const lmd_tensor_view *qweight, *scales;
+    const lmd_tensor_view *qzeros, *g_idx; /* or NULL */
+    /* Set by lmd_packed_check: */
+    int32_t bits;       /* 4 or 8 */
     int32_t group_size; /* g */
-    const lmd_tensor_view *qweight, *qzeros, *scales;
+    bool has_groups;    /* the canonical form has groups; if not, it is fp32 values */
 } lmd_packed_weight;
 
 enum {
@@ -33,17 +47,14 @@ enum {
     LMD_PACKED_COLS = 128, /* most columns of a group in the canonical form */
 };
 
-/* Checks types, shapes and zeros against n_rows and n_cols, so that decoding stays inside the
- * tensors. LMD_BAD_FILE and LMD_UNSUPPORTED name the tensor. */
-lmd_status lmd_packed_check(const lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
+/* Reads bits and group_size from the shapes, and checks types, shapes and groups against n_rows
+ * and n_cols, so that decoding stays inside the tensors. LMD_BAD_FILE and LMD_UNSUPPORTED name
+ * the tensor. */
+lmd_status lmd_packed_check(lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
                             lmd_err *err);
 
-/* Accepts GPTQ's g_idx if it puts column k into group k / group_size. LMD_UNSUPPORTED for other
- * orders, which desc_act makes; LMD_BAD_FILE for another type or shape. */
-lmd_status lmd_packed_check_g_idx(const lmd_tensor_view *g_idx, int32_t group_size,
-                                  int64_t n_cols, lmd_err *err);
-
-/* The canonical form of a weight that was checked, exact:
+/* The canonical form of a checked weight that has_groups, exact but for scales, which become
+ * halves:
  *   4 bits  U4 ZERO    8 bits  I8 NONE (code - 128)
  * in groups of g; if g exceeds 128, in groups of the largest of 128, 64 and 32 that divides g,
  * because activations are never quantised in larger groups. */
@@ -56,5 +67,13 @@ void lmd_packed_decode(const lmd_packed_weight *self, int32_t first_row, int32_t
                        int32_t n_cols, uint8_t *codes, /* [LMD_PACKED_ROWS][n_cols] */
                        uint16_t *scales,               /* [LMD_PACKED_ROWS] half */
                        uint16_t *zeros);               /* [LMD_PACKED_ROWS] half */
+
+/* Dequantises LMD_PACKED_ROWS rows of any checked weight, from first_row, a multiple of
+ * LMD_PACKED_ROWS, exactly: for weights that have no groups, because columns of one scale lie
+ * apart (desc_act), or groups are too small, or 8 bits have zeros that no code can hold. */
+void lmd_packed_to_float(const lmd_packed_weight *self, int32_t first_row, int32_t n_cols,
+                         float *scratch, /* [lmd_packed_scratch_len] */
+                         float *out);    /* [LMD_PACKED_ROWS][n_cols] */
+int64_t lmd_packed_scratch_len(const lmd_packed_weight *self, int32_t n_cols);
 
 #endif

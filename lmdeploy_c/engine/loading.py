@@ -66,7 +66,7 @@ def check_speculative_config(config: SpeculativeConfig | None) -> None:
 def check_model_format(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> None:
     """ValueError where the files are not of the form that model_format insists on."""
     method = checkpoint.config["quant_method"]
-    packed = "hf" if method == "none" else method.removesuffix("_v2")
+    packed = "hf" if method == "none" else method.split("_")[0]
     found = "gguf" if checkpoint.metadata else packed
     if config.model_format not in (None, found):
         raise ValueError(

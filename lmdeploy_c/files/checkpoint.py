@@ -170,7 +170,9 @@ def _open_directory(path: Path, hf_overrides: Mapping[str, Any] | None) -> Check
             safetensors.check_no_pointer(path / name)
     generation_path = path / "generation_config.json"
     generation = safetensors.read_json(generation_path) if generation_path.is_file() else {}
-    source = quantization.without_unconverted(hf, safetensors.read_directory(path))
+    source = safetensors.read_directory(path)
+    hf = quantization.with_settings(hf, path, source)
+    source = quantization.without_unconverted(hf, source)
     config = model_config.from_hf(hf)
     config["tie_embeddings"], source = head.tie(config, hf, source)
     eos = {i for named in (hf, generation) for i in _ids(named.get("eos_token_id"))}

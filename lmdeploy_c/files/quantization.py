@@ -1,27 +1,49 @@
-"""Reads config.json's quantization_config: how packed weights are stored, and what is refused.
+"""Reads the settings of packed weights: where they stand, what they mean, and what is refused.
 
-Served: AWQ (gemm, with zero points) and GPTQ (v1 and v2, without desc_act). The tensors themselves
-are checked in C. A matrix that has no packed tensors is read as floats.
+Settings say which packing the words have and what else happens to weights and activations. How
+many bits and columns a group has is read from the tensors' shapes (csrc/quant/packed_codec.h), so
+that each module may have its own. A matrix that has no packed tensors is read as floats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..messages import unsupported
+from .safetensors import bad_file, read_json
 
 if TYPE_CHECKING:
     from .._C import TensorSpec
 
-#: quant_method -> bits that are served.
-BITS = {"awq": (4,), "gptq": (4, 8)}
+Settings = Mapping[str, Any]
+
+#: Where settings are looked for: keys of config.json, then files beside it.
+KEYS = ("quantization_config", "compression_config")
+FILES = ("quantize_config.json", "quant_config.json", "quantization_config.json")
+#: Older name of a setting -> its name.
+OLDER_NAMES = {"w_bit": "bits", "wbits": "bits", "q_group_size": "group_size",
+               "method": "quant_method"}  # fmt: skip
+#: Bits that are served, by method; of auto-round those of the packing that it names.
+BITS = {"awq": (4,), "gptq": (4, 8), "compressed-tensors": (4, 8)}
+#: Columns of a group that stay packed in any number of rows; -1: whole rows. Of the others,
+#: multiples of 32 are cut into such ones, and the rest become fp32 when they are loaded.
 GROUP_SIZES = (32, 64, 128, -1)
-MAX_NAMES = 10_000  # in modules_to_not_convert; every tensor's name is searched for each of them
+#: Settings that change what a model computes, by name: refused where they say anything.
+ARITHMETIC = re.compile(
+    r"rotation|hadamard|spinquant|quarot|^transforms?$|^transform_config$|^adapter$|^lora"
+    r"|^activation$|^kv_cache_scheme$|^static_kv_dtype$|^static_attention_dtype$|^(in|out)put_activations$"
+)
 PACKED_SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
+WORDS = ("qweight", "weight_packed")  # the tensor that every packed matrix has
+MAX_NAMES = 10_000  # in modules_to_not_convert; every tensor's name is searched for each of them
+#: compressed-tensors: names of presets that stand in place of a group's settings.
+PRESETS = ("W4A16", "W4A16_ASYM", "W8A16")
 
 
-def _get(source: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+def _get(source: Settings, key: str, kind: type, default: Any = None) -> Any:
     """The value of a key, checked to be of a type; the default where it is missing or null."""
     value = source.get(key)
     value = default if value is None else value
@@ -34,56 +56,44 @@ def _refuse(found: str, served: str) -> ValueError:
     return unsupported(f"quantization_config: {found} is not served; served: {served}")
 
 
-def _read_awq(source: Mapping[str, Any]) -> str:
-    version = _get(source, "version", str, "gemm")
-    if version.lower() != "gemm":
-        raise _refuse(f"version {version!r:.40}", "gemm")
-    if not _get(source, "zero_point", bool, True):
-        raise _refuse("zero_point false", "zero_point true")
-    return "awq"
-
-
-def _read_gptq(source: Mapping[str, Any], bits: int) -> str:
-    form: str = _get(source, "checkpoint_format", str, _get(source, "format", str, "gptq"))
-    if form not in ("gptq", "gptq_v2") or _get(source, "is_marlin_format", bool, False):
-        found = "is_marlin_format" if form in ("gptq", "gptq_v2") else f"format {form!r:.40}"
-        raise _refuse(found, "gptq, gptq_v2")
-    if _get(source, "desc_act", bool, False):
-        raise _refuse("desc_act true", "desc_act false")
-    if bits == 8 and not _get(source, "sym", bool, True):
-        raise _refuse("sym false with 8 bits", "sym true")
-    if _get(source, "pack_dtype", str, "int32") != "int32":
-        raise _refuse(f"pack_dtype {source['pack_dtype']!r:.40}", "int32")
-    for pattern in _get(source, "dynamic", Mapping, {}):
-        if not str(pattern).startswith("-:"):  # "-:" leaves modules unquantised
-            raise _refuse(f"dynamic {pattern!r:.60}, settings by module,", "one for all")
-    return form
-
-
-def read(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """The quant_* keys of a normalised config. UnsupportedError, ValueError."""
-    source = hf.get("quantization_config")
-    if source is None:
-        return {"quant_method": "none", "quant_bits": 0, "quant_group_size": 0}
+def _named(source: Any) -> dict[str, Any]:
+    """Settings under the names of today."""
     if not isinstance(source, Mapping):
         raise ValueError(f"quantization_config must be an object, not {source!r:.60}")
-    method = source.get("quant_method")
-    if not isinstance(method, str) or method not in BITS:
-        raise _refuse(
-            f"quant_method {method!r:.40}",
-            f"{', '.join(BITS)}, besides plain safetensors and quantised GGUF files",
+    older = {new: source[old] for old, new in OLDER_NAMES.items() if old in source}
+    return {**older, **{key: value for key, value in source.items() if value is not None}}
+
+
+# ---- where settings stand ----
+
+
+def is_packed(specs: Sequence[TensorSpec]) -> bool:
+    return any(spec[0].rpartition(".")[2] in WORDS for spec in specs)
+
+
+def with_settings(
+    hf: Mapping[str, Any], directory: Path, specs: Sequence[TensorSpec]
+) -> dict[str, Any]:
+    """config.json with the settings of packed weights as quantization_config.
+
+    Files beside it give what config.json leaves out. CheckpointError where weights are packed and
+    nothing says how.
+    """
+    found = [hf[key] for key in KEYS if hf.get(key) is not None]
+    if not is_packed(specs):
+        return {**hf, "quantization_config": found[0]} if found else dict(hf)
+    beside = [read_json(directory / name) for name in FILES if (directory / name).is_file()]
+    if not found and not beside:
+        raise bad_file(
+            directory,
+            "its weights are packed, but nothing says how: config.json has no "
+            f"{KEYS[0]}, and there is no {' or '.join(FILES[:2])}",
         )
-    bits = _get(source, "bits", int, 4 if method == "awq" else None)
-    if bits not in BITS[method]:
-        raise _refuse(f"{method} with {bits} bits", ", ".join(map(str, BITS[method])))
-    group_size = _get(source, "group_size", int, 128)
-    if group_size not in GROUP_SIZES:
-        raise _refuse(f"group_size {group_size}", ", ".join(map(str, GROUP_SIZES)))
-    return {
-        "quant_method": _read_awq(source) if method == "awq" else _read_gptq(source, bits),
-        "quant_bits": bits,
-        "quant_group_size": group_size,
-    }
+    merged: dict[str, Any] = {}
+    for settings in [*reversed(beside), *reversed(found)]:
+        merged.update(_named(settings))
+    _check_order(merged, specs)
+    return {**hf, "quantization_config": merged}
 
 
 def without_unconverted(hf: Mapping[str, Any], specs: Sequence[TensorSpec]) -> list[TensorSpec]:
@@ -99,3 +109,178 @@ def without_unconverted(hf: Mapping[str, Any], specs: Sequence[TensorSpec]) -> l
         return not (named and suffix in PACKED_SUFFIXES)
 
     return [spec for spec in specs if kept(spec[0])]
+
+
+# ---- what settings mean ----
+
+
+def _check_bits(source: Settings, method: str, where: str = "") -> None:
+    served = BITS[method]
+    bits = _get(source, "bits", int, served[0])
+    _get(source, "group_size", int, 128)
+    if bits not in served and not (where and bits >= 16):  # a module of 16 bits is left as it was
+        raise _refuse(f"{where}{method} with {bits} bits", ", ".join(map(str, served)))
+
+
+def _check_arithmetic(source: Settings, where: str = "") -> None:
+    """Refuses what makes a model compute anything but x W^T with the weights as stored."""
+    for key, value in source.items():
+        if value and ARITHMETIC.search(str(key)):
+            raise _refuse(f"{where}{key} {value!r:.60}", "weights that are used as they are stored")
+    act_bits = _get(source, "act_bits", int, 16)
+    if act_bits < 16:
+        raise _refuse(f"{where}act_bits {act_bits}", "activations of 16 bits")
+    data_type = _get(source, "data_type", str, "int")
+    if not data_type.startswith("int"):
+        raise _refuse(f"{where}data_type {data_type!r:.40}", "int")
+
+
+def _check_modules(source: Settings, key: str, method: str) -> None:
+    """Checks settings by module, given by a pattern or a name."""
+    for name, rule in _get(source, key, Mapping, {}).items():
+        if str(name).startswith("-:"):  # leaves modules unquantised
+            continue
+        if not isinstance(rule, Mapping):
+            raise ValueError(f"quantization_config: {key} {name!r:.60} must be an object")
+        where = f"{key} {name!r:.60}: "
+        rule = _named(rule)
+        _check_arithmetic(rule, where)
+        _check_bits(rule, method, where)
+        for same in ("quant_method", "format", "checkpoint_format", "pack_dtype"):
+            if rule.get(same) not in (None, source.get(same)):
+                raise _refuse(f"{where}{same} {rule[same]!r:.40}", f"one {same} for all")
+
+
+def _check_words(source: Settings) -> None:
+    if _get(source, "pack_dtype", str, "int32") not in ("int32", "torch.int32"):
+        raise _refuse(f"pack_dtype {source['pack_dtype']!r:.40}", "int32")
+
+
+def _read_awq(source: Settings) -> str:
+    format_ = _get(source, "checkpoint_format", str, _get(source, "format", str, "gemm"))
+    version = _get(source, "version", str, format_)
+    if version.lower() != "gemm":
+        raise _refuse(f"version {version!r:.40}", "gemm")
+    _get(source, "zero_point", bool, True)  # the file has zeros either way
+    _check_words(source)
+    _check_bits(source, "awq")
+    _check_modules(source, "dynamic", "awq")
+    return "awq"
+
+
+def _writers(source: Settings) -> list[str]:
+    """The tools that wrote a file, such as "gptqmodel:7.7.0"."""
+    found = _get(source, "meta", Mapping, {}).get("quantizer") or []
+    found = [found] if isinstance(found, str) else found
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
+def _read_gptq(source: Settings) -> str:
+    form: str = _get(source, "checkpoint_format", str, _get(source, "format", str, "gptq"))
+    if form not in ("gptq", "gptq_v2") or _get(source, "is_marlin_format", bool, False):
+        found = "is_marlin_format" if form in ("gptq", "gptq_v2") else f"format {form!r:.40}"
+        raise _refuse(found, "gptq, gptq_v2")
+    _get(source, "desc_act", bool, False)  # g_idx says the order
+    _get(source, "sym", bool, True)  # the file has zeros either way
+    _check_words(source)
+    _check_bits(source, "gptq")
+    _check_modules(source, "dynamic", "gptq")
+    borrows = any(name.startswith("gptqmodel") for name in _writers(source))
+    return "gptq_borrow" if form == "gptq" and borrows else form
+
+
+def _read_auto_round(source: Settings) -> str:
+    """auto-round 0.16: packing_format "auto_round:auto_gptq", "auto_round:auto_awq" and
+    "auto_round", whose zeros are as they are; older ones call it backend, and name a kernel too.
+    """
+    packing = _get(source, "packing_format", str, _get(source, "backend", str, "auto"))
+    words = set(packing.replace("auto_round", "auto-round").split(":"))
+    kernels = {"auto-round", "exllamav2", "tritonv2", "triton", "torch", "gptqmodel"}
+    packings = {"auto_awq": "awq", "awq": "awq", "auto_gptq": "gptq", "gptq": "gptq",
+                "auto": "gptq"}  # fmt: skip
+    named = {packings[word] for word in words & packings.keys()}
+    if words - kernels - packings.keys() or len(named) > 1:
+        served = "auto_round:auto_gptq, auto_round:auto_awq, auto_round"
+        raise _refuse(f"packing_format {packing!r:.40}", served)
+    method = named.pop() if named else "gptq_v2"
+    _check_bits(source, method.removesuffix("_v2"))
+    _check_modules(source, "extra_config", method.removesuffix("_v2"))
+    return method
+
+
+def _groups(source: Settings) -> dict[str, Any]:
+    """compressed-tensors' groups of modules, by name."""
+    groups = _get(source, "config_groups", Mapping)
+    return {f"config_groups {name!r:.40}: ": group for name, group in groups.items()}
+
+
+def _check_order(source: Settings, specs: Sequence[TensorSpec]) -> None:
+    """Refuses columns in an order that the file does not tell."""
+    for where, group in _groups(source).items() if "config_groups" in source else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        order = weights.get("actorder") if isinstance(weights, Mapping) else None
+        if order not in (None, False, "static", "weight") and not any(
+            spec[0].endswith(".weight_g_idx") for spec in specs
+        ):
+            raise _refuse(f"{where}actorder {order!r:.40} without g_idx", "static, weight, null")
+
+
+def _check_group(group: Any, where: str) -> None:
+    if isinstance(group, list):  # the modules of a preset
+        if where.split("'")[1] not in PRESETS:
+            raise _refuse(where.rstrip(": "), ", ".join(PRESETS))
+        return
+    if not isinstance(group, Mapping):
+        raise ValueError(f"quantization_config: {where}must be an object, not {group!r:.40}")
+    _check_arithmetic(group, where)
+    if _get(group, "format", str, "pack-quantized") != "pack-quantized":
+        raise _refuse(f"{where}format {group['format']!r:.40}", "pack-quantized")
+    weights = _get(group, "weights", Mapping)
+    served = {"type": ("int",), "num_bits": BITS["compressed-tensors"],
+              "strategy": ("group", "channel", None), "dynamic": (False, None)}  # fmt: skip
+    for key, values in served.items():
+        if weights.get(key) not in values:
+            text = ", ".join(str(value) for value in values if value)
+            raise _refuse(f"{where}{key} {weights.get(key)!r:.40}", text or "none")
+
+
+def _read_compressed(source: Settings) -> str:
+    form = _get(source, "format", str, "pack-quantized")
+    if form not in ("pack-quantized", "mixed-precision"):
+        raise _refuse(f"format {form!r:.40}", "pack-quantized")
+    sparsity = _get(source, "sparsity_config", Mapping, {}).get("format")
+    if sparsity not in (None, "dense"):
+        raise _refuse(f"sparsity_config with format {sparsity!r:.40}", "dense")
+    for where, group in _groups(source).items():
+        _check_group(group, where)
+    return "compressed-tensors"
+
+
+#: quant_method -> its reader, which gives the packing's name in csrc/model/model_config.h.
+METHODS: dict[str, Callable[[Settings], str]] = {
+    "awq": _read_awq,
+    "gptq": _read_gptq,
+    "auto-round": _read_auto_round,
+    "intel/auto-round": _read_auto_round,
+    "compressed-tensors": _read_compressed,
+}
+#: Settings by which a method is known where quant_method is missing, as in older files.
+SIGNS = {"config_groups": "compressed-tensors", "packing_format": "auto-round",
+         "zero_point": "awq", "desc_act": "gptq"}  # fmt: skip
+
+
+def read(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The quant_method of a normalised config: the packing. UnsupportedError, ValueError."""
+    source = hf.get("quantization_config")
+    if source is None:
+        return {"quant_method": "none"}
+    source = _named(source)
+    known = [method for sign, method in SIGNS.items() if sign in source]
+    method = source.get("quant_method", known[0] if known else None)
+    if not isinstance(method, str) or method.lower() not in METHODS:
+        raise _refuse(
+            f"quant_method {method!r:.40}",
+            f"{', '.join(METHODS)}, besides plain safetensors and quantised GGUF files",
+        )
+    _check_arithmetic(source)
+    return {"quant_method": METHODS[method.lower()](source)}
