@@ -50,7 +50,7 @@ static bool has_whole_runs(const lmd_weight_part *part) {
 
 static lmd_status find_format(const lmd_weight_part *part, lmd_weight_format *out,
                               lmd_err *err) {
-    if (!part->packed.packing) return lmd_weight_format_of(part->tensor->dtype, out, err);
+    if (!part->packed.packing) return lmd_weight_format_of(part->tensor, out, err);
     if (!has_whole_runs(part))
         return lmd_fail(err, LMD_UNSUPPORTED,
                         "tensor \"%s\": packed rows are taken in runs of %d, not one by one",

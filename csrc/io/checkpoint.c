@@ -199,14 +199,14 @@ lmd_status lmd_checkpoint_add_tensor(lmd_checkpoint *self, const lmd_tensor_spec
     LMD_TRY(lmd_grow((void **)&self->views, &self->view_capacity, self->n_views + 1,
                      sizeof *self->views, err));
     const bool is_other = spec->dtype == LMD_OTHER;
-    const size_t other_len = is_other ? strlen(spec->other_dtype) + 1 : 0;
+    const size_t other_len = spec->other_dtype ? strlen(spec->other_dtype) + 1 : 0;
     char *name = lmd_calloc(name_len + 1 + other_len, 1); /* both names, one after the other */
     if (!name) return lmd_no_memory(err, "a tensor's name");
     memcpy(name, spec->name, name_len);
-    if (is_other) memcpy(name + name_len + 1, spec->other_dtype, other_len);
+    if (other_len) memcpy(name + name_len + 1, spec->other_dtype, other_len);
     lmd_tensor_view view = {.name = name,
                             .dtype = spec->dtype,
-                            .other_dtype = is_other ? name + name_len + 1 : NULL,
+                            .other_dtype = is_other && other_len ? name + name_len + 1 : NULL,
                             .n_dims = spec->n_dims,
                             .dims = {1, 1, 1, 1},
                             .data = self->files[spec->file_idx].data + spec->offset,

@@ -48,8 +48,9 @@ int64_t lmd_dtype_row_bytes(lmd_dtype dtype, int64_t n_cols);
 typedef struct lmd_tensor_view {
     const char *name; /* lives as long as the checkpoint */
     lmd_dtype dtype;
-    const char *other_dtype;    /* LMD_OTHER's name in the file; NULL for the rest */
-    int32_t n_dims;             /* 1 to 4; of LMD_OTHER 0 where the shape was not given */
+    const char *other_dtype; /* LMD_OTHER's name in the file; NULL for the rest, and where its
+                                shape is what no weight has */
+    int32_t n_dims;          /* 1 to 4; of LMD_OTHER 0 where the shape was not given */
     int64_t dims[LMD_MAX_DIMS]; /* outermost first, as in NumPy; those after n_dims are 1 */
     const void *data;           /* of any alignment, whatever the dtype: read it with memcpy */
     size_t n_bytes;             /* exactly what dtype and dims need */
@@ -60,8 +61,9 @@ typedef struct lmd_tensor_view {
 typedef struct lmd_tensor_spec {
     const char *name; /* copied */
     lmd_dtype dtype;
-    const char *other_dtype;    /* of LMD_OTHER: what to call it; copied */
-    int32_t n_dims;             /* of LMD_OTHER 0 for a shape of no interest */
+    const char
+        *other_dtype; /* of LMD_OTHER: what to call it; copied. NULL: its shape is the matter */
+    int32_t n_dims;   /* of LMD_OTHER 0 for a shape of no interest */
     int64_t dims[LMD_MAX_DIMS]; /* the first n_dims are read */
     int32_t file_idx;
     uint64_t offset;  /* bytes from the start of the file */

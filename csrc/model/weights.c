@@ -47,11 +47,8 @@ static lmd_status find(const loader *self, lmd_tensor_role role, int32_t layer, 
     const lmd_tensor_view *view;
     tensor_name(self, role, layer, name, sizeof name);
     LMD_TRY(find_name(self, name, &view, err));
-    if (view->dtype >= LMD_I32)
-        return lmd_fail(
-            err, LMD_UNSUPPORTED,
-            "tensor \"%s\": weights of type %s are not served; served: " LMD_WEIGHT_TYPES, name,
-            lmd_view_dtype_name(view));
+    lmd_weight_format format;
+    LMD_TRY(lmd_weight_format_of(view, &format, err));
     bool fits = view->dims[0] == n_rows;
     for (int32_t i = 1; i < LMD_MAX_DIMS; i++)
         fits = fits && view->dims[i] == (i == 1 && n_cols ? n_cols : 1);

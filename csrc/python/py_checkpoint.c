@@ -82,7 +82,7 @@ static int add_tensor(lmd_checkpoint *checkpoint, PyObject *file_idxs, PyObject 
     const int is_weight = is_weight_shape(shape);
     if (is_weight < 0) return -1;
     spec.dtype = is_weight ? find_dtype(dtype) : LMD_OTHER;
-    spec.other_dtype = is_weight ? dtype : "of a shape that no weight has";
+    spec.other_dtype = is_weight ? dtype : NULL;
     if ((spec.dtype != LMD_OTHER && read_shape(shape, &spec) < 0) ||
         find_file(checkpoint, file_idxs, path, &spec.file_idx) < 0)
         return -1;

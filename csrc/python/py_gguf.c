@@ -159,7 +159,7 @@ static PyObject *dequantize(PyObject *obj, PyObject *arg) {
     if (!view) return NULL;
     lmd_weight_format format;
     lmd_err err;
-    if (lmd_py_check(lmd_weight_format_of(view->dtype, &format, &err), &err) < 0) return NULL;
+    if (lmd_py_check(lmd_weight_format_of(view, &format, &err), &err) < 0) return NULL;
     npy_intp dims[LMD_MAX_DIMS];
     for (int32_t i = 0; i < view->n_dims; i++) dims[i] = (npy_intp)view->dims[i];
     PyArrayObject *array = (PyArrayObject *)PyArray_SimpleNew(view->n_dims, dims, NPY_FLOAT);

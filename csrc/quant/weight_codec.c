@@ -21,7 +21,8 @@ static uint16_t read_u16(const uint8_t *at) {
 
 static float read_half(const uint8_t *at) { return lmd_half_to_float(read_u16(at)); }
 
-lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err *err) {
+lmd_status lmd_weight_format_of(const lmd_tensor_view *view, lmd_weight_format *out,
+                                lmd_err *err) {
     static const lmd_weight_format formats[LMD_I32] = {
         [LMD_F32] = {LMD_WEIGHT_FLOAT, LMD_OFFSET_NONE, 0, LMD_F32},
         [LMD_F16] = {LMD_WEIGHT_FLOAT, LMD_OFFSET_NONE, 0, LMD_F16},
@@ -39,11 +40,15 @@ lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err
         [LMD_IQ4_NL] = {LMD_WEIGHT_I8, LMD_OFFSET_NONE, GROUP, LMD_F32},
         [LMD_IQ4_XS] = {LMD_WEIGHT_I8, LMD_OFFSET_NONE, GROUP, LMD_F32},
     };
-    if ((unsigned)dtype >= LMD_I32)
-        return lmd_fail(err, LMD_UNSUPPORTED,
-                        "weights of type %s are not served; served: " LMD_WEIGHT_TYPES,
-                        lmd_dtype_name(dtype));
-    *out = formats[dtype];
+    if (view->dtype == LMD_OTHER && !view->other_dtype)
+        return lmd_fail(err, LMD_BAD_FILE, "tensor \"%s\" has a shape that no weight has",
+                        view->name);
+    if (view->dtype >= LMD_I32)
+        return lmd_fail(
+            err, LMD_UNSUPPORTED,
+            "tensor \"%s\": weights of type %s are not served; served: " LMD_WEIGHT_TYPES,
+            view->name, lmd_view_dtype_name(view));
+    *out = formats[view->dtype];
     return LMD_OK;
 }
 
@@ -87,8 +92,8 @@ static void k_scale_min(const uint8_t *packed, int32_t j, int32_t *scale, int32_
 /* Sub-block j of a Q4_K or Q5_K block: its codes and, in fp32, its scale and minimum. Blocks
  * start with d and dmin in half and the 12 scale bytes; Q5_K has 32 bytes of fifth bits before
  * its nibbles. */
-static void k_sub_block(const uint8_t *block, bool has_fifth_bits, int32_t j, uint8_t *codes,
-                        float *scale, float *min) {
+static inline void k_sub_block(const uint8_t *block, bool has_fifth_bits, int32_t j,
+                               uint8_t *codes, float *scale, float *min) {
     int32_t packed_scale, packed_min;
     k_scale_min(block + 4, j, &packed_scale, &packed_min);
     *scale = read_half(block) * (float)packed_scale;

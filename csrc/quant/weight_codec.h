@@ -58,9 +58,10 @@ typedef struct lmd_weight_format {
  *   Q6_K: max|group| / 253 + 2^-25: the scale is max|group| / 127, rounded up to a half. On
  *   normally distributed weights this adds 5 % to the rms error that Q6_K itself has made.
  *   Q2_K: (max - min) / 508 + 2^-11 * |min| + 2^-25, of the group's largest and smallest value.
- *   On normally distributed weights this adds 0.02 % to the rms error that Q2_K itself has
- * made. LMD_UNSUPPORTED, which names the served ones, for I32 and the types after it. */
-lmd_status lmd_weight_format_of(lmd_dtype dtype, lmd_weight_format *out, lmd_err *err);
+ *   On normally distributed weights this adds 0.02 % to the rms error that Q2_K has made.
+ * LMD_UNSUPPORTED, which names the served ones, for I32 and the types after it. */
+lmd_status lmd_weight_format_of(const lmd_tensor_view *view, lmd_weight_format *out,
+                                lmd_err *err);
 
 /* Splits a row of a quantised dtype into codes, each in a byte, and a scale and an offset for
  * each group, as halves; zeros are whole numbers stored as fp16. With LMD_OFFSET_NONE offsets

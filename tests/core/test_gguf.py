@@ -17,7 +17,7 @@ from conftest import GOLDEN, load_model
 from gguf import GGMLQuantizationType as Q
 from gguf.quants import dequantize
 
-from lmdeploy_c import _C
+from lmdeploy_c import _C, Tokenizer
 
 BAD, UNSUPPORTED = _C.CheckpointError, _C.UnsupportedError
 TYPES = [Q.F32, Q.F16, Q.BF16, Q.Q8_0, Q.Q4_0, Q.Q4_1, Q.Q4_K, Q.Q5_K, Q.Q6_K]
@@ -283,6 +283,7 @@ def test_a_model_names_the_tensor_whose_type_is_not_served(tmp_path: Path, name:
     path.write_bytes(gb.with_type(whole, name, Q.IQ2_S.value))
     with pytest.raises(UNSUPPORTED, match=f'"{name}": .*type IQ2_S.*served: F32'):
         load_model(path)
+    assert Tokenizer(path).vocab_size == 305  # needs no tensor
 
 
 def test_a_model_loads_beside_tensors_that_it_does_not_need(tmp_path: Path) -> None:

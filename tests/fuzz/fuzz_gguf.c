@@ -35,7 +35,7 @@ static void read_tensor(const lmd_tensor_view *view) {
     int64_t n_cols = view->dims[view->n_dims - 1];
     int64_t row_bytes = lmd_dtype_row_bytes(view->dtype, n_cols);
     lmd_weight_format format;
-    if (n_cols > MAX_COLS || lmd_weight_format_of(view->dtype, &format, NULL) != LMD_OK) return;
+    if (n_cols > MAX_COLS || lmd_weight_format_of(view, &format, NULL) != LMD_OK) return;
     /* Sized to the byte, so that a write past a row's end is seen. */
     size_t n_groups = (size_t)n_cols / 32;
     float *values = malloc((size_t)n_cols * sizeof *values);

@@ -2,9 +2,9 @@
 
 <name>.gguf, <name>.npz (the fields of models/*/golden.npz) and <name>.tokens.json. The weights
 of the oracle are what the gguf package dequantises from the finished file, put back into Hugging
-Face's row order, run by transformers in fp32; token ids are llama.cpp's. K-quants, which the
-package cannot quantise, are random valid blocks. types.gguf holds one tensor of every type. The
-files of SHAPES show shapes alone: their vocabulary is that of another file, without token ids.
+Face's row order, run by transformers in fp32; token ids are llama.cpp's. Types that the
+package cannot quantise are random valid blocks. types.gguf holds one tensor of every type. The
+files of SHAPES and of ONE_TYPE have the vocabulary of another file, without token ids.
 """
 
 import json
@@ -122,8 +122,8 @@ SHAPES = {
         "keys": shape(1, 128, 128, 7, 1, 64),
     },
 }
-# One type each for embedding and matrices; matrices whose rows are no multiples of 256 have
-# another, as llama.cpp chooses it.
+# One type for embedding and matrices; but matrices whose rows are no multiples of 256 have another,
+# as llama.cpp's quantiser does it.
 ROWS_OF_256 = {
     "num_hidden_layers": 1,
     "hidden_size": 256,
@@ -132,7 +132,7 @@ ROWS_OF_256 = {
     "num_key_value_heads": 1,
     "head_dim": 16,
 }
-LATER_TYPES = {
+ONE_TYPE = {
     "llama-q5_0": {"types": {"*": Q.Q5_0}},
     "llama-q5_1": {"types": {"*": Q.Q5_1}},
     "llama-iq4_nl": {"types": {"*": Q.IQ4_NL}},
@@ -389,6 +389,6 @@ def main():
         shutil.rmtree(OUT)
     OUT.mkdir()
     make_types()
-    others = {n: {"pre": "smollm", **spec} for n, spec in {**SHAPES, **LATER_TYPES}.items()}
+    others = {n: {"pre": "smollm", **spec} for n, spec in {**SHAPES, **ONE_TYPE}.items()}
     for seed, (name, spec) in enumerate({**FILES, **others}.items(), 101):
         make_file(name, spec, seed)
