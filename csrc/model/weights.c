@@ -165,6 +165,18 @@ static lmd_status make_dense(const loader *self, lmd_weight_source *src, dense_p
     return LMD_OK;
 }
 
+/* Gives all packed parts groups of one size, as the parts of one matrix must have. */
+static void share_groups(lmd_weight_source *src) {
+    int32_t common = 0; /* the greatest common divisor; 0: no part has groups */
+    for (int32_t i = 0; i < src->n_parts; i++)
+        for (int32_t other = src->parts[i].packed.cut; other;) {
+            const int32_t rest = common % other;
+            common = other;
+            other = rest;
+        }
+    for (int32_t i = 0; i < src->n_parts; i++) src->parts[i].packed.cut = common;
+}
+
 /* Uploads a source, or adds its size up. */
 static lmd_status upload_ready(loader *self, const lmd_weight_source *src, lmd_weight **out,
                                lmd_err *err) {
@@ -180,6 +192,7 @@ static lmd_status upload(loader *self, const lmd_weight_source *src, lmd_weight 
     lmd_weight_source ready = *src;
     dense_parts dense = {0};
     lmd_status status = make_dense(self, &ready, &dense, err);
+    share_groups(&ready);
     if (status == LMD_OK) status = upload_ready(self, &ready, out, err);
     for (int32_t i = 0; i < LMD_MAX_WEIGHT_PARTS; i++) lmd_free(dense.values[i]);
     if (status != LMD_OK || self->sizes_alone) return status;

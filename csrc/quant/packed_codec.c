@@ -172,6 +172,9 @@ lmd_status lmd_packed_check(lmd_packed_weight *self, int64_t n_rows, int64_t n_c
     LMD_TRY(find_groups(self, n_rows, n_cols, err));
     LMD_TRY(find_order(self, (int32_t)n_cols, err));
     self->has_groups = !self->g_idx && self->group_size % 32 == 0;
+    self->cut = self->group_size;
+    if (self->cut > LMD_PACKED_COLS)
+        for (self->cut = LMD_PACKED_COLS; self->group_size % self->cut;) self->cut /= 2;
     /* 8 bits become code - 128 as int8, which leaves no room for a zero. */
     if (self->has_groups && self->bits == 8)
         self->has_groups =
@@ -182,12 +185,9 @@ lmd_status lmd_packed_check(lmd_packed_weight *self, int64_t n_rows, int64_t n_c
 /* ---- the canonical form ---- */
 
 lmd_weight_format lmd_packed_format(const lmd_packed_weight *self) {
-    int32_t group_size = self->group_size;
-    if (group_size > LMD_PACKED_COLS)
-        for (group_size = LMD_PACKED_COLS; self->group_size % group_size;) group_size /= 2;
     if (self->bits == 8)
-        return (lmd_weight_format){LMD_WEIGHT_I8, LMD_OFFSET_NONE, group_size, LMD_F32};
-    return (lmd_weight_format){LMD_WEIGHT_U4, LMD_OFFSET_ZERO, group_size, LMD_F32};
+        return (lmd_weight_format){LMD_WEIGHT_I8, LMD_OFFSET_NONE, self->cut, LMD_F32};
+    return (lmd_weight_format){LMD_WEIGHT_U4, LMD_OFFSET_ZERO, self->cut, LMD_F32};
 }
 
 /* The 8 nibbles of a word as bytes, in order. */

@@ -39,6 +39,7 @@ typedef struct lmd_packed_weight {
     /* Set by lmd_packed_check: */
     int32_t bits;       /* 4 or 8 */
     int32_t group_size; /* g */
+    int32_t cut;        /* columns of a group in the canonical form: g, or what divides it */
     bool has_groups;    /* the canonical form has groups; if not, it is fp32 values */
 } lmd_packed_weight;
 
@@ -56,8 +57,9 @@ lmd_status lmd_packed_check(lmd_packed_weight *self, int64_t n_rows, int64_t n_c
 /* The canonical form of a checked weight that has_groups, exact but for scales, which become
  * halves:
  *   4 bits  U4 ZERO    8 bits  I8 NONE (code - 128)
- * in groups of g; if g exceeds 128, in groups of the largest of 128, 64 and 32 that divides g,
- * because activations are never quantised in larger groups. */
+ * in groups of `cut`: of g; if g exceeds 128, of the largest of 128, 64 and 32 that divides g,
+ * because activations are never quantised in larger groups. A multiple of 32 that divides this
+ * may take its place, for a matrix whose parts have different groups. */
 lmd_weight_format lmd_packed_format(const lmd_packed_weight *self);
 
 /* Decodes one group of the canonical form for LMD_PACKED_ROWS rows: the rows from first_row, a

@@ -272,7 +272,7 @@ SIGNS = {"config_groups": "compressed-tensors", "packing_format": "auto-round",
 def read(hf: Mapping[str, Any]) -> dict[str, Any]:
     """The quant_method of a normalised config: the packing. UnsupportedError, ValueError."""
     source = hf.get("quantization_config")
-    if source is None:
+    if source is None or source == {}:
         return {"quant_method": "none"}
     source = _named(source)
     known = [method for sign, method in SIGNS.items() if sign in source]

@@ -139,8 +139,9 @@ static matrix make_packed(lmd_threads *threads, packed_case c, int n, int k, int
     lmd_tensor_view scale = {.name = "scales", .dtype = LMD_F16, .n_dims = 2, .data = scales};
     scale.dims[0] = n_groups;
     scale.dims[1] = n;
-    lmd_weight_part part = {.packed = {c.packing, c.bits, c.group_size, &words, &zero, &scale},
-                            .n_rows = n};
+    lmd_weight_part part = {
+        .packed = {.packing = c.packing, .qweight = &words, .scales = &scale, .qzeros = &zero},
+        .n_rows = n};
     lmd_err err;
     if (lmd_packed_check(&part.packed, n, k, &err) != LMD_OK) {
         printf("packed check failed: %s\n", err.message);
@@ -161,9 +162,9 @@ static float packed_value(packed_case c, int n, int row, int col) {
         zero = (int)(zeros[group * (n / 8) + row / 8] >> shift & 15);
     } else {
         code = (int)(stored_word(col / per_word * n + row) >> (col % per_word * c.bits)) & mask;
-        zero =
-            (int)(zeros[group * (n / per_word) + row / per_word] >> (row % per_word * c.bits)) &
-            mask;
+        uint32_t word = zeros[group * (n / per_word) + row / per_word];
+        if (c.packing == LMD_PACKING_GPTQ_BORROW) word += 0x11111111u;
+        zero = (int)(word >> (row % per_word * c.bits)) & mask;
         if (c.packing == LMD_PACKING_GPTQ) zero = (zero + 1) & mask;
     }
     return lmd_half_to_float(scales[group * n + row]) * (float)(code - zero);
@@ -173,7 +174,7 @@ static const packed_case packed_cases[] = {
     {LMD_PACKING_AWQ, 4, 32},      {LMD_PACKING_AWQ, 4, 64},   {LMD_PACKING_AWQ, 4, 128},
     {LMD_PACKING_GPTQ, 4, 64},     {LMD_PACKING_GPTQ, 4, 128}, {LMD_PACKING_GPTQ_V2, 4, 128},
     {LMD_PACKING_GPTQ_V2, 4, 384}, {LMD_PACKING_AWQ, 4, 192},  {LMD_PACKING_GPTQ, 4, 96},
-    {LMD_PACKING_GPTQ, 8, 32},     {LMD_PACKING_GPTQ, 8, 128},
+    {LMD_PACKING_GPTQ, 8, 32},     {LMD_PACKING_GPTQ, 8, 128}, {LMD_PACKING_GPTQ_BORROW, 4, 64},
 };
 enum { N_PACKED_CASES = sizeof packed_cases / sizeof *packed_cases };
 

@@ -231,7 +231,10 @@ def test_settings_by_module(tmp_path: Path) -> None:
     config = pm.config_of("llama", "gptq_v2", 32)
     tensors = pm.packed_tensors(rng, "gptq_v2", config)
     dense = pm.dense_tensors("gptq_v2", tensors)
-    for module, bits, group in (("mlp.down_proj", 8, 32), ("self_attn.o_proj", 4, -1)):
+    for module, bits, group in (
+        ("mlp.down_proj", 8, 32), ("self_attn.o_proj", 4, -1), ("self_attn.q_proj", 8, -1),
+        ("self_attn.v_proj", 4, 96), ("mlp.gate_proj", 8, 96),
+    ):  # fmt: skip
         name = f"model.layers.0.{module}"
         shape = pm.linears_of(config)[name]
         packed = pm.random_packed(rng, "gptq_v2", group, *shape, bits)
