@@ -169,10 +169,11 @@ def _read_awq(source: Settings) -> str:
 
 
 def _writers(source: Settings) -> list[str]:
-    """The tools that wrote a file, such as "gptqmodel:7.7.0"."""
-    found = _get(source, "meta", Mapping, {}).get("quantizer") or []
-    found = [found] if isinstance(found, str) else found
-    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+    """The tools that wrote a file, such as "gptqmodel:7.7.0": a name, or a list of them."""
+    meta = _get(source, "meta", Mapping, {})
+    found = [meta.get(key) for key in ("quantizer", "packer")]
+    names = [name for value in found for name in (value if isinstance(value, list) else [value])]
+    return [name for name in names if isinstance(name, str)]
 
 
 def _read_gptq(source: Settings) -> str:
@@ -277,10 +278,11 @@ def read(hf: Mapping[str, Any]) -> dict[str, Any]:
     source = _named(source)
     known = [method for sign, method in SIGNS.items() if sign in source]
     method = source.get("quant_method", known[0] if known else None)
-    if not isinstance(method, str) or method.lower() not in METHODS:
+    reader = METHODS.get(method.lower().replace("_", "-")) if isinstance(method, str) else None
+    if reader is None:
         raise _refuse(
             f"quant_method {method!r:.40}",
             f"{', '.join(METHODS)}, besides plain safetensors and quantised GGUF files",
         )
     _check_arithmetic(source)
-    return {"quant_method": METHODS[method.lower()](source)}
+    return {"quant_method": reader(source)}

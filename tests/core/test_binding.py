@@ -237,7 +237,7 @@ def test_the_config_is_read_strictly() -> None:
         except KeyError as e:
             assert f'model config has no key "{key}"' in str(e)
             needed.append(key)
-    assert len(needed) == 32
+    assert len(needed) == 30
     with pytest.raises(TypeError, match="source must be a Gguf or a sequence of tensors"):
         _C.Model(config, 5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="progress must be callable"):

@@ -483,6 +483,7 @@ def test_defaults_and_wrong_types_of_the_config() -> None:
     config = pm.config_of("llama", "awq", 64)
 
     assert as_read(config, quant_method="awq") == "awq"
+    assert as_read(config, quant_method="auto_round", sym=True) == "gptq"
     assert as_read(config, quant_method="AWQ", version="GEMM", group_size=-1) == "awq"
     assert as_read(config, quant_method="gptq", bits=4, dynamic={"-:lm_head": {}}) == "gptq"
     assert as_read(config, quant_method="gptq", format="gptq_v2") == "gptq_v2"
