@@ -209,27 +209,24 @@ def _read_auto_round(source: Settings) -> str:
     return method
 
 
-def _groups(source: Settings) -> dict[str, Any]:
-    """compressed-tensors' groups of modules, by name."""
-    groups = _get(source, "config_groups", Mapping)
-    return {f"config_groups {name!r:.40}: ": group for name, group in groups.items()}
-
-
 def _check_order(source: Settings, specs: Sequence[TensorSpec]) -> None:
     """Refuses columns in an order that the file does not tell."""
-    for where, group in _groups(source).items() if "config_groups" in source else ():
+    for name, group in _get(source, "config_groups", Mapping, {}).items():
         weights = group.get("weights") if isinstance(group, Mapping) else None
         order = weights.get("actorder") if isinstance(weights, Mapping) else None
         if order not in (None, False, "static", "weight") and not any(
             spec[0].endswith(".weight_g_idx") for spec in specs
         ):
-            raise _refuse(f"{where}actorder {order!r:.40} without g_idx", "static, weight, null")
+            found = f"config_groups {name!r:.40}: actorder {order!r:.40} without g_idx"
+            raise _refuse(found, "static, weight, null")
 
 
-def _check_group(group: Any, where: str) -> None:
-    if isinstance(group, list):  # the modules of a preset
-        if where.split("'")[1] not in PRESETS:
-            raise _refuse(where.rstrip(": "), ", ".join(PRESETS))
+def _check_group(name: str, group: Any) -> None:
+    """Checks the settings of a group of modules; a list of modules is for the preset `name`."""
+    where = f"config_groups {name!r:.40}: "
+    if isinstance(group, list):
+        if name not in PRESETS:
+            raise _refuse(f"{where}a preset of that name", ", ".join(PRESETS))
         return
     if not isinstance(group, Mapping):
         raise ValueError(f"quantization_config: {where}must be an object, not {group!r:.40}")
@@ -252,8 +249,8 @@ def _read_compressed(source: Settings) -> str:
     sparsity = _get(source, "sparsity_config", Mapping, {}).get("format")
     if sparsity not in (None, "dense"):
         raise _refuse(f"sparsity_config with format {sparsity!r:.40}", "dense")
-    for where, group in _groups(source).items():
-        _check_group(group, where)
+    for name, group in _get(source, "config_groups", Mapping).items():
+        _check_group(name, group)
     return "compressed-tensors"
 
 
