@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-from .engine.answer import Answer, gather, interleave, merge, whole, with_choices
+from .engine.answer import Answer, gather, interleave, whole
+from .engine.choices import Call, merge, n_choices, with_choices
 from .engine.loading import EngineConfig, set_log_level
 from .engine.session import Session
 from .engine.stateful import KEYWORDS, NumberedSessions, read_keywords
-from .engine.text_engine import TextEngine, check_gen_configs, n_choices
+from .engine.text_engine import TextEngine, check_gen_configs
 from .messages import (
     ErrorCode,
     GenerationConfig,
@@ -389,7 +390,7 @@ class Pipeline:
         adapter_name: str | None,
         kwargs: Mapping[str, Any],
         session: Session | None = None,
-    ) -> _Call:
+    ) -> Call:
         """Checks a call's arguments.
 
         This is where LMDeploy's numbered sessions become Sessions, and nowhere else. session: the
@@ -408,7 +409,7 @@ class Pipeline:
                 session = self._numbered.resolve(numbered)
             except LookupError as e:
                 message = str(e)
-                return _Call([1], lambda i: engine.reject(message, code=ErrorCode.REQUEST_CONFLICT))
+                return Call([1], lambda i: engine.reject(message, code=ErrorCode.REQUEST_CONFLICT))
 
         def first(i: int) -> Answer:
             if session is not None:
@@ -428,34 +429,7 @@ class Pipeline:
             config = configs[first.response.index]
             return engine.ask_again(first, choice, config, do_preprocess=do_preprocess)
 
-        return _Call([n_choices(config) for config in configs], first, again)
-
-
-class _Call:
-    """The answers of a call: n_choices[i] to its i-th prompt.
-
-    places: (prompt, choice) of each answer; n_answers: how many those are.
-    """
-
-    def __init__(
-        self,
-        n_choices: list[int],
-        first: Callable[[int], Answer],
-        again: Callable[[Answer, int], Answer] | None = None,
-    ) -> None:
-        self.n_choices = n_choices
-        self.places = [(i, choice) for i, n in enumerate(n_choices) for choice in range(n)]
-        self.n_answers = len(self.places)
-        self._ask, self._again = first, again
-        self._first: Answer | None = None  # of the prompt that is being asked
-
-    def start(self, k: int) -> Answer:
-        """Starts the k-th answer; they are started in order."""
-        i, choice = self.places[k]
-        if choice == 0 or self._first is None or self._again is None:
-            self._first = self._ask(i)
-            return self._first
-        return self._again(self._first, choice)
+        return Call([n_choices(config) for config in configs], first, again)
 
 
 def _check_adapter(name: str | None) -> None:

@@ -5,11 +5,9 @@ Nothing here is shared between threads: an Answer belongs to the call that made 
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..messages import ErrorCode, Response
@@ -227,44 +225,6 @@ def whole(deltas: Iterator[Response]) -> Iterator[Response]:
         parts[place] = part
         if part.finish_reason is not None:
             yield parts.pop(place)
-
-
-def with_choices(answers: Iterable[Response], n_choices: Sequence[int]) -> Iterator[Response]:
-    """One Response for each prompt, when all of its answers are complete: the first of them, with
-    all as its choices where n_choices[index] is more than 1."""
-    found: dict[int, list[Response]] = {}
-    for answer in answers:
-        choices = found.setdefault(answer.index, [])
-        choices.append(answer)
-        if len(choices) == n_choices[answer.index]:
-            choices = sorted(found.pop(answer.index), key=lambda choice: choice.choice)
-            first = choices[0]
-            yield dataclasses.replace(first, choices=choices) if len(choices) > 1 else first
-
-
-async def merge(
-    streams: Sequence[AsyncGenerator[Response, None]],
-) -> AsyncGenerator[Response, None]:
-    """Pieces of several streams in an event loop, as they come. Leaving it closes them all."""
-    import asyncio
-
-    waiting: dict[asyncio.Future[Response], AsyncGenerator[Response, None]] = {}
-    try:
-        waiting = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for future in done:
-                stream = waiting.pop(future)
-                with contextlib.suppress(StopAsyncIteration):
-                    piece = future.result()
-                    waiting[asyncio.ensure_future(anext(stream))] = stream
-                    yield piece
-    finally:
-        for future in waiting:
-            future.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        for stream in streams:
-            await stream.aclose()
 
 
 def read_ppl(request: Request) -> float:

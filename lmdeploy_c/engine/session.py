@@ -19,7 +19,8 @@ from ..messages import GenerationConfig, Response
 from ..text.chat_template import template_kwargs
 from ..text.prompts import Message, Prompt, as_turn, parse_prompts
 from .answer import Answer, interleave
-from .text_engine import History, TextEngine, check_gen_configs, n_choices
+from .choices import n_choices
+from .text_engine import History, TextEngine, check_gen_configs
 
 if TYPE_CHECKING:
     from .. import _C

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.checkpoint import Checkpoint, fingerprint
-from ..messages import MAX_CHOICES, ErrorCode, GenerationConfig, SpeculativeConfig
+from ..messages import ErrorCode, GenerationConfig, SpeculativeConfig
 from ..text.chat_template import ChatTemplateConfig
 from ..text.end_tokens import end_token_ids, known_end_ids
 from ..text.prompts import Message, Prompt, as_messages, as_turn, per_prompt
@@ -367,12 +367,6 @@ def check_gen_configs(
         if config is not None and not isinstance(config, GenerationConfig):
             raise TypeError(f"gen_config: a GenerationConfig, not {type(config).__name__}")
     return configs
-
-
-def n_choices(config: GenerationConfig | None) -> int:
-    """How many answers a configuration asks for. A wrong n is refused in the one answer it gets."""
-    n = 1 if config is None else config.n
-    return n if isinstance(n, int) and 1 <= n <= MAX_CHOICES else 1
 
 
 def _code_of(error: Exception) -> ErrorCode:

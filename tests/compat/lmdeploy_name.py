@@ -1,14 +1,16 @@
 """lmdeploy_c under the name `lmdeploy`: run.py copies this file to a package of that name.
 
 Modules and names that lmdeploy_c lacks can be imported, so that a test file is collected; a test
-that uses one fails and says which. A model id stands for the embedded model, for there is no hub.
+that uses one fails and says which. Every model id stands for one model, for there is no hub.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -61,21 +63,30 @@ class Finder:
             setattr(module, name, value)
 
 
-def embedded_model(*args: object, **kwargs: object) -> Any:
-    return checkpoint.resolve_model(None)
+def model_of_the_hub(*args: object, **kwargs: object) -> Path:
+    return Path(os.environ["COMPAT_MODEL"])
 
 
 def generation_config(*args: object, **kwargs: object) -> dict[str, Any]:
-    return {"eos_token_id": lmdeploy_c.Tokenizer(embedded_model()).eos_token_id}
+    return {"eos_token_id": lmdeploy_c.Tokenizer(model_of_the_hub()).eos_token_id}
 
 
-#: What is found elsewhere here, or follows from the embedded model.
+_read_tokenizer = lmdeploy_c.Tokenizer.__init__
+
+
+def read_tokenizer(self: Any, model_path: str, *args: Any, **kwargs: Any) -> None:
+    path = model_path if Path(model_path).exists() else model_of_the_hub()
+    _read_tokenizer(self, path, *args, **kwargs)
+
+
+#: What is found elsewhere here, or follows from that model.
 KNOWN: dict[str, dict[str, Any]] = {
     "lmdeploy.serve.core.exceptions": {"ErrorCode": ErrorCode},
     "lmdeploy.utils": {"get_hf_gen_cfg": generation_config, "is_bf16_supported": lambda: True},
 }
 
-checkpoint._download = embedded_model
+checkpoint._download = model_of_the_hub
+lmdeploy_c.Tokenizer.__init__ = read_tokenizer  # type: ignore[method-assign,assignment]
 sys.meta_path.append(Finder)
 for _name in SHARED:
     _module = import_module(f"lmdeploy_c.{_name}")

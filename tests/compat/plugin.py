@@ -1,8 +1,8 @@
 """What LMDeploy's tests take from their surroundings: run.py gives this plugin to pytest.
 
 Packages that they import and hardly use (torch for its CUDA, reports, clients of servers) may be
-absent. transformers, the oracle of several tests, finds the embedded model's tokenizer under every
-name, as there is no hub.
+absent. transformers, the oracle of several tests, finds one tokenizer under every name, as there is
+no hub.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class Finder:
     def exec_module(self, module: ModuleType) -> None: ...
 
 
-def use_embedded_tokenizer(folder: str) -> None:
+def use_one_tokenizer(folder: str) -> None:
     """Makes transformers' AutoTokenizer read this folder, whatever it is asked for."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     class Tokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]
         def encode(self, *args: Any, return_tensors: str | None = None, **kwargs: Any) -> Any:
-            arrays = return_tensors if return_tensors is None or "torch" in sys.modules else "np"
+            arrays = "np" if return_tensors and "torch" in Finder.absent else return_tensors
             return super().encode(*args, return_tensors=arrays, **kwargs)
 
     AutoTokenizer.from_pretrained = lambda *args, **kwargs: Tokenizer.from_pretrained(folder)
@@ -81,7 +81,7 @@ sys.meta_path.append(Finder)  # in processes that the tests spawn too
 
 def pytest_configure() -> None:
     if importlib.util.find_spec("transformers"):
-        use_embedded_tokenizer(os.environ["COMPAT_TOKENIZER"])
+        use_one_tokenizer(os.environ["COMPAT_TOKENIZER"])
 
 
 @pytest.fixture(scope="session")
