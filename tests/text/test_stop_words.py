@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -90,45 +90,53 @@ def test_a_word_is_found_with_hidden_tokens_and_without() -> None:
     text, tokens, stopped, shown = run(StopMatcher(["d>e"], hidden), ["ab", "", "c"])
     assert (text, tokens, stopped) == ("abc", [0, 1, 2], False)
     assert shown == ["ab", "", "c", ""]
+    matcher = StopMatcher(["b<end>q", "cx"], hidden)
+    pieces = [matcher.add(i, None, text) for i, text in enumerate(["ab", "", "c", "x"])]
+    assert [piece.text for piece in pieces] == ["a", "", "b", ""]
+    assert [piece.token_ids for piece in pieces] == [[0], [], [1], []]
 
 
-TEXTS = st.text("ab<>", max_size=4)
-WORDS = st.lists(st.text("ab<>", min_size=1, max_size=5), min_size=1, max_size=3)
+WORDS = st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3)
 #: A token's text, and whether it is hidden.
-TOKENS = st.lists(st.tuples(TEXTS, st.booleans()), min_size=1, max_size=12)
+TOKENS = st.lists(st.tuples(st.text("abc", max_size=3), st.booleans()), min_size=1, max_size=10)
+Places = list[tuple[str, int]]  # characters and their places in the text of all tokens
 
 
-def places_of(view: list[tuple[str, int]], words: list[str]) -> Iterable[tuple[int, int, str]]:
+def words_in(view: Places, words: list[str], begin: int) -> Iterator[tuple[int, int, str]]:
+    """(place, -length, word) of each word in a text that ends at `begin` or later."""
     text = "".join(c for c, _ in view)
     for word in words:
-        if word in text:
-            yield view[text.index(word)][1], -len(word), word
+        for start in range(len(text) - len(word) + 1):
+            if text.startswith(word, start) and view[start + len(word) - 1][1] >= begin:
+                yield view[start][1], -len(word), word
 
 
 @settings(max_examples=200, deadline=None)
-@given(WORDS, TOKENS, st.booleans())
+@given(WORDS, TOKENS, st.booleans(), st.integers(0, 3))
 def test_an_answer_ends_where_its_text_first_holds_a_word(
-    words: list[str], tokens: list[tuple[str, bool]], include: bool
+    words: list[str], tokens: list[tuple[str, bool]], include: bool, min_tokens: int
 ) -> None:
     """Against a search in the whole text after each token, in the text with the hidden tokens and
     in the text without them."""
     hidden = {i: text for i, (text, is_hidden) in enumerate(tokens) if is_hidden and text}
     pieces = ["" if i in hidden else text for i, (text, _) in enumerate(tokens)]
-    text, ids, stopped, _ = run(StopMatcher(words, hidden, include=include), pieces)
+    matcher = StopMatcher(words, hidden, include=include, min_tokens=min_tokens)
+    text, ids, stopped, _ = run(matcher, pieces)
 
-    characters: list[tuple[str, int]] = []  # of all tokens, with their places
-    shown: list[tuple[str, int]] = []
+    whole: Places = []
+    shown: Places = []
     begins: list[int] = []
     found: list[tuple[int, int, str]] = []
     for i, (token, _) in enumerate(tokens):
-        begins.append(len(characters))
-        new = [(c, len(characters) + n) for n, c in enumerate(token)]
-        characters += new
+        begins.append(len(whole))
+        new = [(c, len(whole) + n) for n, c in enumerate(token)]
+        whole += new
         shown += [] if i in hidden else new
-        found = [*places_of(characters, words), *places_of(shown, words)]
+        if i >= min_tokens:
+            found = [w for view in (whole, shown) for w in words_in(view, words, begins[i])]
         if found:
             break
-    end, _, word = min(found, default=(len(characters), 0, ""))
+    end, _, word = min(found, default=(len(whole), 0, ""))
     expected = "".join(c for c, place in shown if place < end)
     assert (text, stopped) == (expected + word * include, bool(found))
     if found and not include:
