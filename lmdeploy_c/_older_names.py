@@ -61,10 +61,10 @@ NAMES = {
         "plan_memory": ("engine.sizes", "compute_sizes"),
     },
     "tokenizer": {
-        "ADD_BOS": ("text.gguf_vocab", "ADD_BOS"),
+        "ADD_BOS": ("text.pre_tokenizers", "ADD_BOS"),
         "CONTROL": ("text.gguf_vocab", "CONTROL"),
-        "IGNORE_MERGES": ("text.gguf_vocab", "IGNORE_MERGES"),
-        "PRE_TOKENIZERS": ("text.gguf_vocab", "PRE_TOKENIZERS"),
+        "IGNORE_MERGES": ("text.pre_tokenizers", "IGNORE_MERGES"),
+        "PRE_TOKENIZERS": ("text.pre_tokenizers", "PRE_TOKENIZERS"),
         "SPECIAL": ("text.gguf_vocab", "SPECIAL"),
         "UNKNOWN": ("text.gguf_vocab", "UNKNOWN"),
         "USER_DEFINED": ("text.gguf_vocab", "USER_DEFINED"),

@@ -12,6 +12,7 @@ from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
+    from tokenizers import models
 
 # Values of tokenizer.ggml.token_type.
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
@@ -36,6 +37,8 @@ MAX_CHARACTERS = 512
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     """The vocabulary of a GGUF file. ValueError, UnsupportedError."""
     model = metadata.get("tokenizer.ggml.model")
+    if model is None:
+        raise ValueError("the GGUF file has no vocabulary: no tokenizer.ggml.model")
     if model in ("gpt2", "gemma4"):
         name = model if model == "gemma4" else metadata.get("tokenizer.ggml.pre")
         pre = pre_tokenizer_named(name)
@@ -67,12 +70,20 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     )
 
 
+def _texts(metadata: Mapping[str, Any], name: str) -> list[str]:
+    listed = metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(listed, list) or not set(map(type, listed)) <= {str}:
+        raise ValueError(f"tokenizer.ggml.{name} is no list of texts")
+    return listed
+
+
 def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     """All different: empty ones get llama.cpp's name for them."""
-    listed = metadata.get("tokenizer.ggml.tokens")
-    if not isinstance(listed, list) or not all(isinstance(t, str) for t in listed or [0]):
-        raise ValueError("the GGUF file has no vocabulary: no list tokenizer.ggml.tokens")
-    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(listed)]
+    tokens = _texts(metadata, "tokens")
+    if not tokens:
+        raise ValueError("the GGUF file has no vocabulary: tokenizer.ggml.tokens is empty")
+    if "" in tokens:
+        tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
     if len(set(tokens)) < len(tokens):
         first: dict[str, int] = {}
         for i, token in enumerate(tokens):
@@ -131,32 +142,44 @@ def _adds_space_prefix(metadata: Mapping[str, Any]) -> bool:
     return bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
 
 
+def _make_bpe(vocab: dict[str, int], merges: list[tuple[str, str]], **options: Any) -> models.BPE:
+    """ValueError for tokens and merges that cannot be used, by the first of them."""
+    from tokenizers import models
+
+    try:
+        return models.BPE(vocab, merges, **options)
+    except Exception as error:  # the library raises Exception itself
+        for token, i in vocab.items():
+            if token.encode("utf-8", "replace").decode() != token:
+                raise ValueError(f"tokenizer.ggml.tokens: token {i} is no UTF-8") from None
+        for left, right in merges:
+            for token in (left, right, left + right):
+                if token not in vocab:
+                    raise ValueError(
+                        f"tokenizer.ggml.merges: {left + ' ' + right!r} names {token!r}, which is "
+                        "no token; convert the model again"
+                    ) from None
+        raise ValueError(f"the GGUF file's vocabulary: {error}") from None
+
+
 # ---- with a list of merges: GPT-2's kind, where characters stand for bytes, and Gemma 4's ----
 
 
-def _merges(metadata: Mapping[str, Any], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-    listed = metadata.get("tokenizer.ggml.merges", [])
-    if not isinstance(listed, list) or not all(isinstance(merge, str) for merge in listed):
-        raise ValueError("tokenizer.ggml.merges is no list of texts")
-    merges = []
-    for merge in dict.fromkeys(listed):  # of equal merges the first counts
-        space = merge.find(" ", 1)
-        left, right = merge[:space], merge[space + 1 :]
-        if space < 0 or left not in vocab or right not in vocab or left + right not in vocab:
-            raise ValueError(f"tokenizer.ggml.merges: {merge!r} names a token that is not there")
-        merges.append((left, right))
-    return merges
+def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    if "tokenizer.ggml.merges" not in metadata:  # the format has no empty lists
+        return []
+    listed = dict.fromkeys(_texts(metadata, "merges"))  # of equal merges the first counts
+    return [(left, right) for left, _, right in (merge.partition(" ") for merge in listed)]
 
 
 def _listed_bpe(
     tokens: list[str], metadata: Mapping[str, Any], pre: PreTokenizer
 ) -> tokenizers.Tokenizer:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
-    vocab = {token: i for i, token in enumerate(tokens)}
-    model = models.BPE(
-        vocab,
-        _merges(metadata, vocab),
+    model = _make_bpe(
+        {token: i for i, token in enumerate(tokens)},
+        _merges(metadata),
         ignore_merges=pre.ignore_merges,
         byte_fallback=not pre.byte_level,
     )
@@ -178,27 +201,30 @@ def _listed_bpe(
 def _sentencepiece_merges(vocab: dict[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
     """The merges that do what SentencePiece does, which always joins the pair that makes the token
     with the best score: every pair of tokens that make a token, the best token first."""
+    longest = max(vocab, key=len)
+    if len(longest) > MAX_CHARACTERS:
+        raise ValueError(
+            f"tokenizer.ggml.tokens: token {vocab[longest]} has {len(longest)} characters, more "
+            f"than {MAX_CHARACTERS}; the file is damaged, or not of SentencePiece's kind"
+        )
     found = []
     for token, token_id in vocab.items():
-        if len(token) > MAX_CHARACTERS:
-            raise ValueError(
-                f"tokenizer.ggml.tokens: token {token_id} has {len(token)} characters, more than "
-                f"{MAX_CHARACTERS}; the file is damaged, or not of SentencePiece's kind"
-            )
         for i in range(1, len(token)):
-            left, right = token[:i], token[i:]
-            if left in vocab and right in vocab:
-                found.append((-float(scores[token_id]), token_id, vocab[left], left, right))
+            left = token[:i]
+            if left in vocab:
+                right = token[i:]
+                if right in vocab:
+                    found.append((-float(scores[token_id]), token_id, vocab[left], left, right))
     return [(left, right) for *_, left, right in sorted(found)]
 
 
 def _sentencepiece_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer, decoders, models, normalizers
+    from tokenizers import Tokenizer, decoders, normalizers
 
     scores = _per_token(metadata, "scores", tokens)
-    vocab = {token: i for i, token in enumerate(tokens)}
     unknown = _token_id(metadata, "unknown", len(tokens))
-    model = models.BPE(
+    vocab = {token: i for i, token in enumerate(tokens)}
+    model = _make_bpe(
         vocab,
         _sentencepiece_merges(vocab, scores),
         unk_token=None if unknown is None else tokens[unknown],

@@ -145,7 +145,11 @@ TABLE = (
         "jais-2",
         _any(_CONTRACTIONS, _LETTERS, r"\p{N}{1,3}", _OTHERS, _LINE_ENDS, _POWERS_OF_TWO),
     ),
-    _row("qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2", _QWEN2),
+    _row(
+        "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2 "
+        "bailingmoe bailingmoe2 llada-moe",
+        _QWEN2,
+    ),
     _row("laguna", _LINES, _QWEN2),
     _row("ufakzeka", _any(_LETTERS, r"\p{N}", _OTHERS, _LINE_ENDS, _SPACES)),
     _row(
@@ -241,7 +245,11 @@ TABLE = (
     _row("gemma4 granite-embed-multi-311m", _LINES, add_bos=True, byte_level=False),
     _row("sarvam-moe", _LINES, byte_level=False),
 )
-BY_NAME = {name: row for row in TABLE for name in row.names}
+#: A value of tokenizer.ggml.pre -> its row.
+PRE_TOKENIZERS = {name: row for row in TABLE for name in row.names}
+#: The same as sets of names, for programs that read them.
+IGNORE_MERGES = {name for name, row in PRE_TOKENIZERS.items() if row.ignore_merges}
+ADD_BOS = {name for name, row in PRE_TOKENIZERS.items() if row.add_bos}
 
 #: Values that llama.cpp knows and that are not served: why.
 REFUSED = {
@@ -252,8 +260,8 @@ REFUSED = {
 def pre_tokenizer_named(name: object) -> PreTokenizer:
     """The row of a value of `tokenizer.ggml.pre`; None or "" is "default". UnsupportedError."""
     name = name or "default"
-    if not isinstance(name, str) or name not in BY_NAME:
+    if not isinstance(name, str) or name not in PRE_TOKENIZERS:
         why = f" ({REFUSED[name]})" if isinstance(name, str) and name in REFUSED else ""
-        served = ", ".join(BY_NAME)
+        served = ", ".join(PRE_TOKENIZERS)
         raise unsupported(f"tokenizer.ggml.pre {name!r} is not served{why}; served: {served}")
-    return BY_NAME[name]
+    return PRE_TOKENIZERS[name]

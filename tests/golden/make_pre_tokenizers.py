@@ -19,6 +19,7 @@ NAMES = {
         default gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de jina-v1-en jina-v2-code
         roberta-bpe modern-bert gigachat a.x-4.0 mellum exaone4 mpt olmo jais trillion
         granite-docling smollm starcoder refact command-r codeshell exaone minerva-7b mellum2
+        bailingmoe bailingmoe2 llada-moe
         falcon llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx
         smaug-bpe chatglm-bpe glm4 glm5 minicpm5 jais-2 qwen2 deepseek-r1-qwen kormo f2llmv2
         megrez stablelm2 hunyuan solar-open grok-2 laguna ufakzeka seed-coder qwen35 exaone-moe

@@ -56,7 +56,7 @@ def test_a_name_that_left_its_module_is_read_and_written_where_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     old, new = (
-        importlib.import_module(f"lmdeploy_c.{m}") for m in ("tokenizer", "text.gguf_vocab")
+        importlib.import_module(f"lmdeploy_c.{m}") for m in ("tokenizer", "text.pre_tokenizers")
     )
     assert old.PRE_TOKENIZERS is new.PRE_TOKENIZERS
     monkeypatch.setattr(old, "PRE_TOKENIZERS", {})

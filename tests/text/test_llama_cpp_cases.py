@@ -8,7 +8,7 @@ import pytest
 
 from lmdeploy_c import _C
 from lmdeploy_c.text.gguf_vocab import OTHER_MODELS
-from lmdeploy_c.text.pre_tokenizers import BY_NAME, REFUSED
+from lmdeploy_c.text.pre_tokenizers import PRE_TOKENIZERS, REFUSED
 from lmdeploy_c.tokenizer import Tokenizer
 
 SOURCE = Path(os.environ.get("LMDEPLOY_C_LLAMA_CPP", "none"))
@@ -39,6 +39,6 @@ def test_cases(path: Path) -> None:
 def test_names() -> None:
     source = (SOURCE / "src" / "llama-vocab.cpp").read_text()
     names = set(re.findall(r'tokenizer_pre == "([^"]+)"', source))
-    assert names == {*BY_NAME, *REFUSED}
+    assert names == {*PRE_TOKENIZERS, *REFUSED}
     models = set(re.findall(r'tokenizer_model == "([^"]+)"', source))
     assert models == {*OTHER_MODELS, "gpt2", "llama", "gemma4", "test"}

@@ -8,7 +8,7 @@ from conftest import GOLDEN, SLOWER
 
 from lmdeploy_c import _C
 from lmdeploy_c.text.gguf_vocab import OTHER_MODELS
-from lmdeploy_c.text.pre_tokenizers import BY_NAME, REFUSED, TABLE
+from lmdeploy_c.text.pre_tokenizers import PRE_TOKENIZERS, REFUSED, TABLE
 from lmdeploy_c.tokenizer import Tokenizer
 
 LLAMA_CPP = json.loads((GOLDEN / "pre_tokenizers.json").read_text())
@@ -17,7 +17,7 @@ DOCS = GOLDEN.parent.parent / "docs" / "tokenizers.md"
 
 
 def tokenizer_with(pre: str) -> Tokenizer:
-    vocabulary = LLAMA_CPP["byte_level" if BY_NAME[pre].byte_level else "spelled"]
+    vocabulary = LLAMA_CPP["byte_level" if PRE_TOKENIZERS[pre].byte_level else "spelled"]
     tokens = vocabulary["tokens"]
     return Tokenizer.from_gguf(
         {
@@ -45,9 +45,9 @@ def test_ids(group: dict) -> None:  # type: ignore[type-arg]
 
 
 def test_names_and_groups() -> None:
-    assert {name for group in GROUPS for name in group["names"]} == set(BY_NAME)
-    assert sum(len(row.names) for row in TABLE) == len(BY_NAME)
-    assert not set(BY_NAME) & set(REFUSED)
+    assert {name for group in GROUPS for name in group["names"]} == set(PRE_TOKENIZERS)
+    assert sum(len(row.names) for row in TABLE) == len(PRE_TOKENIZERS)
+    assert not set(PRE_TOKENIZERS) & set(REFUSED)
     # Each row of the table does something of its own.
     assert len(GROUPS) == len(TABLE)
 
