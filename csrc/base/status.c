@@ -3,6 +3,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 lmd_status lmd_fail(lmd_err *err, lmd_status code, const char *format, ...) {
@@ -38,6 +39,15 @@ lmd_status lmd_err_prefix(lmd_err *err, lmd_status code, const char *format, ...
         snprintf(err->message + n, sizeof err->message - (size_t)n, ": %.*s", room, old);
     err->code = code;
     return code;
+}
+
+const char *lmd_number_text(char text[LMD_NUMBER_LEN], double value) {
+    const int enough = 17; /* digits that tell any two doubles apart */
+    for (int n_digits = 6; n_digits <= enough; n_digits++) {
+        snprintf(text, LMD_NUMBER_LEN, "%.*g", n_digits, value);
+        if (strtod(text, NULL) == value) break;
+    }
+    return text;
 }
 
 const char *lmd_status_name(lmd_status code) {

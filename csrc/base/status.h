@@ -40,6 +40,12 @@ lmd_status lmd_no_memory(lmd_err *err, const char *format, ...)
 lmd_status lmd_err_prefix(lmd_err *err, lmd_status code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
+enum { LMD_NUMBER_LEN = 32 };
+
+/* Writes a number for a message, in the fewest digits that no other number has; returns text.
+ */
+const char *lmd_number_text(char text[LMD_NUMBER_LEN], double value);
+
 /* The code's name, e.g. "LMD_BAD_FILE". */
 const char *lmd_status_name(lmd_status code);
 

@@ -44,9 +44,10 @@ static lmd_status check_lengths(const lmd_request_params *params,
             (long long)params->n_tokens, (long long)n_kv);
     if (params->return_ppl && params->n_tokens < 2)
         return lmd_fail(err, LMD_INVALID, "return_ppl needs a prompt of at least two tokens");
+    char timeout[LMD_NUMBER_LEN];
     if (!(params->timeout >= 0.0 && params->timeout <= LMD_MAX_TIMEOUT))
-        return lmd_fail(err, LMD_INVALID, "timeout must be 0 (none) to %d seconds, not %g",
-                        LMD_MAX_TIMEOUT, params->timeout);
+        return lmd_fail(err, LMD_INVALID, "timeout must be 0 (none) to %d seconds, not %s",
+                        LMD_MAX_TIMEOUT, lmd_number_text(timeout, params->timeout));
     if (params->min_new_tokens < 0)
         return lmd_fail(err, LMD_INVALID, "min_new_tokens must not be negative, but is %lld",
                         (long long)params->min_new_tokens);

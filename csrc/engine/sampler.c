@@ -43,8 +43,10 @@ static lmd_status check_range(const lmd_sampler_params *params, const lmd_sample
     const void *at = (const char *)params + range->offset;
     const double value = range->is_integer ? (double)*(const int64_t *)at : *(const double *)at;
     if (value >= range->low && value <= range->high) return LMD_OK; /* false for NaN */
-    return lmd_fail(err, LMD_INVALID, "%s must be %g to %g, not %g", range->name, range->low,
-                    range->high, value);
+    char low[LMD_NUMBER_LEN], high[LMD_NUMBER_LEN], given[LMD_NUMBER_LEN];
+    return lmd_fail(err, LMD_INVALID, "%s must be %s to %s, not %s", range->name,
+                    lmd_number_text(low, range->low), lmd_number_text(high, range->high),
+                    lmd_number_text(given, value));
 }
 
 static lmd_status check_words(const lmd_token_words *words, int32_t vocab_size, lmd_err *err) {

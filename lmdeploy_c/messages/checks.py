@@ -77,7 +77,7 @@ class Checked:
         if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
             raise self._wrong(name, "a number")
         if not low <= float(value) <= high:
-            raise self._wrong(name, f"between {low:g} and {high:g}")
+            raise self._wrong(name, f"between {low:.15g} and {high:.15g}")
 
     def _check_int(self, name: str, low: int, optional: bool = False) -> None:
         value = getattr(self, name)

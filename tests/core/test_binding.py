@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -294,7 +295,10 @@ def test_ranges_are_those_that_hold(tiny_engine: _C.Engine, name: str) -> None:
     for value in inside:
         assert error_of(tiny_engine, **{name: value}) is None
     for value in outside:
-        assert f"{name} must be" in (error_of(tiny_engine, **{name: kind(value)}) or "")
+        message = error_of(tiny_engine, **{name: kind(value)}) or ""
+        said = re.fullmatch(rf"{name} must be (\S+) to (\S+), not (\S+)", message)
+        assert said and [float(s) for s in said.groups()[:2]] == [low, high]
+        assert said[3] not in said.groups()[:2]
 
 
 def accepts(config: type, **kwargs: Any) -> bool:
