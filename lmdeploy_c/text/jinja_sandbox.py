@@ -34,18 +34,22 @@ MAX_SIZE = 16_000_000  # weight (about the characters) of one step's operands an
 MAX_BYTES = 512_000_000  # of all values that one rendering makes
 MAX_TEMPLATE = 60_000  # characters; the longest known has 17,000
 MAX_WIDTH = 10_000  # of a field, an indentation, a batch
+MAX_SLOW = 20_000  # weight of a value and arguments, for a filter of quadratic time
 ITEM_WEIGHT = 16  # of an item of a list or mapping, besides its characters
 _WIDE_FORMAT = re.compile(r"\d{4}|\*|\{[^{}]*\{")  # widths of four digits, or computed ones
 
 #: Filters that do not walk through their value, and filters that return an iterator.
-_SHALLOW = {"attr", "count", "d", "default", "first", "items", "last", "length"}
+_SHALLOW = {"attr", "count", "d", "default", "first", "items", "last", "length", "random"}
 _LAZY = {"batch", "map", "reject", "rejectattr", "select", "selectattr", "slice"}
 #: Filters that walk through a value item by item, through a text character by character.
 _WALKING = {"groupby", "join", "list", "max", "min", "reverse", "sort", "sum", "title", "unique",
             *_LAZY}  # fmt: skip
-_OF_TEXT = {"capitalize", "e", "escape", "float", "format", "indent", "int", "lower", "replace",
-            "round", "safe", "string", "tojson", "trim", "upper"}  # fmt: skip
-_FILTERS = _SHALLOW | _WALKING | _OF_TEXT | {"abs", "dictsort"}
+_OF_TEXT = {"capitalize", "center", "e", "escape", "filesizeformat", "float", "forceescape",
+            "format", "indent", "int", "lower", "replace", "round", "safe", "string", "tojson",
+            "trim", "truncate", "upper", "urlencode", "wordcount", "xmlattr"}  # fmt: skip
+#: Filters whose time grows with the square of their value's size.
+_SLOW = {"pprint", "striptags", "urlize", "wordwrap"}
+_FILTERS = _SHALLOW | _WALKING | _OF_TEXT | _SLOW | {"abs", "dictsort"}
 _COMPARING = {"==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", ">=", "ge", "<", "lt",
               "lessthan", "<=", "le", "in"}  # fmt: skip
 #: Filters and methods with numbers as arguments that set the size of the result.
@@ -109,6 +113,8 @@ def _growth(name: str, value: Any, args: tuple[Any, ...]) -> int:
     text = str(value)
     if name == "replace" and len(args) > 1:
         return text.count(str(args[0])) * len(str(args[1]))
+    if name in ("urlencode", "wordcount"):  # four bytes as %XX each; a list of words
+        return ITEM_WEIGHT * len(text)
     if name == "indent":
         widths = [a if isinstance(a, int) else len(a) for a in args if isinstance(a, (int, str))]
         return (text.count("\n") + 1) * max([4, *widths])
@@ -120,7 +126,7 @@ def _growth(name: str, value: Any, args: tuple[Any, ...]) -> int:
     return (text.count("%") + text.count("{")) * (_weigh(*args) + 1000)
 
 
-_GROWING = {"join", "replace", "indent", "split", "rsplit", "splitlines",
+_GROWING = {"join", "replace", "indent", "split", "rsplit", "splitlines", "urlencode", "wordcount",
             "format", "format_map", "%"}  # fmt: skip
 
 
@@ -137,6 +143,8 @@ def _check_step(name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[st
         raise _too_large(f"{name} with a number above {MAX_WIDTH}")
     if name == "sum" and any(_children(a) is not None for a in args):
         raise _too_large("sum of lists")
+    if name in _SLOW and _weigh(value, *args) > MAX_SLOW:
+        raise _too_large(f"{name} of more than {MAX_SLOW} characters")
     if name in _GROWING and _growth(name, value, args) > MAX_SIZE:
         raise _too_large(name)
 
@@ -241,13 +249,40 @@ class _BoundedCode(CodeGenerator):
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training: here its content is shown."""
+    """`{% generation %}` marks the assistant's words for training: here its content is shown. What
+    is set inside stays inside, as in the macro that transformers makes of it."""
 
     tags = {"generation"}  # noqa: RUF012
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Dict:
+    """`dict` in a template: it makes dicts, and has none of the type's methods besides."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(Namespace):
+    """`namespace` in a template, without names of Python's own kind."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # a template may say self=
+        namespace, *rest = args
+        Namespace.__init__(namespace, {})
+        for name, value in dict(*rest, **kwargs).items():
+            namespace[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if str(name).startswith("_"):
+            raise SecurityError(f"a namespace takes no name that begins with _: {name!r:.50}")
+        super().__setitem__(name, value)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -264,6 +299,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             finalize=_weighed,
         )
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+        self.globals.update(dict=_Dict(), namespace=_Namespace)
         self.globals.pop("lipsum", None)
         filters: Mapping[str, Any] = {**self.filters, "tojson": _tojson}
         tests: Mapping[str, Any] = self.tests
