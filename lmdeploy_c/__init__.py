@@ -23,9 +23,9 @@ from .messages import (
     TurbomindEngineConfig,
     VisionConfig,
 )
+from .model import ChatTemplateConfig
 from .pipeline import Pipeline, pipeline
 from .planning import Plan, plan
-from .text.chat_template import ChatTemplateConfig
 from .tokenizer import Tokenizer
 from .version import __version__, version_info
 

@@ -15,9 +15,9 @@ def add_parser(commands: Commands[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..files.model_config import ARCHITECTURES, GGUF_ARCHITECTURES
-    from ..text.chat_template import MODELS
+    from ..text.built_in_templates import MODELS
 
     print("Hugging Face architectures:", ", ".join(ARCHITECTURES))
     print("GGUF architectures:        ", ", ".join(GGUF_ARCHITECTURES))
-    print("chat templates:            ", ", ".join(["hf", *MODELS.classes]))
+    print("chat templates:            ", ", ".join(MODELS.module_dict))
     return 0

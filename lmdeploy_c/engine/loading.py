@@ -96,7 +96,7 @@ def make_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 def make_chat_template(config: ChatTemplateConfig | None, tokenizer: Tokenizer) -> ChatTemplate:
     """The template that config names; None: the model's own, or none at all where it has none."""
-    if config is None and not tokenizer.chat_templates:
+    if config is None and not any(map(str.strip, tokenizer.chat_templates.values())):
         logger.warning("the model brings no chat template: prompts are completed as they are")
         config = ChatTemplateConfig("base")
     return (config or ChatTemplateConfig()).template(tokenizer)

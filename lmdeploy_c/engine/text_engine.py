@@ -160,7 +160,7 @@ class TextEngine:
         return self.submit(
             ids,
             config,
-            stop_words=self.chat_template.stop_words if do_preprocess else (),
+            stop_words=(self.chat_template.stop_words or ()) if do_preprocess else (),
             snapshot=history.snapshot,
             keep_snapshot=keep_snapshot,
             index=index,
@@ -201,7 +201,9 @@ class TextEngine:
         """The text of the history and the prompt; arguments as for `ask`. Raises ValueError, and
         whatever a template raises."""
         if do_preprocess:
-            messages = as_messages([*history.messages, *as_turn(prompt)])
+            messages: Prompt = [*history.messages, *as_turn(prompt)]
+            if not self.chat_template.normalizes:
+                messages = as_messages(messages)
             return self.chat_template.messages2prompt(messages, **(template_kwargs or {}))
         if not isinstance(prompt, str):
             raise ValueError("do_preprocess=False takes a text; a conversation needs the template")

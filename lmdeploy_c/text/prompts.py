@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..messages import unsupported
+from .conversation import join_parts, normalize
 
 Message = Mapping[str, Any]
 #: A text, or one conversation in OpenAI's form: dicts with "role" and "content".
@@ -52,40 +53,16 @@ def as_turn(prompt: Prompt) -> list[Message]:
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """The prompt as messages, checked; contents that are given in parts become texts.
+    """The prompt as messages in the one form that `conversation` describes, each content a text:
+    parts are joined by newlines.
 
     Raises ValueError for a message without role or content, UnsupportedError for a part that is
     not text.
     """
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    return [{**m, "content": _content(m)} for m in prompt]
-
-
-def _content(message: Message) -> str | None:
-    if not isinstance(message.get("role"), str):
-        raise ValueError(f"a message needs a 'role', a text: {dict(message)!r:.100}")
-    content = message.get("content")
-    if content is None and message.get("tool_calls"):
-        return None
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence) and not isinstance(content, bytes):
-        return "".join(_part(p) for p in content)
-    raise ValueError(f"a message needs a 'content', a text or parts: {dict(message)!r:.100}")
-
-
-def _part(part: object) -> str:
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, Mapping):
-        raise ValueError(f"a part of a message's content must be a dict: {part!r:.100}")
-    if part.get("type") != "text":
-        raise unsupported(f"content of type {part.get('type')!r}: this release serves text only")
-    text = part.get("text")
-    if not isinstance(text, str):
-        raise ValueError(f"a part of type 'text' needs a 'text': {dict(part)!r:.100}")
-    return text
+    messages = [normalize(message) for message in as_turn(prompt)]
+    for message in messages:
+        message["content"] = join_parts(message["content"])
+    return messages
 
 
 def per_prompt(value: Any, n: int, name: str) -> list[Any]:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from conftest import GOLDEN
 
+from lmdeploy_c.engine.loading import make_chat_template
 from lmdeploy_c.text import jinja_sandbox
-from lmdeploy_c.text.chat_template import MODELS, BaseChatTemplate, ChatTemplateConfig
+from lmdeploy_c.text.chat_template import ChatTemplateConfig
 from lmdeploy_c.text.jinja_sandbox import MAX_SECONDS, ChatTemplateError, render
 from lmdeploy_c.tokenizer import Tokenizer
 
@@ -46,19 +47,6 @@ def test_a_last_answer_is_continued(tokenizer: Tokenizer) -> None:
     assert closed.endswith("<|im_end|>\n")
 
 
-def test_pieces() -> None:
-    template = ChatTemplateConfig("vicuna", meta_instruction="Be brief.").template()
-    said = [*MESSAGES, {"role": "assistant", "content": "Hello"}, *MESSAGES]
-    assert template.messages2prompt(said) == (
-        "Be brief. USER: Hi ASSISTANT: Hello</s>USER: Hi ASSISTANT: "
-    )
-    assert template.messages2prompt(said[:2]) == "Be brief. USER: Hi ASSISTANT: Hello"
-    base = ChatTemplateConfig("base").template()
-    assert base.messages2prompt("once upon") == "once upon"
-    mistral = ChatTemplateConfig("mistral").template()
-    assert mistral.messages2prompt("Hi") == "[INST] Hi [/INST]"
-
-
 def test_json_round_trip(tmp_path: Path) -> None:
     config = ChatTemplateConfig("vicuna", user="Q: ", stop_words=["Q:"])
     path = tmp_path / "template.json"
@@ -68,15 +56,62 @@ def test_json_round_trip(tmp_path: Path) -> None:
         ChatTemplateConfig.from_json('{"colour": "red"}')
 
 
-def test_users_register_their_own() -> None:
-    @MODELS.register_module(name="loud")
-    class Loud(BaseChatTemplate):
-        def messages2prompt(self, messages, add_generation_prompt=True, **kwargs):  # type: ignore
-            return str(messages).upper()
+class Tokens:
+    bos_token, eos_token = "<s>", "</s>"
 
-    assert ChatTemplateConfig("loud").template().messages2prompt("hi") == "HI"
-    with pytest.raises(ValueError, match=r"'nobody' is not known; known: hf, .*vicuna"):
-        ChatTemplateConfig("nobody").template()
+    def __init__(self, **chat_templates: str) -> None:
+        self.chat_templates = chat_templates
+
+
+TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "now"}}]
+
+
+def test_tools_take_the_template_for_tools() -> None:
+    named = Tokens(default="plain", tool_use="{{ tools | length }} tools", rag="rag")
+    template = ChatTemplateConfig().template(named)
+    assert template.messages2prompt("hi") == "plain"
+    assert template.messages2prompt("hi", tools=None) == "plain"
+    assert template.messages2prompt("hi", tools=TOOLS) == "1 tools"
+    assert template.messages2prompt("hi", tools=[]) == "0 tools"  # as transformers chooses
+    other = ChatTemplateConfig().template(Tokens(first="first", second="second"))
+    assert other.messages2prompt("hi") == other.messages2prompt("hi", tools=TOOLS) == "first"
+
+
+def test_an_empty_template_is_none() -> None:
+    with pytest.raises(ValueError, match="brings no chat template"):
+        ChatTemplateConfig().template(Tokens(default=" \n"))
+    with pytest.raises(ValueError, match="brings no chat template"):
+        ChatTemplateConfig().template(Tokens())
+    named = Tokens(default="", tool_use="", other="other")
+    assert ChatTemplateConfig().template(named).messages2prompt("hi", tools=TOOLS) == "other"
+    assert make_chat_template(None, Tokens(default="")).messages2prompt("hi") == "hi"  # type: ignore
+
+
+def test_a_trimmed_answer_is_continued_as_it_is_shown() -> None:
+    said = [*MESSAGES, {"role": "assistant", "content": "So "}]
+    for source, wanted in (
+        ("{% for m in messages %}{{ m.content | trim }}.{% endfor %}", "Hi.So"),
+        ("{% for m in messages %}{{ m.content }}.{% endfor %}", "Hi.So "),
+    ):
+        assert ChatTemplateConfig().template(Tokens(a=source)).messages2prompt(said) == wanted
+
+
+def test_calls_of_a_last_answer_are_shown() -> None:
+    source = (
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+        "<{{ c.function.name }}>{% endfor %}</end>{% endfor %}"
+    )
+    called = {"role": "assistant", "content": "So.", "tool_calls": TOOLS}
+    template = ChatTemplateConfig().template(Tokens(a=source))
+    assert template.messages2prompt([*MESSAGES, called]) == "Hi</end>So.<now>"
+
+
+def test_a_template_that_hides_the_last_answer() -> None:
+    template = ChatTemplateConfig().template(Tokens(a="{{ messages[0].content }}"))
+    with pytest.raises(ChatTemplateError, match="does not show the answer"):
+        template.messages2prompt([*MESSAGES, {"role": "assistant", "content": "So"}])
+    with pytest.raises(ChatTemplateError, match="no messages"):
+        template.messages2prompt([])
 
 
 def test_what_templates_of_models_use() -> None:
@@ -88,6 +123,46 @@ def test_what_templates_of_models_use() -> None:
     assert render(source, {"messages": said}) == '[x]y{"a": "<&é"}4'
     with pytest.raises(ChatTemplateError, match="roles must alternate"):
         render("{{ raise_exception('roles must alternate') }}", {})
+
+
+def test_what_is_set_in_a_generation_stays_in_it() -> None:
+    """As in transformers, which makes a macro of it."""
+    source = (
+        "{% set x = 1 %}{% for m in messages %}{% generation %}{% set x = x + loop.index %}"
+        "{% set ns.y = x %}{{ x }}{% endgeneration %}{{ x }}{% endfor %}{{ ns.y }}"
+    )
+    assert render("{% set ns = namespace() %}" + source, {"messages": [0, 0]}) == "21313"
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("{{ 'ab' | center(6) }}|", "  ab  |"),
+        ("{{ 1500 | filesizeformat }}", "1.5 kB"),
+        ("{{ '<' | safe | forceescape }}", "&lt;"),
+        ("{{ {'b': [1]} | pprint }}", "{'b': [1]}"),
+        ("{{ ['a'] | random }}", "a"),
+        ("{{ '<b>x</b>  y' | striptags }}", "x y"),
+        ("{{ 'one two three' | truncate(8, leeway=0) }}", "one..."),
+        ("{{ 'a b/ä' | urlencode }}", "a%20b/%C3%A4"),
+        ("{{ 'see http://example.org' | urlize }}",
+         'see <a href="http://example.org" rel="noopener">http://example.org</a>'),
+        ("{{ 'a b, c' | wordcount }}", "3"),
+        ("{{ 'aaa bbb' | wordwrap(3) }}", "aaa\nbbb"),
+        ("{{ {'id': 'x', 'no': none} | xmlattr }}", ' id="x"'),
+        ("{{ dict(a=1) | tojson ~ dict.fromkeys(['k']) }}", '{"a": 1}{\'k\': None}'),
+        ("{% set n = namespace({'a': 1}, self=2) %}{{ n.a ~ n.self }}", "12"),
+    ],
+)  # fmt: skip
+def test_jinja_has_its_filters_and_globals(source: str, wanted: str) -> None:
+    """The values are those of jinja2's documentation and of transformers' environment."""
+    assert render(source, {}) == wanted
+
+
+def test_no_filter_of_jinja_is_missing() -> None:
+    from jinja2.filters import FILTERS
+
+    assert set(FILTERS) == jinja_sandbox._FILTERS
 
 
 NESTED = (
@@ -115,6 +190,17 @@ HOSTILE = [
     ),
     "{{ 'x' | center(10**9) }}",
     "{{ 'x'.zfill(10**9) }}",
+    "{{ ('x' * 999999) | wordwrap(1) }}",
+    "{{ ('<>' * 99999) | striptags }}",
+    "{{ ('(' * 999999) | urlize }}",
+    "{{ ([[1] * 999] * 999) | pprint }}",
+    "{{ ('x ' * 9) | wordwrap(2, wrapstring='y' * 9999999) }}",
+    "{{ ('ä' * 9999999) | urlencode }}",
+    "{{ ('a ' * 7999999) | wordcount }}",
+    "{{ dict.update(messages[0], {'role': 'x'}) }}",
+    "{{ dict.mro() }}",
+    "{{ namespace(__class__=1) }}",
+    "{% set ns = namespace() %}{% set ns._x = 1 %}",
     "{{ 'x'.rjust(1000000000) }}",
     "{{ '%1000000000d' | format(1) }}",
     "{{ '%1000000000d' % 1 }}",
