@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files import gguf_parts, safetensors
-from .files.tokenizer_files import Token, TokenizerFiles, read_tokenizer_files
 from .text.detokenizer import (
     ByteDetokenizer,
     DetokenizeState,
@@ -25,6 +24,8 @@ from .text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
+
+    from .files.tokenizer_files import Token, TokenizerFiles
 
 logger = logging.getLogger("lmdeploy_c")
 
@@ -67,6 +68,8 @@ class Tokenizer:
         del trust_remote_code
         path = Path(model_path)
         if path.is_dir():
+            from .files.tokenizer_files import read_tokenizer_files  # GGUF files need it not
+
             files = read_tokenizer_files(path)
             with _reading(files.tokenizer_json):
                 self._set_up(_vocabulary(files))
@@ -179,7 +182,8 @@ class Tokenizer:
         return detokenizer.add(t[n:]) + detokenizer.finish()
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        with _library("the tokenizer cannot show the ids"):
+            text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
         return text
 
     def detokenizer(
@@ -227,7 +231,9 @@ class Tokenizer:
         n_ids = len(all_input_ids)
         if len(text) <= len(shown) or text.endswith("\ufffd"):
             return "", DetokenizeState(n_ids, tokens, begin, read)
-        return text[len(shown) :], DetokenizeState(n_ids, tokens, read, n_ids)
+        # The new ids are enough context once they have a text of their own.
+        begin = read if self.decode(all_input_ids[read:], None, skip_special_tokens) else begin
+        return text[len(shown) :], DetokenizeState(n_ids, tokens, begin, n_ids)
 
     # ---- the vocabulary ----
 
@@ -290,29 +296,44 @@ class Encoding(dict[str, Any]):
 
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-    try:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    except TypeError:
-        if not isinstance(text, str):
-            raise
-        # The library takes no text with surrogates.
-        units = text.encode("utf-16-le", "surrogatepass")
-        ids = tokenizer.encode(units.decode("utf-16-le", "replace"), add_special_tokens=False).ids
-    except Exception as error:  # the library raises Exception itself
-        raise ValueError(f"the tokenizer cannot read the text: {error}") from None
+    """The ids of a text alone. ValueError, TypeError."""
+    with _library("the tokenizer cannot read the text"):
+        try:
+            ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            if not isinstance(text, str):
+                raise
+            # The library takes no text with surrogates.
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
     return ids
+
+
+class _library:
+    """Makes an error of the tokenizers library, which raises Exception itself and in some places
+    panics, a ValueError that begins with `what`."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is Exception or (kind is not None and kind.__name__ == "PanicException"):
+            raise ValueError(f"{self._what}: {error}") from None
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Makes an error of the tokenizers library one of this file: a CheckpointError."""
+    """Makes an error in a file's contents one of this file: a CheckpointError."""
     from ._C import CheckpointError, UnsupportedError
 
     try:
-        yield
+        with _library("the tokenizers library refuses it"):
+            yield
     except (CheckpointError, UnsupportedError, OSError, MemoryError):
         raise
-    except Exception as error:  # the library raises Exception itself
+    except Exception as error:
         raise safetensors.bad_file(path, str(error)) from None
 
 
@@ -329,7 +350,7 @@ def _vocabulary(files: TokenizerFiles) -> Vocabulary:
     own = tokenizer.get_added_tokens_decoder()
     new = _new_tokens(files, own)
     if new:
-        tokenizer.add_tokens([tokenizers.AddedToken(**asdict(token)) for token in new])
+        tokenizer.add_tokens([tokenizers.AddedToken(**dataclasses.asdict(token)) for token in new])
         own = tokenizer.get_added_tokens_decoder()
         _warn_of_other_ids(files, tokenizer)
     ids = {name: tokenizer.token_to_id(token.content) for name, token in files.named.items()}
@@ -349,14 +370,16 @@ def _vocabulary(files: TokenizerFiles) -> Vocabulary:
 def _new_tokens(files: TokenizerFiles, own: Mapping[int, tokenizers.AddedToken]) -> list[Token]:
     """The tokens that tokenizer.json lacks, or has with other properties, in the order of their
     ids. A token is special where either says so, and where it has a name."""
-    names = [field.name for field in fields(Token)]
+    from .files.tokenizer_files import Token
+
+    names = [field.name for field in dataclasses.fields(Token)]
     known = [Token(**{name: getattr(token, name) for name in names}) for token in own.values()]
     older = [token for i, token in files.older.items() if i not in own]
     described, named, extra = files.described.values(), files.named.values(), files.extra
     of = {t.content: t for t in (*extra, *named, *older, *known, *described)}  # the last one counts
     special = {t.content for t in named} | {t.content for t in known if t.special}
     order = dict.fromkeys(t.content for t in (*known, *older, *described, *named, *extra))
-    tokens = [replace(of[c], special=of[c].special or c in special) for c in order]
+    tokens = [dataclasses.replace(of[c], special=of[c].special or c in special) for c in order]
     as_it_is = set(known)
     return [token for token in tokens if token not in as_it_is]
 

@@ -81,7 +81,11 @@ def normalize(message: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError for a message without role or content, UnsupportedError for a part that is
     not text.
     """
-    fields = present(plain(message))
+    fields = {
+        name: value if type(value) is str else plain(value)
+        for name, value in message.items()
+        if value is not None
+    }
     role, content, calls = fields.get("role"), fields.get("content"), fields.get("tool_calls")
     if not isinstance(role, str):
         raise ValueError(f"a message needs a 'role', a text; this one has {sorted(fields)}")
@@ -99,8 +103,10 @@ def normalize(message: Mapping[str, Any]) -> dict[str, Any]:
         fields["tool_calls"] = [_call(call) for call in calls]
         if not calls:
             del fields["tool_calls"]
-    thought = next((fields[name] for name in _REASONING if name in fields), None)
-    return fields if thought is None else {**dict.fromkeys(_REASONING, thought), **fields}
+    if fields.keys().isdisjoint(_REASONING):
+        return fields
+    thought = next(fields[name] for name in _REASONING if name in fields)
+    return {**dict.fromkeys(_REASONING, thought), **fields}
 
 
 def join_parts(content: str | Sequence[Mapping[str, str]]) -> str:

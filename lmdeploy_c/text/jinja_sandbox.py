@@ -193,9 +193,12 @@ class _Limits(threading.local):
 
     def charge(self, value: Any, item_bytes: int = 64) -> Any:
         """Counts a new value and returns it."""
-        self.check_time()
+        if time.monotonic() > self.end:
+            self.check_time()
         if isinstance(value, str):
             self.n_bytes -= sys.getsizeof(value)
+            if len(value) <= MAX_SIZE and self.n_bytes >= 0:  # most values: they are done here
+                return value
         elif isinstance(value, (list, tuple, set, dict)):
             self.n_bytes -= item_bytes * len(value)
         if _weight(value) > MAX_SIZE or self.n_bytes < 0:
@@ -315,6 +318,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         return str(_limits.charge("".join(parts)))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and type(left) is type(right) is str:
+            if len(left) + len(right) > MAX_SIZE:
+                raise _too_large("+")
+            return _limits.charge(left + right)
         if operator == "%" and isinstance(left, str):
             _check_step("%", left, (right,), {})
         elif operator == "+" and _weight(left) + _weight(right) > MAX_SIZE:
@@ -326,6 +333,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         return _limits.charge(super().call_binop(context, operator, left, right), 8)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, LoopContext):  # `loop`, of which most templates ask something
+            return not attr.startswith("_")
         return attr not in _NO_METHODS and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:

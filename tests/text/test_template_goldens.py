@@ -77,7 +77,7 @@ def test_there_are_enough_of_them() -> None:
 
 
 def test_a_long_conversation_is_quick(smollm2_path: Path) -> None:
-    """Twenty turns take less than writing them as indented JSON ten times."""
+    """Twenty questions and answers take less than writing them as indented JSON seven times."""
     from lmdeploy_c.text.chat_template import ChatTemplateConfig
     from lmdeploy_c.tokenizer import Tokenizer
 
@@ -93,4 +93,4 @@ def test_a_long_conversation_is_quick(smollm2_path: Path) -> None:
         return min(times)
 
     rendered = seconds(lambda: template.messages2prompt(messages))
-    assert rendered < 10 * seconds(lambda: json.dumps(messages, indent=2))
+    assert rendered < 7 * seconds(lambda: json.dumps(messages, indent=2))

@@ -135,5 +135,6 @@ def test_what_is_no_text(tokenizer: Tokenizer) -> None:
 def test_a_text_that_cannot_be_spelled(tmp_path: Path) -> None:
     words = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "[none]"}
     tokenizer = Tokenizer(write(tmp_path, tokenizer={"model": words, "pre_tokenizer": None}))
-    with pytest.raises(ValueError, match="cannot read the text"):
-        tokenizer.encode("b")
+    for text in ("b", "b\ud800"):
+        with pytest.raises(ValueError, match="cannot read the text"):
+            tokenizer.encode(text)

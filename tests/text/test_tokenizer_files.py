@@ -71,6 +71,12 @@ WRONG_FILES = {
         {"tokenizer": {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "("},
                                          "behavior": "Isolated", "invert": False}}},
         r"tokenizer\.json"),
+    "a table that the library panics at": (
+        {"tokenizer": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}},
+        r"tokenizer\.json.*charsmap"),
+    "a template without its token": (
+        {"tokenizer": {"post_processor": {"type": "BertProcessing", "sep": ["x", 5]}}},
+        r"tokenizer\.json"),
     "a long template": ({"chat_template.jinja": "x" * (1 << 20) + "x"}, r"chat_template\.jinja"),
 }  # fmt: skip
 
