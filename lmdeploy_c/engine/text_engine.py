@@ -184,7 +184,7 @@ class TextEngine:
         return self.submit(
             first.input_ids,
             config,
-            stop_words=self.chat_template.stop_words if do_preprocess else (),
+            stop_words=(self.chat_template.stop_words or ()) if do_preprocess else (),
             leader=first.request,
             index=index,
             choice=choice,

@@ -138,8 +138,8 @@ class DetokenizeState:
 
 # ---- how tokens are spelled ----
 
-#: A byte in vocabularies of SentencePiece's kind; what only resembles it is text.
-_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
+#: Of the byte tokens of SentencePiece's kind of vocabulary; what only resembles one is text.
+_HEX_DIGITS = set("0123456789ABCDEFabcdef")
 
 
 def _gpt2_bytes() -> dict[str, int]:
@@ -178,9 +178,8 @@ class Spelling:
         if token is None:
             return b""
         if self._characters is None:
-            spelled_byte = _BYTE_TOKEN.fullmatch(token)
-            if spelled_byte:
-                return bytes.fromhex(spelled_byte[1])
+            if token[:3] == "<0x" and token[5:] == ">" and set(token[3:5]) <= _HEX_DIGITS:
+                return bytes.fromhex(token[3:5])
             return token.replace("▁", " ").encode("utf-8", "replace")
         if token_id in self._added:
             return token.encode("utf-8", "replace")
