@@ -297,11 +297,11 @@ class Encoding(dict[str, Any]):
 
 def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     """The ids of a text alone. ValueError, TypeError."""
-    with _library("the tokenizer cannot read the text"):
-        try:
-            ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        except TypeError:
-            if not isinstance(text, str):
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    except BaseException as error:
+        with _library("the tokenizer cannot read the text"):
+            if not (isinstance(error, TypeError) and isinstance(text, str)):
                 raise
             # The library takes no text with surrogates.
             text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

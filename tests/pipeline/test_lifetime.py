@@ -38,7 +38,8 @@ PROGRAMS = {
                 pass
         for _ in range(3):
             threading.Thread(target=read, daemon=True).start()
-        time.sleep(0.3)
+        while pipe.stats()["n_running"] + pipe.stats()["n_waiting"] < 6:
+            time.sleep(0.01)
         print("done")
     """,
     "sys.exit in the middle of a stream": """
