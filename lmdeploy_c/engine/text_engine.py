@@ -396,7 +396,7 @@ def _parameters(
     bias = config.logit_bias or {}
     options = config.core_options()
     options.setdefault("max_new_tokens", n_left)
-    if config.random_seed is not None:
+    if config.random_seed is not None and choice:  # that of the first is the core's to check
         options["random_seed"] = (config.random_seed + choice) % 2**64
     return {
         **options,
