@@ -95,7 +95,6 @@ class TextEngine:
         self._max_log_len = max_log_len
         known = known_end_ids(checkpoint.metadata.get("tokenizer.ggml.tokens", ()))
         self._named_end_ids = {*checkpoint.eos_token_ids, *known}
-        self._vocab_size: int = checkpoint.config["vocab_size"]
         self._is_gguf = bool(checkpoint.metadata)
         config, self.sizes = choose_device(config, checkpoint)
         sizes = self.sizes
@@ -130,7 +129,7 @@ class TextEngine:
     def end_token_ids(self) -> list[int]:
         """The tokens that end an answer. Found when first needed: a template is rendered for it."""
         return end_token_ids(
-            self._named_end_ids, self.tokenizer, self.chat_template, self._vocab_size
+            self._named_end_ids, self.tokenizer, self.chat_template, self.vocab_size
         )
 
     # ---- from a prompt to its answer ----
@@ -260,7 +259,7 @@ class TextEngine:
         try:
             config.check()
             matcher, stop_ids = stop_rules(
-                config, stop_words, tokenizer, self.end_token_ids, self._vocab_size
+                config, stop_words, tokenizer, self.end_token_ids, self.vocab_size
             )
             parameters = _parameters(config, tokenizer, choice, max(session_len - n_ids, 1))
         except Exception as e:  # a configuration may hold anything
