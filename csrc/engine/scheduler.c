@@ -172,24 +172,11 @@ static void lead_on(lmd_scheduler *self, lmd_sequence *leader) {
     lmd_snapshot_unref(snapshot);
 }
 
-/* The leader ends before that: the first of those that wait leads the others. */
-static void pass_on_lead(lmd_scheduler *self, const lmd_sequence *leader) {
-    lmd_sequence *first = NULL;
-    for (lmd_sequence *seq = self->queue.head; seq; seq = seq->next) {
-        if (seq->leader != leader->seq_id) continue;
-        seq->leader = first ? first->seq_id : 0;
-        if (first)
-            first->has_followers = true;
-        else
-            first = seq;
-    }
-}
-
 lmd_status lmd_scheduler_finish(lmd_scheduler *self, int64_t seq_id, lmd_err *err) {
     lmd_sequence *seq = find(self, seq_id);
     if (!seq)
         return lmd_fail(err, LMD_UNKNOWN_ID, "there is no sequence %lld", (long long)seq_id);
-    if (seq->has_followers) pass_on_lead(self, seq);
+    if (seq->has_followers) lmd_seq_queue_pass_on_lead(&self->queue, seq->seq_id);
     if (seq->state == LMD_SEQ_WAITING) {
         lmd_seq_queue_unwait(&self->queue, seq); /* it holds no block */
         destroy(self, seq);
@@ -574,9 +561,22 @@ static lmd_status check_running(const lmd_scheduler *self, const lmd_sequence *s
     return LMD_OK;
 }
 
+/* Who waits for another one's prompt would wait for ever if that one did not know. */
+static lmd_status check_leaders(const lmd_scheduler *self, lmd_err *err) {
+    for (const lmd_sequence *seq = self->queue.head; seq; seq = seq->next) {
+        const lmd_sequence *leader = seq->leader ? find(self, seq->leader) : NULL;
+        if (seq->leader && !(leader && leader->has_followers))
+            return lmd_fail(err, LMD_INTERNAL, "sequence %lld waits for %lld, which is %s",
+                            (long long)seq->seq_id, (long long)seq->leader,
+                            leader ? "not told" : "gone");
+    }
+    return LMD_OK;
+}
+
 lmd_status lmd_scheduler_check(const lmd_scheduler *self, lmd_err *err) {
     LMD_TRY(lmd_block_pool_check(self->pool, err));
     LMD_TRY(lmd_seq_queue_check(&self->queue, err));
+    LMD_TRY(check_leaders(self, err));
     for (int32_t i = 0; i < self->queue.n_running; i++)
         LMD_TRY(check_running(self, self->queue.running[i], err));
     const int64_t n_held = count_held_blocks(self);

@@ -61,6 +61,18 @@ static int32_t find_slot(const lmd_seq_queue *self) {
     return slot;
 }
 
+void lmd_seq_queue_pass_on_lead(lmd_seq_queue *self, int64_t leader) {
+    lmd_sequence *first = NULL;
+    for (lmd_sequence *seq = self->head; seq; seq = seq->next) {
+        if (seq->leader != leader) continue;
+        seq->leader = first ? first->seq_id : 0;
+        if (first)
+            first->has_followers = true;
+        else
+            first = seq;
+    }
+}
+
 bool lmd_seq_queue_has_slot(const lmd_seq_queue *self) {
     return self->n_running < self->n_slots && find_slot(self) < self->n_slots;
 }

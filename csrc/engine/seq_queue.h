@@ -26,6 +26,10 @@ void lmd_seq_queue_wait(lmd_seq_queue *self, lmd_sequence *seq);
 /* Removes one that waits. */
 void lmd_seq_queue_unwait(lmd_seq_queue *self, lmd_sequence *seq);
 
+/* A sequence ends before its prompt is in KV: of those that wait for that, the first leads the
+ * others. */
+void lmd_seq_queue_pass_on_lead(lmd_seq_queue *self, int64_t leader);
+
 bool lmd_seq_queue_has_slot(const lmd_seq_queue *self);
 /* Waiting -> running: gives the sequence a slot, of which there must be one. */
 void lmd_seq_queue_seat(lmd_seq_queue *self, lmd_sequence *seq);
