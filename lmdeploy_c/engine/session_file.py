@@ -129,7 +129,8 @@ def read(path: Path, tags: Mapping[str, Any], vocab_size: int) -> Conversation:
             return _read(file, tags, vocab_size)
         except _FileError as error:
             raise ValueError(f"{path}: {error}") from error
-        except (KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+                ValueError) as error:  # fmt: skip
             raise ValueError(
                 f"{path}: its header is not that of a session file "
                 f"({type(error).__name__}: {error})"

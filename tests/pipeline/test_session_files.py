@@ -142,6 +142,25 @@ def test_damaged_files(pipe: Pipeline, saved: tuple[Session, Path], tmp_path: Pa
     assert say(session, "Go on.").finish_reason in ("stop", "length")
 
 
+def test_a_header_of_wrong_kinds(
+    pipe: Pipeline, saved: tuple[Session, Path], tmp_path: Path
+) -> None:
+    """Any value in the place of any other is read, or a ValueError."""
+    data, bad = saved[1].read_bytes(), tmp_path / "bad"
+    header = json.loads(data[16 : 16 + struct.unpack_from("<Q", data, 8)[0]])
+    values = (None, 5, -1, 1e300, "abc", [], [[]], [[1]], [[1, 2]], [None], [{}], {}, {"a": 1})
+    n_refused = 0
+    for key in header:
+        for value in values:
+            bad.write_bytes(with_header(data, **{key: value}))
+            try:
+                pipe.load_session(bad)
+            except ValueError as error:
+                assert "bad: " in str(error)
+                n_refused += 1
+    assert n_refused > len(values) * len(header) // 2
+
+
 def test_a_full_disk(saved: tuple[Session, Path]) -> None:
     """A write that fails leaves the file that was there, and nothing else."""
     session, path = saved
