@@ -129,9 +129,16 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return (PyObject *)self;
 }
 
+static int engine_traverse(PyObject *obj, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(obj));
+    Py_VISIT(((engine_object *)obj)->model);
+    return 0;
+}
+
 static void engine_dealloc(PyObject *obj) {
     engine_object *self = (engine_object *)obj;
     PyTypeObject *type = Py_TYPE(obj);
+    PyObject_GC_UnTrack(obj);
     Py_BEGIN_ALLOW_THREADS /* joins the thread */
     lmd_engine_free(self->engine);
     Py_END_ALLOW_THREADS
@@ -357,6 +364,7 @@ static PyMethodDef engine_methods[] = {
 static PyType_Slot engine_slots[] = {
     {Py_tp_new, engine_new},
     {Py_tp_dealloc, engine_dealloc},
+    {Py_tp_traverse, engine_traverse},
     {Py_tp_methods, engine_methods},
     {Py_tp_doc,
      "Engine(model, *, session_len, n_blocks, max_batch_size=64, max_prefill_token_num=512, "
@@ -371,7 +379,7 @@ static PyType_Slot engine_slots[] = {
 static PyType_Spec engine_spec = {
     .name = "lmdeploy_c._C.Engine",
     .basicsize = sizeof(engine_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = engine_slots,
 };
 

@@ -147,9 +147,16 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return self;
 }
 
+static int model_traverse(PyObject *obj, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(obj));
+    Py_VISIT(((model_object *)obj)->config);
+    return 0;
+}
+
 static void model_dealloc(PyObject *obj) {
     model_object *self = (model_object *)obj;
     PyTypeObject *type = Py_TYPE(obj);
+    PyObject_GC_UnTrack(obj);
     if (self->model && self->pid == getpid()) {
         lmd_model *model = self->model;
         Py_BEGIN_ALLOW_THREADS /* joins threads, unmaps weights */
@@ -213,6 +220,7 @@ static PyGetSetDef model_getset[] = {
 static PyType_Slot model_slots[] = {
     {Py_tp_new, model_new},
     {Py_tp_dealloc, model_dealloc},
+    {Py_tp_traverse, model_traverse},
     {Py_tp_getset, model_getset},
     {Py_tp_doc, "Model(config, source, *, device='cpu', num_threads=None, progress=None, "
                 "blank=False)\n\nA model's weights in a backend's layout, with the backend's "
@@ -223,7 +231,7 @@ static PyType_Slot model_slots[] = {
 static PyType_Spec model_spec = {
     .name = "lmdeploy_c._C.Model",
     .basicsize = sizeof(model_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = model_slots,
 };
 

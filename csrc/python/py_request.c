@@ -44,9 +44,16 @@ lmd_request *lmd_py_request_get(PyTypeObject *request_type, PyObject *obj) {
     return lmd_py_check_fork(self->pid) < 0 ? NULL : self->request;
 }
 
+static int request_traverse(PyObject *obj, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(obj));
+    Py_VISIT(((request_object *)obj)->owner);
+    return 0;
+}
+
 static void request_dealloc(PyObject *obj) {
     request_object *self = (request_object *)obj;
     PyTypeObject *type = Py_TYPE(obj);
+    PyObject_GC_UnTrack(obj);
     if (self->pid == getpid()) {
         lmd_request_cancel(self->request); /* nobody can read it any more */
         lmd_request_unref(self->request);
@@ -186,6 +193,7 @@ static PyMethodDef request_methods[] = {
 
 static PyType_Slot request_slots[] = {
     {Py_tp_dealloc, request_dealloc},
+    {Py_tp_traverse, request_traverse},
     {Py_tp_getset, request_getset},
     {Py_tp_methods, request_methods},
     {Py_tp_doc, "One request in an engine. Dropping the last reference cancels it."},
@@ -195,7 +203,8 @@ static PyType_Slot request_slots[] = {
 static PyType_Spec request_spec = {
     .name = "lmdeploy_c._C.Request",
     .basicsize = sizeof(request_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = request_slots,
 };
 

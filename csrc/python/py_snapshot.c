@@ -49,9 +49,16 @@ int lmd_py_snapshot_read(PyObject *arg, PyObject *owner, lmd_snapshot **out) {
     return 0;
 }
 
+static int snapshot_traverse(PyObject *obj, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(obj));
+    Py_VISIT(((snapshot_object *)obj)->owner);
+    return 0;
+}
+
 static void snapshot_dealloc(PyObject *obj) {
     snapshot_object *self = (snapshot_object *)obj;
     PyTypeObject *type = Py_TYPE(obj);
+    PyObject_GC_UnTrack(obj);
     if (self->pid == getpid()) lmd_snapshot_unref(self->snapshot);
     Py_XDECREF(self->owner);
     type->tp_free(obj);
@@ -150,6 +157,7 @@ static PyMethodDef snapshot_methods[] = {
 
 static PyType_Slot snapshot_slots[] = {
     {Py_tp_dealloc, snapshot_dealloc},
+    {Py_tp_traverse, snapshot_traverse},
     {Py_tp_methods, snapshot_methods},
     {Py_tp_getset, snapshot_getset},
     {Py_tp_doc,
@@ -161,7 +169,8 @@ static PyType_Slot snapshot_slots[] = {
 static PyType_Spec snapshot_spec = {
     .name = "lmdeploy_c._C.Snapshot",
     .basicsize = sizeof(snapshot_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
+             Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = snapshot_slots,
 };
 

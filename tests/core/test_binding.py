@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import gc
 import math
 import re
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -443,3 +445,27 @@ def test_facts_of_a_device(tiny_model: _C.Model) -> None:
         _C.device_info("cuda:999")
     with pytest.raises(ValueError, match=r'"auto", "cpu", "cuda" or "cuda:N", not "abacus"'):
         _C.device_info("abacus")
+
+
+class Holder:
+    """Something that a config may hold, and that holds what was made with it."""
+
+
+@pytest.mark.parametrize("kind", ["model", "engine", "request", "snapshot"])
+def test_a_circle_through_an_object_is_collected(kind: str) -> None:
+    checkpoint = open_checkpoint(GOLDEN / "models" / "llama-gqa-tied")
+    holder = Holder()
+    model = _C.Model({**checkpoint.config, "note": holder}, checkpoint.source)  # type: ignore[typeddict-unknown-key]
+    made: Any = model
+    if kind != "model":
+        made = engine = make_engine(model)
+    if kind in ("request", "snapshot"):
+        made = request = engine.submit([1, 2, 3], max_new_tokens=1, keep_snapshot=True)
+        read_all(request)
+    if kind == "snapshot":
+        made = request.snapshot
+    holder.made = made  # type: ignore[attr-defined]
+    gone = weakref.ref(holder)
+    model = engine = request = made = holder = None  # type: ignore[assignment]
+    gc.collect()
+    assert gone() is None
