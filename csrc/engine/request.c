@@ -139,6 +139,21 @@ bool lmd_request_read(lmd_request *self, lmd_output *out) {
     return ready;
 }
 
+void lmd_request_unread(lmd_request *self, const lmd_output *output) {
+    pthread_mutex_lock(&self->lock);
+    lmd_logits_chunk *last = output->logits;
+    while (last && last->next) last = last->next;
+    if (last) { /* in front of what has come since */
+        last->next = self->chunks;
+        if (!self->chunks) self->chunks_end = &last->next;
+        self->chunks = output->logits;
+    }
+    self->n_read -= output->n_tokens;
+    self->done = false;
+    lmd_poller_entry_ready(&self->entry);
+    pthread_mutex_unlock(&self->lock);
+}
+
 bool lmd_request_done(lmd_request *self) {
     pthread_mutex_lock(&self->lock);
     bool done = self->done;

@@ -74,6 +74,9 @@ bool lmd_request_cancelled(const lmd_request *self);
 bool lmd_request_wait(lmd_request *self, int64_t timeout_ms);
 /* Reads the output since the last read; false: there is none, or the end was read before. */
 bool lmd_request_read(lmd_request *self, lmd_output *out);
+/* Undoes the last read, whose output could not be used: the next one gives it again, and takes
+ * its logits back. By the same reader. */
+void lmd_request_unread(lmd_request *self, const lmd_output *output);
 /* True once the output that ends the request was read. */
 bool lmd_request_done(lmd_request *self);
 /* The snapshot that an ended request left, as a new reference; NULL: it left none. */

@@ -91,7 +91,10 @@ static PyObject *pop_output(request_object *self) {
     if (lmd_request_read(self->request, &output)) {
         PyTypeObject *type = lmd_py_type_of((PyObject *)self, LMD_PY_OUTPUT);
         PyObject *result = lmd_py_output_new(type, &output, self->vocab_size);
-        lmd_logits_free(output.logits);
+        if (result)
+            lmd_logits_free(output.logits);
+        else /* out of memory: nothing is lost */
+            lmd_request_unread(self->request, &output);
         return result;
     }
     if (!lmd_request_done(self->request)) Py_RETURN_NONE;

@@ -7,6 +7,7 @@ import gc
 import math
 import re
 import sys
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -469,3 +470,33 @@ def test_a_circle_through_an_object_is_collected(kind: str) -> None:
     model = engine = request = made = holder = None  # type: ignore[assignment]
     gc.collect()
     assert gone() is None
+
+
+def test_an_allocation_that_fails_loses_no_output(tiny_model: _C.Model) -> None:
+    """Each of Python's allocations in a read fails in its turn; the next read gives the answer."""
+    testcapi = pytest.importorskip("_testcapi")
+    engine, n_failed = make_engine(tiny_model), 0
+
+    def ask() -> _C.Request:
+        request = engine.submit([1, 2, 3], max_new_tokens=4, logprobs=2, output_logits="generation")
+        while (stats := engine.stats())["n_running"] + stats["n_waiting"]:
+            time.sleep(0.001)
+        return request
+
+    want = ask().read(9)
+    assert want is not None and want.finish_reason == "length"
+    for at in range(40):
+        request, output = ask(), None
+        testcapi.set_nomemory(at, at + 1)
+        try:
+            output = request.read(9)
+        except MemoryError:
+            n_failed += 1
+        finally:
+            testcapi.remove_mem_hooks()
+        output = output or request.read(9)
+        assert output is not None and request.done
+        assert (output.token_ids, output.logprobs) == (want.token_ids, want.logprobs)
+        assert np.array_equal(output.logits, want.logits)  # type: ignore[arg-type]
+    assert n_failed > 5
+    engine.close()
