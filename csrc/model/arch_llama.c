@@ -1,5 +1,5 @@
-/* Tensor names of the Llama family in Hugging Face checkpoints: llama, mistral, qwen2, qwen3, and
- * internlm3. Data. */
+/* Tensor names of the Llama family in Hugging Face checkpoints: llama, mistral, qwen2, qwen3,
+ * and internlm3. Data. */
 #include "model/arch.h"
 
 #define LAYER "model.layers.{}."
