@@ -4,7 +4,7 @@
 # A file of three words (ids 0 to 2) whose added_tokens list has one token with id 9 opens without a
 # word, and the token gets the next free id, 3. What a model was trained to read as 9 is then sent as
 # 3. An id that is the next free one anyway, or that the vocabulary itself holds, is kept.
-# lmdeploy_c follows the library, as transformers does, and logs a warning with both ids.
+# transformers 5.23 builds on the library and so does lmdeploy_c: both take the library's id.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
