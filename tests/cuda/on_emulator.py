@@ -14,11 +14,8 @@ on each core. Exits 1 if one failed; all output is in build/emu/WHAT.log.
 import os
 import sys
 
-from parts import ROOT, Part, run_parts
+from parts import CONFORMANCE, DEVICE_TESTS, ROOT, Part, run_parts
 
-#: Tests whose subject is what a device computes; the others would test the host once more.
-DEVICE_TESTS = ("exactness", "engine", "golden", "packed_weights", "sampler", "snapshots")
-CONFORMANCE = ROOT / "tests" / "cuda" / "conformance.txt"
 CHECKED = "build/emu-checked"
 PROFILE = f"{CHECKED}/profile.json"
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")

@@ -12,13 +12,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from parts import ROOT, Part, run_parts
+from parts import CONFORMANCE, DEVICE_TESTS, ROOT, Part, run_parts
 
 BUILD = ROOT / "build" / "gpu"
 PYTHON_BUILD = BUILD / "python"
-CONFORMANCE = ROOT / "tests" / "cuda" / "conformance.txt"
-#: Tests of the engine whose subject is the device; the others would test the host once more.
-ENGINE_TESTS = ["engine", "exactness", "golden", "packed_weights", "sampler", "snapshots"]
 
 
 def _arch() -> str:
@@ -38,7 +35,7 @@ def _parts(arch: str) -> list[Part]:
         "PYTHONPATH": str(PYTHON_BUILD),
     }
     pytest = [python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    tests = [f"tests/core/test_{name}.py" for name in ENGINE_TESTS]
+    tests = [f"tests/core/test_{name}.py" for name in DEVICE_TESTS]
     programs = [python, "cuda/make.py"]
     sanitizer = ["compute-sanitizer", "--error-exitcode", "1", "--tool"]
     check = [str(BUILD / "check_cuda"), "sm80"]

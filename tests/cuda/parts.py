@@ -17,6 +17,11 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
+#: What a GPU has answered to each wrapper of dev.h.
+CONFORMANCE = ROOT / "tests" / "cuda" / "conformance.txt"
+#: Tests of tests/core whose subject is what a device computes; the others would test the host once
+#: more. The longest come first.
+DEVICE_TESTS = ("exactness", "engine", "golden", "packed_weights", "sampler", "snapshots")
 
 
 @dataclass(frozen=True)
