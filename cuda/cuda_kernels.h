@@ -105,6 +105,15 @@ typedef struct lmd_cuda_norm_args {
     uint16_t *out; /* halves [n_rows, out_stride] */
 } lmd_cuda_norm_args;
 
+/* Puts column order[c] of a row where column c is, for every row and column. */
+typedef struct lmd_cuda_reorder_args {
+    uint16_t *x;                      /* halves [n_rows, x_stride]; rows are 16-byte aligned */
+    const int32_t *order;             /* [n_cols] */
+    int32_t n_rows, n_cols, x_stride; /* n_cols: a multiple of 32, at most LMD_REORDER_COLS */
+} lmd_cuda_reorder_args;
+
+enum { LMD_REORDER_COLS = 48 << 10 }; /* a row fits in a block's shared memory on any device */
+
 typedef enum lmd_cuda_epilogue {
     LMD_CUDA_STORE,     /* halves: y */
     LMD_CUDA_ADD,       /* fp32: out += y */
@@ -246,6 +255,7 @@ typedef struct lmd_cuda_kernels {
     void (*begin)(const lmd_cuda_begin_args *args, lmd_cuda_queue *queue);
     void (*embed)(const lmd_cuda_embed_args *args, lmd_cuda_queue *queue);
     void (*norm)(const lmd_cuda_norm_args *args, lmd_cuda_queue *queue);
+    void (*reorder)(const lmd_cuda_reorder_args *args, lmd_cuda_queue *queue);
     void (*linear)(const lmd_cuda_linear_args *args, lmd_cuda_queue *queue);
     void (*write_kv)(const lmd_cuda_write_kv_args *args, lmd_cuda_queue *queue);
     void (*attention)(const lmd_cuda_attention_args *args, lmd_cuda_queue *queue);
@@ -258,6 +268,7 @@ extern const lmd_cuda_kernels lmd_cuda_ref, lmd_cuda_sm80;
 void lmd_sm80_begin(const lmd_cuda_begin_args *args, lmd_cuda_queue *queue);
 void lmd_sm80_embed(const lmd_cuda_embed_args *args, lmd_cuda_queue *queue);
 void lmd_sm80_norm(const lmd_cuda_norm_args *args, lmd_cuda_queue *queue);
+void lmd_sm80_reorder(const lmd_cuda_reorder_args *args, lmd_cuda_queue *queue);
 void lmd_sm80_linear(const lmd_cuda_linear_args *args, lmd_cuda_queue *queue);
 void lmd_sm80_write_kv(const lmd_cuda_write_kv_args *args, lmd_cuda_queue *queue);
 void lmd_sm80_attention(const lmd_cuda_attention_args *args, lmd_cuda_queue *queue);
@@ -265,6 +276,7 @@ void lmd_sm80_sample(const lmd_cuda_sample_args *args, lmd_cuda_queue *queue);
 size_t lmd_sm80_linear_scratch(const lmd_cuda_limits *limits);
 size_t lmd_sm80_attention_scratch(const lmd_cuda_limits *limits);
 size_t lmd_sm80_sample_scratch(const lmd_cuda_limits *limits);
+cudaError_t lmd_sm80_reorder_prepare(void);
 cudaError_t lmd_sm80_linear_prepare(void);
 cudaError_t lmd_sm80_attention_prepare(void);
 cudaError_t lmd_sm80_sample_prepare(void);

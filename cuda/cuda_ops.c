@@ -70,9 +70,24 @@ static void multiply(lmd_workspace *self, const lmd_weight *weight, lmd_cuda_lin
     }
 }
 
+/* Brings an input's columns into the order of the weight that they will meet. */
+static void reorder(lmd_workspace *self, const lmd_weight *weight, uint16_t *x,
+                    int32_t x_stride, int32_t n_rows) {
+    if (!weight->order) return;
+    const lmd_cuda_reorder_args args = {
+        .x = x,
+        .order = weight->order,
+        .n_rows = n_rows,
+        .n_cols = weight->n_cols,
+        .x_stride = x_stride,
+    };
+    kernels_of(self)->reorder(&args, &self->queue);
+}
+
 void lmd_cuda_linear(lmd_workspace *self, const lmd_linear_args *args) {
     args->out->unit = args->epilogue == LMD_EPILOGUE_SILU_MUL ? LMD_FFN_SCALE : 1.0f;
     if (!records(self)) return;
+    reorder(self, args->weight, args->in->data, args->in->stride, self->step.n_tokens);
     multiply(self, args->weight,
              (lmd_cuda_linear_args){
                  .x = args->in->data,
@@ -154,6 +169,7 @@ void lmd_cuda_logits(lmd_workspace *self, lmd_buffer *residual, const lmd_weight
             .out = self->final,
         };
         kernels_of(self)->norm(&args, &self->queue);
+        reorder(self, lm_head, self->final, self->final_stride, n_rows);
         multiply(self, lm_head,
                  (lmd_cuda_linear_args){
                      .x = self->final,

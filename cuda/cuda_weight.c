@@ -79,11 +79,25 @@ static matrix_sizes sizes_of(const lmd_pack_plan *plan) {
                           lmd_cuda_aligned(n * plan->tile_scales)};
 }
 
+/* Bytes of a source's order of columns, aligned. */
+static lmd_status order_size(const lmd_weight_source *src, size_t *out, lmd_err *err) {
+    *out = 0;
+    if (!lmd_weight_order(src)) return LMD_OK;
+    if (src->n_cols > LMD_REORDER_COLS)
+        return lmd_fail(err, LMD_UNSUPPORTED,
+                        "tensor \"%s\": %d columns in an order of their own (desc_act) are not "
+                        "served on a GPU, at most %d",
+                        src->parts[0].packed.qweight->name, src->n_cols, LMD_REORDER_COLS);
+    *out = lmd_cuda_aligned((size_t)src->n_cols * sizeof *lmd_weight_order(src));
+    return LMD_OK;
+}
+
 lmd_status lmd_cuda_weight_size(const lmd_weight_source *src, size_t *out, lmd_err *err) {
     lmd_pack_plan plans[LMD_MAX_WEIGHT_PARTS];
     int32_t n;
-    size_t n_bytes = 0;
+    size_t n_bytes;
     LMD_TRY(lmd_pack_plans(src, plans, &n, err));
+    LMD_TRY(order_size(src, &n_bytes, err));
     for (int32_t i = 0; i < n; i++) {
         const matrix_sizes sizes = sizes_of(&plans[i]);
         n_bytes += sizes.codes + sizes.groups + sizes.scales;
@@ -196,11 +210,16 @@ static uint8_t *take(lmd_cuda_weights *self, size_t n_bytes) {
     return at;
 }
 
+/* Whether so many bytes are left of what reserve made room for. */
+static lmd_status check_room(const lmd_cuda_weights *self, size_t n_bytes, lmd_err *err) {
+    if (n_bytes <= self->matrices_room - self->matrices_len) return LMD_OK;
+    return lmd_fail(err, LMD_INTERNAL, "more weights than were reserved");
+}
+
 static lmd_status place_matrix(lmd_cuda_weights *self, const lmd_pack_plan *plan,
                                lmd_cuda_matrix *out, lmd_err *err) {
     const matrix_sizes sizes = sizes_of(plan);
-    if (sizes.codes + sizes.groups + sizes.scales > self->matrices_room - self->matrices_len)
-        return lmd_fail(err, LMD_INTERNAL, "more weights than were reserved");
+    LMD_TRY(check_room(self, sizes.codes + sizes.groups + sizes.scales, err));
     *out = (lmd_cuda_matrix){.form = plan->form,
                              .n_rows = plan->n_rows,
                              .n_cols = plan->n_cols,
@@ -210,6 +229,17 @@ static lmd_status place_matrix(lmd_cuda_weights *self, const lmd_pack_plan *plan
     if (sizes.groups) out->groups = (const lmd_cuda_group *)(void *)take(self, sizes.groups);
     if (sizes.scales) out->row_scales = (const float *)(void *)take(self, sizes.scales);
     return LMD_OK;
+}
+
+static lmd_status send_order(lmd_cuda_weights *self, const lmd_weight_source *src,
+                             const int32_t **out, lmd_err *err) {
+    const int32_t *order = lmd_weight_order(src);
+    size_t n_bytes;
+    LMD_TRY(order_size(src, &n_bytes, err));
+    if (!order) return LMD_OK;
+    LMD_TRY(check_room(self, n_bytes, err));
+    *out = (const int32_t *)(void *)take(self, n_bytes);
+    return copy(self, *out, (const uint8_t *)order, (size_t)src->n_cols * sizeof *order, err);
 }
 
 static lmd_status fill(lmd_cuda_weights *self, const lmd_weight_source *src, bool blank,
@@ -227,6 +257,7 @@ static lmd_status fill(lmd_cuda_weights *self, const lmd_weight_source *src, boo
         LMD_TRY(place_matrix(self, &plans[i], &segment->matrix, err));
         LMD_TRY(send_matrix(self, &segment->matrix, &plans[i], blank, err));
     }
+    LMD_TRY(send_order(self, src, &weight->order, err));
     /* The workspace's stream does not wait for this one. */
     LMD_CUDA_TRY(cudaStreamSynchronize(self->stream), "copying weights to the device", err);
     return LMD_OK;

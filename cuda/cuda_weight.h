@@ -15,7 +15,8 @@ typedef struct lmd_cuda_segment {
 struct lmd_weight {
     int32_t n_rows, n_cols, n_segments; /* a vector has none */
     lmd_cuda_segment segments[LMD_MAX_WEIGHT_PARTS];
-    float *vector; /* [n_cols] on the device */
+    const int32_t *order; /* [n_cols] on the device, as lmd_weight_order says; or NULL */
+    float *vector;        /* [n_cols] on the device */
 };
 
 enum { LMD_CUDA_STAGES = 2 }; /* tiles are packed into one while the other is copied */

@@ -38,6 +38,7 @@ const lmd_cuda_kernels lmd_cuda_ref = {
     .begin = lmd_ref_begin,
     .embed = lmd_ref_embed,
     .norm = lmd_ref_norm,
+    .reorder = lmd_ref_reorder,
     .linear = lmd_ref_linear,
     .write_kv = lmd_ref_write_kv,
     .attention = lmd_ref_attention,

@@ -21,6 +21,7 @@ float lmd_ref_weight(const lmd_cuda_matrix *matrix, int32_t row, int32_t col);
 void lmd_ref_begin(const lmd_cuda_begin_args *args, lmd_cuda_queue *queue);
 void lmd_ref_embed(const lmd_cuda_embed_args *args, lmd_cuda_queue *queue);
 void lmd_ref_norm(const lmd_cuda_norm_args *args, lmd_cuda_queue *queue);
+void lmd_ref_reorder(const lmd_cuda_reorder_args *args, lmd_cuda_queue *queue);
 void lmd_ref_linear(const lmd_cuda_linear_args *args, lmd_cuda_queue *queue);
 void lmd_ref_write_kv(const lmd_cuda_write_kv_args *args, lmd_cuda_queue *queue);
 void lmd_ref_attention(const lmd_cuda_attention_args *args, lmd_cuda_queue *queue);

@@ -1,5 +1,5 @@
-/* begin, embed and norm of the row "ref": see ref.h.
- * Owns: what a step does before its layers, and a norm. A thread of CUDA's. */
+/* begin, embed, norm and reorder of the row "ref": see ref.h.
+ * Owns: what a step does before its layers, and to rows before a linear. A thread of CUDA's. */
 #include "ref.h"
 
 #include <math.h>
@@ -86,4 +86,20 @@ static void run_norm(void *run_args) {
 
 void lmd_ref_norm(const lmd_cuda_norm_args *args, lmd_cuda_queue *queue) {
     lmd_ref_enqueue(queue, run_norm, args, sizeof *args, "norm");
+}
+
+/* ---- reorder ---- */
+
+static void run_reorder(void *run_args) {
+    const lmd_cuda_reorder_args *args = run_args;
+    uint16_t row[LMD_REORDER_COLS];
+    for (int32_t r = 0; r < args->n_rows; r++) {
+        uint16_t *x = args->x + (int64_t)r * args->x_stride;
+        memcpy(row, x, (size_t)args->n_cols * sizeof *x);
+        for (int32_t c = 0; c < args->n_cols; c++) x[c] = row[args->order[c]];
+    }
+}
+
+void lmd_ref_reorder(const lmd_cuda_reorder_args *args, lmd_cuda_queue *queue) {
+    lmd_ref_enqueue(queue, run_reorder, args, sizeof *args, "reorder");
 }

@@ -7,7 +7,8 @@ static bool serves_head_dim(int32_t head_dim) {
 }
 
 static cudaError_t prepare(void) {
-    cudaError_t error = lmd_sm80_linear_prepare();
+    cudaError_t error = lmd_sm80_reorder_prepare();
+    if (error == cudaSuccess) error = lmd_sm80_linear_prepare();
     if (error == cudaSuccess) error = lmd_sm80_attention_prepare();
     if (error == cudaSuccess) error = lmd_sm80_sample_prepare();
     return error;
@@ -31,6 +32,7 @@ const lmd_cuda_kernels lmd_cuda_sm80 = {
     .begin = lmd_sm80_begin,
     .embed = lmd_sm80_embed,
     .norm = lmd_sm80_norm,
+    .reorder = lmd_sm80_reorder,
     .linear = lmd_sm80_linear,
     .write_kv = lmd_sm80_write_kv,
     .attention = lmd_sm80_attention,

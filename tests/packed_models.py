@@ -7,6 +7,7 @@ zeros are random words, so that every value occurs, zeros that wrap included.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,6 +70,10 @@ def names_of(form: str) -> tuple[str, str, str]:
     return COMPRESSED_NAMES if form.startswith("compressed") else WORD_NAMES
 
 
+def g_idx_of(form: str) -> str:
+    return "weight_g_idx" if form.startswith("compressed") else "g_idx"
+
+
 def decode(
     form: str, packed: Mapping[str, NDArray[Any]], bits: int | None = None
 ) -> NDArray[np.float32]:
@@ -93,7 +98,8 @@ def decode(
     if form in ("gptq", "gptq-8"):
         zeros = (zeros + 1) % 2**bits
     group_size = len(codes) // len(scales)
-    of_column = packed.get("g_idx", np.arange(len(codes)) // group_size)
+    in_order = np.arange(len(codes)) // group_size
+    of_column = packed.get(g_idx_of(form), in_order)
     return np.ascontiguousarray((scales[of_column] * (codes - zeros[of_column])).T, np.float32)
 
 
@@ -252,6 +258,25 @@ def packed_tensors(
     return tensors
 
 
+def with_orders(
+    rng: np.random.Generator,
+    form: str,
+    config: Mapping[str, Any],
+    tensors: Tensors,
+    group_size: int = 64,
+) -> Tensors:
+    """The model with its columns in random groups (desc_act), the same for linears that read the
+    same input."""
+    inputs: Tensors = {}
+    heads = {"lm_head": (0, config["hidden_size"])} if "lm_head.qweight" in tensors else {}
+    out = dict(tensors)
+    for name, (_, n_in) in {**linears_of(config), **heads}.items():
+        read = re.sub("(q|k|v|gate|up)_proj$", "", name)
+        groups = (rng.permutation(n_in) // group_size).astype(np.int32)
+        out[f"{name}.{g_idx_of(form)}"] = inputs.setdefault(read, groups)
+    return out
+
+
 def dense_tensors(form: str, tensors: Tensors) -> Tensors:
     """The same model, every matrix that has a qweight decoded to fp32."""
     dense = {k: v for k, v in tensors.items() if k.endswith((".weight", ".bias"))}
@@ -259,7 +284,7 @@ def dense_tensors(form: str, tensors: Tensors) -> Tensors:
     for key in tensors:
         name, _, suffix = key.rpartition(".")
         if suffix == names[0]:
-            found = {s: tensors.get(f"{name}.{s}") for s in (*names, "g_idx")}
+            found = {s: tensors.get(f"{name}.{s}") for s in (*names, g_idx_of(form))}
             packed = {s: array for s, array in found.items() if array is not None}
             dense[f"{name}.weight"] = decode(form, packed)
     return dense

@@ -49,12 +49,19 @@ typedef struct lmd_weight_part {
 
 enum { LMD_MAX_WEIGHT_PARTS = 3 };
 
-/* A matrix of parts on top of one another: q, k, v; or gate, up. */
+/* A matrix of parts on top of one another: q, k, v; or gate, up. They have one order of
+ * columns: all packed with the same packed.order, or none with one. */
 typedef struct lmd_weight_source {
     int32_t n_parts, n_cols;
     bool is_gated; /* gate and up, for LMD_EPILOGUE_SILU_MUL: two parts of equally many rows */
     lmd_weight_part parts[LMD_MAX_WEIGHT_PARTS];
 } lmd_weight_source;
+
+/* [n_cols] Column k of a source's matrix meets column order[k] of its input; NULL: column k.
+ * The caller frees it after the upload. */
+static inline const int32_t *lmd_weight_order(const lmd_weight_source *src) {
+    return src->parts[0].packed.order;
+}
 
 typedef struct lmd_workspace_config {
     int32_t max_tokens, max_seqs; /* of one step */
@@ -85,7 +92,8 @@ typedef enum lmd_epilogue {
 typedef struct lmd_linear_args {
     const lmd_weight *weight; /* [n_out, n_in] */
     const lmd_weight *bias;   /* [n_out] or NULL */
-    lmd_buffer *in, *out;     /* [n_tokens, n_in], [n_tokens, n_out] */
+    lmd_buffer *in, *out;     /* [n_tokens, n_in], [n_tokens, n_out]. What `in` holds
+                                afterwards is undefined where the weight has an order */
     lmd_epilogue epilogue;
 } lmd_linear_args;
 
@@ -150,6 +158,7 @@ typedef struct lmd_backend_ops {
     /* A step: begin, operations in order, sample, end; then wait. The plan and its arrays stay
      * until it was waited for. */
     void (*step_begin)(lmd_workspace *workspace, const lmd_plan *plan);
+    /* The table has its columns in order. */
     void (*embed)(lmd_workspace *workspace, const lmd_weight *table, lmd_buffer *out);
     void (*add_norm)(lmd_workspace *workspace, lmd_buffer *residual, const lmd_weight *weight,
                      float eps, lmd_buffer *out);

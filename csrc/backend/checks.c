@@ -67,6 +67,10 @@ lmd_status lmd_weight_source_check(const lmd_weight_source *src,
         const lmd_weight_part *part = &src->parts[i];
         LMD_TRY(find_format(part, &formats[i], err));
         const int32_t group_size = formats[i].group_size;
+        if (part->packed.order != lmd_weight_order(src))
+            return lmd_fail(err, LMD_INTERNAL,
+                            "tensor \"%s\" has an order of columns of its own",
+                            part_name(part));
         if (src->n_cols <= 0 || part->n_rows <= 0 ||
             (group_size && (src->n_cols % group_size || src->n_cols / group_size > MAX_GROUPS)))
             return lmd_fail(err, LMD_BAD_FILE,

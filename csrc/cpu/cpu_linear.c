@@ -180,6 +180,7 @@ static lmd_acts wanted_acts(const lmd_workspace *workspace, const lmd_buffer *in
     acts.n_rows = n_rows;
     acts.n_cols = in->n_cols;
     acts.group_size = weight->group_size;
+    acts.order = weight->order;
     acts.bits = workspace->config.fast_activations && has_4_bits(weight) ? 8 : 16;
     acts.n_tiles = lmd_ceil_div(n_rows, workspace->kernels->tile_rows(acts.bits, n_rows));
     return acts;

@@ -52,11 +52,13 @@ void lmd_cpu_record_keep_x(lmd_workspace *workspace, lmd_buffer *buffer) {
 static bool has_form(const lmd_cpu_op *op, const lmd_acts *wanted) {
     const lmd_acts *acts = &op->out_acts;
     return op->quantizes && acts->group_size == wanted->group_size &&
-           acts->bits == wanted->bits && acts->n_rows == wanted->n_rows;
+           acts->bits == wanted->bits && acts->n_rows == wanted->n_rows &&
+           acts->order == wanted->order;
 }
 
-static bool can_quantize(const lmd_cpu_op *op, int32_t group_size) {
-    return !op->quantizes && op->quantize_unit && op->quantize_unit % group_size == 0;
+static bool can_quantize(const lmd_cpu_op *op, const lmd_acts *wanted) {
+    return !op->quantizes && op->quantize_unit && op->quantize_unit % wanted->group_size == 0 &&
+           !wanted->order;
 }
 
 bool lmd_cpu_record_quantized(lmd_workspace *workspace, lmd_buffer *buffer,
@@ -65,7 +67,7 @@ bool lmd_cpu_record_quantized(lmd_workspace *workspace, lmd_buffer *buffer,
     if (!writer) return false;
     make_stage(workspace, writer);
     if (has_form(writer, acts)) return true;
-    if (!can_quantize(writer, acts->group_size)) {
+    if (!can_quantize(writer, acts)) {
         lmd_cpu_record_keep_x(workspace, buffer);
         return false;
     }

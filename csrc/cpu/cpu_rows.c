@@ -90,6 +90,19 @@ void lmd_cpu_add_norm(lmd_workspace *workspace, lmd_buffer *residual, const lmd_
 
 /* ---- quantisation ---- */
 
+/* Quantises a row whose columns are read in the order of the weight that they meet. */
+static void quantize_ordered(const lmd_workspace *workspace, const lmd_acts *acts, int32_t r) {
+    float some[1024];
+    const int32_t most = (int32_t)(sizeof some / sizeof *some);
+    const int32_t step = most / acts->group_size * acts->group_size;
+    const float *x = acts->x + (int64_t)r * acts->n_cols;
+    for (int32_t col = 0; col < acts->n_cols; col += step) {
+        const int32_t n = lmd_min_i32(step, acts->n_cols - col);
+        for (int32_t i = 0; i < n; i++) some[i] = x[acts->order[col + i]];
+        workspace->kernels->quantize(acts, r, col, n, some);
+    }
+}
+
 static void quantize_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                           bool is_first) {
     const lmd_workspace *workspace = arg;
@@ -98,8 +111,11 @@ static void quantize_item(void *arg, const lmd_stage *stage, int32_t item, int32
     const row_range rows = rows_of(op, item);
     (void)thread_idx, (void)is_first;
     for (int32_t r = rows.begin; r < rows.end; r++)
-        workspace->kernels->quantize(acts, r, 0, acts->n_cols,
-                                     acts->x + (int64_t)r * acts->n_cols);
+        if (acts->order)
+            quantize_ordered(workspace, acts, r);
+        else
+            workspace->kernels->quantize(acts, r, 0, acts->n_cols,
+                                         acts->x + (int64_t)r * acts->n_cols);
 }
 
 void lmd_cpu_quantize(lmd_workspace *workspace, lmd_buffer *buffer, const lmd_acts *acts) {

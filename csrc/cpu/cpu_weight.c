@@ -134,6 +134,10 @@ static void pack_packed_item(void *arg, const lmd_stage *stage, int32_t item,
         pack_packed_rows(job, item / n_strips, row);
 }
 
+static size_t order_bytes(const lmd_weight_source *src) {
+    return lmd_weight_order(src) ? (size_t)src->n_cols * sizeof *lmd_weight_order(src) : 0;
+}
+
 /* Sets the segments, one for each part of the source, and their sizes; no panels yet. */
 static lmd_status set_segments(const lmd_weight_source *src, lmd_weight *weight, lmd_err *err) {
     lmd_weight_format formats[LMD_MAX_WEIGHT_PARTS];
@@ -151,6 +155,7 @@ static lmd_status set_segments(const lmd_weight_source *src, lmd_weight *weight,
         if (formats[i].group_size) weight->group_size = formats[i].group_size;
         weight->n_bytes += (size_t)(segment->panel_bytes * segment->n_panels);
     }
+    weight->n_bytes += order_bytes(src);
     return LMD_OK;
 }
 
@@ -173,8 +178,9 @@ static lmd_status new_weight(const lmd_weight_source *src, lmd_weight **out, lmd
     return status;
 }
 
-/* Gives a weight memory for its panels, of zeros. */
-static lmd_status allocate_panels(lmd_weight *weight, lmd_arena *arena, lmd_err *err) {
+/* Gives a weight memory for its panels, of zeros, and its order. */
+static lmd_status allocate_panels(const lmd_weight_source *src, lmd_weight *weight,
+                                  lmd_arena *arena, lmd_err *err) {
     uint8_t *panels = lmd_arena_alloc(arena, weight->n_bytes);
     if (!panels) return lmd_no_memory(err, "a weight of %zu bytes", weight->n_bytes);
     for (int32_t i = 0; i < weight->n_segments; i++) {
@@ -182,6 +188,9 @@ static lmd_status allocate_panels(lmd_weight *weight, lmd_arena *arena, lmd_err 
         segment->panels = panels;
         panels += segment->panel_bytes * segment->n_panels;
     }
+    if (!lmd_weight_order(src)) return LMD_OK;
+    memcpy(panels, lmd_weight_order(src), order_bytes(src));
+    weight->order = (const int32_t *)(const void *)panels;
     return LMD_OK;
 }
 
@@ -201,7 +210,7 @@ lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_threads *threa
                                 lmd_arena *arena, lmd_weight **out, lmd_err *err) {
     lmd_weight *weight = NULL;
     LMD_TRY(new_weight(src, &weight, err));
-    lmd_status status = allocate_panels(weight, arena, err);
+    lmd_status status = allocate_panels(src, weight, arena, err);
     if (status != LMD_OK) {
         lmd_cpu_weight_free(weight);
         return status;
@@ -225,7 +234,7 @@ lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *thread
     lmd_weight *weight = NULL;
     if (!scratch) return lmd_no_memory(err, "the packing of weights");
     LMD_TRY_OUT(new_weight(src, &weight, err));
-    LMD_TRY_OUT(allocate_panels(weight, arena, err));
+    LMD_TRY_OUT(allocate_panels(src, weight, arena, err));
     for (int32_t i = 0; i < src->n_parts; i++) {
         lmd_weight_segment *segment = &weight->segments[i];
         pack_job job = {&src->parts[i], segment, src->n_cols, scratch, scratch_bytes};

@@ -21,9 +21,10 @@ typedef struct lmd_weight_segment {
 struct lmd_weight {
     int32_t n_rows, n_cols, n_segments;
     lmd_weight_segment segments[LMD_MAX_WEIGHT_PARTS];
-    int32_t group_size; /* in which activations must be quantised; 0: no segment has codes */
-    size_t n_bytes;     /* of all panels */
-    float *vector;      /* [n_cols] of a vector; NULL for a matrix */
+    int32_t group_size;   /* in which activations must be quantised; 0: no segment has codes */
+    const int32_t *order; /* [n_cols] as lmd_weight_order says, in the arena; or NULL */
+    size_t n_bytes;       /* of all panels, and of the order */
+    float *vector;        /* [n_cols] of a vector; NULL for a matrix */
 };
 
 /* Bytes of one panel of n_cols columns. */

@@ -165,6 +165,36 @@ static lmd_status make_dense(const loader *self, lmd_weight_source *src, dense_p
     return LMD_OK;
 }
 
+/* Finds the one order of columns of a source whose parts are packed in groups with a g_idx,
+ * into *order, which the caller frees. Where the parts do not agree they get no groups. */
+static lmd_status find_order(lmd_weight_source *src, int32_t **order, lmd_err *err) {
+    const lmd_packed_weight *first = &src->parts[0].packed;
+    const size_t n_bytes = (size_t)src->n_cols * sizeof **order;
+    bool is_ordered = false, agree = first->g_idx;
+    for (int32_t i = 0; i < src->n_parts; i++) {
+        const lmd_packed_weight *packed = &src->parts[i].packed;
+        is_ordered = is_ordered || packed->g_idx;
+        agree = agree && packed->g_idx && packed->has_groups &&
+                packed->group_size == first->group_size &&
+                memcmp(packed->g_idx->data, first->g_idx->data, n_bytes) == 0;
+    }
+    if (!is_ordered) return LMD_OK;
+    if (agree) {
+        int32_t *n_placed = lmd_calloc((size_t)src->n_cols, sizeof *n_placed);
+        *order = lmd_calloc(n_bytes, 1);
+        if (n_placed && *order) agree = lmd_packed_order(first, src->n_cols, n_placed, *order);
+        lmd_free(n_placed);
+        if (!n_placed || !*order)
+            return lmd_no_memory(err, "an order of %d columns", src->n_cols);
+    }
+    for (int32_t i = 0; i < src->n_parts; i++) {
+        lmd_packed_weight *packed = &src->parts[i].packed;
+        packed->order = agree ? *order : NULL;
+        packed->has_groups = packed->has_groups && (agree || !packed->g_idx);
+    }
+    return LMD_OK;
+}
+
 /* Gives all packed parts groups of one size, as the parts of one matrix must have. */
 static void share_groups(lmd_weight_source *src) {
     int32_t common = 0; /* the greatest common divisor; 0: no part has groups */
@@ -191,9 +221,12 @@ static lmd_status upload(loader *self, const lmd_weight_source *src, lmd_weight 
                          lmd_err *err) {
     lmd_weight_source ready = *src;
     dense_parts dense = {0};
-    lmd_status status = make_dense(self, &ready, &dense, err);
+    int32_t *order = NULL;
+    lmd_status status = find_order(&ready, &order, err);
+    if (status == LMD_OK) status = make_dense(self, &ready, &dense, err);
     share_groups(&ready);
     if (status == LMD_OK) status = upload_ready(self, &ready, out, err);
+    lmd_free(order);
     for (int32_t i = 0; i < LMD_MAX_WEIGHT_PARTS; i++) lmd_free(dense.values[i]);
     if (status != LMD_OK || self->sizes_alone) return status;
     for (int32_t i = 0; i < src->n_parts; i++) {
@@ -216,7 +249,10 @@ static lmd_status upload(loader *self, const lmd_weight_source *src, lmd_weight 
 static lmd_status load_matrix(loader *self, lmd_tensor_role role, int32_t layer, int32_t n_rows,
                               int32_t n_cols, lmd_weight **out, lmd_err *err) {
     lmd_weight_source src = {.n_parts = 1, .n_cols = n_cols};
+    lmd_packed_weight *packed = &src.parts[0].packed;
     LMD_TRY(find_part(self, role, layer, n_rows, n_cols, &src.parts[0], err));
+    /* A row of the embedding is taken as it is, columns in order. */
+    if (role == LMD_EMBED) packed->has_groups = packed->has_groups && !packed->g_idx;
     return upload(self, &src, out, err);
 }
 

@@ -171,7 +171,7 @@ lmd_status lmd_packed_check(lmd_packed_weight *self, int64_t n_rows, int64_t n_c
     LMD_TRY(find_bits(self, n_rows, n_cols, err));
     LMD_TRY(find_groups(self, n_rows, n_cols, err));
     LMD_TRY(find_order(self, (int32_t)n_cols, err));
-    self->has_groups = !self->g_idx && self->group_size % 32 == 0;
+    self->has_groups = self->group_size % 32 == 0;
     self->cut = self->group_size;
     if (self->cut > LMD_PACKED_COLS)
         for (self->cut = LMD_PACKED_COLS; self->group_size % self->cut;) self->cut /= 2;
@@ -180,6 +180,19 @@ lmd_status lmd_packed_check(lmd_packed_weight *self, int64_t n_rows, int64_t n_c
         self->has_groups =
             has_middle_zeros(self, (int32_t)n_rows, (int32_t)n_cols / self->group_size);
     return LMD_OK;
+}
+
+bool lmd_packed_order(const lmd_packed_weight *self, int32_t n_cols, int32_t *n_placed,
+                      int32_t *order) {
+    const int32_t group_size = self->group_size, n_groups = n_cols / group_size;
+    memset(n_placed, 0, (size_t)n_groups * sizeof *n_placed);
+    for (int32_t k = 0; k < n_cols; k++) {
+        const int32_t group = group_of(self, k);
+        /* The file may have changed since it was checked. */
+        if (group < 0 || group >= n_groups || n_placed[group] == group_size) return false;
+        order[group * group_size + n_placed[group]++] = k;
+    }
+    return true; /* none has more, so none has less */
 }
 
 /* ---- the canonical form ---- */
@@ -267,9 +280,28 @@ static void decode_8_bits(const lmd_packed_weight *self, int32_t first_row, int3
         }
 }
 
+/* Columns in an order of their own: each is looked up in its words. */
+static void decode_ordered(const lmd_packed_weight *self, int32_t first_row, int32_t first_col,
+                           int32_t n_cols, uint8_t *codes) {
+    const int32_t per_word = 32 / self->bits;
+    const uint32_t mask = (1u << self->bits) - 1, flip = self->bits == 8 ? 0x80 : 0;
+    for (int32_t k = 0; k < n_cols; k++) {
+        const int32_t col = self->order[first_col + k], words = col / per_word;
+        const int32_t shift = col % per_word * self->bits;
+        for (int32_t i = 0; i < LMD_PACKED_ROWS; i++) {
+            const int32_t row = first_row + i;
+            const uint32_t word = is_compressed(self) ? read_word(self->qweight, row, words)
+                                                      : read_word(self->qweight, words, row);
+            codes[i * n_cols + k] = (uint8_t)((word >> shift & mask) ^ flip);
+        }
+    }
+}
+
 static void decode_codes(const lmd_packed_weight *self, int32_t first_row, int32_t first_col,
                          int32_t n_cols, uint8_t *codes) {
-    if (is_awq(self))
+    if (self->order)
+        decode_ordered(self, first_row, first_col, n_cols, codes);
+    else if (is_awq(self))
         decode_awq(self->qweight, first_row, first_col, n_cols, codes);
     else if (self->bits == 8)
         decode_8_bits(self, first_row, first_col, n_cols, codes);

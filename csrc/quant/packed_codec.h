@@ -36,6 +36,9 @@ typedef struct lmd_packed_weight {
     lmd_packing packing;
     const lmd_tensor_view *qweight, *scales;
     const lmd_tensor_view *qzeros, *g_idx; /* or NULL */
+    /* Set by the caller from lmd_packed_order where g_idx is left and there are groups: column
+     * k of the canonical form is column order[k] of the tensors. NULL: columns are in order. */
+    const int32_t *order;
     /* Set by lmd_packed_check: */
     int32_t bits;       /* 4 or 8 */
     int32_t group_size; /* g */
@@ -49,10 +52,16 @@ enum {
 };
 
 /* Reads bits and group_size from the shapes, and checks types, shapes and groups against n_rows
- * and n_cols, so that decoding stays inside the tensors. LMD_BAD_FILE and LMD_UNSUPPORTED name
- * the tensor. */
+ * and n_cols, so that decoding stays inside the tensors; a g_idx that says nothing becomes
+ * NULL. LMD_BAD_FILE and LMD_UNSUPPORTED name the tensor. */
 lmd_status lmd_packed_check(lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
                             lmd_err *err);
+
+/* Brings the columns that g_idx puts into groups (desc_act) into the order of their groups,
+ * those of a group as they come. False where groups are not of one size. */
+bool lmd_packed_order(const lmd_packed_weight *self, int32_t n_cols,
+                      int32_t *n_placed, /* [n_cols / group_size] scratch */
+                      int32_t *order);   /* [n_cols] */
 
 /* The canonical form of a checked weight that has_groups, exact but for scales, which become
  * halves:
@@ -71,8 +80,9 @@ void lmd_packed_decode(const lmd_packed_weight *self, int32_t first_row, int32_t
                        uint16_t *zeros);               /* [LMD_PACKED_ROWS] half */
 
 /* Dequantises LMD_PACKED_ROWS rows of any checked weight, from first_row, a multiple of
- * LMD_PACKED_ROWS, exactly: for weights that have no groups, because columns of one scale lie
- * apart (desc_act), or groups are too small, or 8 bits have zeros that no code can hold. */
+ * LMD_PACKED_ROWS, exactly, columns as they come: for weights that have no groups, because
+ * g_idx makes some larger than others, or they are too small, or 8 bits have zeros that no code
+ * can hold. */
 void lmd_packed_to_float(const lmd_packed_weight *self, int32_t first_row, int32_t n_cols,
                          float *scratch, /* [lmd_packed_scratch_len] */
                          float *out);    /* [LMD_PACKED_ROWS][n_cols] */

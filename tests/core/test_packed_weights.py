@@ -209,20 +209,59 @@ def test_scales_of_other_types(tmp_path: Path, form: str, dtype: str) -> None:
     assert np.abs(got - expected).max() <= logits_tolerance() * np.abs(expected).max()
 
 
-@pytest.mark.parametrize(("form", "bits"), [("gptq", 4), ("gptq_borrow", 4), ("gptq-8", 8)])
-def test_columns_in_any_order(tmp_path: Path, form: str, bits: int) -> None:
-    """desc_act: g_idx says the group of each column. All zero says nothing, as old writers did."""
+# ---- desc_act: g_idx says the group of each column ----
+
+
+FORMS_WITH_ORDER = ["gptq", "gptq_borrow", "gptq-8", "compressed", "compressed_sym", "compressed-8"]
+
+
+@pytest.mark.parametrize("form", FORMS_WITH_ORDER)
+def test_columns_in_any_order(tmp_path: Path, form: str) -> None:
+    """They stay packed: beside the codes lies one number for each column of an input."""
     config = pm.config_of("llama", form, 64)
-    config["quantization_config"] = {**config["quantization_config"], "desc_act": True}
     rng = np.random.default_rng(6)
-    tensors = pm.packed_tensors(rng, form, config)
-    for name, (_, n_in) in pm.linears_of(config).items():
-        tensors[f"{name}.g_idx"] = (rng.permutation(n_in) // 64).astype(np.int32)
-    assert_as_dense(tmp_path, form, config, tensors)
-    assert bits == pm.FORMS[form]["bits"]
-    tensors[f"{UP}.g_idx"][:] = 0
-    dense = pm.dense_tensors(form, {k: v for k, v in tensors.items() if k != f"{UP}.g_idx"})
-    assert_equal_logits(tmp_path / "zero", config, tensors, dense)
+    head = ("lm_head",) if form == "gptq" else ()
+    tensors = pm.packed_tensors(rng, form, config, head)
+    plain = load_model(pm.write_model(tmp_path / "plain", config, tensors)).weight_bytes
+    assert_as_dense(tmp_path, form, config, pm.with_orders(rng, form, config, tensors))
+    model = load_model(tmp_path / "packed")
+    hidden, ffn = config["hidden_size"], config["intermediate_size"]
+    n_cols = 2 * (3 * hidden + ffn) + len(head) * hidden  # of four matrices in each of two layers
+    assert plain <= model.weight_bytes - 4 * n_cols <= plain + 64 * 9
+    ids = np.random.default_rng(7).integers(0, 64, 40)
+    engine = make_engine(model, kv_bits=exact_kv_bits(), max_prefill_token_num=1)
+    one_by_one = read_all(engine.submit(ids, max_new_tokens=0, output_logits="all")).logits
+    engine.close()
+    assert (one_by_one == logits_of(tmp_path / "packed")).all()
+
+
+def test_columns_in_any_order_of_one_tensor_for_q_k_and_v(tmp_path: Path) -> None:
+    config = pm.config_of("internlm2", "gptq", 64)
+    rng = np.random.default_rng(6)
+    tensors = pm.packed_tensors(rng, "gptq", config)
+    assert_as_dense(tmp_path, "gptq", config, pm.with_orders(rng, "gptq", config, tensors))
+
+
+@pytest.mark.parametrize("form", ["gptq", "gptq-8"])
+@pytest.mark.parametrize("case", ["orders of their own", "larger groups", "one in order", "zero"])
+def test_orders_that_parts_do_not_share(tmp_path: Path, form: str, case: str) -> None:
+    """Such matrices become fp32. A g_idx of zeros says nothing, as old writers left it."""
+    config = pm.config_of("llama", form, 64)
+    rng = np.random.default_rng(6)
+    tensors = pm.with_orders(rng, form, config, pm.packed_tensors(rng, form, config))
+    oracle = dict(tensors)
+    if case == "orders of their own":
+        for name, (_, n_in) in pm.linears_of(config).items():
+            tensors[f"{name}.g_idx"] = (rng.permutation(n_in) // 64).astype(np.int32)
+        oracle = tensors
+    elif case == "larger groups":
+        tensors[f"{UP}.g_idx"][np.argmax(tensors[f"{UP}.g_idx"])] = 0  # gate's is the same array
+        oracle = tensors
+    else:
+        del oracle[f"{UP}.g_idx"]
+        in_order = np.arange(len(tensors[f"{UP}.g_idx"]), dtype=np.int32) // 64
+        tensors[f"{UP}.g_idx"] = in_order * (case == "one in order")
+    assert_equal_logits(tmp_path, config, tensors, pm.dense_tensors(form, oracle))
 
 
 def test_settings_by_module(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-/* Cases of begin, embed and norm: see suite.h. */
+/* Cases of begin, embed, norm and reorder: see suite.h. */
 #include <stdio.h>
 #include <string.h>
 
@@ -135,6 +135,33 @@ static void check_norm(suite *self, const norm_case *c) {
     suite_end_case(self, name);
 }
 
+/* ---- reorder ---- */
+
+static void check_reorder(suite *self, int32_t n_rows, int32_t n_cols, int32_t x_stride) {
+    char name[MAX_NAME];
+    snprintf(name, sizeof name, "reorder: %d rows, %d columns, stride %d", n_rows, n_cols,
+             x_stride);
+    const pair x = suite_array(self, (size_t)(n_rows * x_stride) * sizeof(uint16_t));
+    const pair order = ints(self, n_cols);
+    int32_t *columns = order.host;
+    for (int32_t i = 0; i < n_rows * x_stride; i++)
+        ((uint16_t *)x.host)[i] = (uint16_t)suite_bits(self);
+    for (int32_t c = 0; c < n_cols; c++) { /* a random permutation */
+        const int32_t other = suite_below(self, c + 1);
+        columns[c] = columns[other];
+        columns[other] = c;
+    }
+    suite_upload(self, x);
+    suite_upload(self, order);
+    const lmd_cuda_reorder_args host = {x.host, order.host, n_rows, n_cols, x_stride};
+    const lmd_cuda_reorder_args device = {x.device, order.device, n_rows, n_cols, x_stride};
+    lmd_cuda_ref.reorder(&host, &self->host_queue);
+    self->kernels->reorder(&device, &self->device_queue);
+    suite_run(self, name);
+    suite_compare_bytes(self, name, x, x.n_bytes);
+    suite_end_case(self, name);
+}
+
 void check_rows(suite *self) {
     static const norm_case norms[] = {
         {1, 64, 64, 64, false, 1.0f},       {9, 96, 96, 128, false, 1.0f},
@@ -154,4 +181,9 @@ void check_rows(suite *self) {
     check_embed(self, LMD_FORM_F16, 0, 64, 2);
     check_embed(self, LMD_FORM_F16, 0, 200, 5);
     for (size_t i = 0; i < sizeof norms / sizeof *norms; i++) check_norm(self, &norms[i]);
+    check_reorder(self, 5, 32, 64);
+    check_reorder(self, 2, 896, 896);
+    check_reorder(self, 3, 4128, 4160);
+    check_reorder(self, 1, LMD_REORDER_COLS, LMD_REORDER_COLS);
+    check_reorder(self, 0, 64, 64);
 }

@@ -40,7 +40,7 @@ float suite_uniform(suite *self, float lo, float hi);
 float suite_normal(suite *self); /* mean 0, variance 1 */
 
 /* One file for each launcher or group of launchers. */
-void check_rows(suite *self); /* begin, embed, norm */
+void check_rows(suite *self); /* begin, embed, norm, reorder */
 void check_linear(suite *self);
 void check_attention(suite *self); /* write_kv, attention */
 void check_sample(suite *self);

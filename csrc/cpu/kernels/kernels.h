@@ -49,8 +49,9 @@ typedef struct lmd_acts {
     int32_t *sums;      /* of q over a group */
     float *scaled_sums; /* scale * sum */
     int32_t n_rows, n_cols, group_size;
-    int32_t bits;    /* 16 or 8 */
-    int32_t n_tiles; /* ceil(n_rows / tile_rows(bits, n_rows)) */
+    int32_t bits;         /* 16 or 8 */
+    int32_t n_tiles;      /* ceil(n_rows / tile_rows(bits, n_rows)) */
+    const int32_t *order; /* [n_cols] column k of q is column order[k] of x; NULL: column k */
 } lmd_acts;
 
 static inline int32_t lmd_tile_begin(const lmd_acts *acts, int32_t tile) {
