@@ -453,6 +453,32 @@ def engine_bytes(
     model with this config, on the host and the device together. The code that allocates computes
     them. Raises what Model and Engine raise for a wrong value."""
 
+class Quantizer:
+    """Turns matrices into codes, on num_threads threads (None: all usable ones). Methods release
+    the GIL; calls from several threads take turns. Raises ValueError, MemoryError."""
+
+    def __init__(self, num_threads: int | None = None) -> None: ...
+    def quantize(
+        self,
+        weight: ArrayLike,
+        *,
+        bits: int = 4,
+        group_size: int = 128,
+        symmetric: bool = False,
+        search: bool = True,
+        importance: ArrayLike | None = None,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.uint8]]:
+        """A matrix [n_out, n_in] of fp32 or fp16 as codes [n_out, n_in], a byte each, with a scale
+        and a zero for each group of columns [n_out, n_in / group_size]: value = scale * (code -
+        zero).
+
+        bits: 2 to 8. group_size: a multiple of 16 that divides n_in; -1: the whole row. symmetric:
+        every zero is 2**(bits - 1). search: the grid of a group with the least squared error, each
+        column's times its importance [n_in] (None: all alike), among 24 widths and 5 zeros around
+        the widest grid, with the scale fitted to the codes; False: from the smallest to the largest
+        weight, 0 included. Raises TypeError, and ValueError for a weight that is not finite.
+        """
+
 def alloc_count() -> int:
     """Allocations the core has made in this process."""
 

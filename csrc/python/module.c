@@ -14,6 +14,7 @@
 #include "python/py_model.h"
 #include "python/py_output.h"
 #include "python/py_poller.h"
+#include "python/py_quantizer.h"
 #include "python/py_request.h"
 #include "python/py_scheduler.h"
 #include "python/py_snapshot.h"
@@ -87,9 +88,10 @@ static int add_exceptions(PyObject *module) {
 
 static int add_types(PyObject *module) {
     static int (*const inits[])(PyObject *) = {
-        lmd_py_gguf_init,     lmd_py_model_init,     lmd_py_engine_init,
-        lmd_py_request_init,  lmd_py_poller_init,    lmd_py_output_init,
-        lmd_py_snapshot_init, lmd_py_scheduler_init, lmd_py_step_plan_init,
+        lmd_py_gguf_init,      lmd_py_model_init,     lmd_py_engine_init,
+        lmd_py_request_init,   lmd_py_poller_init,    lmd_py_output_init,
+        lmd_py_snapshot_init,  lmd_py_scheduler_init, lmd_py_step_plan_init,
+        lmd_py_quantizer_init,
     };
     for (size_t i = 0; i < sizeof inits / sizeof *inits; i++)
         if (inits[i](module) < 0) return -1;
@@ -136,7 +138,7 @@ static PyModuleDef_Slot module_slots[] = {
 static struct PyModuleDef module_def = {
     PyModuleDef_HEAD_INIT,
     .m_name = "lmdeploy_c._C",
-    .m_doc = "The C core: models, engines, requests and the scheduler.",
+    .m_doc = "The C core: models, engines, requests, the scheduler and the quantizer.",
     .m_size = sizeof(lmd_py_state),
     .m_methods = module_methods,
     .m_slots = module_slots,

@@ -30,4 +30,7 @@ void check_attentions(const lmd_cpu_kernels *kernels);
 /* Sampling, in check_sampling.c. */
 void check_sampling(const lmd_cpu_kernels *kernels);
 
+/* Grids of groups of weights, in check_grid.c. */
+void check_grids(const lmd_cpu_kernels *kernels);
+
 #endif

@@ -21,6 +21,7 @@ ORDER = [
     {"backend"},
     {"cpu", "model", "engine"},
     {"devices"},
+    {"lite"},
     {"python"},
 ]
 LEVEL = {folder: i for i, folders in enumerate(ORDER) for folder in folders}

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "quant/grid.h"
 #include "quant/weight_codec.h"
 
 /* Prefetches a line that is read soon, into the second cache. In the first it would evict what
@@ -157,6 +158,9 @@ typedef struct lmd_cpu_kernels {
     /* out = exp((x - max) / temperature), x <= max, with the bits of lmd_sample_exp
      * (backend/sampling.h). Returns the sum of lmd_sample_weight(out); n < 2^24. */
     uint64_t (*weigh)(float *out, const float *x, int32_t n, float max, float temperature);
+
+    /* As lmd_grid_error (quant/grid.h), with its bits. */
+    lmd_grid_error_fn grid_error;
 
     /* Writes one position's key and value, [head_dim] each, into its head's part of a block. */
     void (*kv_write)(uint8_t *block, const float *key, const float *value,

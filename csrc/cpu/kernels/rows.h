@@ -1,6 +1,6 @@
-/* Kernels that work on one row: quantisation, norm, RoPE, SiLU, sampling's weights. Written
- * once, for every ISA, in the words of vector.h. Sums run in 16 chains, which are reduced in
- * one fixed order, so the width of a vector changes no bit. */
+/* Kernels that work on one row: quantisation, norm, RoPE, SiLU, sampling's weights, the error
+ * of a grid. Written once, for every ISA, in the words of vector.h. Sums run in 16 chains,
+ * which are reduced in one fixed order, so the width of a vector changes no bit. */
 #ifndef LMD_CPU_KERNELS_ROWS_H
 #define LMD_CPU_KERNELS_ROWS_H
 
@@ -128,6 +128,25 @@ static void silu_mul(float *out, const float *gate, const float *up, int32_t n) 
         f32v g = load_v(gate + i);
         store_v(out + i, g / (exp_v(-g) + 1.0f) * load_v(up + i));
     }
+}
+
+/* quant/grid.h's definition. */
+static float grid_error(const float *weights, const float *importance, int32_t n,
+                        lmd_grid_steps steps) {
+    const float inverse = 1.0f / steps.scale;
+    f32v error[HALVES];
+    for (int32_t h = 0; h < HALVES; h++) error[h] = (f32v){0};
+    for (int32_t i = 0; i < n; i += 16)
+        for (int32_t h = 0; h < HALVES; h++) {
+            const f32v w = load_v(weights + i + h * LANES);
+            f32v at = w * inverse + steps.zero;
+            at = select_v(at > 0.0f, at, all_v(0.0f));
+            at = select_v(at < steps.most, at, all_v(steps.most));
+            const f32v code = at + ROUND_MAGIC - ROUND_MAGIC;
+            const f32v off = (code - steps.zero) * steps.scale - w;
+            error[h] += off * off * load_v(importance + i + h * LANES);
+        }
+    return sum_chains(error);
 }
 
 /* Sums of weights: floor(e * 2^40) is high * 2^20 + low, two integers up to 2^20. */

@@ -34,6 +34,7 @@ const lmd_cpu_kernels TABLE = {
     .rope = rope,
     .silu_mul = silu_mul,
     .weigh = weigh,
+    .grid_error = grid_error,
     .kv_write = kv_write,
     .attend_chunk = attend_chunk,
     .attend_fold = attend_fold,

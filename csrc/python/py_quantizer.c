@@ -1,0 +1,187 @@
+/* The Quantizer type: see py_quantizer.h. */
+#include "python/py_quantizer.h"
+
+#include <unistd.h>
+
+#include "base/threads.h"
+#include "lite/quantize_matrix.h"
+#include "python/py_array.h"
+#include "python/py_error.h"
+#include "python/py_fields.h"
+
+typedef struct quantizer_object {
+    PyObject_HEAD
+    lmd_threads *threads;
+    pid_t pid;
+} quantizer_object;
+
+/* ---- quantize ---- */
+
+typedef struct quantize_args {
+    PyObject *weight, *importance;
+    int32_t bits, group_size;
+    bool symmetric, search;
+} quantize_args;
+
+static const lmd_py_field quantize_fields[] = {
+    {"weight", lmd_py_object, offsetof(quantize_args, weight)},
+    {"bits", lmd_py_int32, offsetof(quantize_args, bits)},
+    {"group_size", lmd_py_int32, offsetof(quantize_args, group_size)},
+    {"symmetric", lmd_py_flag, offsetof(quantize_args, symmetric)},
+    {"search", lmd_py_flag, offsetof(quantize_args, search)},
+    {"importance", lmd_py_object, offsetof(quantize_args, importance)},
+    {NULL, NULL, 0},
+};
+
+/* A new contiguous fp32 array of n_dims dimensions, none of more than 2^31 - 1. -1 with an
+ * exception that names the argument. */
+static int float_array(PyObject *value, const char *name, int n_dims, PyArrayObject **out) {
+    PyObject *array = PyArray_FROMANY(value, NPY_FLOAT, 0, 0, NPY_ARRAY_CARRAY_RO);
+    if (!array) return lmd_py_wrong_type(value, name, "an array of fp32 or fp16 numbers");
+    *out = (PyArrayObject *)array;
+    bool fits = PyArray_NDIM(*out) == n_dims;
+    for (int i = 0; fits && i < n_dims; i++) fits = PyArray_DIM(*out, i) <= INT32_MAX;
+    if (fits) return 0;
+    PyErr_Format(PyExc_ValueError, "%s must have %d dimensions of at most %d, not %d", name,
+                 n_dims, INT32_MAX, PyArray_NDIM(*out));
+    Py_CLEAR(*out);
+    return -1;
+}
+
+/* The importance of n_cols columns; None: 1 of each. NULL with an exception. */
+static PyArrayObject *importance_array(PyObject *value, npy_intp n_cols) {
+    PyArrayObject *array;
+    if (value == Py_None) {
+        array = (PyArrayObject *)PyArray_SimpleNew(1, &n_cols, NPY_FLOAT);
+        for (npy_intp i = 0; array && i < n_cols; i++) ((float *)PyArray_DATA(array))[i] = 1.0f;
+        return array;
+    }
+    if (float_array(value, "importance", 1, &array) < 0) return NULL;
+    if (PyArray_DIM(array, 0) == n_cols) return array;
+    PyErr_Format(PyExc_ValueError,
+                 "importance must have a number for each of %zd columns, not %zd",
+                 (Py_ssize_t)n_cols, (Py_ssize_t)PyArray_DIM(array, 0));
+    Py_DECREF(array);
+    return NULL;
+}
+
+/* (codes, scales, zeros) of a matrix, filled in without the GIL. */
+static PyObject *quantize_job(quantizer_object *self, const lmd_matrix_job *job) {
+    const npy_intp shape[2] = {job->n_rows, job->n_cols};
+    const npy_intp groups[2] = {job->n_rows,
+                                job->group_size > 0 ? job->n_cols / job->group_size : 0};
+    PyArrayObject *codes = (PyArrayObject *)PyArray_SimpleNew(2, shape, NPY_UINT8);
+    PyArrayObject *scales = (PyArrayObject *)PyArray_SimpleNew(2, groups, NPY_HALF);
+    PyArrayObject *zeros = (PyArrayObject *)PyArray_SimpleNew(2, groups, NPY_UINT8);
+    PyObject *result = codes && scales && zeros ? PyTuple_Pack(3, codes, scales, zeros) : NULL;
+    if (result) {
+        const lmd_matrix_codes out = {PyArray_DATA(codes), PyArray_DATA(scales),
+                                      PyArray_DATA(zeros)};
+        lmd_err err;
+        lmd_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = lmd_quantize_matrix(job, self->threads, out, &err);
+        Py_END_ALLOW_THREADS
+        if (lmd_py_check(status, &err) < 0) Py_CLEAR(result);
+    }
+    Py_XDECREF(codes);
+    Py_XDECREF(scales);
+    Py_XDECREF(zeros);
+    return result;
+}
+
+static PyObject *quantizer_quantize(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"quantize", 1, 1, quantize_fields};
+    quantizer_object *self = (quantizer_object *)obj;
+    quantize_args call = {.importance = Py_None, .bits = 4, .group_size = 128, .search = true};
+    PyArrayObject *weight;
+    if (lmd_py_check_fork(self->pid) < 0 ||
+        lmd_py_read_call(&signature, args, kwargs, &call) < 0 ||
+        float_array(call.weight, "weight", 2, &weight) < 0)
+        return NULL;
+    lmd_matrix_job job = {
+        .weights = PyArray_DATA(weight),
+        .n_rows = (int32_t)PyArray_DIM(weight, 0),
+        .n_cols = (int32_t)PyArray_DIM(weight, 1),
+        .group_size = call.group_size,
+        .form = {call.bits, call.symmetric},
+        .search = call.search,
+    };
+    if (call.group_size == -1) job.group_size = job.n_cols;
+    PyArrayObject *importance = importance_array(call.importance, job.n_cols);
+    PyObject *result = NULL;
+    if (importance) {
+        job.importance = PyArray_DATA(importance);
+        result = quantize_job(self, &job);
+    }
+    Py_DECREF(weight);
+    Py_XDECREF(importance);
+    return result;
+}
+
+/* ---- the type ---- */
+
+typedef struct new_args {
+    int32_t n_threads;
+} new_args;
+
+/* None: as many threads as are usable. */
+static int thread_count(PyObject *value, const char *name, void *out) {
+    return value == Py_None ? 0 : lmd_py_int32(value, name, out);
+}
+
+static const lmd_py_field new_fields[] = {
+    {"num_threads", thread_count, offsetof(new_args, n_threads)},
+    {NULL, NULL, 0},
+};
+
+static PyObject *quantizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"Quantizer", 1, 0, new_fields};
+    new_args call = {0};
+    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0) return NULL;
+    if (call.n_threads < 0) {
+        PyErr_Format(PyExc_ValueError, "num_threads must be 1 to %d, not %d", LMD_MAX_THREADS,
+                     call.n_threads);
+        return NULL;
+    }
+    quantizer_object *self = (quantizer_object *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    lmd_err err;
+    self->pid = getpid();
+    if (lmd_py_check(lmd_threads_new(call.n_threads, &self->threads, &err), &err) < 0)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static void quantizer_dealloc(PyObject *obj) {
+    PyTypeObject *type = Py_TYPE(obj);
+    lmd_threads_free(((quantizer_object *)obj)->threads);
+    type->tp_free(obj);
+    Py_DECREF(type);
+}
+
+static PyMethodDef quantizer_methods[] = {
+    {"quantize", (PyCFunction)(void (*)(void))quantizer_quantize, METH_VARARGS | METH_KEYWORDS,
+     "quantize(weight, *, bits=4, group_size=128, symmetric=False, search=True, "
+     "importance=None) -> (codes, scales, zeros)\n\nA matrix to codes without calibration."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot quantizer_slots[] = {
+    {Py_tp_new, quantizer_new},
+    {Py_tp_dealloc, quantizer_dealloc},
+    {Py_tp_methods, quantizer_methods},
+    {Py_tp_doc, "Quantizer(num_threads=None)\n\nTurns matrices into codes."},
+    {0, NULL},
+};
+
+static PyType_Spec quantizer_spec = {
+    .name = "lmdeploy_c._C.Quantizer",
+    .basicsize = sizeof(quantizer_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = quantizer_slots,
+};
+
+int lmd_py_quantizer_init(PyObject *module) {
+    return lmd_py_add_type(module, LMD_PY_QUANTIZER, &quantizer_spec);
+}

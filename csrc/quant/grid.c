@@ -1,0 +1,178 @@
+/* Grids: see grid.h. Sums run in LMD_GRID_UNIT chains, which are added in one order, so that a
+ * compiler that knows wider vectors changes no bit. */
+#include "quant/grid.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/half.h"
+
+/* Adding and subtracting 1.5 * 2^23 rounds |x| < 2^22 to the nearest integer, ties to even. */
+#define ROUND_MAGIC 12582912.0f
+
+typedef float chains __attribute__((vector_size(LMD_GRID_UNIT * 4)));
+typedef int32_t masks __attribute__((vector_size(LMD_GRID_UNIT * 4)));
+
+static inline chains load(const float *x) {
+    chains v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+
+static inline chains all(float x) { return x - (chains){0}; }
+
+static inline chains select(masks mask, chains a, chains b) {
+    return (chains)(((masks)a & mask) | ((masks)b & ~mask));
+}
+
+/* The second half of the chains is added to the first, and so on. */
+static float sum(chains x) {
+    float left[LMD_GRID_UNIT];
+    memcpy(left, &x, sizeof left);
+    for (int32_t n = LMD_GRID_UNIT / 2; n > 0; n /= 2)
+        for (int32_t i = 0; i < n; i++) left[i] += left[i + n];
+    return left[0];
+}
+
+/* ---- one grid ---- */
+
+static float largest_code(lmd_grid_form form) { return (float)((1 << form.bits) - 1); }
+
+static lmd_grid_steps steps_of(lmd_grid grid, lmd_grid_form form) {
+    return (lmd_grid_steps){lmd_half_to_float(grid.scale), (float)grid.zero,
+                            largest_code(form)};
+}
+
+/* The codes of LMD_GRID_UNIT weights. They are clamped before they are rounded, which the magic
+ * number needs. */
+static inline chains codes_of(chains weights, lmd_grid_steps steps, float inverse) {
+    chains at = weights * inverse + steps.zero;
+    at = select(at > 0.0f, at, all(0.0f));
+    at = select(at < steps.most, at, all(steps.most));
+    return at + ROUND_MAGIC - ROUND_MAGIC;
+}
+
+float lmd_grid_error(const float *weights, const float *importance, int32_t n,
+                     lmd_grid_steps steps) {
+    const float inverse = 1.0f / steps.scale;
+    chains error = {0};
+    for (int32_t i = 0; i < n; i += LMD_GRID_UNIT) {
+        const chains w = load(weights + i);
+        const chains off = (codes_of(w, steps, inverse) - steps.zero) * steps.scale - w;
+        error += off * off * load(importance + i);
+    }
+    return sum(error);
+}
+
+void lmd_grid_encode(const float *weights, int32_t n, lmd_grid_form form, lmd_grid grid,
+                     uint8_t *codes) {
+    const lmd_grid_steps steps = steps_of(grid, form);
+    for (int32_t i = 0; i < n; i += LMD_GRID_UNIT) {
+        const chains code = codes_of(load(weights + i), steps, 1.0f / steps.scale);
+        for (int32_t j = 0; j < LMD_GRID_UNIT; j++) codes[i + j] = (uint8_t)(int32_t)code[j];
+    }
+}
+
+/* ---- choosing one ---- */
+
+typedef struct range {
+    float min, max; /* of the weights and 0 */
+} range;
+
+static range range_of(const float *weights, int32_t n) {
+    chains min = {0}, max = {0};
+    for (int32_t i = 0; i < n; i += LMD_GRID_UNIT) {
+        const chains w = load(weights + i);
+        min = select(w < min, w, min);
+        max = select(w > max, w, max);
+    }
+    range found = {0.0f, 0.0f};
+    for (int32_t j = 0; j < LMD_GRID_UNIT; j++) {
+        found.min = min[j] < found.min ? min[j] : found.min;
+        found.max = max[j] > found.max ? max[j] : found.max;
+    }
+    return found;
+}
+
+/* A scale as a half. A group of zeros, or of weights below what a half can scale, gets the
+ * smallest one that keeps all its bits. */
+static uint16_t half_scale(float scale) {
+    return lmd_float_to_half(scale > 0x1p-14f ? scale : 0x1p-14f);
+}
+
+static float full_scale(range found, lmd_grid_form form) {
+    if (!form.is_symmetric)
+        return found.max / largest_code(form) - found.min / largest_code(form);
+    const float most = found.max > -found.min ? found.max : -found.min;
+    return most / ((float)(1 << (form.bits - 1)) - 0.5f);
+}
+
+static uint8_t clamped_zero(float zero, lmd_grid_form form) {
+    if (form.is_symmetric) return (uint8_t)(1 << (form.bits - 1));
+    const float most = largest_code(form);
+    return (uint8_t)(int32_t)rintf(zero < 0.0f ? 0.0f : zero > most ? most : zero);
+}
+
+lmd_grid lmd_grid_min_max(const float *weights, int32_t n, lmd_grid_form form) {
+    const range found = range_of(weights, n);
+    const uint16_t scale = half_scale(full_scale(found, form));
+    return (lmd_grid){scale, clamped_zero(-found.min / lmd_half_to_float(scale), form)};
+}
+
+/* What a group is searched for. */
+typedef struct group {
+    const float *weights, *importance;
+    int32_t n;
+    lmd_grid_form form;
+    lmd_grid_error_fn error;
+} group;
+
+typedef struct candidate {
+    lmd_grid grid;
+    float error;
+} candidate;
+
+static void try_grid(candidate *best, const group *of, lmd_grid grid) {
+    const float error = of->error(of->weights, of->importance, of->n, steps_of(grid, of->form));
+    if (error < best->error) *best = (candidate){grid, error};
+}
+
+/* The scale with the least error for the codes that a grid gives; 0 where there is none. */
+static float fitted_scale(const group *of, lmd_grid grid) {
+    const lmd_grid_steps steps = steps_of(grid, of->form);
+    chains over = {0}, under = {0};
+    for (int32_t i = 0; i < of->n; i += LMD_GRID_UNIT) {
+        const chains w = load(of->weights + i);
+        const chains code = codes_of(w, steps, 1.0f / steps.scale) - steps.zero;
+        const chains weighted = code * load(of->importance + i);
+        over += weighted * w;
+        under += weighted * code;
+    }
+    const float divisor = sum(under);
+    return divisor > 0.0f ? sum(over) / divisor : 0.0f;
+}
+
+lmd_grid lmd_grid_search(const float *weights, const float *importance, int32_t n,
+                         lmd_grid_form form, lmd_grid_error_fn error) {
+    enum { NEAREST_ZEROS = 5, FITS = 2 };
+    const group of = {weights, importance, n, form, error};
+    const range found = range_of(weights, n);
+    const float middle = 0.5f * found.max + 0.5f * found.min, full = full_scale(found, form);
+    candidate best = {lmd_grid_min_max(weights, n, form), INFINITY};
+    try_grid(&best, &of, best.grid);
+    for (int32_t i = 0; i < LMD_GRID_WIDTHS; i++) {
+        const float width = 0.53f + 0.025f * (float)i; /* up to 1.105 */
+        lmd_grid grid = {half_scale(full * width), clamped_zero(0.0f, form)};
+        const float centred =
+            0.5f * largest_code(form) - middle / lmd_half_to_float(grid.scale);
+        for (int32_t j = 0; j < (form.is_symmetric ? 1 : NEAREST_ZEROS); j++) {
+            grid.zero = clamped_zero(centred + (float)(j - NEAREST_ZEROS / 2), form);
+            try_grid(&best, &of, grid);
+        }
+    }
+    for (int32_t i = 0; i < FITS; i++) {
+        const float scale = fitted_scale(&of, best.grid);
+        if (scale > 0.0f) try_grid(&best, &of, (lmd_grid){half_scale(scale), best.grid.zero});
+    }
+    return best.grid;
+}
