@@ -36,13 +36,13 @@ def prompt_bar(use_tqdm: bool | None, n_prompts: int) -> Iterator[Callable[[], o
 
 
 @contextmanager
-def loading_progress() -> Iterator[Callable[[int, int], object] | None]:
-    """Gives the `progress` argument of `_C.Model`: a bar, once loading takes over half a second;
-    None where nobody can see it."""
+def bytes_progress(what: str) -> Iterator[Callable[[int, int], object] | None]:
+    """Gives a function to call with the bytes that are done and those of all, which shows a bar
+    once `what` takes over half a second; None where nobody can see it."""
     if not is_interactive():
         yield None
         return
-    bar = _tqdm(desc="loading", unit="B", unit_scale=True, delay=0.5, leave=False)
+    bar = _tqdm(desc=what, unit="B", unit_scale=True, delay=0.5, leave=False)
 
     def progress(done: int, total: int) -> None:
         bar.total = total

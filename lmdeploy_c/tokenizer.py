@@ -274,6 +274,22 @@ class Tokenizer:
             found = [i for i in found if self._texts[i] == token][:MAX_INDEXES]
         return found or own
 
+    def save(self, path: str | Path) -> None:
+        """Writes the vocabulary and its rules as a tokenizer.json, which puts around a text what
+        `encode` does. Raises OSError."""
+        import tokenizers
+
+        copy = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        around = {token_id: copy.id_to_token(token_id) for token_id in
+                  (*self.before_text, *self.after_text)}  # fmt: skip
+        if around:
+            pieces = [around[i] for i in self.before_text], [around[i] for i in self.after_text]
+            copy.post_processor = tokenizers.processors.TemplateProcessing(
+                single=[*pieces[0], "$A", *pieces[1]],
+                special_tokens=[(token, token_id) for token_id, token in around.items()],
+            )
+        Path(path).write_text(copy.to_str(pretty=True), encoding="utf-8")
+
     def fingerprint(self) -> str:
         """A checksum of vocabulary and rules: tokenizers with the same checksum make the same
         tokens of a text."""

@@ -152,6 +152,7 @@ PYTHON_ORDER = [
     {"engine"},
     {"metrics", "planning"},
     {"pipeline"},
+    {"lite"},
     {"cli"},
     {"__init__", "__main__"},
 ]

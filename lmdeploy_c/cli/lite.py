@@ -1,0 +1,108 @@
+"""`lmdeploy_c lite`: compress a model. A command each for exact export and for quantisation."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .options import Commands, Formatter, add_model
+from .output import PROG, complain
+
+#: LMDeploy's commands that need calibration, which this release does not have.
+LATER = ("auto_awq", "auto_gptq", "calibrate", "smooth_quant")
+
+
+def _add_command(commands: Commands[Any], name: str, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        usage=f"{PROG} lite {name} [MODEL] [options]",
+        formatter_class=Formatter,
+        help=text,
+        description=text,
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--work-dir", default="./work_dir", help="The directory to write; made where it is not."
+    )
+    return parser
+
+
+def add_parser(commands: Commands[Any]) -> None:
+    text = "compress a model: write it with 4-bit weights, or exactly as a directory"
+    lite = commands.add_parser("lite", help=text, description=text)
+    inside = lite.add_subparsers(dest="lite_command", metavar="COMMAND", required=True)
+    quantize = _add_command(inside, "quantize", "write a model with 4-bit or 8-bit weights")
+    quantize.add_argument("--format", default="awq", help="awq, gptq or compressed-tensors.")
+    quantize.add_argument("--w-bits", type=int, default=4, help="4; or 8, but not in awq.")
+    quantize.add_argument(
+        "--w-group-size",
+        type=int,
+        default=None,
+        help="Columns that share a scale; -1: a whole row; None: the largest of 128, 64, 32 that "
+        "fits the model.",
+    )
+    quantize.add_argument("--w-sym", action="store_true", help="Zero is the middle code.")
+    quantize.add_argument(
+        "--dtype", default="float16", help="Of what stays a float: float16, bfloat16 or float32."
+    )
+    quantize.add_argument(
+        "--num-threads", type=int, default=None, help="Threads; None: all usable ones."
+    )
+    quantize.set_defaults(run=run_quantize)
+    export = _add_command(inside, "export", "write a model as a Hugging Face directory of floats")
+    export.add_argument(
+        "--dtype",
+        default="auto",
+        help="auto keeps every value exactly; or float32, float16, bfloat16.",
+    )
+    export.set_defaults(run=run_export)
+    for name in LATER:
+        inside.add_parser(name).set_defaults(run=run_later)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    from ..lite import export
+
+    folder = export(args.model_path, args.work_dir, dtype=args.dtype)
+    print(f"{folder}: {_size(folder)}. Try it: {PROG} chat {folder}")
+    return 0
+
+
+def run_quantize(args: argparse.Namespace) -> int:
+    from ..lite import quantize
+
+    done = quantize(
+        args.model_path,
+        args.work_dir,
+        format=args.format,
+        w_bits=args.w_bits,
+        w_group_size=args.w_group_size,
+        w_sym=args.w_sym,
+        dtype=args.dtype,
+        num_threads=args.num_threads,
+    )
+    plain, error = (
+        100 * sum(getattr(linear, name) for linear in done) / len(done)
+        for name in ("min_max_error", "error")
+    )
+    print(
+        f"{len(done)} linears in {args.w_bits} bits: squared error {error:.2f} % of the weights' "
+        f"squares, on average (min-max grids: {plain:.2f} %)\n"
+        f"{args.work_dir}: {_size(Path(args.work_dir))}. Try it: {PROG} chat {args.work_dir}"
+    )
+    return 0
+
+
+def run_later(args: argparse.Namespace) -> int:
+    complain(
+        f"lite {args.lite_command} needs calibration, which this release does not have; "
+        f"`{PROG} lite quantize` writes 4-bit weights without"
+    )
+    return 2
+
+
+def _size(folder: Path) -> str:
+    from ..units import format_size
+
+    return format_size(sum(file.stat().st_size for file in folder.glob("*.safetensors")))

@@ -1,0 +1,145 @@
+"""A model to be rewritten: its tensors under the names of a Hugging Face directory, in fp32.
+
+A GGUF file's tensors get those names, and the rows of q and k, which llama.cpp's converter
+interleaves, go back into the order of heads.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..files.checkpoint import Checkpoint, open_checkpoint, resolve_model
+from ..files.safetensors import BYTES_PER_VALUE
+from ..messages import unsupported
+from . import hf_config
+
+#: Name in a GGUF file -> in a directory; those of a layer without "blk.N." and "model.layers.N.".
+GGUF_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+GGUF_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+#: The linears of a layer, by the end of their module's name.
+LINEARS = re.compile(
+    r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj"
+    r"|attention\.(wqkv|wo)|feed_forward\.w[123])\.weight"
+)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as its file has it."""
+
+    dtype: str  # "F32", "F16", "BF16", "Q4_1", ...
+    shape: tuple[int, ...]
+
+
+class Source:
+    """A model's tensors, opened; none is read yet.
+
+    path: the GGUF file or directory. config: its config.json (a GGUF file's: what it would be, in
+    fp32). tensors: name -> Stored, in the order of the file; shapes are rows first.
+
+    Raises what `open_checkpoint` raises, and UnsupportedError for a model that is quantised for
+    another engine, or that no config.json can describe.
+    """
+
+    def __init__(self, model: str | Path | None = None) -> None:
+        self.path = resolve_model(model)
+        self.checkpoint: Checkpoint = open_checkpoint(self.path)
+        self.is_gguf = not self.path.is_dir()
+        config = self.checkpoint.config
+        if config["quant_method"] != "none":
+            raise unsupported(
+                f'"{self.path}" is quantised already ({config["quant_method"]}): start from the '
+                "model that it was made of"
+            )
+        if self.is_gguf:
+            found = self.checkpoint
+            self.config = hf_config.of_config(
+                config, "float32", found.bos_token_id, found.eos_token_ids
+            )
+            self._gguf = self._open_gguf()
+            self.tensors = {
+                name: Stored(*self._gguf[where].tensors[where])
+                for name, where in self._names.items()
+            }
+        else:
+            self.config = dict(self.checkpoint.hf_config)
+            self._specs = {spec[0]: spec for spec in cast(list[Any], self.checkpoint.source)}
+            self.tensors = {n: Stored(s[1], tuple(s[2])) for n, s in self._specs.items()}
+
+    # ---- GGUF ----
+
+    def _open_gguf(self) -> dict[str, Any]:
+        """Name in the file -> the part that has it. Sets _names."""
+        from ..files import gguf_parts
+
+        parts = gguf_parts.open_parts(self.path)
+        where = {name: part for part in parts for name in part.tensors}
+        names = {name: self._hf_name(name) for name in where}
+        self._names = {hf: name for name, hf in names.items() if hf is not None}
+        return where
+
+    def _hf_name(self, name: str) -> str | None:
+        """None for a tensor that the model does not need."""
+        match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+        if not match:
+            return GGUF_NAMES.get(name)
+        layer, module, kind = match.groups()
+        found = GGUF_LAYER_NAMES.get(module)
+        is_there = int(layer) < self.checkpoint.config["n_layer"]
+        return f"model.layers.{layer}.{found}.{kind}" if found and is_there else None
+
+    def _in_order_of_heads(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+        """Rows of q and k of a GGUF file, which has the pairs (i, i + head_dim / 2) together."""
+        config = self.checkpoint.config
+        match = re.search(r"\.self_attn\.([qk])_proj\.", name)
+        if not (match and config["interleaved_rope"]):
+            return values
+        n_head = config["n_head" if match[1] == "q" else "n_kv_head"]
+        pairs = values.reshape(n_head, config["head_dim"] // 2, 2, -1)
+        return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
+
+    # ---- reading ----
+
+    def read(self, name: str) -> NDArray[np.float32]:
+        """A tensor in fp32, exactly as it is stored."""
+        if self.is_gguf:
+            where = self._names[name]
+            return self._in_order_of_heads(name, self._gguf[where].dequantize(where))
+        _, dtype, shape, path, offset, n_bytes = self._specs[name]
+        if dtype not in ("F32", "F16", "BF16"):
+            raise unsupported(f'tensor "{name}" is {dtype}, not F32, F16 or BF16')
+        kind = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[dtype]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            values = np.fromfile(file, kind, n_bytes // BYTES_PER_VALUE[dtype])
+        if len(values) * BYTES_PER_VALUE[dtype] != n_bytes:
+            raise OSError(f'"{path}" became shorter while it was read')
+        if dtype == "BF16":
+            values = (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32, copy=False).reshape(shape)
+
+    def linears(self) -> list[str]:
+        """The names of the layers' linears."""
+        return [name for name in self.tensors if LINEARS.fullmatch(name)]

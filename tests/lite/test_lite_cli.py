@@ -1,0 +1,43 @@
+"""`lmdeploy_c lite`: what it writes, what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import GOLDEN
+
+from lmdeploy_c import TurbomindEngineConfig, pipeline
+from lmdeploy_c.cli import main
+
+MODEL = GOLDEN / "gguf" / "llama-float.gguf"
+
+
+def test_quantize_then_ask(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    assert main(["lite", "quantize", str(MODEL), "--work-dir", str(out), "--w_group_size=32"]) == 0
+    said = capsys.readouterr().out
+    assert "linears in 4 bits: squared error" in said and f"chat {out}" in said
+    with pipeline(out, TurbomindEngineConfig(session_len=64)) as pipe:
+        assert pipe("a", do_preprocess=False).generate_token_len > 0
+
+
+def test_export(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    assert main(["lite", "export", str(MODEL), "--work-dir", str(out)]) == 0
+    assert f"chat {out}" in capsys.readouterr().out
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in out.iterdir()}
+
+
+def test_mistakes(tmp_path: Path, capsys: Any) -> None:
+    work = ["--work-dir", str(tmp_path / "out")]
+    assert main(["lite", "quantize", str(MODEL), *work, "--w-group-size", "48"]) == 1
+    assert "groups of 48 do not divide" in capsys.readouterr().err
+    assert main(["lite", "quantize", str(tmp_path / "none"), *work]) == 1
+    assert "no file or directory" in capsys.readouterr().err
+    for name in ("auto_awq", "auto_gptq", "calibrate", "smooth_quant"):
+        assert main(["lite", name]) == 2
+        assert "lite quantize" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["lite"])
