@@ -59,7 +59,7 @@ def kv_size(
     wanted = blocks_per_sequence * max_batch_size
     if isinstance(cache, str):
         n_blocks = parse_size(cache) // block_bytes
-    elif cache is not None and cache > 1:
+    elif cache is not None and cache >= 1:
         n_blocks = int(cache)
     elif cache is not None:
         n_blocks = min(int(cache * available) // block_bytes, wanted)

@@ -58,7 +58,7 @@ class _EngineConfig(Checked):
         if not _is_cache_size(self.cache_max_entry_count):
             raise self._wrong(
                 "cache_max_entry_count",
-                "None, a fraction of memory between 0 and 1, a number of blocks above 1, "
+                "None, a fraction of memory between 0 and 1, a number of blocks, "
                 "or a size such as '512MB' or '2GB'",
             )
         if self.hf_overrides is not None and not isinstance(self.hf_overrides, Mapping):
@@ -72,7 +72,7 @@ def _is_cache_size(value: object) -> bool:
         except ValueError:
             return False
     if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value) > 1
+        return int(value) >= 1
     return value is None or (isinstance(value, Real) and 0 < float(value) < 1)
 
 
@@ -91,7 +91,7 @@ class TurbomindEngineConfig(_EngineConfig):
         max_batch_size: sequences that run at once. None: as the device has it, 64 on the CPU, 256
             on a GPU.
         cache_max_entry_count: size of the KV cache. A number below 1: that fraction of the device's
-            available memory, but never more than the sequences can use. An integer above 1: blocks.
+            available memory, but never more than the sequences can use. An integer: blocks.
             A string such as "512MB" or "2GB" (powers of 1024): bytes. None: on the CPU the smallest
             of half of the available memory (the cgroup's limit respected), max_batch_size sequences
             of session_len, and 4 GiB; on a GPU four fifths of what the model leaves free, but never

@@ -397,3 +397,15 @@ def test_on_the_command_line() -> None:
     done = run(str(TINY), "--cache-max-entry-count", "9000TB")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "asks for" in done.stderr
+
+
+def test_a_cache_of_one_block() -> None:
+    """An engine that needs no more has one block, and its own configuration is valid."""
+    config = TurbomindEngineConfig(session_len=32, max_batch_size=1, num_threads=1)
+    path = GOLDEN / "gguf" / "llama-float.gguf"
+    with lmdeploy_c.pipeline(path, config) as pipe:
+        assert pipe.backend_config.cache_max_entry_count == 1
+        with lmdeploy_c.pipeline(path, pipe.backend_config) as again:
+            gen_config = lmdeploy_c.GenerationConfig(max_new_tokens=4, ignore_eos=True)
+            answer = again("a", gen_config, do_preprocess=False)
+            assert answer.generate_token_len == 4
