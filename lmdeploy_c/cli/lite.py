@@ -57,8 +57,39 @@ def add_parser(commands: Commands[Any]) -> None:
         help="auto keeps every value exactly; or float32, float16, bfloat16.",
     )
     export.set_defaults(run=run_export)
+    _add_measures(inside)
     for name in LATER:
         inside.add_parser(name).set_defaults(run=run_later)
+
+
+def _add_measures(inside: Commands[Any]) -> None:
+    text = "a model's perplexity on a text"
+    ppl = inside.add_parser("ppl", formatter_class=Formatter, help=text, description=text)
+    add_model(ppl)
+    ppl.set_defaults(run=run_ppl)
+    text = "how far a model is from a reference: KL divergence and perplexity on a text"
+    kl = inside.add_parser("kl", formatter_class=Formatter, help=text, description=text)
+    kl.add_argument("reference", metavar="REFERENCE", help="the model to be near to")
+    kl.add_argument("model_path", metavar="MODEL", help="the other one")
+    kl.set_defaults(run=run_kl)
+    for parser in (ppl, kl):
+        parser.add_argument("--text", type=Path, required=True, help="A file of text.")
+        parser.add_argument("--window", type=int, default=512, help="Tokens computed together.")
+
+
+def run_ppl(args: argparse.Namespace) -> int:
+    from ..lite import perplexity
+
+    print(perplexity(args.model_path, args.text.read_text("utf-8"), window=args.window))
+    return 0
+
+
+def run_kl(args: argparse.Namespace) -> int:
+    from ..lite import divergence
+
+    text = args.text.read_text("utf-8")
+    print(divergence(args.reference, args.model_path, text, window=args.window))
+    return 0
 
 
 def run_export(args: argparse.Namespace) -> int:

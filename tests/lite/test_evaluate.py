@@ -1,0 +1,91 @@
+"""Perplexity and KL against sums written down in NumPy."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import GOLDEN, load_model, make_engine, read_all
+
+from lmdeploy_c import Tokenizer
+from lmdeploy_c.cli import main
+from lmdeploy_c.lite import divergence, perplexity, quantize
+
+MODEL = GOLDEN / "gguf" / "llama-float.gguf"
+TEXT = "the quick brown fox jumps over the lazy dog, and so on; " * 6
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    return x - np.logaddexp.reduce(x, -1, keepdims=True)
+
+
+def log_probs(path: Path, window: int) -> list[tuple[list[int], np.ndarray]]:
+    """The tokens of each window, and the log-probabilities behind each."""
+    ids = Tokenizer(path).encode(TEXT)
+    engine = make_engine(load_model(path))
+    parts = []
+    for at in range(0, len(ids), window):
+        part = ids[at : at + window]
+        logits = read_all(engine.submit(part, max_new_tokens=0, output_logits="all")).logits
+        assert logits is not None
+        parts.append((part, log_softmax(logits)[:-1]))
+    engine.close()
+    return [(part, rows) for part, rows in parts if len(part) > 1]
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: Any) -> Path:
+    path: Path = tmp_path_factory.mktemp("other")
+    quantize(MODEL, path, w_group_size=32)
+    return path
+
+
+@pytest.mark.parametrize("window", [32, 64])
+def test_kl_and_perplexity(other: Path, window: int) -> None:
+    got = divergence(MODEL, other, TEXT, window=window)
+    of_a, of_b = log_probs(MODEL, window), log_probs(other, window)
+    kl = [(np.exp(p) * (p - q)).sum(-1) for (_, p), (_, q) in zip(of_a, of_b, strict=True)]
+    same = [(p.argmax(-1) == q.argmax(-1)) for (_, p), (_, q) in zip(of_a, of_b, strict=True)]
+    surprise = [-p[np.arange(len(p)), ids[1:]] for ids, p in of_a]
+    assert got.kl.value == pytest.approx(np.concatenate(kl).mean(), rel=1e-6)
+    assert got.same_top.value == pytest.approx(np.concatenate(same).mean())
+    assert got.reference.cross_entropy.value == pytest.approx(np.concatenate(surprise).mean())
+    assert got.reference.n_tokens == sum(map(len, surprise))
+    assert 0 < got.kl.value < 1 and got.kl.half_width > 0
+    alone = perplexity(MODEL, TEXT, window=window)
+    assert alone.perplexity == pytest.approx(got.reference.perplexity, rel=1e-5)
+    assert str(alone).startswith(f"perplexity {alone.perplexity:.3f} (")
+    n, mean = len(kl), got.kl.value  # the standard error of a ratio of sums
+    spread = sum(float((w - mean).sum()) ** 2 for w in kl) * n / (n - 1)
+    assert got.kl.half_width == pytest.approx(1.96 * math.sqrt(spread) / got.model.n_tokens)
+
+
+def test_a_model_beside_itself() -> None:
+    same = divergence(MODEL, MODEL, TEXT, window=64)
+    assert same.kl.value == 0 and same.same_top.value == 1
+    assert math.isnan(divergence(MODEL, MODEL, "a few words", window=512).kl.half_width)
+
+
+def test_refusals(other: Path) -> None:
+    with pytest.raises(ValueError, match="at least 2 are needed"):
+        perplexity(MODEL, "")
+    with pytest.raises(ValueError, match="window must be at least 2"):
+        perplexity(MODEL, TEXT, window=1)
+    with pytest.raises(ValueError, match="the same tokens"):
+        divergence(MODEL, GOLDEN / "gguf" / "llama-q4_0.gguf", TEXT, window=64)
+
+
+def test_commands(tmp_path: Path, other: Path, capsys: Any) -> None:
+    text = tmp_path / "text"
+    text.write_text(TEXT)
+    common = ["--text", str(text), "--window", "64"]
+    assert main(["lite", "ppl", str(MODEL), *common]) == 0
+    assert "perplexity" in capsys.readouterr().out
+    assert main(["lite", "kl", str(MODEL), str(other), *common]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("KL 0.") and "reference: perplexity" in said
+    assert main(["lite", "ppl", str(MODEL), "--text", str(tmp_path / "none")]) == 1
