@@ -474,7 +474,8 @@ class Quantizer:
 
         bits: 2 to 8. group_size: a multiple of 16 that divides n_in; -1: the whole row. symmetric:
         every zero is 2**(bits - 1). search: the grid of a group with the least squared error, each
-        column's times its importance [n_in] (None: all alike), among 24 widths and 5 zeros around
+        column's times its importance [n_in] (None: each weight's own square and the mean square of
+        its row), among 24 widths and 5 zeros around
         the widest grid, with the scale fitted to the codes; False: from the smallest to the largest
         weight, 0 included. Raises TypeError, and ValueError for a weight that is not finite.
         """

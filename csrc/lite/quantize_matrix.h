@@ -9,7 +9,9 @@
 #include "quant/grid.h"
 
 /* A matrix [n_rows, n_cols], row by row, whose rows are cut into groups of group_size columns.
- * importance: [n_cols] what a column's squared error counts, not negative and finite. */
+ * importance: [n_cols] what a column's squared error counts, not negative and finite. NULL:
+ * nothing is known of the inputs, and a weight's error counts its own square and the mean
+ * square of its row, because what is large is seldom so for nothing (llama.cpp's rule). */
 typedef struct lmd_matrix_job {
     const float *weights;
     const float *importance;

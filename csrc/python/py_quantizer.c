@@ -48,21 +48,17 @@ static int float_array(PyObject *value, const char *name, int n_dims, PyArrayObj
     return -1;
 }
 
-/* The importance of n_cols columns; None: 1 of each. NULL with an exception. */
-static PyArrayObject *importance_array(PyObject *value, npy_intp n_cols) {
-    PyArrayObject *array;
-    if (value == Py_None) {
-        array = (PyArrayObject *)PyArray_SimpleNew(1, &n_cols, NPY_FLOAT);
-        for (npy_intp i = 0; array && i < n_cols; i++) ((float *)PyArray_DATA(array))[i] = 1.0f;
-        return array;
-    }
-    if (float_array(value, "importance", 1, &array) < 0) return NULL;
-    if (PyArray_DIM(array, 0) == n_cols) return array;
+/* The importance of n_cols columns, or NULL in *out for None. -1 with an exception. */
+static int importance_array(PyObject *value, npy_intp n_cols, PyArrayObject **out) {
+    *out = NULL;
+    if (value == Py_None) return 0;
+    if (float_array(value, "importance", 1, out) < 0) return -1;
+    if (PyArray_DIM(*out, 0) == n_cols) return 0;
     PyErr_Format(PyExc_ValueError,
                  "importance must have a number for each of %zd columns, not %zd",
-                 (Py_ssize_t)n_cols, (Py_ssize_t)PyArray_DIM(array, 0));
-    Py_DECREF(array);
-    return NULL;
+                 (Py_ssize_t)n_cols, (Py_ssize_t)PyArray_DIM(*out, 0));
+    Py_CLEAR(*out);
+    return -1;
 }
 
 /* (codes, scales, zeros) of a matrix, filled in without the GIL. */
@@ -108,10 +104,10 @@ static PyObject *quantizer_quantize(PyObject *obj, PyObject *args, PyObject *kwa
         .search = call.search,
     };
     if (call.group_size == -1) job.group_size = job.n_cols;
-    PyArrayObject *importance = importance_array(call.importance, job.n_cols);
+    PyArrayObject *importance;
     PyObject *result = NULL;
-    if (importance) {
-        job.importance = PyArray_DATA(importance);
+    if (importance_array(call.importance, job.n_cols, &importance) == 0) {
+        job.importance = importance ? PyArray_DATA(importance) : NULL;
         result = quantize_job(self, &job);
     }
     Py_DECREF(weight);
