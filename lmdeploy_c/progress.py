@@ -6,7 +6,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 #: A call of at most so many prompts shows no bar unless it is asked to.
@@ -50,3 +50,8 @@ def bytes_progress(what: str) -> Iterator[Callable[[int, int], object] | None]:
 
     with bar:
         yield progress
+
+
+def loading_progress() -> AbstractContextManager[Callable[[int, int], object] | None]:
+    """Gives the `progress` argument of `_C.Model`."""
+    return bytes_progress("loading")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files.checkpoint import Checkpoint, open_checkpoint, resolve_model
 from ..messages import PytorchEngineConfig, SpeculativeConfig, TurbomindEngineConfig
-from ..progress import bytes_progress
+from ..progress import loading_progress
 from ..text.chat_template import ChatTemplate, ChatTemplateConfig
 from ..tokenizer import Tokenizer
 from .sizes import Sizes
@@ -109,7 +109,7 @@ def load_model(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Model:
     """Packs the weights, with a progress bar."""
     from .. import _C
 
-    with bytes_progress("loading") as progress:
+    with loading_progress() as progress:
         model = _C.Model(
             checkpoint.config,
             checkpoint.source,
