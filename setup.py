@@ -9,6 +9,7 @@ Switches, read from the environment:
   LMDEPLOY_C_CUDA=1       the CUDA library as well: cuda/make.py, with its own switches
 """
 
+import hashlib
 import os
 import platform
 import re
@@ -79,15 +80,23 @@ def cuda_wheels() -> list[str]:
     return subprocess.check_output(tool, text=True).split() if CUDA else []
 
 
-class BuildExt(build_ext):
-    """Compiles with each file's own flags, on all usable cores.
+def is_fresh(product: Path) -> bool:
+    """Whether an object is newer than every file that the compiler read for it."""
+    rule = product.with_suffix(".d")
+    if not (product.exists() and rule.exists()):
+        return False
+    read = [Path(name) for name in rule.read_text().replace("\\\n", " ").split()[1:]]
+    made = product.stat().st_mtime_ns
+    return bool(read) and all(p.exists() and p.stat().st_mtime_ns < made for p in read)
 
-    Always afresh: setuptools would take over what an earlier build left, made with other switches.
-    """
+
+class BuildExt(build_ext):
+    """Compiles with each file's own flags, on all usable cores, what changed since an earlier
+    build with the same switches: those name the folder of the objects."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
-        self.force = True
+        self.force = True  # to link: setuptools does not know which switches a module was made with
 
     def run(self) -> None:
         super().run()
@@ -115,18 +124,21 @@ class BuildExt(build_ext):
         depends=None,
     ):
         compiler = self.compiler
+        switches = [compiler.compiler_so, macros, extra_preargs, extra_postargs, ISA_FLAGS]
+        folder = hashlib.sha256(repr(switches).encode()).hexdigest()[:12]
         macros, objects, extra, pp_opts, build = compiler._setup_compile(
-            output_dir, macros, include_dirs, files, depends, extra_postargs
+            os.path.join(output_dir, folder), macros, include_dirs, files, depends, extra_postargs
         )
         cc_args = compiler._get_cc_args(pp_opts, debug, extra_preargs)
 
         def compile_one(obj: str) -> None:
             src, ext = build[obj]
-            compiler._compile(obj, src, ext, cc_args, [*extra, *flags_for(src)], pp_opts)
+            own = ["-MMD", *extra, *flags_for(src)]
+            compiler._compile(obj, src, ext, cc_args, own, pp_opts)
 
         jobs = len(os.sched_getaffinity(0))
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(compile_one, [o for o in objects if o in build]))
+            list(pool.map(compile_one, [o for o in objects if not is_fresh(Path(o))]))
         return objects
 
 
@@ -148,7 +160,6 @@ setup(
         Extension(
             "lmdeploy_c._C",
             sources=sources(),
-            depends=[str(p) for p in (ROOT / "csrc").rglob("*.h")],
             include_dirs=["csrc", *["tests/c"] * FAKE_DEVICE, numpy.get_include()],
             define_macros=[
                 ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
