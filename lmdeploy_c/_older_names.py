@@ -53,6 +53,9 @@ NAMES = {
     "engine.text_engine": {
         "template_kwargs": ("text.chat_template", "template_kwargs"),
     },
+    "files.checkpoint": {
+        "HUB_FILES": ("files.hub", "DIRECTORY_FILES"),
+    },
     "planning": {
         "CPU_BATCH_SIZE": ("_older_names", "CPU_BATCH_SIZE"),
         "CPU_PREFILL_TOKENS": ("_older_names", "CPU_PREFILL_TOKENS"),

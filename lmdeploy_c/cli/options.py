@@ -102,6 +102,7 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
     ),
     ("--dtype", str, "auto."),
     ("--model-format", str, "hf, awq, gptq or gguf; None: as found."),
+    ("--filename", str, "Which GGUF file of a repository or folder, such as *q8_0.gguf."),
     ("--revision", str, "Version of a model id."),
     ("--download-dir", str, "Where model ids are downloaded to."),
     ("--quant-policy", quant_policy, "KV cache: 0 (fp16), 8 or int8, 4 or int4."),
@@ -154,7 +155,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model_path",
         nargs="?",
         metavar="MODEL",
-        help="a GGUF file, a Hugging Face directory or a model id; default: the embedded model",
+        help="a GGUF file, a Hugging Face directory, or a model id: owner/name, owner/name:Q4_0, "
+        "owner/name/file.gguf; default: the embedded model",
     )
 
 

@@ -82,7 +82,7 @@ def open_model(model_path: str | Path | None, config: TurbomindEngineConfig) -> 
 
     Raises FileNotFoundError, CheckpointError, UnsupportedError, ValueError.
     """
-    path = resolve_model(model_path, config.revision, config.download_dir)
+    path = resolve_model(model_path, config.revision, config.download_dir, config.filename)
     checkpoint = open_checkpoint(path, config.hf_overrides)
     check_model_format(config, checkpoint)
     return checkpoint

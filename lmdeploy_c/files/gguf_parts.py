@@ -7,6 +7,7 @@ has some of the tensors, and the keys split.no, split.count and split.tensors.co
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 _PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
-def is_one_model(paths: list[Path]) -> bool:
-    """Whether GGUF files are a single one or, by their names, the parts of a single one."""
-    if len(paths) < 2:
-        return len(paths) == 1
-    names = [_PART_NAME.fullmatch(path.name) for path in paths]
-    return None not in names and len({name.group(1, 3) for name in names if name}) == 1
+def by_model(names: Iterable[str]) -> list[list[str]]:
+    """Names of GGUF files, those of each model together: a file, or by their names its parts."""
+    models: dict[tuple[str, ...], list[str]] = {}
+    for name in sorted(names):
+        part = _PART_NAME.fullmatch(name)
+        models.setdefault(part.group(1, 3) if part else (name,), []).append(name)
+    return list(models.values())
 
 
 def _count(gguf: Gguf, key: str, default: int) -> int:

@@ -24,6 +24,7 @@ PICKLES = (
     ".bin and .pt files are pickles, which are never loaded: save the model as safetensors, as "
     "transformers' save_pretrained does"
 )
+INDEX = "model.safetensors.index.json"  # of a model in several files
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -141,6 +142,11 @@ def _shards(index_path: Path) -> dict[str, set[str]]:
     return shards
 
 
+def shard_names(index_path: Path) -> list[str]:
+    """The files that an index names, plain names all. CheckpointError."""
+    return sorted(_shards(index_path))
+
+
 def _read_all(files: list[Path], places: dict[str, set[str]]) -> list[TensorSpec]:
     """The tensors of several files; one that is in two of them is the index's, if it has it."""
     specs: dict[str, TensorSpec] = {}
@@ -166,7 +172,7 @@ def _check_shards(index: Path, shards: dict[str, set[str]]) -> None:
 def read_directory(directory: Path) -> list[TensorSpec]:
     """Every tensor of a Hugging Face directory: model.safetensors, or shards by their index, or
     all safetensors files that are there."""
-    index = directory / "model.safetensors.index.json"
+    index = directory / INDEX
     single = directory / "model.safetensors"
     if single.exists():
         return read_specs(single)

@@ -100,7 +100,7 @@ class TurbomindEngineConfig(_EngineConfig):
         enable_prefix_caching: prompts that begin like an earlier text find its KV.
         quant_policy: storage of the KV cache: 0 is fp16, 8 int8, 4 int4 (also QuantPolicy's names).
         download_dir: where models given by an id are downloaded to.
-        revision: the version of a model given by an id.
+        revision: the version of a model given by an id: a branch, a tag or a commit.
         max_prefill_token_num: token budget of a step. None: as the device has it, 512 on the CPU,
             8192 on a GPU.
         hf_overrides: replaces keys of config.json.
@@ -123,6 +123,9 @@ class TurbomindEngineConfig(_EngineConfig):
         kv_bits: what quant_policy says as 16, 8 or 4, or as a pair for keys and values: (8, 4)
             keeps keys at 8 bits where 4 bits hurt. None: as quant_policy. Codes of 8 and 4 bits
             have a scale and a minimum in fp16 for each token and KV head.
+        filename: which GGUF file of a repository or a folder: its name, or a pattern such as
+            "*q8_0.gguf". Of a model in parts any part. None: the only one, or of a repository
+            Q4_K_M, else the nearest to it.
         others: LMDeploy's; accepted at their defaults and refused, never ignored, otherwise.
     """
 
@@ -176,12 +179,15 @@ class TurbomindEngineConfig(_EngineConfig):
     max_waiting_requests: int | None = None
     batch_invariant: bool = False
     kv_bits: int | tuple[int, int] | None = None
+    filename: str | None = None
 
     def check(self) -> None:
         super().check()
         if self.cache_block_seq_len not in BLOCK_LENS:
             raise self._wrong("cache_block_seq_len", f"one of {BLOCK_LENS}")
         self._check_int("num_threads", 1, optional=True)
+        if self.filename is not None and not isinstance(self.filename, str):
+            raise self._wrong("filename", "None or the name of a GGUF file")
         self._check_int("max_waiting_requests", 1, optional=True)
         if self.target_step_ms is not None:
             self._check_number("target_step_ms", 0, MAX_TARGET_STEP_MS)
