@@ -22,7 +22,10 @@ _LATER_COMMANDS = ("serve", "convert")
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(
-        PROG, description="Large language models on a C engine, with LMDeploy's interface."
+        PROG,
+        description="Large language models on a C engine, with LMDeploy's interface.",
+        epilog=f"{PROG} COMMAND --help shows a command's options; {PROG} chat starts at once, with "
+        "the embedded model.",
     )
     parser.add_argument("-v", "--version", action="version", version=f"{PROG} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -63,8 +63,8 @@ def add_parser(commands: Commands[Any]) -> None:
         action="store_true",
         help="Accepted; code that comes with a model is never run.",
     )
-    _add_engine_options(chat)
     _add_generation_options(chat)
+    _add_engine_options(chat)
     for flag in _LATER_FLAGS:
         chat.add_argument(flag, nargs="*", action=Later, help=argparse.SUPPRESS)
     chat.set_defaults(run=run)

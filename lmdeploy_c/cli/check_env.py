@@ -32,6 +32,8 @@ def add_parser(commands: Commands[Any]) -> None:
     parser = commands.add_parser(
         "check_env",
         help="show versions, CPU, memory and what else a report needs",
+        description="Show versions, the CPU and its instruction sets, memory, GPUs, and which "
+        "device 'auto' is, for a bug report. Nothing is sent anywhere.",
         formatter_class=Formatter,
     )
     parser.add_argument("--dump-file", help="Also write it to this file: .json, .yml or .yaml.")

@@ -9,7 +9,12 @@ from .options import Commands
 
 
 def add_parser(commands: Commands[Any]) -> None:
-    parser = commands.add_parser("list", help="list supported architectures and chat templates")
+    parser = commands.add_parser(
+        "list",
+        help="list supported architectures and chat templates",
+        description="List the architectures that can be loaded, by their names in config.json and "
+        "in GGUF files, and the chat templates that --chat-template names.",
+    )
     parser.set_defaults(run=run)
 
 

@@ -79,34 +79,36 @@ def kv_bits(text: str) -> int | tuple[int, ...]:
     return bits if len(bits) > 1 else bits[0]
 
 
+#: What people set comes first; last what LMDeploy has and is one value here.
 ENGINE_OPTIONS: tuple[Option, ...] = (
     ("--session-len", int, "Most tokens of the conversation; None: the model's own length."),
-    ("--max-batch-size", int, "Sequences that run at once; None: 64 on the CPU, 256 on a GPU."),
-    (
-        "--cache-max-entry-count",
-        cache_size,
-        "KV cache: a fraction of available memory, a number of blocks, or a size such as 512MB.",
-    ),
-    ("--cache-block-seq-len", int, "Tokens in a KV block."),
-    (
-        "--max-prefill-token-num",
-        int,
-        "Token budget of a step; None: 512 on the CPU, 8192 on a GPU.",
-    ),
-    ("--num-threads", int, "Threads; None: what affinity mask and cgroup quota allow."),
     (
         "--device",
         str,
         "cpu, cuda, cuda:N (the GPU with that number), or auto: the first GPU that can run the "
         "model, or else the CPU.",
     ),
-    ("--dtype", str, "auto."),
-    ("--model-format", str, "hf, awq, gptq or gguf; None: as found."),
-    ("--filename", str, "Which GGUF file of a repository or folder, such as *q8_0.gguf."),
-    ("--revision", str, "Version of a model id."),
-    ("--download-dir", str, "Where model ids are downloaded to."),
+    ("--num-threads", int, "Threads; None: what affinity mask and cgroup quota allow."),
+    ("--filename", str, "Which GGUF file of a repository or folder, such as '*q8_0.gguf'."),
+    ("--revision", str, "Of a model id: a branch, a tag or a commit."),
+    ("--download-dir", str, "Where model ids are fetched to; None: the hub's own cache."),
+    (
+        "--cache-max-entry-count",
+        cache_size,
+        "KV cache: a fraction of available memory, a number of blocks, or a size such as 512MB. "
+        "None: on the CPU half of what is available, at most 4 GiB.",
+    ),
     ("--quant-policy", quant_policy, "KV cache: 0 (fp16), 8 or int8, 4 or int4."),
     ("--kv-bits", kv_bits, "KV cache: 16, 8, 4, or keys and values as 8,4."),
+    ("--max-batch-size", int, "Sequences that run at once; None: 64 on the CPU, 256 on a GPU."),
+    (
+        "--max-prefill-token-num",
+        int,
+        "Token budget of a step; None: 512 on the CPU, 8192 on a GPU.",
+    ),
+    ("--cache-block-seq-len", int, "Tokens in a KV block."),
+    ("--model-format", str, "hf, awq, gptq or gguf; None: as found."),
+    ("--dtype", str, "auto."),
     ("--rope-scaling-factor", float, "0: as the model says."),
     ("--tp", int, "Devices: 1."),
     ("--cp", int, "Devices: 1."),

@@ -16,6 +16,8 @@ def add_parser(commands: Commands[Any]) -> None:
         usage=f"{PROG} plan [MODEL] [options]",
         formatter_class=Formatter,
         help="show what a model would take on this machine, without loading it",
+        description="Show the memory that a model would take on this machine, and how fast it "
+        "would be, without loading it. A model id is fetched first.",
     )
     add_model(parser)
     parser.add_argument(
