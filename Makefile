@@ -219,6 +219,13 @@ format: $(VENV)/.lint-tools ## ruff and clang-format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 	$(BIN)/clang-format -i $(C_FILES)
 
+.PHONY: packages first-hour
+packages: ## a source package and a wheel, each installed in an empty folder, answer a question
+	$(PYTHON) tests/first_hour.py sdist wheel
+
+first-hour: ## that, and the README's commands in a fresh clone, with an empty HOME
+	$(PYTHON) tests/first_hour.py
+
 wheel: $(VENV)/.created ## a wheel in dist/
 	$(BIN)/pip wheel -q --no-deps -w dist .
 
