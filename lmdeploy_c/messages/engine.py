@@ -95,7 +95,8 @@ class TurbomindEngineConfig(_EngineConfig):
             A string such as "512MB" or "2GB" (powers of 1024): bytes. None: on the CPU the smallest
             of half of the available memory (the cgroup's limit respected), max_batch_size sequences
             of session_len, and 4 GiB; on a GPU four fifths of what the model leaves free, but never
-            more than these sequences.
+            more than these sequences. On the CPU it is reserved at the load, and takes memory as it
+            is filled: a process that answers little stays small.
         cache_block_seq_len: tokens in a block of the KV cache: 16, 32, 64, 128 or 256.
         enable_prefix_caching: prompts that begin like an earlier text find its KV.
         quant_policy: storage of the KV cache: 0 is fp16, 8 int8, 4 int4 (also QuantPolicy's names).

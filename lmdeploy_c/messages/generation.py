@@ -46,7 +46,8 @@ class GenerationConfig(Checked):
         bad_token_ids: tokens that are never generated.
         min_new_tokens: the answer does not end before it has so many tokens.
         skip_special_tokens: leaves special tokens out of the text.
-        logprobs: for each token, reports so many of the likeliest tokens beside the chosen one.
+        logprobs: for each token, reports so many of the likeliest tokens beside the chosen one, by
+            the model's own probabilities (`Response.logprobs`).
         output_logits: "generation" or "all" (also the prompt's) gives `Response.logits`.
         include_stop_str_in_output: keeps the stop word that ended the answer in the text.
         return_ppl: gives `Response.ppl`, the mean cross-entropy of the prompt.

@@ -65,7 +65,8 @@ class Response:
         finish_reason: None while a stream goes on; "stop"; "length" (max_new_tokens or session_len
             was reached); "abort" (cancelled, Ctrl-C, timeout); "error".
         token_ids: the answer's tokens, without those that stopped it.
-        logprobs: for each token, id -> natural log of its probability.
+        logprobs: for each token, id -> natural log of its probability: the softmax of the model's
+            raw logits, before temperature, penalties, logit_bias, bans, top_k, top_p and min_p.
         logits: fp32 [n_rows, vocab_size], with output_logits; contiguous and writable, so that
             `torch.from_numpy` takes it without a copy (see `to_torch`).
         index: position of the prompt among those of the call.

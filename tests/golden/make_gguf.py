@@ -384,11 +384,13 @@ def make_types():
     np.savez_compressed(OUT / "types.npz", **out)
 
 
-def main():
-    if OUT.exists():
-        shutil.rmtree(OUT)
-    OUT.mkdir()
-    make_types()
+def main(only=None):
+    """Makes all files, or one."""
     others = {n: {"pre": "smollm", **spec} for n, spec in {**SHAPES, **ONE_TYPE}.items()}
-    for seed, (name, spec) in enumerate({**FILES, **others}.items(), 101):
-        make_file(name, spec, seed)
+    specs = {**FILES, **others}
+    if only is None:
+        shutil.rmtree(OUT, ignore_errors=True)
+        OUT.mkdir()
+        make_types()
+    for name in specs if only is None else [only]:
+        make_file(name, specs[name], 101 + list(specs).index(name))

@@ -1,4 +1,5 @@
 """Regenerates the golden data: python make_golden.py [section ...], by default all of SECTIONS.
+tiny/NAME and gguf/NAME make that one model. A model's seed is its place: a new one goes last.
 
 Runs in its own environment, never in the one that the engine is installed in:
 see README.md for the versions. Needs no network but SmolLM2's file, which is a PyPI package.
@@ -22,7 +23,8 @@ SECTIONS = {
 def main(sections):
     setup_torch()
     for section in sections:
-        import_module(SECTIONS[section]).main()
+        name, _, one = section.partition("/")
+        import_module(SECTIONS[name]).main(*[one] if one else [])
 
 
 if __name__ == "__main__":

@@ -412,6 +412,7 @@ def make_model(name, spec, seed):
     )
 
 
-def main():
-    for seed, (name, spec) in enumerate(SPECS.items(), 1):
-        make_model(name, spec, seed)
+def main(only=None):
+    """Makes all models, or one."""
+    for name in SPECS if only is None else [only]:
+        make_model(name, SPECS[name], 1 + list(SPECS).index(name))
