@@ -32,11 +32,11 @@ $(VENV)/.installed: $(VENV)/.model $(VENV)/.build-tools $(SOURCES)
 	@touch $@
 
 $(VENV)/.test-tools: $(VENV)/.installed
-	$(BIN)/pip install -q '.[test]'
+	$(BIN)/pip install -q --no-build-isolation '.[test]'
 	@touch $@
 
 $(VENV)/.lint-tools: $(VENV)/.installed
-	$(BIN)/pip install -q '.[lint]'
+	$(BIN)/pip install -q --no-build-isolation '.[lint]'
 	@touch $@
 
 chat: $(VENV)/.installed ## chat with the embedded model; PROMPT="..." answers once
