@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 DEBUG = os.environ.get("LMDEPLOY_C_DEBUG") == "1"
@@ -90,6 +92,14 @@ def is_fresh(product: Path) -> bool:
     return bool(read) and all(p.exists() and p.stat().st_mtime_ns < made for p in read)
 
 
+class BuildPy(build_py):
+    """Begins with nothing: a wheel would get what an earlier build left, and is no more."""
+
+    def run(self) -> None:
+        shutil.rmtree(Path(self.build_lib) / "lmdeploy_c", ignore_errors=True)
+        super().run()
+
+
 class BuildExt(build_ext):
     """Compiles with each file's own flags, on all usable cores, what changed since an earlier
     build with the same switches: those name the folder of the objects."""
@@ -100,13 +110,10 @@ class BuildExt(build_ext):
 
     def run(self) -> None:
         super().run()
-        folder = Path(self.get_ext_fullpath("lmdeploy_c._C")).resolve().parent
         if CUDA:
+            folder = Path(self.get_ext_fullpath("lmdeploy_c._C")).resolve().parent
             tool = [sys.executable, str(ROOT / "cuda" / "make.py"), "cuda", "--into", str(folder)]
             subprocess.run(tool, check=True)
-        elif not self.inplace:
-            # An earlier build may have left it here, where the wheel is made of what there is.
-            (folder / "liblmdeploy_cuda.so").unlink(missing_ok=True)
 
     def build_extensions(self) -> None:
         self.compiler.compile = self._compile
@@ -172,5 +179,5 @@ setup(
             extra_link_args=link_args,
         )
     ],
-    cmdclass={"build_ext": BuildExt},
+    cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
 )

@@ -21,6 +21,15 @@ PyMODINIT_FUNC PyInit__C(void) { return base() ? PyModule_Create(&module) : NULL
     "csrc/base/alone.c": "int alone(void) { return 1; }\n",
     "csrc/cpu/kernels/isa_flags": "",
     "lmdeploy_c/version.py": '__version__ = "1.0"\n',
+    "lmdeploy_c/__init__.py": "",
+    "lmdeploy_c/gone.py": "",
+    "pyproject.toml": """
+[project]
+name = "small"
+dynamic = ["version"]
+[tool.setuptools]
+packages = ["lmdeploy_c"]
+""",
 }
 #: A compiler that notes what it is asked to compile.
 COMPILER = """#!/bin/sh
@@ -45,7 +54,7 @@ class SmallProject:
         """The files that a build compiled."""
         self.log.write_text("")
         subprocess.run(
-            [sys.executable, "setup.py", "-q", "build_ext"],
+            [sys.executable, "setup.py", "-q", "build"],
             cwd=self.folder,
             env={**self.env, **switches},
             check=True,
@@ -71,6 +80,17 @@ def test_a_build_compiles_what_changed(tmp_path: Path) -> None:
     assert project.build() == []
     (tmp_path / "csrc/cpu/kernels/isa_flags").write_text(f"{os.uname().machine} some -O2\n")
     assert project.build() == everything
+
+
+def test_a_module_that_is_gone_is_not_packaged(tmp_path: Path) -> None:
+    project = SmallProject(tmp_path)
+    project.build()
+    [packaged] = tmp_path.glob("build/lib*/lmdeploy_c")
+    assert {"gone.py", "version.py"} <= {path.name for path in packaged.iterdir()}
+    (tmp_path / "lmdeploy_c" / "gone.py").unlink()
+    project.build()
+    left = sorted(path.name.partition(".")[0] for path in packaged.iterdir())
+    assert left == ["_C", "__init__", "version"]
 
 
 def test_a_source_package_holds_what_a_build_needs(tmp_path: Path) -> None:
