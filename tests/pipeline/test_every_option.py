@@ -61,7 +61,7 @@ def effects(answer: Response) -> dict[str, tuple[dict[str, Any], Any]]:
 @pytest.fixture(scope="module")
 def pipe() -> Iterator[Pipeline]:
     config = TurbomindEngineConfig(session_len=256, max_batch_size=1, cache_max_entry_count="64MB")
-    with pipeline(backend_config=config, log_level="ERROR") as made:
+    with pipeline(backend_config=config) as made:
         yield made
 
 
