@@ -17,6 +17,7 @@ from . import _older_names
 from .engine.session import Session
 from .messages import (
     GenerationConfig,
+    Interrupted,
     PytorchEngineConfig,
     Response,
     SpeculativeConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "CheckpointError",
     "Engine",
     "GenerationConfig",
+    "Interrupted",
     "Model",
     "Pipeline",
     "Plan",

@@ -21,6 +21,7 @@ from .engine.text_engine import TextEngine, check_gen_configs
 from .messages import (
     ErrorCode,
     GenerationConfig,
+    Interrupted,
     Response,
     SpeculativeConfig,
     TurbomindEngineConfig,
@@ -165,16 +166,18 @@ class Pipeline:
         are warned of once and ignored, as in LMDeploy. With GenerationConfig.n > 1 the prompt is
         computed once, and its Response has all answers in `choices`.
 
-        Ctrl-C ends the call early: it returns the answers as far as they came, with finish_reason
-        "abort". A second Ctrl-C raises KeyboardInterrupt.
+        Ctrl-C, or a notebook's stop, raises `Interrupted`, a KeyboardInterrupt whose `responses`
+        are the answers as far as they came.
         """
         items, single = parse_prompts(prompts)
         call = self._call(items, gen_config, do_preprocess, adapter_name, kwargs)
         with prompt_bar(use_tqdm, call.n_answers) as advance:
-            answers = gather(call.start, call.n_answers, advance)
+            answers, interrupted = gather(call.start, call.n_answers, advance)
         for answer, place in zip(answers, call.places, strict=True):
             answer.index, answer.choice = place  # one that was never begun too
         responses = list(with_choices(answers, call.n_choices))
+        if interrupted:
+            raise Interrupted(responses)
         return responses[0] if single else responses
 
     def batch_infer(self, *args: Any, **kwargs: Any) -> Any:
@@ -197,7 +200,7 @@ class Pipeline:
 
         Arguments as for `infer`. sessions: one for each prompt, whose `abort` ends the answer.
         stream_response: False yields each answer as one piece, when it is complete. Ending the
-        iteration early, or Ctrl-C, cancels what is still running.
+        iteration early cancels what is still running; so does Ctrl-C, which raises `Interrupted`.
         """
         items, _ = parse_prompts(prompts)
         call = self._call(items, gen_config, do_preprocess, adapter_name, kwargs)
@@ -289,8 +292,9 @@ class Pipeline:
 
         Returns the session, whose `response` is the answer; with stream_response an iterator of
         Response deltas, which updates the session when it ends. gen_config holds for later turns
-        too. A turn that fails is not kept in the history; one that is cut off, by Ctrl-C too, is
-        kept as far as it came. Raises ValueError for a gen_config with n > 1.
+        too. A turn that fails is not kept in the history; one that is cut off is kept as far as it
+        came; Ctrl-C cuts it off and raises `Interrupted`. Raises ValueError for a gen_config with
+        n > 1.
         """
         _check_adapter(adapter_name)
         session = self.session() if session is None else session
@@ -312,7 +316,8 @@ class Pipeline:
     def get_ppl(self, input_ids: list[int] | list[list[int]]) -> list[float]:
         """The mean cross-entropy (natural log, not exponentiated) of each list of token ids.
 
-        Raises ValueError for fewer than 2 tokens, more than session_len, or an id out of range.
+        Ctrl-C raises `Interrupted`. Raises ValueError for fewer than 2 tokens, more than
+        session_len, or an id out of range.
         """
         if not isinstance(input_ids, list) or not input_ids:
             raise TypeError("get_ppl takes a list of token ids, or a list of such lists")

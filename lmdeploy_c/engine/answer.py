@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..messages import ErrorCode, Response
+from ..messages import ErrorCode, Interrupted, Response
 from ..text.detokenizer import IncrementalDetokenizer
 from ..text.stop_words import Piece, StopMatcher
 
@@ -96,6 +96,13 @@ class Answer:
         if os.getpid() == self._pid:
             self.request.cancel()
 
+    def end(self) -> Response:
+        """`close`, and the answer as far as it came, with finish_reason "abort" if it still ran."""
+        self.close()
+        if not self.done:
+            self.response.finish_reason = "abort"
+        return self.response
+
     def close(self) -> None:
         """The caller reads no further: cancels the request if it still runs. Idempotent."""
         if not self.done:
@@ -164,13 +171,14 @@ class Answer:
 
 def gather(
     start: Callable[[int], Answer], n: int, advance: Callable[[], object] = lambda: None
-) -> list[Response]:
-    """n answers, each as a whole, in order. advance: called once for each.
+) -> tuple[list[Response], bool]:
+    """n answers, each as a whole, in order, and whether Ctrl-C ended them early: an answer that was
+    begun then has what it has, with finish_reason "abort", the others are empty.
 
-    Ctrl-C ends all of them early: an answer that was begun has what it has, with finish_reason
-    "abort", the others are empty. A second Ctrl-C raises KeyboardInterrupt.
+    advance: called once for each. A second Ctrl-C raises KeyboardInterrupt.
     """
     answers: list[Answer] = []
+    interrupted = False
     try:
         try:
             for i in range(n):
@@ -179,6 +187,7 @@ def gather(
                 answer.read_all()
                 advance()
         except KeyboardInterrupt:
+            interrupted = True
             for answer in answers:
                 answer.cancel()
         responses = [answer.read_all() for answer in answers]
@@ -187,11 +196,12 @@ def gather(
             answer.close()
     for i in range(len(responses), n):
         responses.append(Response("", 0, 0, finish_reason="abort", index=i))
-    return responses
+    return responses, interrupted
 
 
 def interleave(start: Callable[[int], Answer], n: int) -> Iterator[Response]:
-    """Pieces of n answers as they come. Ending the iteration cancels what is still running."""
+    """Pieces of n answers as they come. Ending the iteration cancels what is still running; so does
+    Ctrl-C, which raises `Interrupted` with these answers."""
     from .._C import Poller
 
     poller, waiting = Poller(), deque(range(n))
@@ -211,6 +221,8 @@ def interleave(start: Callable[[int], Answer], n: int) -> Iterator[Response]:
                     answer.close()
                 if delta is not None:
                     yield from delta.pieces()
+    except KeyboardInterrupt:
+        raise Interrupted([answer.end() for answer in running.values()]) from None
     finally:
         for answer in running.values():
             answer.close()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..messages import GenerationConfig, Response
+from ..messages import GenerationConfig, Interrupted, Response
 from ..text.chat_template import template_kwargs
 from ..text.prompts import Message, Prompt, as_turn, parse_prompts
 from .answer import Answer, interleave
@@ -81,9 +81,9 @@ class Session:
         """The next turn: an iterator of Response deltas, or with stream_response=False the whole
         Response. gen_config: holds for later turns too. kwargs: for the chat template.
 
-        A turn that fails is not kept in the history; one that is cut off, by Ctrl-C too, is kept as
-        far as it came. Raises TypeError for what is no prompt of one turn, RuntimeError when closed
-        or while another turn runs.
+        A turn that fails is not kept in the history; one that is cut off is kept as far as it came;
+        Ctrl-C cuts it off and raises `Interrupted`. Raises TypeError for what is no prompt of one
+        turn, RuntimeError when closed or while another turn runs.
         """
         items, single = parse_prompts(prompt)
         if not single:
@@ -102,11 +102,11 @@ class Session:
             return interleave(answer_to, 1)
         answer = answer_to(0)
         try:
-            with contextlib.suppress(KeyboardInterrupt):
-                answer.read_all()
+            return answer.read_all()
+        except KeyboardInterrupt:
+            raise Interrupted([answer.end()]) from None
         finally:
             answer.close()
-        return answer.response
 
     def start(
         self,
@@ -136,12 +136,12 @@ class Session:
                 history=self._past(),
                 keep_snapshot=True,
             )
+            answer.on_close = self._end
+            self._answer = answer
+            return answer
         except BaseException:
             self._busy.release()
             raise
-        answer.on_close = self._end
-        self._answer = answer
-        return answer
 
     def messages(self, prompt: Prompt) -> list[Message]:
         """The history and the next prompt as one conversation."""
@@ -278,7 +278,10 @@ class Session:
         if self._closed:
             raise RuntimeError(f"session {self.session_id} is closed")
         if not self._busy.acquire(blocking=False):
-            raise RuntimeError(f"session {self.session_id} is still answering")
+            raise RuntimeError(
+                f"session {self.session_id} is still answering: read its stream to the end, "
+                "`close` the stream, or `abort` the session"
+            )
 
     @contextlib.contextmanager
     def _idle(self) -> Iterator[None]:

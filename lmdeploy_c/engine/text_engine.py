@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.checkpoint import Checkpoint, fingerprint
-from ..messages import ErrorCode, GenerationConfig, SpeculativeConfig
+from ..messages import ErrorCode, GenerationConfig, Interrupted, Response, SpeculativeConfig
 from ..text.chat_template import ChatTemplateConfig
 from ..text.end_tokens import end_token_ids, known_end_ids
 from ..text.prompts import Message, Prompt, as_messages, as_turn, per_prompt
@@ -313,10 +313,24 @@ class TextEngine:
         return answer
 
     def cross_entropies(self, batch: Sequence[Sequence[int]]) -> list[float]:
-        """The mean cross-entropy (natural log) of each list of token ids. ValueError."""
-        core = self.core
-        requests = [core.submit(ids, max_new_tokens=0, return_ppl=True) for ids in batch]
-        return [read_ppl(request) for request in requests]
+        """The mean cross-entropy (natural log) of each list of token ids. Raises ValueError, and
+        `Interrupted` for Ctrl-C; both cancel what runs."""
+        core, found = self.core, list[float]()
+        requests: list[Request] = []
+        try:
+            for ids in batch:
+                requests.append(core.submit(ids, max_new_tokens=0, return_ppl=True))
+            for request in requests:
+                found.append(read_ppl(request))
+            return found
+        except KeyboardInterrupt:
+            done = zip(batch, found, strict=False)
+            raise Interrupted(
+                [Response("", 0, len(ids), index=i, ppl=ppl) for i, (ids, ppl) in enumerate(done)]
+            ) from None
+        finally:
+            for request in requests:
+                request.cancel()
 
     # ---- KV that outlives a request ----
 

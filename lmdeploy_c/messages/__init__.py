@@ -18,7 +18,7 @@ from .engine import (
 )
 from .generation import GenerationConfig
 from .limits import BLOCK_LENS, MAX_CHOICES, MAX_DRAFT_TOKENS
-from .response import ErrorCode, Response, ResponseType
+from .response import ErrorCode, Interrupted, Response, ResponseType
 
 __all__ = [
     "BLOCK_LENS",
@@ -26,6 +26,7 @@ __all__ = [
     "MAX_DRAFT_TOKENS",
     "ErrorCode",
     "GenerationConfig",
+    "Interrupted",
     "PytorchEngineConfig",
     "QuantPolicy",
     "Response",

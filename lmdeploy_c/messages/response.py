@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -166,6 +167,22 @@ class Response:
         if self.choices:
             lines.append(("choices", str([choice.text for choice in self.choices])))
         return lines
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, or a notebook's stop, has ended a call. Its requests are cancelled, a session keeps
+    its turn as far as it came, and the pipeline goes on. Every `except KeyboardInterrupt` sees it.
+
+    Attributes:
+        responses: what the call has not given any more. Of a call that returns answers: one for
+            each prompt, in order, as far as it came, with finish_reason "abort" unless it was
+            complete. Of a stream: the answers that were being written. Of `get_ppl`: those whose
+            ppl is known.
+    """
+
+    def __init__(self, responses: Sequence[Response] = ()) -> None:
+        super().__init__("interrupted: the answers so far are in `responses` of this exception")
+        self.responses = list(responses)
 
 
 def _short(value: str) -> str:

@@ -2,8 +2,6 @@
 
 import asyncio
 import gc
-import os
-import signal
 import threading
 import time
 import warnings
@@ -342,31 +340,6 @@ def test_get_reward_score_is_refused(pipe: Pipeline) -> None:
         pipe.get_reward_score([1, 2])
 
 
-def interrupt_soon(seconds: float) -> None:
-    threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-
-
-def test_ctrl_c_returns_what_there_is(pipe: Pipeline) -> None:
-    interrupt_soon(0.5)
-    started = time.monotonic()
-    first, second = pipe(PROMPTS[:2], LONG)
-    assert time.monotonic() - started < 10
-    assert (first.finish_reason, second.finish_reason) == ("abort", "abort")
-    assert first.text and len(first.token_ids) == first.generate_token_len
-    wait_idle(pipe)
-    interrupt_soon(0.3)
-    assert pipe(PROMPTS[0], LONG).finish_reason == "abort"
-    assert pipe(PROMPTS[0], SHORT).finish_reason in ("stop", "length")
-
-
-def test_ctrl_c_in_a_stream_cancels_and_raises(pipe: Pipeline) -> None:
-    interrupt_soon(0.3)
-    with pytest.raises(KeyboardInterrupt):
-        for _ in pipe.stream_infer(PROMPTS, gen_config=LONG):
-            pass
-    wait_idle(pipe)
-
-
 # Sessions
 
 
@@ -452,15 +425,6 @@ def test_abort_and_busy(pipe: Pipeline) -> None:
     assert session.history[0][1] == session.response.text != ""  # type: ignore[union-attr]
     pipe.chat("And?", session, SHORT)
     assert len(session.history) == 2
-
-
-def test_ctrl_c_in_a_chat_keeps_what_came(pipe: Pipeline) -> None:
-    session = pipe.session(LONG)
-    interrupt_soon(0.5)
-    pipe.chat("Tell me everything.", session)
-    assert session.response is not None and session.response.finish_reason == "abort"
-    assert session.history == [("Tell me everything.", session.response.text)]
-    wait_idle(pipe)
 
 
 def test_a_stream_keeps_its_pipeline() -> None:
