@@ -44,7 +44,8 @@ GenConfigs = GenerationConfig | list[GenerationConfig] | None
 class Pipeline:
     """A model, ready to answer. `pipeline()` documents the arguments.
 
-    A bad request never raises: its Response has finish_reason "error" and an error_message. Wrong
+    A bad request never raises: its Response has finish_reason "error" and an error_message, which
+    the logger "lmdeploy_c.requests" warns of, and `Response.raise_for_error` raises it. Wrong
     arguments of a call (a prompt that is no prompt, an unknown keyword) raise TypeError or
     ValueError; calls after `close` raise RuntimeError.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
         prompt = sys.stdin.read().strip()
         if not prompt:
             raise ValueError("no prompt: standard input is empty")
+    logging.getLogger("lmdeploy_c.requests").disabled = True  # show_answer says what failed
     from ..pipeline import pipeline
     from .terminal import show_answer, talk
 

@@ -5,6 +5,7 @@ Nothing here is shared between threads: an Answer belongs to the call that made 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -16,6 +17,9 @@ from ..text.stop_words import Piece, StopMatcher
 
 if TYPE_CHECKING:
     from .._C import Output, Request
+
+#: Says which requests have failed. A child of "lmdeploy_c", so that it can be silenced by itself.
+logger = logging.getLogger("lmdeploy_c.requests")
 
 #: Requests of one stream that are in the engine at once: the first answers come while prompts
 #: further on are still to be tokenised.
@@ -156,8 +160,14 @@ class Answer:
         if output is not None and reason == "error":
             delta.error_code = self._code_of(output).value
             delta.error_message = self.error_message or output.error_message
+            self._warn(delta)
         so_far.extend(delta)
         return delta
+
+    def _warn(self, failed: Response) -> None:
+        if failed.choice and self.error_message is not None:
+            return  # a prompt that could not be asked: its first choice has said so
+        logger.warning("request %d failed: %s", failed.index, failed.error_message)
 
     def _code_of(self, output: Output) -> ErrorCode:
         if output.error_code == "LMD_BUSY":
@@ -194,6 +204,7 @@ def gather(
     finally:
         for answer in answers:
             answer.close()
+    _warn_of_failed(sum(r.finish_reason == "error" for r in responses), n)
     for i in range(len(responses), n):
         responses.append(Response("", 0, 0, finish_reason="abort", index=i))
     return responses, interrupted
@@ -206,6 +217,7 @@ def interleave(start: Callable[[int], Answer], n: int) -> Iterator[Response]:
 
     poller, waiting = Poller(), deque(range(n))
     running: dict[int, Answer] = {}  # by index
+    n_failed = 0
     try:
         while waiting or running:
             while waiting and len(running) < STREAM_WINDOW:
@@ -219,13 +231,25 @@ def interleave(start: Callable[[int], Answer], n: int) -> Iterator[Response]:
                     poller.remove(answer.request)
                     del running[i]
                     answer.close()
+                    n_failed += answer.response.finish_reason == "error"
                 if delta is not None:
                     yield from delta.pieces()
+        _warn_of_failed(n_failed, n)
     except KeyboardInterrupt:
         raise Interrupted([answer.end() for answer in running.values()]) from None
     finally:
         for answer in running.values():
             answer.close()
+
+
+def _warn_of_failed(n_failed: int, n: int) -> None:
+    """The last line about a batch; each failed request has had one of its own."""
+    if n > 1 and n_failed:
+        logger.warning(
+            "%d of %d requests failed: finish_reason is 'error', and error_message says why",
+            n_failed,
+            n,
+        )
 
 
 def whole(deltas: Iterator[Response]) -> Iterator[Response]:

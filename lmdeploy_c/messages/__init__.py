@@ -18,7 +18,7 @@ from .engine import (
 )
 from .generation import GenerationConfig
 from .limits import BLOCK_LENS, MAX_CHOICES, MAX_DRAFT_TOKENS
-from .response import ErrorCode, Interrupted, Response, ResponseType
+from .response import ErrorCode, Interrupted, RequestError, Response, ResponseType
 
 __all__ = [
     "BLOCK_LENS",
@@ -29,6 +29,7 @@ __all__ = [
     "Interrupted",
     "PytorchEngineConfig",
     "QuantPolicy",
+    "RequestError",
     "Response",
     "ResponseType",
     "SpeculativeConfig",

@@ -133,6 +133,14 @@ class Response:
         end = dataclasses.replace(self, text="", token_ids=[], logprobs=None, logits=None)
         return [content, end]
 
+    def raise_for_error(self) -> Response:
+        """Returns the Response itself, unless it or one of its choices has finish_reason "error":
+        then raises `RequestError`, so that `pipe(prompt).raise_for_error().text` is an answer."""
+        for answer in (self, *self.choices):
+            if answer.finish_reason == "error":
+                raise RequestError(answer)
+        return self
+
     def to_torch(self) -> Any:
         """A copy of the Response whose logits, and those of its choices, are torch tensors as in
         LMDeploy. They share the arrays' memory. Raises ImportError where torch is missing."""
@@ -167,6 +175,19 @@ class Response:
         if self.choices:
             lines.append(("choices", str([choice.text for choice in self.choices])))
         return lines
+
+
+class RequestError(RuntimeError):
+    """A request has failed: what `Response.raise_for_error` raises.
+
+    Attributes:
+        response: its Response. code, message: the error_code and error_message of that.
+    """
+
+    def __init__(self, response: Response) -> None:
+        self.response = response
+        self.code, self.message = response.error_code, response.error_message
+        super().__init__(f"request {response.index} failed ({self.code}): {self.message}")
 
 
 class Interrupted(KeyboardInterrupt):
