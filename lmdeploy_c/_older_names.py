@@ -43,6 +43,7 @@ CPU_BATCH_SIZE, CPU_PREFILL_TOKENS = 64, 512
 NAMES = {
     "engine.answer": {
         "Detokenizer": ("text.detokenizer", "IncrementalDetokenizer"),
+        "read_ppl": ("engine.scores", "read_ppl"),
         "stop_rules": ("text.stop_words", "stop_rules"),
     },
     "engine.loading": {

@@ -7,15 +7,17 @@ wait in C with the GIL released and never touch asyncio.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from .engine.answer import Answer, gather, interleave, whole
-from .engine.choices import Call, merge, n_choices, with_choices
+from .engine.choices import Call, generate, n_choices, with_choices
 from .engine.loading import EngineConfig, set_log_level
-from .engine.session import Session
+from .engine.scores import TextOrIds, cross_entropies
+from .engine.session import Session, check_one_answer
 from .engine.stateful import KEYWORDS, NumberedSessions, read_keywords
 from .engine.text_engine import TextEngine, check_gen_configs
 from .messages import (
@@ -26,8 +28,10 @@ from .messages import (
     SpeculativeConfig,
     TurbomindEngineConfig,
     VisionConfig,
+    check_flag,
+    refuse_unknown,
     unsupported,
-    warn_of_unknown,
+    wrong_type,
 )
 from .planning import Plan, plan_of
 from .progress import prompt_bar
@@ -37,6 +41,8 @@ from .tokenizer import Tokenizer
 
 #: One prompt: a text, or a conversation.
 OnePrompt = str | Sequence[Mapping[str, Any]]
+#: Any number of prompts: one, or a list of them.
+Prompts = OnePrompt | list[Any]
 #: One configuration for all prompts, or a list with one for each.
 GenConfigs = GenerationConfig | list[GenerationConfig] | None
 
@@ -70,12 +76,14 @@ class Pipeline:
         vision_config: VisionConfig | None = None,
         **kwargs: Any,
     ) -> None:
-        for name in kwargs:
-            warn_of_unknown(name, "pipeline")
+        for name, value in kwargs.items():
+            refuse_unknown("pipeline()", name, value, _ARGUMENTS)
         set_log_level(log_level)
         if allowed_media_domains is not None:
             raise unsupported("allowed_media_domains: this release serves text only")
         if vision_config is not None:
+            if not isinstance(vision_config, VisionConfig):
+                raise wrong_type("vision_config", "a VisionConfig", vision_config)
             vision_config.check()
         self.speculative_config = speculative_config
         self.engine = engine = TextEngine(
@@ -171,6 +179,7 @@ class Pipeline:
         are the answers as far as they came.
         """
         items, single = parse_prompts(prompts)
+        check_flag("use_tqdm", use_tqdm, optional=True)
         call = self._call(items, gen_config, do_preprocess, adapter_name, kwargs)
         with prompt_bar(use_tqdm, call.n_answers) as advance:
             answers, interrupted = gather(call.start, call.n_answers, advance)
@@ -188,14 +197,14 @@ class Pipeline:
 
     def stream_infer(
         self,
-        prompts: Any,
+        prompts: Prompts,
         sessions: Session | list[Session] | None = None,
         gen_config: GenConfigs = None,
         do_preprocess: bool = True,
         adapter_name: str | None = None,
         stream_response: bool = True,
         **kwargs: Any,
-    ) -> Iterator[Response]:
+    ) -> Generator[Response, None, None]:
         """Yields pieces of the answers as they come; `index` says of which prompt, and with n > 1
         `choice` of which of its answers. The last piece of each has a finish_reason alone.
 
@@ -205,7 +214,10 @@ class Pipeline:
         """
         items, _ = parse_prompts(prompts)
         call = self._call(items, gen_config, do_preprocess, adapter_name, kwargs)
+        check_flag("stream_response", stream_response)
         owners = per_prompt(sessions, len(items), "sessions")
+        for owner in owners:
+            _check_session("sessions", owner)
         if sessions is not None and call.n_answers > len(items):
             raise ValueError("sessions: each ends one answer, so that n > 1 goes without them")
 
@@ -219,16 +231,16 @@ class Pipeline:
         deltas = interleave(start_watched, call.n_answers)
         return deltas if stream_response else with_choices(whole(deltas), call.n_choices)
 
-    async def generate(
+    def generate(
         self,
-        prompt: Any,
+        prompt: OnePrompt,
         gen_config: GenerationConfig | None = None,
         do_preprocess: bool = True,
         adapter_name: str | None = None,
         stream_response: bool = True,
         session: Session | None = None,
         **kwargs: Any,
-    ) -> AsyncIterator[Response]:
+    ) -> AsyncGenerator[Response, None]:
         """Answers one prompt in an event loop: `async for piece in pipe.generate(prompt)`.
 
         Arguments as for `infer`. session: the prompt is its next turn. Many calls may run at once,
@@ -238,21 +250,10 @@ class Pipeline:
         items, single = parse_prompts(prompt)
         if not single:
             raise TypeError("generate answers one prompt; start it once for each")
+        check_flag("stream_response", stream_response)
+        _check_session("session", session)
         call = self._call(items, gen_config, do_preprocess, adapter_name, kwargs, session)
-        answers: list[Answer] = []
-        try:
-            answers.extend(map(call.start, range(call.n_answers)))
-            streams = [answer.deltas() for answer in answers]
-            stream = streams[0] if len(streams) == 1 else merge(streams)
-            async with contextlib.aclosing(stream) as deltas:
-                async for delta in deltas:
-                    if stream_response:
-                        yield delta
-        finally:
-            for answer in answers:
-                answer.close()
-        if not stream_response:
-            yield next(with_choices((a.response for a in answers), call.n_choices))
+        return generate(call, stream_response)
 
     # ---- conversations ----
 
@@ -278,7 +279,7 @@ class Pipeline:
         *,
         stream_response: Literal[True],
         **kwargs: Any,
-    ) -> Iterator[Response]: ...
+    ) -> Generator[Response, None, None]: ...
     def chat(
         self,
         prompt: Any,
@@ -288,7 +289,7 @@ class Pipeline:
         adapter_name: str | None = None,
         do_preprocess: bool = True,
         **kwargs: Any,
-    ) -> Session | Iterator[Response]:
+    ) -> Session | Generator[Response, None, None]:
         """One turn of a conversation; without a session, the first of a new one.
 
         Returns the session, whose `response` is the answer; with stream_response an iterator of
@@ -298,6 +299,7 @@ class Pipeline:
         n > 1.
         """
         _check_adapter(adapter_name)
+        _check_session("session", session)
         session = self.session() if session is None else session
         answer = session(prompt, gen_config, stream_response, do_preprocess, **kwargs)
         return session if isinstance(answer, Response) else answer
@@ -314,19 +316,16 @@ class Pipeline:
 
     # ---- scores ----
 
-    def get_ppl(self, input_ids: list[int] | list[list[int]]) -> list[float]:
-        """The mean cross-entropy (natural log, not exponentiated) of each list of token ids.
+    def get_ppl(self, input_ids: TextOrIds | Sequence[TextOrIds]) -> list[float]:
+        """The mean cross-entropy (natural log, not exponentiated) of each text's tokens.
 
+        input_ids: token ids, as a list or an integer array (NumPy's, or any with `tolist`); a text,
+        which gets the model's first token where the model has one; or a list of either. An array of
+        two dimensions is a list of its rows. A single text or list gives a list of one number.
         Ctrl-C raises `Interrupted`. Raises ValueError for fewer than 2 tokens, more than
-        session_len, or an id out of range.
+        session_len, or an id out of range, TypeError for anything else.
         """
-        if not isinstance(input_ids, list) or not input_ids:
-            raise TypeError("get_ppl takes a list of token ids, or a list of such lists")
-        batch: Any = input_ids if isinstance(input_ids[0], (list, tuple)) else [input_ids]
-        for ids in batch:
-            if len(ids) < 2:
-                raise ValueError(f"get_ppl needs at least 2 tokens, not {len(ids)}")
-        return self.engine.cross_entropies(batch)
+        return cross_entropies(self.engine, input_ids)
 
     def get_reward_score(self, input_ids: list[int] | list[list[int]]) -> list[float]:
         """Refused: this release serves no reward model."""
@@ -405,6 +404,7 @@ class Pipeline:
         engine = self.engine
         _ = engine.core  # a closed pipeline raises here, not with the first answer
         _check_adapter(adapter_name)
+        check_flag("do_preprocess", do_preprocess)
         configs = check_gen_configs(gen_config, len(prompts))
         numbered = read_keywords(kwargs)
         options = template_kwargs({k: v for k, v in kwargs.items() if k not in KEYWORDS})
@@ -416,6 +416,8 @@ class Pipeline:
             except LookupError as e:
                 message = str(e)
                 return Call([1], lambda i: engine.reject(message, code=ErrorCode.REQUEST_CONFLICT))
+        if session is not None:
+            check_one_answer(configs[0] or session.gen_config)
 
         def first(i: int) -> Answer:
             if session is not None:
@@ -436,6 +438,11 @@ class Pipeline:
             return engine.ask_again(first, choice, config, do_preprocess=do_preprocess)
 
         return Call([n_choices(config) for config in configs], first, again)
+
+
+def _check_session(name: str, value: object) -> None:
+    if not isinstance(value, (Session, type(None))):
+        raise wrong_type(name, "a Session, such as pipe.session() gives", value)
 
 
 def _check_adapter(name: str | None) -> None:
@@ -477,3 +484,6 @@ def pipeline(
         allowed_media_domains,
         **kwargs,
     )
+
+
+_ARGUMENTS = [name for name in inspect.signature(Pipeline).parameters if name != "kwargs"]

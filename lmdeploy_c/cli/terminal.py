@@ -55,7 +55,7 @@ def show_answer(session: Session, prompt: str) -> int:
     """Streams one answer to standard output. Exit code: 0, 1 on an error, 130 on Ctrl-C."""
     last = None
     try:
-        for last in session(prompt):  # type: ignore[union-attr]
+        for last in session(prompt):
             print(last.text, end="", flush=True)
     except KeyboardInterrupt:
         print(flush=True)

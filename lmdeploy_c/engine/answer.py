@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..messages import ErrorCode, Interrupted, Response
@@ -210,7 +210,7 @@ def gather(
     return responses, interrupted
 
 
-def interleave(start: Callable[[int], Answer], n: int) -> Iterator[Response]:
+def interleave(start: Callable[[int], Answer], n: int) -> Generator[Response, None, None]:
     """Pieces of n answers as they come. Ending the iteration cancels what is still running; so does
     Ctrl-C, which raises `Interrupted` with these answers."""
     from .._C import Poller
@@ -252,7 +252,7 @@ def _warn_of_failed(n_failed: int, n: int) -> None:
         )
 
 
-def whole(deltas: Iterator[Response]) -> Iterator[Response]:
+def whole(deltas: Iterator[Response]) -> Generator[Response, None, None]:
     """Each answer as one piece, when it is complete."""
     parts: dict[tuple[int, int], Response] = {}
     for delta in deltas:
@@ -261,14 +261,3 @@ def whole(deltas: Iterator[Response]) -> Iterator[Response]:
         parts[place] = part
         if part.finish_reason is not None:
             yield parts.pop(place)
-
-
-def read_ppl(request: Request) -> float:
-    """Waits for a request's perplexity. ValueError says why there is none."""
-    while True:
-        output = request.read()
-        if output is None or output.finish_reason is None:
-            continue
-        if output.ppl is None:
-            raise ValueError(output.error_message or "the request was aborted")
-        return output.ppl

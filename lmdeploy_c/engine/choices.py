@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 
 from ..messages import MAX_CHOICES, GenerationConfig, Response
 from .answer import Answer
@@ -47,7 +47,9 @@ class Call:
         return self._again(self._first, choice)
 
 
-def with_choices(answers: Iterable[Response], n_choices: Sequence[int]) -> Iterator[Response]:
+def with_choices(
+    answers: Iterable[Response], n_choices: Sequence[int]
+) -> Generator[Response, None, None]:
     """One Response for each prompt, when all of its answers are complete: the first of them, with
     all as its choices where n_choices[index] is more than 1."""
     found: dict[int, list[Response]] = {}
@@ -83,3 +85,21 @@ async def merge(
         await asyncio.gather(*waiting, return_exceptions=True)
         for stream in streams:
             await stream.aclose()
+
+
+async def generate(call: Call, stream_response: bool) -> AsyncGenerator[Response, None]:
+    """The answers of a call, in an event loop."""
+    answers: list[Answer] = []
+    try:
+        answers.extend(map(call.start, range(call.n_answers)))
+        streams = [answer.deltas() for answer in answers]
+        stream = streams[0] if len(streams) == 1 else merge(streams)
+        async with contextlib.aclosing(stream) as deltas:
+            async for delta in deltas:
+                if stream_response:
+                    yield delta
+    finally:
+        for answer in answers:
+            answer.close()
+    if not stream_response:
+        yield next(with_choices((a.response for a in answers), call.n_choices))

@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.checkpoint import Checkpoint, open_checkpoint, resolve_model
-from ..messages import PytorchEngineConfig, SpeculativeConfig, TurbomindEngineConfig
+from ..messages import (
+    PytorchEngineConfig,
+    SpeculativeConfig,
+    TurbomindEngineConfig,
+    wrong_type,
+)
 from ..progress import loading_progress
 from ..text.chat_template import ChatTemplate, ChatTemplateConfig
 from ..tokenizer import Tokenizer
@@ -46,10 +51,8 @@ def engine_config(config: EngineConfig | None) -> TurbomindEngineConfig:
         logger.warning("PytorchEngineConfig: this release has no PyTorch engine; the C engine runs")
         return config.to_turbomind()
     if not isinstance(config, TurbomindEngineConfig):
-        raise TypeError(
-            f"backend_config: a TurbomindEngineConfig or PytorchEngineConfig, "
-            f"not {type(config).__name__}"
-        )
+        wanted = "a TurbomindEngineConfig or PytorchEngineConfig"
+        raise wrong_type("backend_config", wanted, config)
     config.check()
     return config
 
@@ -59,8 +62,15 @@ def check_speculative_config(config: SpeculativeConfig | None) -> None:
     if config is None:
         return
     if not isinstance(config, SpeculativeConfig):
-        raise TypeError(f"speculative_config: a SpeculativeConfig, not {type(config).__name__}")
+        raise wrong_type("speculative_config", "a SpeculativeConfig", config)
     config.check()
+
+
+def check_chat_template_config(config: ChatTemplateConfig | None) -> None:
+    """TypeError."""
+    if config is not None and not isinstance(config, ChatTemplateConfig):
+        cure = f", such as ChatTemplateConfig({config!r})" if isinstance(config, str) else ""
+        raise wrong_type("chat_template_config", f"a ChatTemplateConfig{cure}", config)
 
 
 def check_model_format(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> None:
@@ -82,6 +92,8 @@ def open_model(model_path: str | Path | None, config: TurbomindEngineConfig) -> 
 
     Raises FileNotFoundError, CheckpointError, UnsupportedError, ValueError.
     """
+    if not isinstance(model_path, (str, os.PathLike, type(None))):
+        raise wrong_type("model_path", "a path, a model id, or None for the default", model_path)
     path = resolve_model(model_path, config.revision, config.download_dir, config.filename)
     checkpoint = open_checkpoint(path, config.hf_overrides)
     check_model_format(config, checkpoint)

@@ -10,12 +10,13 @@ import contextlib
 import dataclasses
 import itertools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from ..messages import GenerationConfig, Interrupted, Response
+from ..messages import GenerationConfig, Interrupted, Response, check_flag, wrong_type
 from ..text.chat_template import template_kwargs
 from ..text.prompts import Message, Prompt, as_turn, parse_prompts
 from .answer import Answer, interleave
@@ -41,6 +42,15 @@ class Turn:
     rendered: str | None
 
 
+def check_one_answer(config: GenerationConfig | None) -> None:
+    """Raises ValueError for a configuration that asks for several."""
+    if n_choices(config) > 1:
+        raise ValueError(
+            f"n={n_choices(config)}: a turn of a conversation has one answer; `fork` the session, "
+            "or ask for several with infer, stream_infer or generate"
+        )
+
+
 class Session:
     """One conversation; `Pipeline.session()` makes one.
 
@@ -55,12 +65,14 @@ class Session:
         self, engine: TextEngine | Any, gen_config: GenerationConfig | None = None
     ) -> None:
         self.session_id = next(_ids)
-        self.gen_config = gen_config
+        (self.gen_config,) = check_gen_configs(gen_config, 1)
         self.prompt: Prompt | None = None
         self.response: Response | None = None
         self.history: list[tuple[Prompt, str]] = []
         self.token_ids: list[int] = []
         self.engine: TextEngine = getattr(engine, "engine", engine)
+        if not isinstance(self.engine, TextEngine):
+            raise wrong_type("engine", "a TextEngine or a Pipeline", engine)
         self._turns: list[Turn] = []
         self._answer: Answer | None = None  # what `abort` cancels
         self._last: _C.Request | None = None  # the last turn's, until its snapshot is known
@@ -70,6 +82,26 @@ class Session:
 
     # ---- turns ----
 
+    @overload
+    def __call__(
+        self,
+        prompt: Prompt,
+        gen_config: GenerationConfig | None = None,
+        stream_response: Literal[True] = True,
+        do_preprocess: bool = True,
+        **kwargs: Any,
+    ) -> Generator[Response, None, None]: ...
+    @overload
+    def __call__(
+        self,
+        prompt: Prompt,
+        gen_config: GenerationConfig | None = None,
+        *,
+        stream_response: Literal[False],
+        do_preprocess: bool = True,
+        **kwargs: Any,
+    ) -> Response: ...
+    @overload
     def __call__(
         self,
         prompt: Prompt,
@@ -77,7 +109,15 @@ class Session:
         stream_response: bool = True,
         do_preprocess: bool = True,
         **kwargs: Any,
-    ) -> Response | Iterator[Response]:
+    ) -> Response | Generator[Response, None, None]: ...
+    def __call__(
+        self,
+        prompt: Prompt,
+        gen_config: GenerationConfig | None = None,
+        stream_response: bool = True,
+        do_preprocess: bool = True,
+        **kwargs: Any,
+    ) -> Response | Generator[Response, None, None]:
         """The next turn: an iterator of Response deltas, or with stream_response=False the whole
         Response. gen_config: holds for later turns too. kwargs: for the chat template.
 
@@ -88,8 +128,11 @@ class Session:
         items, single = parse_prompts(prompt)
         if not single:
             raise TypeError("a turn takes one prompt: a text, or the messages of one turn")
-        self.gen_config = gen_config or self.gen_config
-        (config,) = check_gen_configs(self.gen_config, 1)
+        check_flag("stream_response", stream_response)
+        check_flag("do_preprocess", do_preprocess)
+        (config,) = check_gen_configs(self.gen_config if gen_config is None else gen_config, 1)
+        check_one_answer(config)
+        self.gen_config = config
         options = template_kwargs(kwargs)
         _ = self.engine.core  # a closed engine raises here, not with the first delta
 
@@ -120,11 +163,7 @@ class Session:
         `TextEngine.ask`. Raises ValueError for a gen_config with n > 1, RuntimeError when closed or
         while another turn runs."""
         gen_config = gen_config or self.gen_config
-        if n_choices(gen_config) > 1:
-            raise ValueError(
-                f"n={n_choices(gen_config)}: a turn of a conversation has one answer; `fork` the "
-                "session, or ask for several with infer, stream_infer or generate"
-            )
+        check_one_answer(gen_config)
         self._begin()
         try:
             self.prompt, self.response = prompt, None
@@ -171,6 +210,9 @@ class Session:
         turn. What is left need not be computed again. Raises ValueError when there is less than
         that, RuntimeError while a turn runs.
         """
+        for name, value in (("n_turns", n_turns), ("tokens", 0 if tokens is None else tokens)):
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise wrong_type(name, "an integer", value)
         with self._idle():
             turns = self._known_turns()
             if tokens is not None:

@@ -17,16 +17,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.checkpoint import Checkpoint, fingerprint
-from ..messages import ErrorCode, GenerationConfig, Interrupted, Response, SpeculativeConfig
+from ..messages import (
+    ErrorCode,
+    GenerationConfig,
+    SpeculativeConfig,
+    wrong_type,
+)
 from ..text.chat_template import ChatTemplateConfig
 from ..text.end_tokens import end_token_ids, known_end_ids
 from ..text.prompts import Message, Prompt, as_messages, as_turn, per_prompt
 from ..text.stop_words import StopMatcher, stop_rules
 from ..tokenizer import Tokenizer
-from .answer import Answer, read_ppl
+from .answer import Answer
 from .device_choice import choose_device
 from .loading import (
     EngineConfig,
+    check_chat_template_config,
     check_speculative_config,
     engine_config,
     load_model,
@@ -84,6 +90,11 @@ class TextEngine:
         max_log_len: int | None = None,
     ) -> None:
         check_speculative_config(speculative_config)
+        check_chat_template_config(chat_template_config)
+        if not isinstance(max_log_len, (int, type(None))):
+            raise wrong_type("max_log_len", "None or a number of characters", max_log_len)
+        if not isinstance(model_name, (str, type(None))):
+            raise wrong_type("model_name", "None or a text", model_name)
         config = engine_config(backend_config)
         checkpoint = open_model(model_path, config)
         self.model_path = checkpoint.path
@@ -312,26 +323,6 @@ class TextEngine:
         answer.response.random_seed = None  # it has none
         return answer
 
-    def cross_entropies(self, batch: Sequence[Sequence[int]]) -> list[float]:
-        """The mean cross-entropy (natural log) of each list of token ids. Raises ValueError, and
-        `Interrupted` for Ctrl-C; both cancel what runs."""
-        core, found = self.core, list[float]()
-        requests: list[Request] = []
-        try:
-            for ids in batch:
-                requests.append(core.submit(ids, max_new_tokens=0, return_ppl=True))
-            for request in requests:
-                found.append(read_ppl(request))
-            return found
-        except KeyboardInterrupt:
-            done = zip(batch, found, strict=False)
-            raise Interrupted(
-                [Response("", 0, len(ids), index=i, ppl=ppl) for i, (ids, ppl) in enumerate(done)]
-            ) from None
-        finally:
-            for request in requests:
-                request.cancel()
-
     # ---- KV that outlives a request ----
 
     def session_tags(self) -> dict[str, Any]:
@@ -377,10 +368,11 @@ def check_gen_configs(
     gen_config: GenerationConfig | list[GenerationConfig] | None, n_prompts: int
 ) -> list[GenerationConfig | None]:
     """A configuration for each prompt: one for all, or a list. TypeError, ValueError."""
-    configs = per_prompt(gen_config or None, n_prompts, "gen_config")
+    configs = per_prompt(gen_config, n_prompts, "gen_config")
     for config in configs:
         if config is not None and not isinstance(config, GenerationConfig):
-            raise TypeError(f"gen_config: a GenerationConfig, not {type(config).__name__}")
+            hint = " (several prompts are one list)" if isinstance(config, str) else ""
+            raise wrong_type("gen_config", f"a GenerationConfig{hint}", config)
     return configs
 
 

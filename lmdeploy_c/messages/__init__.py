@@ -5,10 +5,12 @@ it is accepted at its default and refused, never ignored, at any other value. No
 imported, so that the command line can read defaults from here.
 
 generation.py has the options of one answer, engine.py those of a loaded model, response.py answers
-and error codes, limits.py the bounds of values, checks.py what the configurations share.
+and error codes, limits.py the bounds of values, checks.py what the configurations share,
+arguments.py what is said of wrong arguments of a call.
 """
 
-from .checks import unsupported, warn_of_unknown
+from .arguments import check_flag, refuse_unknown, wrong_type
+from .checks import Named, unsupported
 from .engine import (
     PytorchEngineConfig,
     QuantPolicy,
@@ -27,6 +29,7 @@ __all__ = [
     "ErrorCode",
     "GenerationConfig",
     "Interrupted",
+    "Named",
     "PytorchEngineConfig",
     "QuantPolicy",
     "RequestError",
@@ -35,6 +38,8 @@ __all__ = [
     "SpeculativeConfig",
     "TurbomindEngineConfig",
     "VisionConfig",
+    "check_flag",
+    "refuse_unknown",
     "unsupported",
-    "warn_of_unknown",
+    "wrong_type",
 ]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import field, fields
 from numbers import Integral, Real
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -19,14 +18,13 @@ def unsupported(message: str) -> ValueError:
     return UnsupportedError(message)
 
 
-def warn_of_unknown(keyword: str, call: str) -> None:
-    """Says, once for each keyword, that a call ignores one that it does not know, as LMDeploy's
-    calls do."""
-    warnings.warn(
-        f"{call} ignores the unknown keyword {keyword!r}: options of an answer belong into "
-        "gen_config, those of the engine into backend_config",
-        stacklevel=2,
-    )
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The end of a message about a name that is not known: the one that was meant; "" if none is
+    near."""
+    import difflib  # only for a mistake
+
+    near = difflib.get_close_matches(name, known, 1) or [k for k in known if name in k.split("_")]
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 class WrongValue(ValueError, AssertionError):
@@ -49,7 +47,27 @@ def _same(a: object, b: object) -> bool:
     return a == b and isinstance(a, bool) == isinstance(b, bool)
 
 
-class Checked:
+class Named:
+    """Base of dataclasses that have the attributes they declare and no others, so that a misspelled
+    one is not lost: TypeError when one is made, AttributeError when one is set, with the name that
+    was meant."""
+
+    if not TYPE_CHECKING:  # the dataclass's own __init__ says what it takes
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            for name in kwargs:
+                if name not in (known := cls.__dataclass_fields__):
+                    raise TypeError(f"{cls.__name__} has no {name!r}{nearest(name, list(known))}")
+            return super().__new__(cls)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if not hasattr(type(self), name):
+                near = nearest(name, list(self.__dataclass_fields__))
+                raise AttributeError(f"{type(self).__name__} has no {name!r}{near}")
+            super().__setattr__(name, value)
+
+
+class Checked(Named):
     """Base of the configurations: `check()` runs when one is made and again before it is used."""
 
     def __post_init__(self) -> None:

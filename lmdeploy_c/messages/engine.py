@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -45,6 +46,8 @@ class _EngineConfig(Checked):
 
     device_field = "device"
     cache_max_entry_count: float | int | str | None
+    download_dir: str | None
+    revision: str | None
     hf_overrides: Mapping[str, Any] | None
 
     def check(self) -> None:
@@ -61,6 +64,10 @@ class _EngineConfig(Checked):
                 "None, a fraction of memory between 0 and 1, a number of blocks, "
                 "or a size such as '512MB' or '2GB'",
             )
+        if not isinstance(self.download_dir, (str, os.PathLike, type(None))):
+            raise self._wrong("download_dir", "None or a folder")
+        if not isinstance(self.revision, (str, type(None))):
+            raise self._wrong("revision", "None or the name of a version")
         if self.hf_overrides is not None and not isinstance(self.hf_overrides, Mapping):
             raise self._wrong("hf_overrides", "None or a mapping of config.json's keys")
 
@@ -186,6 +193,7 @@ class TurbomindEngineConfig(_EngineConfig):
         super().check()
         if self.cache_block_seq_len not in BLOCK_LENS:
             raise self._wrong("cache_block_seq_len", f"one of {BLOCK_LENS}")
+        self._check_bool("fast_activations", "batch_invariant")
         self._check_int("num_threads", 1, optional=True)
         if self.filename is not None and not isinstance(self.filename, str):
             raise self._wrong("filename", "None or the name of a GGUF file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral
@@ -11,6 +12,16 @@ from . import limits
 from .checks import Checked, WrongValue, core, only
 
 _PENALTY = "use repetition_penalty"
+
+
+def _is_bias(value: object) -> bool:
+    """Whether the core can have it: int(id) and float(bias) of each item."""
+    try:
+        return isinstance(value, Mapping) and all(
+            int(k) == float(k) and not math.isnan(float(v)) for k, v in value.items()
+        )
+    except (OverflowError, TypeError, ValueError):
+        return False
 
 
 class TokenSearch(Protocol):
@@ -144,7 +155,7 @@ class GenerationConfig(Checked):
         self._check_list("bad_token_ids", Integral, "token ids")
         if self.output_logits not in (None, "all", "generation"):
             raise self._wrong("output_logits", "None, 'all' or 'generation'")
-        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
+        if self.logit_bias is not None and not _is_bias(self.logit_bias):
             raise self._wrong("logit_bias", "None or a mapping of token id to number")
         if any(not word for word in (*(self.stop_words or ()), *(self.bad_words or ()))):
             raise WrongValue("GenerationConfig.stop_words and bad_words: a word must not be empty")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from ..messages import unsupported, warn_of_unknown
+from ..messages import Named, refuse_unknown, unsupported, wrong_type
 from . import deepseek_templates as deepseek_templates  # registers its templates
 from .built_in_templates import MODELS, PIECES, BaseChatTemplate
 from .conversation import present
@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lmdeploy_c")
 
-#: Keywords of a call that go to the chat template.
-_KEYWORDS = ("tools", "enable_thinking", "reasoning_effort", "add_generation_prompt")
+#: Keywords of a call that go to the chat template, and what each takes.
+_KEYWORDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "tools": ((list, tuple), "a list of tools"),
+    "enable_thinking": (bool, "True or False"),
+    "reasoning_effort": (str, "a text"),
+    "add_generation_prompt": (bool, "True or False"),
+    "chat_template_kwargs": (Mapping, "a mapping of a template's names"),
+}
 #: Keywords of LMDeploy's calls that this release does not serve.
 _NOT_SERVED = ("input_ids", "media_io_kwargs", "mm_processor_kwargs")
 
@@ -68,18 +74,27 @@ class ChatTemplate(Protocol):
         ...
 
 
+def _check_keyword(name: str, value: object) -> None:
+    kind, wanted = _KEYWORDS[name]
+    if value is not None and not isinstance(value, kind):
+        raise wrong_type(name, wanted, value)
+
+
 def template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a call's keywords that go to the chat template, those inside
     chat_template_kwargs among them; null is absent. An unknown keyword is warned of and ignored.
-    Raises UnsupportedError for one that LMDeploy knows and this release does not serve."""
+    Raises TypeError for a wrong value and for a field of a configuration, UnsupportedError for a
+    keyword that LMDeploy knows and this release does not serve."""
     found: dict[str, Any] = {}
     for name, value in kwargs.items():
-        if name == "chat_template_kwargs":
-            found.update(present(value or {}))
-        elif name in _KEYWORDS:
-            found.update(present({name: value}))
+        if name in _KEYWORDS:
+            _check_keyword(name, value)
+            if name == "chat_template_kwargs":
+                found.update(present(value or {}))
+            else:
+                found.update(present({name: value}))
         elif name not in _NOT_SERVED:
-            warn_of_unknown(name, "a call")
+            refuse_unknown("a call", name, value, [*_KEYWORDS, "gen_config", "session"])
         elif value is not None:
             raise unsupported(f"the keyword {name} is not served by this release")
     return found
@@ -89,8 +104,9 @@ def template_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass
-class ChatTemplateConfig:
-    """LMDeploy's. Fields that are None keep the named template's.
+class ChatTemplateConfig(Named):
+    """LMDeploy's. Fields that are None keep the named template's. TypeError for a value that is no
+    text.
 
     model_name: "hf" is the template that the model's tokenizer brings; or a built-in or registered
     name. stop_words: strings that end an answer.
@@ -110,6 +126,17 @@ class ChatTemplateConfig:
     separator: str | None = None
     capability: Literal["completion", "infilling", "chat", "python"] | None = None
     stop_words: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            wanted, good = "None or a text", isinstance(value, (str, type(None)))
+            if name == "stop_words":
+                wanted = "None or a list of texts"
+                good = value is None or (
+                    isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+                )
+            if not good:
+                raise wrong_type(f"ChatTemplateConfig.{name}", wanted, value)
 
     def _changes(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..messages import unsupported
+from ..messages import unsupported, wrong_type
 from .conversation import join_parts, normalize
 
 Message = Mapping[str, Any]
@@ -26,7 +26,7 @@ def parse_prompts(prompts: object) -> tuple[list[Prompt], bool]:
     if isinstance(prompts, (str, tuple)) or _is_conversation(prompts):
         return [_parse_one(prompts)], True
     if not isinstance(prompts, list):
-        raise TypeError(f"{_FORMS}; this is a {type(prompts).__name__}")
+        raise wrong_type("prompts", _FORMS, prompts)
     return [_parse_one(p) for p in prompts], False
 
 
@@ -44,7 +44,7 @@ def _parse_one(prompt: object) -> Prompt:
             "a tuple is a prompt with images, and this release serves text only: "
             "pass the text itself, or a list of texts"
         )
-    raise TypeError(f"{_FORMS}; an item here is a {type(prompt).__name__}: {prompt!r:.60}")
+    raise wrong_type("an item of prompts", _FORMS, prompt)
 
 
 def as_turn(prompt: Prompt) -> list[Message]:

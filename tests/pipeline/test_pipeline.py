@@ -251,8 +251,19 @@ def test_get_ppl(pipe: Pipeline) -> None:
         pipe.get_ppl([5])
     with pytest.raises(ValueError, match="10000000"):
         pipe.get_ppl([1, 10_000_000])
-    with pytest.raises(TypeError):
-        pipe.get_ppl("text")  # type: ignore[arg-type]
+
+
+def test_get_ppl_takes_texts_lists_and_arrays(pipe: Pipeline) -> None:
+    texts = ["The capital of France is Paris.", "Paris is the capital of France."]
+    ids = [pipe.tokenizer.encode(text) for text in texts]
+    n = min(map(len, ids))
+    both = pipe.get_ppl(ids)
+    assert pipe.get_ppl(texts) == both
+    assert pipe.get_ppl(texts[0]) == pipe.get_ppl(np.array(ids[0])) == both[:1]
+    assert pipe.get_ppl([np.array(ids[0], np.int32), texts[1]]) == both
+    assert pipe.get_ppl(list(np.array(ids[0]))) == pipe.get_ppl(tuple(ids[0])) == both[:1]
+    rows = np.array([row[:n] for row in ids])
+    assert pipe.get_ppl(rows) == pipe.get_ppl([row[:n] for row in ids])
 
 
 # What is wrong, and what it must not disturb
