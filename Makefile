@@ -208,12 +208,12 @@ golden: ## make the golden data afresh (tests/golden/README.md); ONLY=tiny/NAME 
 # clang-format's version is pinned: each release lays code out a little differently.
 C_FILES = $$(git ls-files '*.c' '*.h')
 
-lint: $(VENV)/.test-tools $(VENV)/.lint-tools ## ruff, mypy, clang-format, layers
+lint: $(VENV)/.test-tools $(VENV)/.lint-tools ## ruff, mypy, clang-format, layers, types as users see them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
-	$(PYTEST) tests/project/test_layering.py
+	$(PYTEST) tests/project/test_layering.py tests/project/test_typing.py
 
 format: $(VENV)/.lint-tools ## ruff and clang-format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
