@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..messages import GenerationConfig, SpeculativeConfig, TurbomindEngineConfig
 from .options import (
     ENGINE_OPTIONS,
     GENERATION_OPTIONS,
+    PENALTY_OPTIONS,
     SAMPLING_OPTIONS,
+    SEED_OPTIONS,
     Commands,
     Formatter,
     Later,
@@ -95,18 +98,20 @@ def _add_engine_options(chat: argparse.ArgumentParser) -> None:
 def _add_generation_options(chat: argparse.ArgumentParser) -> None:
     generation = chat.add_argument_group("generation")
     add_options(generation, GENERATION_OPTIONS, GenerationConfig)
-    add_options(generation, SAMPLING_OPTIONS, GenerationConfig, Sample)
+    add_options(generation, PENALTY_OPTIONS, GenerationConfig, of_model=True)
+    add_options(generation, SAMPLING_OPTIONS, GenerationConfig, Sample, of_model=True)
+    add_options(generation, SEED_OPTIONS, GenerationConfig, Sample)
     generation.add_argument(
         "--do-sample",
         action="store_true",
         help="Sample; without it, and without --temperature, --top-p, --top-k, --min-p and "
-        "--seed, the likeliest token is taken.",
+        "--seed, the likeliest token is taken, unless the model's files say otherwise.",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     engine_config = TurbomindEngineConfig(**values(args, ENGINE_OPTIONS))
-    config = generation_config(args)
+    generation_config(args)  # what is wrong in it is said before a model is loaded
     template_config = _template_config(args.chat_template)
     speculative_config = _speculative_config(args)
     if args.backend == "pytorch":
@@ -127,16 +132,22 @@ def run(args: argparse.Namespace) -> int:
         args.log_level,
         speculative_config=speculative_config,
     ) as pipe:
-        session = pipe.session(config)
+        session = pipe.session(generation_config(args, pipe.engine.sampling_defaults))
         if prompt is not None:
             return show_answer(session, prompt)
         talk(pipe, session)
         return 0
 
 
-def generation_config(args: argparse.Namespace) -> GenerationConfig:
-    options = (*GENERATION_OPTIONS, *SAMPLING_OPTIONS)
-    return GenerationConfig(do_sample=args.do_sample, **values(args, options))
+def generation_config(
+    args: argparse.Namespace, of_model: Mapping[str, Any] | None = None
+) -> GenerationConfig:
+    """What the options say, and where they say nothing what the model's files do."""
+    options = (*GENERATION_OPTIONS, *PENALTY_OPTIONS, *SAMPLING_OPTIONS, *SEED_OPTIONS)
+    given = values(args, options)
+    if args.do_sample:
+        given["do_sample"] = True
+    return GenerationConfig(**{**(of_model or {}), **given})
 
 
 def _template_config(name: str | None) -> ChatTemplateConfig | None:

@@ -15,14 +15,16 @@ Option = tuple[str, Callable[[str], Any], str]
 
 
 class Formatter(argparse.HelpFormatter):
-    """Adds type and default to each option's help."""
+    """Adds type and default to each option's help. Where a model may have a value of its own, the
+    help says itself what holds."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help or ""
         if action.nargs == 0 or not action.option_strings or action.help == argparse.SUPPRESS:
             return text
         kind = getattr(action.type, "__name__", "str")
-        return f"{text} Default: %(default)s. Type: {kind}"
+        default = "" if action.default == argparse.SUPPRESS else " Default: %(default)s."
+        return f"{text}{default} Type: {kind}"
 
 
 class Later(argparse.Action):
@@ -118,18 +120,18 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
     ("--async", int, "1."),
 )
 
-GENERATION_OPTIONS: tuple[Option, ...] = (
-    ("--max-new-tokens", int, "Most tokens of an answer."),
-    ("--repetition-penalty", float, "Above 1: repeat less."),
-)
+GENERATION_OPTIONS: tuple[Option, ...] = (("--max-new-tokens", int, "Most tokens of an answer."),)
 #: Giving one of these asks for sampling.
+SEED_OPTIONS: tuple[Option, ...] = (("--seed", int, "Sampling's seed; None draws one."),)
+#: So does one of these, whose default is the model's own.
 SAMPLING_OPTIONS: tuple[Option, ...] = (
-    ("--temperature", float, "Sampling temperature."),
+    ("--temperature", float, "Sampling temperature; 0: the likeliest token."),
     ("--top-p", float, "Sample from the most likely tokens that sum to this probability."),
     ("--top-k", int, "Sample from so many tokens; 0: all."),
     ("--min-p", float, "Leave out tokens below this share of the likeliest one's probability."),
-    ("--seed", int, "Sampling's seed; None draws one."),
 )
+#: Not sampling, and the model's own too.
+PENALTY_OPTIONS: tuple[Option, ...] = (("--repetition-penalty", float, "Above 1: repeat less."),)
 
 
 def _field(flag: str) -> str:
@@ -142,14 +144,16 @@ def add_options(
     options: Sequence[Option],
     config: type,
     action: type[argparse.Action] | str = "store",
+    of_model: bool = False,
 ) -> None:
-    """Adds options that set fields of a configuration."""
+    """Adds options that set fields of a configuration. of_model: one that is not given is left to
+    the model, and then to the field."""
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     for flag, kind, text in options:
-        name = _field(flag)
-        group.add_argument(
-            flag, dest=name, type=kind, default=defaults[name], action=action, help=text
-        )
+        name, default = _field(flag), defaults[_field(flag)]
+        if of_model:
+            text, default = f"{text} Default: the model's own, or {default}.", argparse.SUPPRESS
+        group.add_argument(flag, dest=name, type=kind, default=default, action=action, help=text)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -164,4 +168,5 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def values(args: argparse.Namespace, options: Sequence[Option]) -> dict[str, Any]:
     """The fields that the options set."""
-    return {_field(flag): getattr(args, _field(flag)) for flag, _, _ in options}
+    names = (_field(flag) for flag, _, _ in options)
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.checkpoint import Checkpoint, fingerprint
+from ..files.sampling_defaults import sampling_defaults
 from ..messages import (
     ErrorCode,
     GenerationConfig,
@@ -77,6 +78,8 @@ class TextEngine:
         end_token_ids: the tokens that end an answer.
         backend_config: the configuration with every automatic value filled in.
         sizes: what the engine holds.
+        sampling_defaults: fields of a GenerationConfig that the model's files name. Nothing here
+            uses them: like LMDeploy's, a pipeline's defaults are GenerationConfig's.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class TextEngine:
         self._max_log_len = max_log_len
         known = known_end_ids(checkpoint.metadata.get("tokenizer.ggml.tokens", ()))
         self._named_end_ids = {*checkpoint.eos_token_ids, *known}
+        self.sampling_defaults = sampling_defaults(checkpoint)
         self._is_gguf = bool(checkpoint.metadata)
         config, self.sizes = choose_device(config, checkpoint)
         sizes = self.sizes

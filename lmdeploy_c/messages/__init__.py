@@ -10,7 +10,7 @@ arguments.py what is said of wrong arguments of a call.
 """
 
 from .arguments import check_flag, refuse_unknown, wrong_type
-from .checks import Named, unsupported
+from .checks import Named, nearest, unsupported
 from .engine import (
     PytorchEngineConfig,
     QuantPolicy,
@@ -39,6 +39,7 @@ __all__ = [
     "TurbomindEngineConfig",
     "VisionConfig",
     "check_flag",
+    "nearest",
     "refuse_unknown",
     "unsupported",
     "wrong_type",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import field, fields
 from numbers import Integral, Real
@@ -92,9 +91,9 @@ class Checked(Named):
 
     def _check_number(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or value != value:
             raise self._wrong(name, "a number")
-        if not low <= float(value) <= high:
+        if not low <= getattr(self, name) <= high:  # exactly, however large an integer is
             raise self._wrong(name, f"between {low:.15g} and {high:.15g}")
 
     def _check_int(self, name: str, low: int, optional: bool = False) -> None:

@@ -13,10 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
+from scripted_models import write_directory, write_gguf
 
-from lmdeploy_c import GenerationConfig, __version__
+from lmdeploy_c import GenerationConfig, TurbomindEngineConfig, __version__, pipeline
 from lmdeploy_c.cli import main, make_parser
-from lmdeploy_c.cli.terminal import read_prompt
+from lmdeploy_c.cli.loop_guard import LoopGuard
+from lmdeploy_c.cli.terminal import _is_meant_as_command, read_prompt
+from lmdeploy_c.files.checkpoint import open_checkpoint
+from lmdeploy_c.files.sampling_defaults import sampling_defaults
 
 LMDEPLOY_C = [sys.executable, "-m", "lmdeploy_c"]
 SMALL = ["--session-len", "512", "--cache-max-entry-count", "32MB"]
@@ -173,6 +177,9 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         (["one \\", "two"], "one \ntwo"),
         (['"""def f():', "", '  pass"""'], "def f():\n\n  pass"),
         (['say """x""" now'], "say x now"),
+        (['pasted\n  """x"""\n'], 'pasted\n  """x"""'),
+        (["about \\", "two\nlines"], "about \ntwo\nlines"),
+        (['"""', "two\nlines", '"""'], "\ntwo\nlines\n"),
     ],
 )
 def test_lines_of_a_prompt(typed: list[str], prompt: str) -> None:
@@ -232,17 +239,61 @@ def test_a_conversation_on_a_terminal(tmp_path: Path) -> None:
     for line, said in (
         (f"/save {tmp_path}/talk", "(saved: 1 turns)"),
         ("/undo", "(0 turns)"),
-        ("/undo", "there are 0 turns"),
+        ("/undo", "nothing to undo: the conversation has no turn"),
         (f"/load {tmp_path}/none", "No such file"),
         (f"/load {tmp_path}/talk", "(loaded: 1 turns)"),
-        ("/save", "/save takes a file"),
+        ("/save", "/save takes a file: /save talk.session"),
         ("/undo now", "/undo takes nothing after it"),
+        ("/udno", "/udno is not a command; did you mean '/undo'? /help lists them"),
+        ("/sav x", "/sav is not a command; did you mean '/save'?"),
         ("/reset", "(a new conversation)"),
+        ("end", "(a new conversation)"),
     ):
         terminal.type(line + "\n")
         terminal.wait_for(said)
+        terminal.wait_for(">>> ")
     terminal.type("/exit\n")
     assert terminal.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "command"),
+    [
+        ("/udno", True),
+        ("/nonsense", True),
+        ("/laod talk.session", True),
+        ("/home is where the heart is", False),
+        ("/undo\nis pasted", False),
+        ("undo", False),
+    ],
+)
+def test_what_is_meant_as_a_command(prompt: str, command: bool) -> None:
+    name, _, argument = prompt.partition(" ")
+    assert _is_meant_as_command(name, argument) == command
+
+
+@pytest.mark.parametrize("leave", ["quit\n", "exit\n", "/quit\n", "\x03", "\x04"])
+def test_leaving(leave: str) -> None:
+    terminal = Terminal()
+    terminal.wait_for(">>> ")
+    time.sleep(0.5)  # readline loses a Ctrl-C that comes while it sets the terminal up
+    terminal.type(leave)
+    assert terminal.end() == 0
+
+
+def test_pasted_text_is_one_message(tmp_path: Path) -> None:
+    pasted = 'def f():\n    """Says hello."""\n/undo\n\n    return "hello"'
+    terminal = Terminal("--max-new-tokens", "2")
+    terminal.wait_for(">>> ")
+    terminal.type(f"\x1b[200~{pasted}\n\x1b[201~\n")
+    terminal.wait_for("(cut after 2 tokens")
+    terminal.type(f"/save {tmp_path}/talk\n")
+    terminal.wait_for("(saved: 1 turns)")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    with pipeline(backend_config=TurbomindEngineConfig(session_len=512)) as pipe:
+        ((said, _),) = pipe.load_session(tmp_path / "talk").history
+    assert said == pasted
 
 
 def test_ctrl_c_stops_the_answer_only() -> None:
@@ -255,7 +306,77 @@ def test_ctrl_c_stops_the_answer_only() -> None:
     terminal.wait_for(">>> ")
     time.sleep(0.5)  # readline loses a Ctrl-C that comes while it sets the terminal up
     terminal.type("\x03")
-    terminal.wait_for("Ctrl-D to leave")
+    assert terminal.end() == 0
+
+
+def test_an_answer_that_goes_round_in_a_circle_is_ended(tmp_path: Path) -> None:
+    path, _ = write_directory(tmp_path, ["tick", " tock"], ["tick", " tock", "tick"])
+    done = run("chat", str(path), "--prompt", "Hi", "--max-new-tokens", "400")
+    assert done.returncode == 0
+    assert done.stdout.startswith("tick tock" * 60) and done.stdout.count("tick") < 150
+    assert "goes round in a circle: the same 2 tokens again and again" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cycle"),
+    [
+        ([*range(300)], 0),
+        ([7] * 119, 0),
+        ([7] * 120, 1),
+        ([*range(40), *[1, 2, 3] * 41], 3),
+        ([*range(64)] * 5, 0),
+        ([*range(64)] * 6, 64),
+        ([*range(65)] * 20, 0),
+        ([n for i in range(100) for n in (5, i)], 0),  # a list that counts
+    ],
+)
+def test_loops(tokens: list[int], cycle: int) -> None:
+    assert LoopGuard().add(tokens) == cycle
+    guard = LoopGuard()
+    found = [guard.add([token]) for token in tokens]
+    assert next(filter(None, found), 0) == cycle
+
+
+OWN = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.1}
+
+
+def test_chat_samples_as_the_models_files_say(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lmdeploy_c.cli.chat import generation_config
+
+    words = ["tick", " tock"]
+    wrong = {"temperature": "hot", "top_p": 10**400, "top_k": 20, "do_sample": None}
+    found = []
+    for name, own in (("own", OWN), ("wrong", wrong), ("none", None)):
+        path, _ = write_directory(tmp_path / name, words, words, generation_config=own)
+        found.append(sampling_defaults(open_checkpoint(path)))
+    assert found == [OWN, {"top_k": 20}, {}]
+    assert "temperature must be a number, not 'hot'" in caplog.text and "top_p" in caplog.text
+    parse = make_parser().parse_args
+    assert generation_config(parse(["chat"]), OWN) == GenerationConfig(**OWN)
+    mine = generation_config(parse(["chat", "--temperature", "0", "--top-k", "5"]), OWN)
+    assert mine == GenerationConfig(**{**OWN, "temperature": 0, "top_k": 5})
+    greedy = {**OWN, "do_sample": False}
+    assert not generation_config(parse(["chat"]), greedy).do_sample
+    assert generation_config(parse(["chat", "--seed", "3"]), greedy).do_sample
+
+
+def test_a_gguf_file_says_how_to_sample(tmp_path: Path) -> None:
+    path, _ = write_gguf(tmp_path / "m.gguf", ["tick"], ["tick"])
+    checkpoint = open_checkpoint(path)
+    assert sampling_defaults(checkpoint) == {}
+    checkpoint.metadata.update({"general.sampling.temp": 0.5, "general.sampling.top_k": 9})
+    assert sampling_defaults(checkpoint) == {"do_sample": True, "temperature": 0.5, "top_k": 9}
+    checkpoint.metadata.clear()
+    checkpoint.metadata["general.sampling.penalty_repeat"] = 1.1
+    assert sampling_defaults(checkpoint) == {"repetition_penalty": 1.1}
+
+
+def test_chat_says_how_it_samples(tmp_path: Path) -> None:
+    path, _ = write_directory(tmp_path, ["tick"], ["tick"], generation_config=OWN)
+    terminal = Terminal(str(path))
+    terminal.wait_for("sampling: temperature 0.6, top_p 0.9, top_k 20")
     terminal.wait_for(">>> ")
     terminal.type("\x04")
     assert terminal.end() == 0
