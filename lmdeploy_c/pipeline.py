@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from .engine.answer import Answer, gather, interleave, whole
-from .engine.choices import Call, generate, n_choices, with_choices
+from .engine.calls import check_adapter, check_session, make_call
+from .engine.choices import generate, with_choices
 from .engine.loading import EngineConfig, set_log_level
 from .engine.scores import TextOrIds, cross_entropies
-from .engine.session import Session, check_one_answer
-from .engine.stateful import KEYWORDS, NumberedSessions, read_keywords
-from .engine.text_engine import TextEngine, check_gen_configs
+from .engine.session import Session
+from .engine.stateful import NumberedSessions
+from .engine.text_engine import TextEngine
 from .messages import (
-    ErrorCode,
     GenerationConfig,
     Interrupted,
     Response,
@@ -33,11 +33,14 @@ from .messages import (
     unsupported,
     wrong_type,
 )
+from .metrics import Metrics
+from .output_cache import NotKept
 from .planning import Plan, plan_of
 from .progress import prompt_bar
-from .text.chat_template import ChatTemplate, ChatTemplateConfig, template_kwargs
-from .text.prompts import Prompt, parse_prompts, per_prompt
+from .text.chat_template import ChatTemplate, ChatTemplateConfig
+from .text.prompts import parse_prompts, per_prompt
 from .tokenizer import Tokenizer
+from .units import format_size
 
 #: One prompt: a text, or a conversation.
 OnePrompt = str | Sequence[Mapping[str, Any]]
@@ -47,7 +50,7 @@ Prompts = OnePrompt | list[Any]
 GenConfigs = GenerationConfig | list[GenerationConfig] | None
 
 
-class Pipeline:
+class Pipeline(NotKept):
     """A model, ready to answer. `pipeline()` documents the arguments.
 
     A bad request never raises: its Response has finish_reason "error" and an error_message, which
@@ -180,7 +183,7 @@ class Pipeline:
         """
         items, single = parse_prompts(prompts)
         check_flag("use_tqdm", use_tqdm, optional=True)
-        call = self._call(items, gen_config, do_preprocess, adapter_name, kwargs)
+        call = make_call(self._numbered, items, gen_config, do_preprocess, adapter_name, kwargs)
         with prompt_bar(use_tqdm, call.n_answers) as advance:
             answers, interrupted = gather(call.start, call.n_answers, advance)
         for answer, place in zip(answers, call.places, strict=True):
@@ -213,11 +216,11 @@ class Pipeline:
         iteration early cancels what is still running; so does Ctrl-C, which raises `Interrupted`.
         """
         items, _ = parse_prompts(prompts)
-        call = self._call(items, gen_config, do_preprocess, adapter_name, kwargs)
+        call = make_call(self._numbered, items, gen_config, do_preprocess, adapter_name, kwargs)
         check_flag("stream_response", stream_response)
         owners = per_prompt(sessions, len(items), "sessions")
         for owner in owners:
-            _check_session("sessions", owner)
+            check_session("sessions", owner)
         if sessions is not None and call.n_answers > len(items):
             raise ValueError("sessions: each ends one answer, so that n > 1 goes without them")
 
@@ -251,8 +254,10 @@ class Pipeline:
         if not single:
             raise TypeError("generate answers one prompt; start it once for each")
         check_flag("stream_response", stream_response)
-        _check_session("session", session)
-        call = self._call(items, gen_config, do_preprocess, adapter_name, kwargs, session)
+        check_session("session", session, self.engine)
+        call = make_call(
+            self._numbered, items, gen_config, do_preprocess, adapter_name, kwargs, session
+        )
         return generate(call, stream_response)
 
     # ---- conversations ----
@@ -298,8 +303,8 @@ class Pipeline:
         came; Ctrl-C cuts it off and raises `Interrupted`. Raises ValueError for a gen_config with
         n > 1.
         """
-        _check_adapter(adapter_name)
-        _check_session("session", session)
+        check_adapter(adapter_name)
+        check_session("session", session, self.engine)
         session = self.session() if session is None else session
         answer = session(prompt, gen_config, stream_response, do_preprocess, **kwargs)
         return session if isinstance(answer, Response) else answer
@@ -347,8 +352,9 @@ class Pipeline:
         """The engine's counters: see `_C.Engine.stats`."""
         return self.engine.stats()
 
-    def metrics(self) -> dict[str, Any]:
-        """What the engine has counted and timed, at one moment between two steps.
+    def metrics(self) -> Metrics:
+        """What the engine has counted and timed, at one moment between two steps: a dict, which
+        prints as a summary.
 
         n_submitted: requests so far; of them n_running have a slot in the batch, n_waiting have
         none yet, and n_ended counts the others by finish_reason. n_free_blocks, n_active_blocks,
@@ -369,7 +375,7 @@ class Pipeline:
         by "error". `lmdeploy_c.metrics` has the numbers for Prometheus. Raises RuntimeError when
         enable_metrics is False.
         """
-        return self.engine.metrics()
+        return Metrics(self.engine.metrics())
 
     def trace(
         self, path: str | Path, max_steps: int = 1 << 16
@@ -385,69 +391,19 @@ class Pipeline:
         """
         return self.engine.trace(path, max_steps)
 
-    # ---- the door ----
-
-    def _call(
-        self,
-        prompts: list[Prompt],
-        gen_config: GenConfigs,
-        do_preprocess: bool,
-        adapter_name: str | None,
-        kwargs: Mapping[str, Any],
-        session: Session | None = None,
-    ) -> Call:
-        """Checks a call's arguments.
-
-        This is where LMDeploy's numbered sessions become Sessions, and nowhere else. session: the
-        prompt is its next turn.
-        """
-        engine = self.engine
-        _ = engine.core  # a closed pipeline raises here, not with the first answer
-        _check_adapter(adapter_name)
-        check_flag("do_preprocess", do_preprocess)
-        configs = check_gen_configs(gen_config, len(prompts))
-        numbered = read_keywords(kwargs)
-        options = template_kwargs({k: v for k, v in kwargs.items() if k not in KEYWORDS})
-        if numbered is not None:
-            if len(prompts) != 1:
-                raise ValueError("session_id takes one prompt; ask each by itself")
-            try:
-                session = self._numbered.resolve(numbered)
-            except LookupError as e:
-                message = str(e)
-                return Call([1], lambda i: engine.reject(message, code=ErrorCode.REQUEST_CONFLICT))
-        if session is not None:
-            check_one_answer(configs[0] or session.gen_config)
-
-        def first(i: int) -> Answer:
-            if session is not None:
-                return session.start(
-                    prompts[i], configs[i], do_preprocess=do_preprocess, template_kwargs=options
-                )
-            return engine.ask(
-                prompts[i],
-                configs[i],
-                do_preprocess=do_preprocess,
-                template_kwargs=options,
-                keep_snapshot=n_choices(configs[i]) > 1,
-                index=i,
-            )
-
-        def again(first: Answer, choice: int) -> Answer:
-            config = configs[first.response.index]
-            return engine.ask_again(first, choice, config, do_preprocess=do_preprocess)
-
-        return Call([n_choices(config) for config in configs], first, again)
-
-
-def _check_session(name: str, value: object) -> None:
-    if not isinstance(value, (Session, type(None))):
-        raise wrong_type(name, "a Session, such as pipe.session() gives", value)
-
-
-def _check_adapter(name: str | None) -> None:
-    if name is not None:
-        raise unsupported(f"adapter_name={name!r}: this release has no LoRA adapters")
+    def __repr__(self) -> str:
+        plan, engine = self.plan, self.engine
+        try:
+            stats = engine.stats()
+        except RuntimeError:
+            return f"<Pipeline {self.model_name}, closed>"
+        return (
+            f"<Pipeline {self.model_name}: {engine.arch} on {plan.device} ({engine.isa}), "
+            f"{engine.num_threads} threads\n"
+            f"  weights {format_size(plan.weight_bytes)}, KV cache {format_size(plan.kv_bytes)} of "
+            f"{plan.kv_tokens} tokens, {plan.session_len} tokens of context\n"
+            f"  {stats['n_running']} requests running, {stats['n_waiting']} waiting>"
+        )
 
 
 def pipeline(

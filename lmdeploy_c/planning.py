@@ -26,7 +26,7 @@ CONTEXTS = (0, 4096)
 _MAX_BUFFER = 256 << 20
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan(Mapping[str, Any]):
     """What a pipeline with this configuration would hold and how fast it could be (`plan`), or what
     a loaded one holds (`Pipeline.plan`). Bytes are bytes.
@@ -107,7 +107,7 @@ class Plan(Mapping[str, Any]):
         """Sequences of session_len tokens that the KV cache holds at once."""
         return self.kv_blocks // -(-self.session_len // self.kv_block_len)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [
             ("weights", format_size(self.weight_bytes), ""),
             (

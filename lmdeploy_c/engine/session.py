@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import textwrap
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from ..messages import GenerationConfig, Interrupted, Response, check_flag, wrong_type
+from ..output_cache import NotKept
 from ..text.chat_template import template_kwargs
 from ..text.prompts import Message, Prompt, as_turn, parse_prompts
 from .answer import Answer, interleave
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from .. import _C
 
 _ids = itertools.count(1)
+#: What the repr of a Session shows: its last turns, and so many characters of each text.
+_SHOWN_TURNS, _SHOWN_CHARS = 3, 80
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def check_one_answer(config: GenerationConfig | None) -> None:
         )
 
 
-class Session:
+class Session(NotKept):
     """One conversation; `Pipeline.session()` makes one.
 
     session_id: unique in the process. history: (prompt, answer) of the turns so far. prompt,
@@ -401,5 +405,20 @@ class Session:
         self.close()
 
     def __repr__(self) -> str:
-        turns = "".join(f"\nuser: {p}\nassistant: {t}" for p, t in self.history)
-        return f"<Session {self.session_id}, {len(self.history)} turns>{turns}"
+        lines = [
+            f"<Session {self.session_id}: {len(self.history)} turns, {len(self.token_ids)} tokens"
+        ]
+        shown = self.history[-_SHOWN_TURNS:]
+        if len(shown) < len(self.history):
+            lines.append("  ...")
+        for prompt, answer in shown:
+            lines += [
+                f"  user: {_line(as_turn(prompt)[-1].get('content'))}",
+                f"  assistant: {_line(answer)}",
+            ]
+        return "\n".join(lines) + ">"
+
+
+def _line(text: object) -> str:
+    """A text in one line of a terminal."""
+    return textwrap.shorten(str(text), _SHOWN_CHARS, placeholder=" ...")

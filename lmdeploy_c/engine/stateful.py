@@ -42,7 +42,7 @@ class NumberedSessions:
     """Sessions by the caller's numbers. Any thread."""
 
     def __init__(self, engine: TextEngine) -> None:
-        self._engine = engine
+        self.engine = engine
         self._sessions: dict[int, Session] = {}
         self._lock = threading.Lock()
 
@@ -53,7 +53,7 @@ class NumberedSessions:
         """
         number = numbered.number
         with self._lock:
-            session = Session(self._engine) if numbered.starts else self._sessions.get(number)
+            session = Session(self.engine) if numbered.starts else self._sessions.get(number)
             if session is None:
                 raise LookupError(
                     f"session {number} does not exist; begin it with sequence_start=True"

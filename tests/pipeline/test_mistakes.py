@@ -239,6 +239,17 @@ def test_a_turn_that_is_refused_leaves_the_session_as_it_was(pipe: Pipeline) -> 
     assert pipe.chat("hi", session).history
 
 
+def test_a_session_of_another_pipeline(pipe: Pipeline) -> None:
+    with pipeline(pipe.engine.model_path, ENGINE) as other:
+        session = other.session()
+        for call in (
+            lambda: pipe.chat("hi", session),
+            lambda: pipe.generate("hi", session=session),
+        ):
+            with pytest.raises(ValueError, match="belongs to another pipeline; `save` it there"):
+                call()
+
+
 def test_several_answers_to_a_turn_are_refused_at_the_call(pipe: Pipeline) -> None:
     two = GenerationConfig(n=2)
     for call in (

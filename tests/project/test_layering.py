@@ -144,7 +144,7 @@ PACKAGE = ROOT / "lmdeploy_c"
 #: Packages and flat modules from the lowest to the highest; those of one set never import each
 #: other. Imports for types alone count, and those inside functions.
 PYTHON_ORDER = [
-    {"_C", "_older_names", "progress", "units", "version"},
+    {"_C", "_older_names", "output_cache", "progress", "units", "version"},
     {"messages"},
     {"files", "text"},
     {"tokenizer"},
