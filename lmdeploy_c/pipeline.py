@@ -55,7 +55,7 @@ class Pipeline(NotKept):
 
     A bad request never raises: its Response has finish_reason "error" and an error_message, which
     the logger "lmdeploy_c.requests" warns of, and `Response.raise_for_error` raises it. Wrong
-    arguments of a call (a prompt that is no prompt, an unknown keyword) raise TypeError or
+    arguments of a call (a prompt that is no prompt, a configuration's field) raise TypeError or
     ValueError; calls after `close` raise RuntimeError.
 
     Attributes:

@@ -54,10 +54,18 @@ class Named:
     if not TYPE_CHECKING:  # the dataclass's own __init__ says what it takes
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            known = cls.__dataclass_fields__
             for name in kwargs:
-                if name not in (known := cls.__dataclass_fields__):
+                if name not in known and cls._takes_fields():
                     raise TypeError(f"{cls.__name__} has no {name!r}{nearest(name, list(known))}")
             return super().__new__(cls)
+
+        @classmethod
+        def _takes_fields(cls) -> bool:
+            """Whether __init__ is a dataclass's, and not that of a subclass with arguments of its
+            own."""
+            owner = next(c for c in cls.__mro__ if "__init__" in vars(c))
+            return "__dataclass_fields__" in vars(owner)
 
         def __setattr__(self, name: str, value: Any) -> None:
             if not hasattr(type(self), name):

@@ -129,6 +129,13 @@ def test_a_config_of_ones_own_has_its_own_attributes() -> None:
     mine.label = "first"
     assert (mine.label, mine.top_k) == ("first", 3)
 
+    class Named(Mine):
+        def __init__(self, name: str) -> None:
+            super().__init__(top_k=4)
+            self.label = name
+
+    assert (Named(name="second").label, Named(name="second").top_k) == ("second", 4)
+
 
 def test_what_is_like_nothing_is_ignored_with_a_hint(pipe: Pipeline) -> None:
     for keyword, hint in (("genconfig", "gen_config"), ("max_tokens", "max_new_tokens")):
