@@ -11,7 +11,7 @@ import inspect
 import warnings
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .engine.answer import Answer, gather, interleave, whole
 from .engine.calls import check_adapter, check_session, make_call
@@ -33,7 +33,6 @@ from .messages import (
     unsupported,
     wrong_type,
 )
-from .metrics import Metrics
 from .output_cache import NotKept
 from .planning import Plan, plan_of
 from .progress import prompt_bar
@@ -41,6 +40,9 @@ from .text.chat_template import ChatTemplate, ChatTemplateConfig
 from .text.prompts import parse_prompts, per_prompt
 from .tokenizer import Tokenizer
 from .units import format_size
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 #: One prompt: a text, or a conversation.
 OnePrompt = str | Sequence[Mapping[str, Any]]
@@ -80,7 +82,7 @@ class Pipeline(NotKept):
         **kwargs: Any,
     ) -> None:
         for name, value in kwargs.items():
-            refuse_unknown("pipeline()", name, value, _ARGUMENTS)
+            refuse_unknown("pipeline()", name, value, [*inspect.signature(Pipeline).parameters])
         set_log_level(log_level)
         if allowed_media_domains is not None:
             raise unsupported("allowed_media_domains: this release serves text only")
@@ -375,6 +377,8 @@ class Pipeline(NotKept):
         by "error". `lmdeploy_c.metrics` has the numbers for Prometheus. Raises RuntimeError when
         enable_metrics is False.
         """
+        from .metrics import Metrics
+
         return Metrics(self.engine.metrics())
 
     def trace(
@@ -440,6 +444,3 @@ def pipeline(
         allowed_media_domains,
         **kwargs,
     )
-
-
-_ARGUMENTS = [name for name in inspect.signature(Pipeline).parameters if name != "kwargs"]

@@ -61,7 +61,9 @@ def talk(pipe: Pipeline, session: Session) -> None:
         if text.lower() == "end":  # LMDeploy's word
             text = "/reset"
         name, _, argument = text.partition(" ")
-        if name in _COMMANDS:
+        if "\n" in text:
+            show_answer(session, prompt)
+        elif name in _COMMANDS:
             session = _run(pipe, session, name, argument.strip())
         elif _is_meant_as_command(name, argument):
             meant = nearest(name, list(_COMMANDS))
@@ -73,7 +75,7 @@ def talk(pipe: Pipeline, session: Session) -> None:
 def _is_meant_as_command(name: str, argument: str) -> bool:
     """Of what is no command: a word alone, or what looks like a command that takes a file. Other
     prompts may begin with a path."""
-    if not name.startswith("/") or len(name.split()) > 1:
+    if not name.startswith("/"):
         return False
     return not argument or bool(nearest(name, [c for c, file in _COMMANDS.items() if file]))
 

@@ -71,7 +71,7 @@ class Named:
             if not hasattr(type(self), name):
                 near = nearest(name, list(self.__dataclass_fields__))
                 raise AttributeError(f"{type(self).__name__} has no {name!r}{near}")
-            super().__setattr__(name, value)
+            object.__setattr__(self, name, value)
 
 
 class Checked(Named):

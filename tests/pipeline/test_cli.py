@@ -263,7 +263,6 @@ def test_a_conversation_on_a_terminal(tmp_path: Path) -> None:
         ("/nonsense", True),
         ("/laod talk.session", True),
         ("/home is where the heart is", False),
-        ("/undo\nis pasted", False),
         ("undo", False),
     ],
 )
@@ -282,7 +281,7 @@ def test_leaving(leave: str) -> None:
 
 
 def test_pasted_text_is_one_message(tmp_path: Path) -> None:
-    pasted = 'def f():\n    """Says hello."""\n/undo\n\n    return "hello"'
+    pasted = '/save f():\n    """Says hello."""\n/undo\n\n    return "hello"'
     terminal = Terminal("--max-new-tokens", "2")
     terminal.wait_for(">>> ")
     terminal.type(f"\x1b[200~{pasted}\n\x1b[201~\n")
