@@ -189,6 +189,9 @@ class RequestError(RuntimeError):
         self.code, self.message = response.error_code, response.error_message
         super().__init__(f"request {response.index} failed ({self.code}): {self.message}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.response,)
+
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, or a notebook's stop, has ended a call. Its requests are cancelled, a session keeps
@@ -204,6 +207,9 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, responses: Sequence[Response] = ()) -> None:
         super().__init__("interrupted: the answers so far are in `responses` of this exception")
         self.responses = list(responses)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.responses,)
 
 
 def _short(value: str) -> str:

@@ -4,12 +4,22 @@ wants one."""
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
 from collections.abc import Iterator
 
 import pytest
 from scripted_models import write_directory
 
-from lmdeploy_c import GenerationConfig, Pipeline, RequestError, TurbomindEngineConfig, pipeline
+from lmdeploy_c import (
+    ChatTemplateConfig,
+    GenerationConfig,
+    Interrupted,
+    Pipeline,
+    RequestError,
+    TurbomindEngineConfig,
+    pipeline,
+)
 from lmdeploy_c.messages import ErrorCode
 
 FEW = GenerationConfig(max_new_tokens=4)
@@ -91,3 +101,12 @@ def test_raise_for_error(pipe: Pipeline) -> None:
     good.choices = [good, bad]
     with pytest.raises(RequestError):
         good.raise_for_error()
+
+
+def test_exceptions_come_whole_from_another_process(pipe: Pipeline) -> None:
+    failed, stopped = RequestError(pipe(LONG, FEW)), Interrupted([pipe("a", FEW)])
+    other = pickle.loads(pickle.dumps(failed))
+    assert (other.response, other.code, str(other)) == (failed.response, failed.code, str(failed))
+    assert pickle.loads(pickle.dumps(stopped)).responses == stopped.responses
+    for config in (FEW, TurbomindEngineConfig(session_len=5), ChatTemplateConfig("base")):
+        assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
