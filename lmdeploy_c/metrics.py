@@ -22,6 +22,12 @@ class Metrics(dict[str, Any]):
     """What `Pipeline.metrics` returns: a dict, which prints as a summary."""
 
     def __repr__(self) -> str:
+        try:
+            return self._summary()
+        except KeyError:  # some of it was taken out
+            return super().__repr__()
+
+    def _summary(self) -> str:
         ended = ", ".join(f"{n} {reason}" for reason, n in self["n_ended"].items() if n)
         return (
             f"requests  {self['n_running']} running, {self['n_waiting']} waiting, "

@@ -412,10 +412,9 @@ class Session(NotKept):
         if len(shown) < len(self.history):
             lines.append("  ...")
         for prompt, answer in shown:
-            lines += [
-                f"  user: {_line(as_turn(prompt)[-1].get('content'))}",
-                f"  assistant: {_line(answer)}",
-            ]
+            last = prompt[-1] if isinstance(prompt, list) and prompt else prompt
+            said = last.get("content") if isinstance(last, Mapping) else prompt
+            lines += [f"  user: {_line(said)}", f"  assistant: {_line(answer)}"]
         return "\n".join(lines) + ">"
 
 

@@ -59,7 +59,10 @@ def test_metrics(pipe: Pipeline) -> None:
     requests, tokens, _, means = few_lines(metrics, 4).splitlines()
     assert requests == "requests  0 running, 0 waiting, 2 ended (2 length)"
     assert tokens.endswith("; 12 of answers")
+    del metrics["histograms"]["step_seconds"]
     times = metrics["histograms"]["request_seconds"]
+    part = type(metrics)(n_running=3)
+    assert repr(part) == "{'n_running': 3}"
     assert f"whole request {1e3 * times['sum'] / 2:.4g} ms" in means
 
 
@@ -77,4 +80,6 @@ def test_a_session(pipe: Pipeline) -> None:
         pipe.chat(prompt, session)
     shown = few_lines(session, 8).splitlines()
     assert shown[1:4:2] == ["  ...", "  assistant: tick tocktick tocktick tocktick tock"]
+    session.history[-1] = ([], None)  # type: ignore[assignment]
+    assert few_lines(session, 8).endswith("  user: []\n  assistant: None>")
     assert shown[2].endswith("word ...") and shown[4] == "  user: a"
