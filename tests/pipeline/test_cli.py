@@ -303,6 +303,10 @@ def test_ctrl_c_stops_the_answer_only() -> None:
     time.sleep(0.3)  # well before its end
     terminal.type("\x03")
     terminal.wait_for(">>> ")
+    for turns in ("(0 turns)", "nothing to undo"):  # what came of the answer was a turn
+        terminal.type("/undo\n")
+        terminal.wait_for(turns)
+        terminal.wait_for(">>> ")
     time.sleep(0.5)  # readline loses a Ctrl-C that comes while it sets the terminal up
     terminal.type("\x03")
     assert terminal.end() == 0
