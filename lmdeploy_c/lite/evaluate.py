@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..engine.scores import cross_entropies
 from ..engine.text_engine import TextEngine
 from ..messages import TurbomindEngineConfig
 
@@ -105,7 +105,9 @@ def _cut(ids: Sequence[int], window: int) -> list[list[int]]:
     return cut
 
 
-def _open(model: str | Path | None, window: int, config: TurbomindEngineConfig | None) -> Any:
+def _open(
+    model: str | Path | None, window: int, config: TurbomindEngineConfig | None
+) -> closing[TextEngine]:
     config = config or TurbomindEngineConfig(session_len=window, max_batch_size=1)
     return closing(TextEngine(model, config))
 
@@ -149,7 +151,7 @@ def perplexity(
     model's context. config: of the engine. ValueError for a text of fewer than 2 tokens."""
     with _open(model, window, config) as engine:
         cut = _cut(engine.tokenizer.encode(text), window)
-        scores = engine.cross_entropies(cut)
+        scores = cross_entropies(engine, cut)
         # One window after another is a mean already; its tokens stand for it.
         return _score([np.full(len(w) - 1, s) for w, s in zip(cut, scores, strict=True)])
 
