@@ -484,8 +484,11 @@ def alloc_count() -> int:
     """Allocations the core has made in this process."""
 
 def host_memory() -> dict[str, Any]:
-    """Bytes of memory: total_bytes and available_bytes of the machine, cgroup_limit_bytes (None: no
-    limit is set), usable_bytes: what this process may still use. Zeros where nothing says it."""
+    """Bytes of memory: total_bytes and available_bytes of the machine; the limits
+    cgroup_limit_bytes, address_space_limit_bytes (ulimit -v) and data_size_limit_bytes (ulimit -d),
+    None where it is not set; usable_bytes: what this process may still use. Zeros where nothing
+    says it. bound: what leaves the least of these: "machine", "cgroup", "address space" or
+    "data size"."""
 
 def alloc_bytes() -> int:
     """The bytes of these allocations, freed ones included."""

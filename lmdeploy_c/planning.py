@@ -13,7 +13,7 @@ from typing import Any
 from .engine.decode_time import MOST_TOKENS, decode_time
 from .engine.device_choice import choose_device
 from .engine.loading import EngineConfig, engine_config, open_model
-from .engine.sizes import Sizes, describe_kv_bits
+from .engine.sizes import Sizes, describe_bound, describe_kv_bits
 from .files.checkpoint import Checkpoint
 from .messages import TurbomindEngineConfig
 from .units import format_size
@@ -40,9 +40,11 @@ class Plan(Mapping[str, Any]):
         device, isa, num_threads: where and how it runs; of a GPU, isa is the family of its kernels,
             and the threads are the host's, which pack its weights.
         device_description: what the device is, for people.
-        total_memory_bytes: of the device: of a CPU the machine's, or the cgroup's limit if that is
-            less.
+        total_memory_bytes: of the device: of a CPU the machine's, or the least limit that holds for
+            this process: a cgroup's, or its own on address space and writable memory (ulimit).
         available_memory_bytes: of it, what this process could take before the model was loaded.
+        memory_bound: what left the least: "machine", "cgroup", "address space" (ulimit -v), "data
+            size" (ulimit -d), or "device".
         weight_bytes: of the weights as loaded. scratch_bytes: activations, logits and tables.
         kv_bytes: of the KV cache: kv_blocks blocks of kv_block_len tokens.
         kv_bits: of keys and of values. kv_bytes_per_token: in that form.
@@ -76,6 +78,7 @@ class Plan(Mapping[str, Any]):
     session_len: int
     max_batch_size: int
     max_prefill_token_num: int
+    memory_bound: str = field(default="", compare=False)
     device_reason: str = field(default="", compare=False)
     read_bytes_per_second: float = field(default=0.0, compare=False)
     tokens_per_second: Mapping[int, float] = field(default_factory=dict, compare=False)
@@ -121,7 +124,7 @@ class Plan(Mapping[str, Any]):
              f"of {self.max_prefill_token_num} tokens"),
             ("together", format_size(self.total_bytes),
              f"of {format_size(self.available_memory_bytes)} available, "
-             f"{format_size(self.total_memory_bytes)} in all"),
+             f"{format_size(self.total_memory_bytes)} in all{describe_bound(self.memory_bound)}"),
         ]  # fmt: skip
         lines = [
             f"{Path(self.model).name}: {self.arch} on {self.device} ({self.isa}), "
@@ -191,6 +194,7 @@ def plan_of(sizes: Sizes, *, model: Path, arch: str) -> Plan:
         session_len=kv.session_len,
         max_batch_size=sizes.max_batch_size,
         max_prefill_token_num=sizes.max_prefill_token_num,
+        memory_bound=device.memory_bound,
         device_reason=sizes.device_reason,
     )
 

@@ -1,4 +1,4 @@
-/* Memory of the machine and of cgroups: see host_memory.h. */
+/* Memory of the machine, of cgroups and of a process: see host_memory.h. */
 #define _GNU_SOURCE
 #include "base/host_memory.h"
 
@@ -91,15 +91,15 @@ static bool read_cgroup(const char *folder, const cgroup_version *version,
 }
 
 /* The least available so far. */
-typedef struct tightest {
+typedef struct tightest_cgroup {
     lmd_memory_size size;
     bool is_set;
-} tightest;
+} tightest_cgroup;
 
 /* Looks at a cgroup and at all above it. In a container the path may name folders that are not
  * mounted, of which the last ones up to the base still are. */
 static void look_upwards(const char *root, const char *path, const cgroup_version *version,
-                         tightest *found) {
+                         tightest_cgroup *found) {
     char folder[PATH_LEN];
     const int base_len = snprintf(folder, sizeof folder, "%s/%s", root, version->base);
     if (base_len < 0 || base_len >= PATH_LEN) return;
@@ -108,7 +108,7 @@ static void look_upwards(const char *root, const char *path, const cgroup_versio
         lmd_memory_size size;
         if (read_cgroup(folder, version, &size) &&
             (!found->is_set || size.available < found->size.available))
-            *found = (tightest){size, true};
+            *found = (tightest_cgroup){size, true};
         char *slash = strrchr(folder + base_len, '/');
         if (!slash) return;
         *slash = '\0';
@@ -125,7 +125,7 @@ static bool controls_memory(char *controllers) {
 }
 
 /* A line of /proc/self/cgroup is "number:controllers:path", where version 2 names none. */
-static void look_at_line(const char *root, char *line, tightest *found) {
+static void look_at_line(const char *root, char *line, tightest_cgroup *found) {
     line[strcspn(line, "\n")] = '\0';
     char *controllers = strchr(line, ':');
     char *path = controllers ? strchr(controllers + 1, ':') : NULL;
@@ -140,7 +140,7 @@ static void look_at_line(const char *root, char *line, tightest *found) {
 
 bool lmd_cgroup_memory(const char *root, lmd_memory_size *out) {
     char line[LINE_LEN];
-    tightest found = {{0, 0}, false};
+    tightest_cgroup found = {{0, 0}, false};
     FILE *file = open_file(root, "proc/self/cgroup");
     if (!file) return false;
     while (fgets(line, sizeof line, file)) look_at_line(root, line, &found);
@@ -149,12 +149,66 @@ bool lmd_cgroup_memory(const char *root, lmd_memory_size *out) {
     return found.is_set;
 }
 
-/* ---- both ---- */
+/* ---- the process's own limits ---- */
 
-lmd_memory_size lmd_process_memory(const char *root) {
-    lmd_memory_size size = lmd_machine_memory(root), cgroup;
-    if (!lmd_cgroup_memory(root, &cgroup)) return size;
-    if (cgroup.total < size.total) size.total = cgroup.total;
-    if (cgroup.available < size.available) size.available = cgroup.available;
-    return size;
+/* Reads the number behind a name at the start of a line; false where it is not there, or is a
+ * word such as "unlimited". */
+static bool read_named(const char *root, const char *file_name, const char *name,
+                       uint64_t *out) {
+    char line[LINE_LEN];
+    bool is_found = false;
+    const size_t name_len = strlen(name);
+    FILE *file = open_file(root, file_name);
+    if (!file) return false;
+    while (!is_found && fgets(line, sizeof line, file)) {
+        unsigned long long number;
+        is_found =
+            strncmp(line, name, name_len) == 0 && sscanf(line + name_len, "%llu", &number) == 1;
+        if (is_found) *out = number;
+    }
+    fclose(file);
+    return is_found;
+}
+
+/* limit: its name in proc/self/limits, where the soft limit comes first, in bytes. usage: that
+ * of what counts against it in proc/self/status, in KiB. */
+static bool read_own_limit(const char *root, const char *limit, const char *usage,
+                           lmd_memory_size *out) {
+    uint64_t n_bytes, used_kib;
+    if (!read_named(root, "proc/self/limits", limit, &n_bytes) ||
+        !read_named(root, "proc/self/status", usage, &used_kib))
+        return false;
+    const uint64_t used = used_kib << 10;
+    *out = (lmd_memory_size){n_bytes, n_bytes > used ? n_bytes - used : 0};
+    return true;
+}
+
+bool lmd_address_space(const char *root, lmd_memory_size *out) {
+    return read_own_limit(root, "Max address space", "VmSize:", out);
+}
+
+bool lmd_data_size(const char *root, lmd_memory_size *out) {
+    return read_own_limit(root, "Max data size", "VmData:", out);
+}
+
+/* ---- all of them ---- */
+
+lmd_memory_size lmd_process_memory(const char *root, lmd_memory_bound *bound) {
+    static const struct {
+        bool (*read)(const char *root, lmd_memory_size *out);
+        lmd_memory_bound bound;
+    } limits[] = {{lmd_cgroup_memory, LMD_BOUND_CGROUP},
+                  {lmd_address_space, LMD_BOUND_ADDRESS_SPACE},
+                  {lmd_data_size, LMD_BOUND_DATA_SIZE}};
+    lmd_memory_size least = lmd_machine_memory(root), one;
+    lmd_memory_bound tightest = LMD_BOUND_MACHINE;
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        if (!limits[i].read(root, &one)) continue;
+        if (one.total < least.total) least.total = one.total;
+        if (one.available >= least.available) continue;
+        least.available = one.available;
+        tightest = limits[i].bound;
+    }
+    if (bound) *bound = tightest;
+    return least;
 }

@@ -1,4 +1,5 @@
-/* How much memory this process may use: the machine's, and the limits of its cgroups.
+/* How much memory this process may use: the machine's, the limits of its cgroups, and its own
+ * (ulimit).
  * Owns: the reading of /proc and /sys/fs/cgroup. Must not know: what the memory is for. No
  * state. Any thread. Every function takes the folder that holds proc and sys: "/", or a copy
  * of such a tree in a test. */
@@ -21,7 +22,22 @@ lmd_memory_size lmd_machine_memory(const char *root);
  * no limit is set. */
 bool lmd_cgroup_memory(const char *root, lmd_memory_size *out);
 
-/* Of this process: the lesser of the machine's and the cgroup's, for each field. */
-lmd_memory_size lmd_process_memory(const char *root);
+/* Of this process's own limits on address space (RLIMIT_AS) and on writable memory
+ * (RLIMIT_DATA) one: total is the limit, and available what is left of it. False where it is
+ * not set. */
+bool lmd_address_space(const char *root, lmd_memory_size *out);
+bool lmd_data_size(const char *root, lmd_memory_size *out);
+
+/* What leaves a process the least. */
+typedef enum lmd_memory_bound {
+    LMD_BOUND_MACHINE,
+    LMD_BOUND_CGROUP,
+    LMD_BOUND_ADDRESS_SPACE,
+    LMD_BOUND_DATA_SIZE
+} lmd_memory_bound;
+
+/* Of this process: the least of all of these, for each field; *bound (may be NULL): which of
+ * them leaves the least. */
+lmd_memory_size lmd_process_memory(const char *root, lmd_memory_bound *bound);
 
 #endif

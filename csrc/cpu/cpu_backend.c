@@ -34,7 +34,7 @@ static int32_t backend_n_threads(const lmd_backend *self) {
 static lmd_status backend_memory(const lmd_backend *self, size_t *free_bytes,
                                  size_t *total_bytes, lmd_err *err) {
     (void)self, (void)err; /* a machine that says nothing has 0 bytes */
-    const lmd_memory_size memory = lmd_process_memory("/");
+    const lmd_memory_size memory = lmd_process_memory("/", NULL);
     *free_bytes = (size_t)memory.available;
     *total_bytes = (size_t)memory.total;
     return LMD_OK;

@@ -43,16 +43,27 @@ static PyObject *limit_bytes(bool is_set, uint64_t n_bytes) {
 }
 
 PyObject *lmd_py_host_memory(PyObject *module, PyObject *unused) {
+    static const char *const bounds[] = {
+        [LMD_BOUND_MACHINE] = "machine",
+        [LMD_BOUND_CGROUP] = "cgroup",
+        [LMD_BOUND_ADDRESS_SPACE] = "address space",
+        [LMD_BOUND_DATA_SIZE] = "data size",
+    };
     (void)module;
     (void)unused;
-    const lmd_memory_size machine = lmd_machine_memory("/"), usable = lmd_process_memory("/");
-    lmd_memory_size cgroup = {0};
-    const bool is_limited = lmd_cgroup_memory("/", &cgroup);
-    return Py_BuildValue("{s:K, s:K, s:N, s:K}", "total_bytes",
+    lmd_memory_bound bound;
+    lmd_memory_size cgroup = {0}, space = {0}, data = {0};
+    const lmd_memory_size machine = lmd_machine_memory("/");
+    const lmd_memory_size usable = lmd_process_memory("/", &bound);
+    const bool has_cgroup = lmd_cgroup_memory("/", &cgroup);
+    const bool has_space = lmd_address_space("/", &space), has_data = lmd_data_size("/", &data);
+    return Py_BuildValue("{s:K, s:K, s:N, s:N, s:N, s:K, s:s}", "total_bytes",
                          (unsigned long long)machine.total, "available_bytes",
                          (unsigned long long)machine.available, "cgroup_limit_bytes",
-                         limit_bytes(is_limited, cgroup.total), "usable_bytes",
-                         (unsigned long long)usable.available);
+                         limit_bytes(has_cgroup, cgroup.total), "address_space_limit_bytes",
+                         limit_bytes(has_space, space.total), "data_size_limit_bytes",
+                         limit_bytes(has_data, data.total), "usable_bytes",
+                         (unsigned long long)usable.available, "bound", bounds[bound]);
 }
 
 /* ---- the core's allocations ---- */

@@ -77,11 +77,17 @@ def _memory() -> dict[str, str]:
     except ImportError as e:
         return {"error": str(e)}
     memory = _C.host_memory()
-    limit = memory["cgroup_limit_bytes"]
+
+    def limit(name: str) -> str:
+        n_bytes = memory[f"{name}_limit_bytes"]
+        return "no limit" if n_bytes is None else format_size(n_bytes)
+
     return {
         "total": format_size(memory["total_bytes"]),
         "available": format_size(memory["available_bytes"]),
-        "cgroup limit": "no limit" if limit is None else format_size(limit),
+        "cgroup limit": limit("cgroup"),
+        "address space": limit("address_space"),
+        "data size": limit("data_size"),
         "usable": format_size(memory["usable_bytes"]),
     }
 

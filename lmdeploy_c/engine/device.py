@@ -19,8 +19,9 @@ class Device:
     CPU's instruction set, or what a GPU is. isa: the instruction set, or the family of a GPU's
     kernels, in use. num_threads: of the host: on the CPU they compute, for a GPU they pack weights.
     runs_ahead: a step may begin while the one before runs. free_bytes, total_bytes: of its memory,
-    for this process. The KV cache takes kv_fraction of the free memory, but no more than
-    kv_max_bytes (0: no bound).
+    for this process. memory_bound: what leaves this process the least of it: "machine", "cgroup",
+    "address space", "data size" or, on a GPU, "device". The KV cache takes kv_fraction of the free
+    memory, but no more than kv_max_bytes (0: no bound).
     """
 
     name: str
@@ -36,6 +37,7 @@ class Device:
     target_step_ms: float
     kv_fraction: float
     kv_max_bytes: int
+    memory_bound: str
 
     @property
     def is_cpu(self) -> bool:
@@ -53,10 +55,11 @@ def find_device(config: TurbomindEngineConfig) -> Device:
 
     facts = _C.device_info(config.device, config.num_threads)
     kind, name, description = facts.pop("name"), "cpu", facts["isa"]
+    bound = _C.host_memory()["bound"] if kind == "cpu" else "device"
     if kind == "cuda":
         number = int(config.device.partition(":")[2] or 0)
         name, description = f"cuda:{number}", describe_gpu(_C.gpu_info(number))
-    return Device(name=name, kind=kind, description=description, **facts)
+    return Device(name=name, kind=kind, description=description, memory_bound=bound, **facts)
 
 
 def describe_gpu(gpu: Mapping[str, Any]) -> str:

@@ -191,6 +191,19 @@ class Sizes:
         return self.device.free_bytes
 
 
+#: What sets a limit, by `Device.memory_bound`; the others are what a machine has.
+_LIMITS = {
+    "cgroup": "a cgroup's limit",
+    "address space": "the limit on address space, ulimit -v",
+    "data size": "the limit on writable memory, ulimit -d",
+}
+
+
+def describe_bound(bound: str) -> str:
+    """Which limit leaves the least, to stand behind the memory that is available; or ""."""
+    return f", by {_LIMITS[bound]}" if bound in _LIMITS else ""
+
+
 def compute_sizes(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Sizes:
     """Sizes everything on the configuration's device before anything large is allocated, and logs
     it.
@@ -208,7 +221,7 @@ def compute_sizes(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Size
         return (
             f"{checkpoint.path.name}: {why} (weights take {format_size(weights['weight_bytes'])}, "
             f"scratch up to {format_size(most)}, of {format_size(available)} available memory on "
-            f"{device.name})"
+            f"{device.name}{describe_bound(device.memory_bound)})"
         )
 
     most = _engine_bytes(config, shape, device, config.session_len or shape["max_position"], 1)

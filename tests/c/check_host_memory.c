@@ -1,5 +1,5 @@
-/* Memory of the machine and of cgroups, read from made-up trees of proc and sys. Exits 1 when
- * one is read wrongly. */
+/* Memory of the machine, of cgroups and of a process, read from made-up trees of proc and sys.
+ * Exits 1 when one is read wrongly. */
 #define _GNU_SOURCE
 #include <ftw.h>
 #include <stdio.h>
@@ -42,7 +42,7 @@ static void clear_tree(void) {
 /* Compares what is read of the tree, in bytes, and clears it; limit 0: no cgroup has one. */
 static void expect(const char *what, uint64_t total, uint64_t available, uint64_t limit,
                    uint64_t left) {
-    lmd_memory_size cgroup = {0, 0}, process = lmd_process_memory(root);
+    lmd_memory_size cgroup = {0, 0}, process = lmd_process_memory(root, NULL);
     const bool has_limit = lmd_cgroup_memory(root, &cgroup);
     if (process.total != total || process.available != available || has_limit != (limit > 0) ||
         cgroup.total != limit || cgroup.available != left) {
@@ -110,14 +110,63 @@ static void check_version_1(void) {
     expect("another controller", 9000 << 10, 8000 << 10, 0, 0);
 }
 
+/* As proc/self/limits writes it. */
+static void write_limits(const char *space, const char *data) {
+    char text[1024];
+    snprintf(text, sizeof text,
+             "Limit                     Soft Limit           Hard Limit           Units     \n"
+             "Max cpu time              unlimited            unlimited            seconds   \n"
+             "Max data size             %-20s unlimited            bytes     \n"
+             "Max address space         %-20s 7                    bytes     \n",
+             data, space);
+    write_file("proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 8000 kB\n");
+    write_file("proc/self/cgroup", "0::/\n");
+    write_file("proc/self/limits", text);
+    write_file("proc/self/status",
+               "Name:\tpython\nVmPeak:\t 9999 kB\nVmSize:\t 3000 kB\nVmData:\t 1000 kB\n");
+}
+
+static void expect_bound(lmd_memory_bound wanted) {
+    lmd_memory_bound bound;
+    lmd_process_memory(root, &bound);
+    if (bound == wanted) return;
+    printf("bound %d, not %d\n", (int)bound, (int)wanted);
+    n_wrong++;
+}
+
+static void check_own_limits(void) {
+    write_limits("unlimited", "unlimited");
+    expect_bound(LMD_BOUND_MACHINE);
+    expect("no limit", 9000 << 10, 8000 << 10, 0, 0);
+
+    write_limits("4096000", "unlimited");
+    expect_bound(LMD_BOUND_ADDRESS_SPACE);
+    expect("address space", 4096000, 4096000 - (3000 << 10), 0, 0);
+
+    write_limits("6144000", "2048000");
+    expect_bound(LMD_BOUND_DATA_SIZE);
+    expect("data size", 2048000, 2048000 - (1000 << 10), 0, 0);
+
+    write_limits("1000", "unlimited");
+    expect_bound(LMD_BOUND_ADDRESS_SPACE);
+    expect("more than the limit is used", 1000, 0, 0, 0);
+
+    write_limits("6144000", "6144000");
+    write_file("sys/fs/cgroup/memory.max", "1000000\n");
+    write_file("sys/fs/cgroup/memory.current", "700000\n");
+    expect_bound(LMD_BOUND_CGROUP);
+    expect("a cgroup that is tighter", 1000000, 300000, 1000000, 300000);
+}
+
 int main(void) {
     if (!mkdtemp(root)) return 1;
     check_machine();
     check_version_2();
     check_version_1();
+    check_own_limits();
     nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-    const lmd_memory_size here = lmd_process_memory("/");
+    const lmd_memory_size here = lmd_process_memory("/", NULL);
     if (here.available == 0 || here.available > here.total) n_wrong++;
-    printf("memory of the machine and of cgroups: %d wrong\n", n_wrong);
+    printf("memory of the machine, of cgroups and of a process: %d wrong\n", n_wrong);
     return n_wrong != 0;
 }

@@ -145,7 +145,8 @@ def test_check_env(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(gpus) == {"driver", "error"} or " free of " in gpus["cuda:0"]
     assert " free of " in auto["memory"]
     assert (auto["name"] == "cpu") == auto["why"].startswith("no GPU: ")
-    assert set(report["memory"]) == {"total", "available", "cgroup limit", "usable"}
+    memory = {"total", "available", "cgroup limit", "address space", "data size", "usable"}
+    assert set(report["memory"]) == memory
     assert report["memory"]["total"].endswith("iB")
     for word in ("numpy", "usable_threads", "max_batch_size", "optional packages"):
         assert word in shown

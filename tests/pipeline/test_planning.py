@@ -224,6 +224,48 @@ def test_weights_and_scratch_leave_the_rest_to_the_cache(monkeypatch: pytest.Mon
     assert plan.available_memory_bytes == 400 << 20
 
 
+#: Plans as a process whose own limit leaves a little, and as one whose limit leaves almost nothing.
+LIMITED = """
+import resource, sys
+import lmdeploy_c
+from lmdeploy_c import _C, TurbomindEngineConfig
+kind, field = getattr(resource, sys.argv[1]), sys.argv[2]
+config = TurbomindEngineConfig(session_len=256, num_threads=1)
+lmdeploy_c.plan(sys.argv[3], config, measure=False)  # what is imported counts from here on
+used = {line.split()[0]: int(line.split()[1]) << 10 for line in open("/proc/self/status")
+        if line.startswith("Vm")}[field]
+resource.setrlimit(kind, (used + (900 << 20), resource.RLIM_INFINITY))
+plan = lmdeploy_c.plan(sys.argv[3], config, measure=False)
+print(plan.memory_bound, plan.available_memory_bytes >> 20, plan.total_bytes >> 20, plan)
+resource.setrlimit(kind, (used + (100 << 20), resource.RLIM_INFINITY))
+try:
+    lmdeploy_c.plan(sys.argv[3], config, measure=False)
+except MemoryError as e:
+    print(e)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "usage", "bound", "name"),
+    [
+        ("RLIMIT_AS", "VmSize:", "address space", "address space, ulimit -v"),
+        ("RLIMIT_DATA", "VmData:", "data size", "writable memory, ulimit -d"),
+    ],
+)
+def test_a_process_s_own_limits_bound_the_plan(
+    limit: str, usage: str, bound: str, name: str, smollm2_path: Path
+) -> None:
+    command = [sys.executable, "-c", LIMITED, limit, usage, str(smollm2_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout
+    assert shown.startswith(bound)
+    available, total = map(int, shown.removeprefix(bound).split()[:2])
+    assert 600 < available <= 900 and total <= available
+    assert shown.count(f"by the limit on {name}") == 2, "the plan and the refusal say it"
+    assert "the model does not fit" in shown
+
+
 # ---- speed ----
 
 
