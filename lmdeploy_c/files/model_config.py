@@ -26,6 +26,9 @@ ARCHITECTURES = {
 GGUF_ARCHITECTURES = {"llama": True, "internlm2": True, "qwen2": False, "qwen3": False}
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
+#: Numbers below it fit into the core's, and a quotient of two of them into a float.
+TOO_LARGE = 1 << 62
+
 Config = dict[str, Any]
 
 
@@ -37,16 +40,17 @@ def _int(source: Mapping[str, Any], key: str, default: int | None = None) -> int
     value = default if value is None else value
     if getattr(value, "ndim", 0):  # an array in a GGUF file: a number for each layer
         raise unsupported(f"{key} differs from layer to layer: {value.tolist()!r:.60}")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"config: {key} must be a positive integer, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < TOO_LARGE:
+        raise ValueError(f"config: {key} must be a positive integer, not {value!r:.60}")
     return value
 
 
 def _float(source: Mapping[str, Any], key: str, default: float | None = None) -> float:
     value = source.get(key)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"config: {key} must be a number, not {value!r}")
+    # NaN is not below anything.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < TOO_LARGE:
+        raise ValueError(f"config: {key} must be a number, not {value!r:.60}")
     return float(value)
 
 
@@ -54,7 +58,7 @@ def _flag(source: Mapping[str, Any], key: str, default: bool = False) -> bool:
     value = source.get(key, default)
     value = default if value is None else value
     if not isinstance(value, bool):
-        raise ValueError(f"config: {key} must be true or false, not {value!r}")
+        raise ValueError(f"config: {key} must be true or false, not {value!r:.60}")
     return value
 
 
@@ -70,7 +74,10 @@ def _yarn_attention_factor(scaling: Mapping[str, Any], factor: float) -> float:
     if scaling.get("attention_factor") is not None:
         return _float(scaling, "attention_factor")
     if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        return scale(_float(scaling, "mscale")) / scale(_float(scaling, "mscale_all_dim"))
+        of_all = scale(_float(scaling, "mscale_all_dim"))
+        if of_all == 0:
+            raise ValueError("config: mscale_all_dim makes a scale of 0")
+        return scale(_float(scaling, "mscale")) / of_all
     return scale(1.0)
 
 

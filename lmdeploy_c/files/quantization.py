@@ -38,7 +38,8 @@ ARITHMETIC = re.compile(
 )
 PACKED_SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 WORDS = ("qweight", "weight_packed")  # the tensor that every packed matrix has
-MAX_NAMES = 10_000  # in modules_to_not_convert; every tensor's name is searched for each of them
+#: modules_to_not_convert: every packed tensor's name is searched for each of its names.
+MAX_NAMES, MAX_SEARCHES = 10_000, 1 << 24
 #: compressed-tensors: names of presets that stand in place of a group's settings.
 PRESETS = ("W4A16", "W4A16_ASYM", "W8A16")
 
@@ -103,12 +104,15 @@ def without_unconverted(hf: Mapping[str, Any], specs: Sequence[TensorSpec]) -> l
         wanted = f"a list of at most {MAX_NAMES} names"
         raise ValueError(f"quantization_config: modules_to_not_convert must be {wanted}")
 
-    def kept(tensor: str) -> bool:
-        module, _, suffix = tensor.rpartition(".")
-        named = any(f".{name}." in f".{module}." for name in names)
-        return not (named and suffix in PACKED_SUFFIXES)
-
-    return [spec for spec in specs if kept(spec[0])]
+    packed = [spec[0] for spec in specs if spec[0].rpartition(".")[2] in PACKED_SUFFIXES]
+    if len(names) * len(packed) > MAX_SEARCHES:
+        raise ValueError(
+            f"quantization_config: modules_to_not_convert has {len(names)} names for {len(packed)} "
+            "packed tensors, which are too many to search; name modules by their parents"
+        )
+    inner = {tensor: f".{tensor.rpartition('.')[0]}." for tensor in packed}
+    left_out = {t for t, module in inner.items() if any(f".{name}." in module for name in names)}
+    return [spec for spec in specs if spec[0] not in left_out]
 
 
 # ---- what settings mean ----

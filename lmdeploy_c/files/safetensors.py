@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .._C import TensorSpec
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+#: JSON takes some ten times its size as Python's objects, so each kind of file has its own bound.
+MAX_HEADER_BYTES = 32 << 20  # some 200,000 tensors; the format's own bound is 100 MB
+MAX_INDEX_BYTES = 64 << 20  # of all shards
+MAX_CONFIG_BYTES = 4 << 20  # settings; the longest known list every module and have 300 KB
+MAX_DEPTH = 64  # lists and objects inside one another
 MAX_NAME_BYTES = 255  # of a tensor; longer ones are passed over, for no model has any
 #: The types that are read. A tensor of another one is refused where it is needed (in C).
 BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4}
@@ -44,22 +48,47 @@ def check_no_pointer(path: Path) -> None:
             )
 
 
-def read_json(path: Path, max_bytes: int = MAX_HEADER_BYTES) -> dict[str, Any]:
+def read_json(path: Path, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """An object from a JSON file. CheckpointError for anything else."""
+    return parse_object(path, read_bounded(path, max_bytes))
+
+
+def read_bounded(path: Path, max_bytes: int) -> bytes:
+    """A file's bytes. CheckpointError for more than max_bytes, whatever its size was before."""
     check_no_pointer(path)
-    if path.stat().st_size > max_bytes:
-        raise bad_file(path, f"larger than {max_bytes} bytes")
-    return _parse_object(path, path.read_bytes())
+    with path.open("rb") as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise bad_file(path, f"larger than {max_bytes} bytes, which no such file needs")
+    return content
 
 
-def _parse_object(path: Path, text: bytes) -> dict[str, Any]:
+def parse_object(path: Path, text: bytes) -> dict[str, Any]:
+    """An object from a file's JSON, without equal keys and not too deep. CheckpointError."""
     try:
         value = json.loads(text, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
+        check_depth(value)
+    except RecursionError:
+        raise bad_file(path, f"its JSON is wrong: {TOO_DEEP}") from None
+    except ValueError as error:  # also of text that is no UTF-8, and of numbers too long to read
         raise bad_file(path, f"its JSON is wrong: {error}") from None
     if not isinstance(value, dict):
         raise bad_file(path, f"its JSON must be an object, not {type(value).__name__}")
     return value
+
+
+TOO_DEEP = f"lists and objects inside one another more than {MAX_DEPTH} deep"
+
+
+def check_depth(value: Any) -> None:
+    """ValueError for a value of JSON that is too deep to walk through by recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        items = (v.values() if isinstance(v, dict) else v for v in level if v)
+        level = [item for each in items for item in each if isinstance(item, (dict, list))]
+        if not level:
+            return
+    raise ValueError(TOO_DEEP)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -79,9 +108,11 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
         if LFS_POINTER.startswith(prefix):
             check_no_pointer(path)
         length = int.from_bytes(prefix, "little")
-        if length > MAX_HEADER_BYTES or length > size - 8:
+        if length > size - 8:
             raise bad_file(path, f"its header of {length} bytes does not fit: it is truncated")
-        return _parse_object(path, file.read(length)), 8 + length
+        if length > MAX_HEADER_BYTES:
+            raise bad_file(path, f"its header of {length} bytes is larger than {MAX_HEADER_BYTES}")
+        return parse_object(path, file.read(length)), 8 + length
 
 
 def _is_count(value: object) -> bool:
@@ -131,7 +162,7 @@ def read_specs(path: Path) -> list[TensorSpec]:
 
 def _shards(index_path: Path) -> dict[str, set[str]]:
     """File name -> the tensors that the index says it holds."""
-    weight_map = read_json(index_path).get("weight_map")
+    weight_map = read_json(index_path, MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise bad_file(index_path, 'it has no object "weight_map"')
     shards: dict[str, set[str]] = {}

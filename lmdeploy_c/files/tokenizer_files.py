@@ -19,6 +19,7 @@ STANDARD_NAMES = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
 )  # fmt: skip
 MAX_TEMPLATE_BYTES = 1 << 20
+MAX_CONFIG_BYTES = 16 << 20  # of each file beside it; known ones reach 2 MB, by their added tokens
 MAX_TEMPLATES = 64
 
 
@@ -67,7 +68,7 @@ def read_tokenizer_files(path: Path) -> TokenizerFiles:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The file's object, or {} where there is no file."""
-    return safetensors.read_json(path) if path.is_file() else {}
+    return safetensors.read_json(path, MAX_CONFIG_BYTES) if path.is_file() else {}
 
 
 # ---- tokens ----
@@ -164,9 +165,7 @@ def _template_files(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_template(path: Path) -> str:
-    if path.stat().st_size > MAX_TEMPLATE_BYTES:
-        raise safetensors.bad_file(path, f"larger than {MAX_TEMPLATE_BYTES} bytes")
     try:
-        return path.read_text(encoding="utf-8")
+        return safetensors.read_bounded(path, MAX_TEMPLATE_BYTES).decode()
     except UnicodeDecodeError as error:
         raise safetensors.bad_file(path, f"it is no UTF-8 text: {error}") from None

@@ -237,3 +237,10 @@ def test_any_value_gives_a_config_or_a_value_error() -> None:
                 from_gguf({**gguf.metadata, key: value}, gguf.tensors)
             except ValueError as error:
                 assert str(error)
+
+
+def test_a_scale_of_nothing_is_named() -> None:
+    """log(factor) is 1, and 0.1 * mscale_all_dim + 1 is 0."""
+    scaling = {"rope_type": "yarn", "factor": math.e, "mscale": 1.0, "mscale_all_dim": -10.0}
+    with pytest.raises(ValueError, match="mscale_all_dim"):
+        from_hf({**LLAMA, "rope_scaling": scaling})

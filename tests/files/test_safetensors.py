@@ -15,7 +15,7 @@ from conftest import GOLDEN
 from safetensors.numpy import load_file, save_file
 
 from lmdeploy_c import _C
-from lmdeploy_c.files import safetensors
+from lmdeploy_c.files import quantization, safetensors
 from lmdeploy_c.files.checkpoint import open_checkpoint, resolve_model
 from lmdeploy_c.files.model_config import from_gguf, from_hf
 
@@ -55,6 +55,10 @@ BAD_HEADERS: list[tuple[Any, str]] = [
     (b"[]", "must be an object"),
     (b'{"a": 1, "a": 2}', "twice"),
     (b"[" * 100_000, "JSON"),
+    (b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}", "64 deep"),
+    (b'{"a": ' + b'{"b": ' * 64 + b"1" + b"}" * 65, "64 deep"),
+    (b'{"a": ' + b"9" * 5000 + b"}", "JSON.*digits"),
+    (b'{"\xff": 1}', "JSON"),
     ({"a": 5}, "no object"),
     ({"a": entry(5)}, "dtype 5"),
     ({"a": entry("F64", offsets=[16, 0])}, "bytes"),
@@ -86,6 +90,53 @@ def test_a_short_file_is_truncated(tmp_path: Path, n: int) -> None:
     path.write_bytes(struct.pack("<QQ", 100, 0)[:n])
     with pytest.raises(_C.CheckpointError):
         safetensors.read_specs(path)
+
+
+def test_each_kind_of_file_has_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small bounds in their place: what is one byte more is refused before it is parsed."""
+    header = json.dumps({"a": entry()}).encode()
+    path = with_header(tmp_path / "model.safetensors", header)
+    monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", len(header))
+    assert len(safetensors.read_specs(path)) == 1
+    monkeypatch.setattr(safetensors, "MAX_HEADER_BYTES", len(header) - 1)
+    with pytest.raises(_C.CheckpointError, match=f"{len(header)} bytes is larger than"):
+        safetensors.read_specs(path)
+    config = tmp_path / "config.json"
+    config.write_text('{"a": 1}')
+    assert safetensors.read_json(config, 8) == {"a": 1}
+    with pytest.raises(_C.CheckpointError, match=r"config.json.*larger than 7 bytes"):
+        safetensors.read_json(config, 7)
+
+
+def test_json_may_be_as_deep_as_any_file_needs(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"a": ' + "[" * 63 + "]" * 63 + "}")
+    assert safetensors.read_json(config)["a"]
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity", "9" * 400, "1e400", "0"])
+def test_numbers_out_of_range_are_named(tmp_path: Path, number: str) -> None:
+    shutil.copytree(MODEL, tmp_path / "m")
+    config = json.loads((MODEL / "config.json").read_text())
+    path = tmp_path / "m" / "config.json"
+    for key in ("hidden_size", "num_attention_heads", "max_position_embeddings", "rope_theta"):
+        if key == "rope_theta" and number == "0":
+            continue  # the core's to refuse
+        path.write_text(json.dumps({**config, key: "HERE"}).replace('"HERE"', number))
+        with pytest.raises(ValueError, match=key):
+            open_checkpoint(tmp_path / "m")
+
+
+def test_modules_are_not_searched_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"layers.{i}" for i in range(4)]
+    settings = {"quantization_config": {"modules_to_not_convert": names}}
+    specs: list[Any] = [(f"model.layers.{i}.qweight", "I32", (1,), "f", 0, 4) for i in range(6)]
+    specs += [("model.layers.1.weight", "F32", (1,), "f", 0, 4)]
+    monkeypatch.setattr(quantization, "MAX_SEARCHES", 24)
+    assert quantization.without_unconverted(settings, specs) == specs[4:]
+    monkeypatch.setattr(quantization, "MAX_SEARCHES", 23)
+    with pytest.raises(ValueError, match="4 names for 6 packed tensors"):
+        quantization.without_unconverted(settings, specs)
 
 
 def test_shards(tmp_path: Path) -> None:
