@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +21,10 @@ from .text.detokenizer import (
     spelling_of,
 )
 from .text.gguf_vocab import read_vocabulary
+from .text.tokenizers_library import LibraryTokenizer
 from .text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    import tokenizers
-
     from .files.tokenizer_files import Token, TokenizerFiles
 
 logger = logging.getLogger("lmdeploy_c")
@@ -70,9 +70,8 @@ class Tokenizer:
         if path.is_dir():
             from .files.tokenizer_files import read_tokenizer_files  # GGUF files need it not
 
-            files = read_tokenizer_files(path)
-            with _reading(files.tokenizer_json):
-                self._set_up(_vocabulary(files))
+            with _reading(path / "tokenizer.json"):
+                self._set_up(_vocabulary(read_tokenizer_files(path)))
         else:
             first = gguf_parts.open_parts(path, metadata_only=True)[0]
             with _reading(path):
@@ -89,15 +88,15 @@ class Tokenizer:
     def _set_up(self, vocabulary: Vocabulary) -> None:
         tokenizer, bos, eos = vocabulary.tokenizer, vocabulary.bos_id, vocabulary.eos_id
         self._tokenizer = tokenizer
-        self._plain_tokenizer: tokenizers.Tokenizer | None = None
+        self._plain_tokenizer: LibraryTokenizer | None = None
         self._spelling = spelling_of(tokenizer)
-        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=False)
-        self.vocab_size_with_added = tokenizer.get_vocab_size()
+        self.vocab_size = tokenizer.size(with_added_tokens=False)
+        self.vocab_size_with_added = tokenizer.size(with_added_tokens=True)
         self.special_tokens = vocabulary.special
         self.special_ids = {text: token_id for token_id, text in vocabulary.special.items()}
         self.bos_token_id, self.eos_token_id = bos, eos
-        self.bos_token = None if bos is None else tokenizer.id_to_token(bos)
-        self.eos_token = None if eos is None else tokenizer.id_to_token(eos)
+        self.bos_token = None if bos is None else tokenizer.token_of(bos)
+        self.eos_token = None if eos is None else tokenizer.token_of(eos)
         self.before_text, self.after_text = vocabulary.before_text, vocabulary.after_text
         self.chat_templates = vocabulary.chat_templates
 
@@ -123,7 +122,7 @@ class Tokenizer:
         for a text that the vocabulary cannot spell.
         """
         tokenizer = self._plain() if split_special_tokens else self._tokenizer
-        ids = _encode(tokenizer, s)
+        ids = tokenizer.encode(s)
         before = self.before_text
         if not add_special_tokens or not (before or self.after_text):
             return ids
@@ -153,14 +152,10 @@ class Tokenizer:
                     return joined[len(before) :]
         return self.encode(text, add_special_tokens=False)
 
-    def _plain(self) -> tokenizers.Tokenizer:
+    def _plain(self) -> LibraryTokenizer:
         """The tokenizer that reads special tokens in a text as ordinary characters."""
         if self._plain_tokenizer is None:
-            import tokenizers
-
-            plain = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
-            plain.encode_special_tokens = True
-            self._plain_tokenizer = plain
+            self._plain_tokenizer = self._tokenizer.without_special_tokens()
         return self._plain_tokenizer
 
     # ---- ids to text ----
@@ -178,13 +173,8 @@ class Tokenizer:
         detokenizer = self.detokenizer(skip_special_tokens, before=t[:n])
         if isinstance(detokenizer, WindowDetokenizer) and not n:
             skipped = self.special_tokens if skip_special_tokens else ()
-            return self._decode([i for i in t if i not in skipped])
+            return self._tokenizer.decode(i for i in t if i not in skipped)
         return detokenizer.add(t[n:]) + detokenizer.finish()
-
-    def _decode(self, ids: list[int]) -> str:
-        with _library("the tokenizer cannot show the ids"):
-            text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
-        return text
 
     def detokenizer(
         self,
@@ -202,7 +192,7 @@ class Tokenizer:
         del spaces_between_special_tokens
         skipped = self.special_tokens if skip_special_tokens else ()
         if self._spelling is None:
-            return WindowDetokenizer(self._decode, skipped, before)
+            return WindowDetokenizer(self._tokenizer.decode, skipped, before)
         return ByteDetokenizer(self._spelling, skipped, before)
 
     def detokenize_incrementally(
@@ -224,7 +214,7 @@ class Tokenizer:
             tokens, read, new = [], seen, all_input_ids
         else:
             new = all_input_ids[seen:]
-        names = (self._tokenizer.id_to_token(i) for i in new)
+        names = (self._tokenizer.token_of(i) for i in new)
         tokens = [*tokens, *(name for name in names if name is not None)]
         shown = self.decode(all_input_ids[begin:read], None, skip_special_tokens)
         text = self.decode(all_input_ids[begin:], None, skip_special_tokens)
@@ -244,20 +234,19 @@ class Tokenizer:
 
     def get_vocab(self) -> dict[str, int]:
         """Token -> id, added tokens too, as the vocabulary spells them."""
-        vocab: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
-        return vocab
+        return self._tokenizer.vocabulary(with_added_tokens=True)
 
     @cached_property
     def prefix_space_tokens(self) -> set[int]:
         """The ids of tokens that begin with SentencePiece's space."""
-        vocab = self._tokenizer.get_vocab(with_added_tokens=False)
+        vocab = self._tokenizer.vocabulary(with_added_tokens=False)
         return {token_id for token, token_id in vocab.items() if token.startswith("▁")}
 
     @cached_property
     def _texts(self) -> list[str]:
         """The text of each id alone, inside a text; added tokens are left out."""
         if self._spelling is None:
-            return [self._decode([i]) for i in range(self.vocab_size)]
+            return [self._tokenizer.decode([i]) for i in range(self.vocab_size)]
         return [
             self._spelling.bytes_of(i).decode("utf-8", "replace") for i in range(self.vocab_size)
         ]
@@ -293,7 +282,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """A checksum of vocabulary and rules: tokenizers with the same checksum make the same
         tokens of a text."""
-        rules = [self._tokenizer.to_str(), repr(sorted(self.special_tokens.items()))]
+        rules = [self._tokenizer.rules(), repr(sorted(self.special_tokens.items()))]
         return hashlib.blake2b("\0".join(rules).encode(), digest_size=16).hexdigest()
 
 
@@ -311,85 +300,61 @@ class Encoding(dict[str, Any]):
             raise AttributeError(name) from None
 
 
-def _encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
-    """The ids of a text alone. ValueError, TypeError."""
-    try:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    except BaseException as error:
-        with _library("the tokenizer cannot read the text"):
-            if not (isinstance(error, TypeError) and isinstance(text, str)):
-                raise
-            # The library takes no text with surrogates.
-            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-            ids = tokenizer.encode(text, add_special_tokens=False).ids
-    return ids
-
-
-class _library:
-    """Makes an error of the tokenizers library, which raises Exception itself and in some places
-    panics, a ValueError that begins with `what`."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is Exception or (kind is not None and kind.__name__ == "PanicException"):
-            raise ValueError(f"{self._what}: {error}") from None
-
-
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Makes an error in a file's contents one of this file: a CheckpointError."""
+    """Makes an error in a file's contents one of this file: a CheckpointError. The collector of
+    garbage rests meanwhile: it would walk again and again over a large vocabulary, which has no
+    cycles."""
     from ._C import CheckpointError, UnsupportedError
 
+    collects = gc.isenabled()
+    gc.disable()
     try:
-        with _library("the tokenizers library refuses it"):
-            yield
+        yield
     except (CheckpointError, UnsupportedError, OSError, MemoryError):
         raise
     except Exception as error:
         raise safetensors.bad_file(path, str(error)) from None
+    finally:
+        if collects:
+            gc.enable()
 
 
 # ---- Hugging Face ----
 
 
 def _vocabulary(files: TokenizerFiles) -> Vocabulary:
-    """tokenizer.json, with what the files beside it add. Raises whatever the library raises."""
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer.from_file(str(files.tokenizer_json))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    own = tokenizer.get_added_tokens_decoder()
+    """tokenizer.json, with what the files beside it add. ValueError."""
+    tokenizer = LibraryTokenizer(files.parts, files.parts.get("added_tokens"))
+    own = _own_tokens(tokenizer)
     new = _new_tokens(files, own)
     if new:
-        tokenizer.add_tokens([tokenizers.AddedToken(**dataclasses.asdict(token)) for token in new])
-        own = tokenizer.get_added_tokens_decoder()
+        tokenizer.add_tokens([dataclasses.asdict(token) for token in new])
+        own = _own_tokens(tokenizer)
         _warn_of_other_ids(files, tokenizer)
-    ids = {name: tokenizer.token_to_id(token.content) for name, token in files.named.items()}
-    probe = tokenizer.encode("a", add_special_tokens=True)
-    of_text = [i for i, is_put in enumerate(probe.special_tokens_mask) if not is_put]
+    ids = {name: tokenizer.id_of(token.content) for name, token in files.named.items()}
+    before, after = tokenizer.around()
     return Vocabulary(
         tokenizer,
         {i: token.content for i, token in own.items() if token.special},
         bos_id=ids.get("bos_token"),
         eos_id=ids.get("eos_token"),
-        before_text=tuple(probe.ids[: of_text[0]] if of_text else probe.ids),
-        after_text=tuple(probe.ids[of_text[-1] + 1 :] if of_text else ()),
+        before_text=before,
+        after_text=after,
         chat_templates=files.chat_templates,
     )
 
 
-def _new_tokens(files: TokenizerFiles, own: Mapping[int, tokenizers.AddedToken]) -> list[Token]:
-    """The tokens that tokenizer.json lacks, or has with other properties, in the order of their
-    ids. A token is special where either says so, and where it has a name."""
+def _own_tokens(tokenizer: LibraryTokenizer) -> dict[int, Token]:
     from .files.tokenizer_files import Token
 
-    names = [field.name for field in dataclasses.fields(Token)]
-    known = [Token(**{name: getattr(token, name) for name in names}) for token in own.values()]
+    return {token_id: Token(**token) for token_id, token in tokenizer.added_tokens().items()}
+
+
+def _new_tokens(files: TokenizerFiles, own: Mapping[int, Token]) -> list[Token]:
+    """The tokens that tokenizer.json lacks, or has with other properties, in the order of their
+    ids. A token is special where either says so, and where it has a name."""
+    known = list(own.values())
     older = [token for i, token in files.older.items() if i not in own]
     described, named, extra = files.described.values(), files.named.values(), files.extra
     of = {t.content: t for t in (*extra, *named, *older, *known, *described)}  # the last one counts
@@ -400,10 +365,10 @@ def _new_tokens(files: TokenizerFiles, own: Mapping[int, tokenizers.AddedToken])
     return [token for token in tokens if token not in as_it_is]
 
 
-def _warn_of_other_ids(files: TokenizerFiles, tokenizer: tokenizers.Tokenizer) -> None:
+def _warn_of_other_ids(files: TokenizerFiles, tokenizer: LibraryTokenizer) -> None:
     """The library gives new tokens the ids that follow, whatever the files say."""
     for said, token in (files.older | files.described).items():
-        token_id = tokenizer.token_to_id(token.content)
+        token_id = tokenizer.id_of(token.content)
         if token_id != said:
             logger.warning(
                 "%s: %r is token %s, not %d as the files beside it say",

@@ -1,4 +1,4 @@
-"""What a Hugging Face directory says of its tokenizer beside tokenizer.json: tokens and templates.
+"""What a Hugging Face directory says of its tokenizer: tokenizer.json, tokens and templates.
 
 tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat_template.jinja and
 additional_chat_templates/ overrule one another as in transformers 5.23. Must not know: the
@@ -7,6 +7,7 @@ tokenizers library.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ STANDARD_NAMES = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"
 )  # fmt: skip
 MAX_TEMPLATE_BYTES = 1 << 20
+MAX_TOKENIZER_BYTES = 100 << 20  # of tokenizer.json; known ones reach 35 MB
 MAX_CONFIG_BYTES = 16 << 20  # of each file beside it; known ones reach 2 MB, by their added tokens
 MAX_TEMPLATES = 64
 
@@ -38,9 +40,10 @@ class Token:
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """All that is said beside tokenizer.json."""
+    """tokenizer.json, and all that is said beside it."""
 
     tokenizer_json: Path
+    parts: dict[str, Any]  # what it says
     described: dict[int, Token]  # id -> token: new ones, and known ones with other properties
     older: dict[int, Token]  # the same of added_tokens.json, which tokenizer.json overrules
     named: dict[str, Token]  # "eos_token", "image_token", ... -> token
@@ -53,17 +56,31 @@ def read_tokenizer_files(path: Path) -> TokenizerFiles:
     tokenizer_json = path / "tokenizer.json"
     if not tokenizer_json.is_file():
         raise safetensors.bad_file(path, "it has no tokenizer.json")
+    parts = _read_parts(tokenizer_json)
     config_path = path / "tokenizer_config.json"
     config = _read_json(config_path)
     templates = _chat_templates(path, config)
     if "added_tokens_decoder" in config:
         described = _described(config_path, config["added_tokens_decoder"])
         named, extra = _named(config), _extra(config)
-        return TokenizerFiles(tokenizer_json, described, {}, named, extra, templates)
+        return TokenizerFiles(tokenizer_json, parts, described, {}, named, extra, templates)
     names = {**config, **_read_json(path / "special_tokens_map.json")}
     named, extra = _named(names), _extra(names)
     older = _older(path / "added_tokens.json", named, extra)
-    return TokenizerFiles(tokenizer_json, {}, older, named, extra, templates)
+    return TokenizerFiles(tokenizer_json, parts, {}, older, named, extra, templates)
+
+
+def _read_parts(path: Path) -> dict[str, Any]:
+    """tokenizer.json's object. Of equal keys the last one counts, as in the tokenizers library:
+    looking for them in a large vocabulary would take as long as reading it. CheckpointError."""
+    content = safetensors.read_bounded(path, MAX_TOKENIZER_BYTES)
+    try:
+        parts = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise safetensors.bad_file(path, f"its JSON is wrong: {error}") from None
+    if not isinstance(parts, dict):
+        raise safetensors.bad_file(path, f"its JSON must be an object, not {type(parts).__name__}")
+    return parts
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    import tokenizers
+from .tokenizer_json import steps_of
+from .tokenizers_library import LibraryTokenizer
 
 
 class IncrementalDetokenizer(Protocol):
@@ -158,11 +157,11 @@ class Spelling:
     """
 
     def __init__(
-        self, tokenizer: tokenizers.Tokenizer, *, byte_level: bool, strips_space: bool
+        self, tokenizer: LibraryTokenizer, *, byte_level: bool, strips_space: bool
     ) -> None:
         self._tokenizer = tokenizer
         self._characters = _gpt2_bytes() if byte_level else None
-        self._added = set(tokenizer.get_added_tokens_decoder())
+        self._added = set(tokenizer.added_tokens())
         self._known: dict[int, bytes] = {}
         self.strips_space = strips_space
 
@@ -174,7 +173,7 @@ class Spelling:
         return known
 
     def _spell(self, token_id: int) -> bytes:
-        token = self._tokenizer.id_to_token(token_id) if token_id >= 0 else None
+        token = self._tokenizer.token_of(token_id)
         if token is None:
             return b""
         if self._characters is None:
@@ -195,10 +194,9 @@ _SPACES = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
 _FIRST_SPACE = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
-def spelling_of(tokenizer: tokenizers.Tokenizer) -> Spelling | None:
+def spelling_of(tokenizer: LibraryTokenizer) -> Spelling | None:
     """None where the tokenizer's decoder is neither byte-level nor SentencePiece's."""
-    decoder = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder else {}
-    steps = decoder.get("decoders", [decoder])
+    steps = list(steps_of("decoder", tokenizer.steps["decoder"]))
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"]:
         return Spelling(tokenizer, byte_level=True, strips_space=False)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..messages import unsupported
 from .end_tokens import known_end_ids
 from .pre_tokenizers import PreTokenizer, pre_tokenizer_named
+from .tokenizers_library import LibraryTokenizer
 from .vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    import tokenizers
-    from tokenizers import models
 
 # Values of tokenizer.ggml.token_type.
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
@@ -43,10 +40,10 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
         name = model if model == "gemma4" else metadata.get("tokenizer.ggml.pre")
         pre = pre_tokenizer_named(name)
         tokens, add_bos = _tokens(metadata), pre.add_bos
-        tokenizer = _listed_bpe(tokens, metadata, pre)
+        parts = _listed_bpe(tokens, metadata, pre)
     elif model == "llama":
         tokens, add_bos = _tokens(metadata), True
-        tokenizer = _sentencepiece_bpe(tokens, metadata)
+        parts = _sentencepiece_bpe(tokens, metadata)
     else:
         what = OTHER_MODELS.get(model) if isinstance(model, str) else None
         raise unsupported(
@@ -56,7 +53,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     types = [int(t) for t in _per_token(metadata, "token_type", tokens, default=1)]
     for i in known_end_ids(tokens):  # whatever the file says, as llama.cpp
         types[i] = CONTROL
-    _add_tokens(tokenizer, tokens, types)
+    tokenizer = _make_tokenizer(parts, _added_tokens(tokens, types))
     bos = _token_id(metadata, "bos", len(tokens))
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", add_bos)
     return Vocabulary(
@@ -95,19 +92,17 @@ def _tokens(metadata: Mapping[str, Any]) -> list[str]:
     return tokens
 
 
-def _add_tokens(tokenizer: tokenizers.Tokenizer, tokens: list[str], types: list[int]) -> None:
-    """Makes control and user-defined tokens tokens of their own wherever a text has them."""
-    from tokenizers import AddedToken
+def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
+    """Control and user-defined tokens, which are tokens of their own wherever a text has them."""
 
-    def added(kinds: tuple[int, ...], special: bool) -> list[AddedToken]:
+    def added(kinds: tuple[int, ...], special: bool) -> list[dict[str, Any]]:
         return [
-            AddedToken(token, special=special, normalized=False)
+            {"content": token, "special": special, "normalized": False}
             for token, kind in zip(tokens, types, strict=True)
             if kind in kinds
         ]
 
-    tokenizer.add_special_tokens(added(SPECIAL, True))
-    tokenizer.add_tokens(added((USER_DEFINED,), False))
+    return [*added(SPECIAL, True), *added((USER_DEFINED,), False)]
 
 
 def _token_id(metadata: Mapping[str, Any], name: str, n_tokens: int) -> int | None:
@@ -142,13 +137,14 @@ def _adds_space_prefix(metadata: Mapping[str, Any]) -> bool:
     return bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
 
 
-def _make_bpe(vocab: dict[str, int], merges: list[tuple[str, str]], **options: Any) -> models.BPE:
+def _make_tokenizer(
+    parts: Mapping[str, Any], added_tokens: list[dict[str, Any]]
+) -> LibraryTokenizer:
     """ValueError for tokens and merges that cannot be used, by the first of them."""
-    from tokenizers import models
-
     try:
-        return models.BPE(vocab, merges, **options)
-    except Exception as error:  # the library raises Exception itself
+        return LibraryTokenizer(parts, added_tokens)
+    except ValueError as error:
+        vocab, merges = parts["model"]["vocab"], parts["model"]["merges"]
         for token, i in vocab.items():
             if token.encode("utf-8", "replace").decode() != token:
                 raise ValueError(f"tokenizer.ggml.tokens: token {i} is no UTF-8") from None
@@ -174,25 +170,29 @@ def _merges(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _listed_bpe(
     tokens: list[str], metadata: Mapping[str, Any], pre: PreTokenizer
-) -> tokenizers.Tokenizer:
-    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
-
-    model = _make_bpe(
-        {token: i for i, token in enumerate(tokens)},
-        _merges(metadata),
-        ignore_merges=pre.ignore_merges,
-        byte_fallback=not pre.byte_level,
-    )
-    tokenizer = Tokenizer(model)
-    steps: list[Any] = [pre_tokenizers.Split(Regex(split), "isolated") for split in pre.splits]
+) -> dict[str, Any]:
+    model = {
+        "type": "BPE",
+        "vocab": {token: i for i, token in enumerate(tokens)},
+        "merges": _merges(metadata),
+        "ignore_merges": pre.ignore_merges,
+        "byte_fallback": not pre.byte_level,
+    }
+    steps: list[dict[str, Any]] = [
+        {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
+        for split in pre.splits
+    ]
     if pre.byte_level:
-        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
-        tokenizer.decoder = decoders.ByteLevel()
+        flags = {"add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        steps.append({"type": "ByteLevel", **flags})
+        decoder = {"type": "ByteLevel", **flags, "add_prefix_space": True, "use_regex": True}
+        normalizer = None
     else:
-        tokenizer.normalizer = normalizers.Replace(" ", "▁")
-        tokenizer.decoder = decoders.Sequence(_sentencepiece_decoders())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    return tokenizer
+        decoder = {"type": "Sequence", "decoders": _sentencepiece_decoders()}
+        normalizer = _replace(" ", "▁")
+    pre_tokenizer = {"type": "Sequence", "pretokenizers": steps}
+    return {"model": model, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
+            "decoder": decoder}  # fmt: skip
 
 
 # ---- SentencePiece's kind: "▁" for a space, and a score for each token ----
@@ -218,29 +218,31 @@ def _sentencepiece_merges(vocab: dict[str, int], scores: Sequence[float]) -> lis
     return [(left, right) for *_, left, right in sorted(found)]
 
 
-def _sentencepiece_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    from tokenizers import Tokenizer, decoders, normalizers
-
+def _sentencepiece_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
     scores = _per_token(metadata, "scores", tokens)
     unknown = _token_id(metadata, "unknown", len(tokens))
     vocab = {token: i for i, token in enumerate(tokens)}
-    model = _make_bpe(
-        vocab,
-        _sentencepiece_merges(vocab, scores),
-        unk_token=None if unknown is None else tokens[unknown],
-        fuse_unk=True,
-        byte_fallback=True,
-    )
-    tokenizer = Tokenizer(model)
+    model = {
+        "type": "BPE",
+        "vocab": vocab,
+        "merges": _sentencepiece_merges(vocab, scores),
+        "unk_token": None if unknown is None else tokens[unknown],
+        "fuse_unk": True,
+        "byte_fallback": True,
+    }
     prefix = _adds_space_prefix(metadata)
-    marks: list[normalizers.Normalizer] = [normalizers.Prepend("▁")] if prefix else []
-    tokenizer.normalizer = normalizers.Sequence([*marks, normalizers.Replace(" ", "▁")])
-    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
-    tokenizer.decoder = decoders.Sequence([*_sentencepiece_decoders(), *strip])
-    return tokenizer
+    marks = [{"type": "Prepend", "prepend": "▁"}] if prefix else []
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
+    return {
+        "model": model,
+        "normalizer": {"type": "Sequence", "normalizers": [*marks, _replace(" ", "▁")]},
+        "decoder": {"type": "Sequence", "decoders": [*_sentencepiece_decoders(), *strip]},
+    }
 
 
-def _sentencepiece_decoders() -> list[Any]:
-    from tokenizers import decoders
+def _replace(text: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": text}, "content": content}
 
-    return [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+
+def _sentencepiece_decoders() -> list[dict[str, Any]]:
+    return [_replace("▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"}]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import tokenizers
+from .tokenizers_library import LibraryTokenizer
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """Tokens, the rules to find them in a text, and what a model's files say about them."""
 
-    tokenizer: tokenizers.Tokenizer
+    tokenizer: LibraryTokenizer
     special: dict[int, str]  # special tokens: id -> text
     bos_id: int | None
     eos_id: int | None

@@ -85,7 +85,7 @@ def make_tokenizer(model: Path, folder: Path) -> None:
     """The model's tokenizer as a Hugging Face directory, for transformers."""
     tokenizer = Tokenizer(model)
     folder.mkdir()
-    tokenizer._tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(tokenizer._tokenizer.rules())
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": tokenizer.bos_token,

@@ -86,5 +86,7 @@ def test_long_tokens_take_no_long_time() -> None:
         sentencepiece(["<unk>", "<s>", "a", "a" * 300_000])
     tokens = sentencepiece(["<unk>", "<s>", *("a" * n for n in range(1, 513))])
     assert tokens.encode("a" * 512, add_bos=False) == [513]
-    assert byte_level([*TOKENS, "a" * 300_000]).vocab_size == len(TOKENS) + 1
+    assert byte_level([*TOKENS, "a" * 4096]).vocab_size == len(TOKENS) + 1
+    with pytest.raises(ValueError, match="4097 characters.*at most 4096"):
+        byte_level([*TOKENS, "a" * 4097])
     assert time.process_time() - start < 5 * SLOWER

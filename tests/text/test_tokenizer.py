@@ -10,6 +10,7 @@ from conftest import GOLDEN, SLOWER
 
 from lmdeploy_c import _C
 from lmdeploy_c.text.detokenizer import spelling_of
+from lmdeploy_c.text.tokenizers_library import LibraryTokenizer
 from lmdeploy_c.tokenizer import Tokenizer
 
 TOKEN_FILES = sorted((GOLDEN / "gguf").glob("*.tokens.json"))
@@ -43,7 +44,7 @@ def test_smollm2(smollm2_tokenizer: Tokenizer) -> None:
 
 
 def test_hugging_face_directory(smollm2_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(smollm2_tokenizer._tokenizer.to_str())
+    (tmp_path / "tokenizer.json").write_text(smollm2_tokenizer._tokenizer.rules())
     config = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"},
               "chat_template": [{"name": "default", "template": "x"}]}  # fmt: skip
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
@@ -132,15 +133,17 @@ def test_malformed_metadata_is_a_value_error() -> None:
 
 def test_other_decoders_lose_no_space() -> None:
     """Metaspace strips a text's first space: tokens decoded in a window must not lose theirs."""
-    from tokenizers import decoders
-
     random.seed(6)
     tokenizer = Tokenizer(GOLDEN / "gguf" / "llama-spm.gguf")
+    parts = json.loads(tokenizer._tokenizer.rules())
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     for decoder in (
-        decoders.Metaspace(),
-        decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()]),
+        metaspace,
+        {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, metaspace]},
     ):
-        tokenizer._tokenizer.decoder = decoder
+        tokenizer._tokenizer = LibraryTokenizer(
+            {**parts, "decoder": decoder}, parts["added_tokens"]
+        )
         tokenizer._spelling = spelling_of(tokenizer._tokenizer)
         for _ in range(60):
             ids = random.choices(range(tokenizer.vocab_size), k=200)

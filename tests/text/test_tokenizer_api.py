@@ -78,7 +78,7 @@ def test_names(tokenizer: Tokenizer, tmp_path: Path) -> None:
 
 def test_prefix_space_tokens(tokenizer: Tokenizer, spm: Tokenizer) -> None:
     assert tokenizer.prefix_space_tokens == set()
-    spelled = {spm._tokenizer.id_to_token(i) for i in spm.prefix_space_tokens}
+    spelled = {spm._tokenizer.token_of(i) for i in spm.prefix_space_tokens}
     assert spelled == {"▁", "▁▁", "▁a", "▁Paris", "▁ c"}
 
 
