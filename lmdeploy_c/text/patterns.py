@@ -3,8 +3,8 @@ r"""Regular expressions of a model's files, which are untrusted: only those whos
 The tokenizers library gives them to Oniguruma, which tries every way to match. The number of ways
 grows without end where a repeated group can match one text in several ways, and something behind it
 fails: such expressions are refused, and so is what needs a memory of its own (references,
-recursion, conditions). Sequences of `x*` remain, whose time is a power of a text's length; the
-library gives up a match after ten million steps, and texts have a bound.
+recursion, conditions). What remains is `x*` with something behind it, whose time may grow with the
+square of a text's length, and texts have a bound.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ MAX_PATTERN = 16_384  # characters; the longest known has 2,000
 MAX_COUNT = 1024  # of {n,m}; known ones reach 512
 MAX_GROUPS = 32  # inside one another
 #: Of one way through an expression: ways to match parts of a bounded length, and parts of any
-#: length, that something behind them may have to try again.
-MAX_WAYS, MAX_LOOPS = 4096, 4
+#: length, that something behind them may have to try again. Known ones have 4 and 1.
+MAX_WAYS, MAX_LOOPS = 64, 1
 
 _QUANTIFIER = re.compile(r"[*+?]|\{(\d*)(,?)(\d*)\}")
 _GROUP = re.compile(r"\((?:\?(?:[:=!>]|<[=!]|<[A-Za-z]\w*>|[imd]*(?:-[imd]+)?:))?(?![?*])")
