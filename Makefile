@@ -168,7 +168,9 @@ tsan: $(ISA_OBJECTS) ## the engine, and the CPU's parallel steps, under the thre
 	LMDEPLOY_C_ISA=ref build/stress_workspace
 
 FUZZ_SECONDS ?= 60
-fuzz: ## the file readers under libFuzzer (clang); FUZZ_SECONDS=60
+FUZZ_SEED ?= $(shell date +%s)
+fuzz: $(VENV)/.test-tools ## the file readers under libFuzzer (clang), and mutants of tokenizer.json; FUZZ_SECONDS=60
+	cd tests/fuzz && ../../$(BIN)/python fuzz_tokenizer.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 	@mkdir -p build fuzz_corpus
 	cp tests/golden/gguf/*.gguf fuzz_corpus/
 	clang -std=c11 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Icsrc csrc/base/*.c csrc/io/*.c csrc/quant/*.c tests/fuzz/fuzz_gguf.c -pthread $(LIBS) -o build/fuzz_gguf

@@ -230,7 +230,10 @@ def _checked_step(name: str, step: Any, depth: int) -> dict[str, Any]:
         raise ValueError(f"{name}: {kind!r:.40} is not served; served: {', '.join(kinds)}")
     fields = kinds[kind]
     if kind != "Sequence":
-        return {"type": kind, **_checked_fields(f"{name} {kind}", step, fields)}
+        checked = {"type": kind, **_checked_fields(f"{name} {kind}", step, fields)}
+        if kind == "TemplateProcessing":
+            _check_template_tokens(checked)
+        return checked
     inner = step.get(fields)
     if not isinstance(inner, list) or len(inner) > MAX_STEPS or depth == MAX_DEPTH:
         raise ValueError(
@@ -249,6 +252,14 @@ def _checked_fields(where: str, step: Json, fields: Mapping[str, Any]) -> dict[s
             except ValueError as error:
                 raise ValueError(f"{where}: {field} {error}") from None
     return checked
+
+
+def _check_template_tokens(step: Json) -> None:
+    known = step.get("special_tokens", {})
+    for piece in (*step.get("single", ()), *step.get("pair", ())):
+        token = piece.get("SpecialToken")
+        if token and token["id"] not in known:
+            raise ValueError(f"post_processor: special_tokens has no {token['id']!r:.40}")
 
 
 def steps_of(name: str, part: Json | None) -> Iterator[Json]:

@@ -147,6 +147,8 @@ WRONG_STEPS: dict[str, tuple[str, Any, str]] = {
     "many pieces": ("post_processor", {**TEMPLATE, "single": [{}] * 65}, "at most 64"),
     "a third sequence": (
         "post_processor", {**TEMPLATE, "single": [{"Sequence": {"id": "C", "type_id": 0}}]}, "A, "),
+    "a token that is not there": (
+        "post_processor", {**TEMPLATE, "special_tokens": {}}, "special_tokens has no '<s>'"),
     "an id that is none": (
         "post_processor", {**TEMPLATE, "special_tokens": {"a": LARGE_ID}},
         "must be 0 to"),
