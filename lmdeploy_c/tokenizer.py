@@ -131,6 +131,11 @@ class Tokenizer:
             before = before[1:] if is_there or not add_bos else before
         return [*before, *ids, *self.after_text]
 
+    def fewest_tokens(self, s: str) -> int:
+        """Tokens that a text has at least, without what is put around it: a bound that costs next
+        to nothing, and 0 where nothing is certain."""
+        return self._tokenizer.fewest_tokens(s)
+
     def __call__(self, s: str | Sequence[str]) -> Encoding:
         """The ids of a text, or of several, with nothing put around them."""
         if isinstance(s, str):

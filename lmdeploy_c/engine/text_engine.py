@@ -66,6 +66,10 @@ class History:
 NO_HISTORY = History()
 
 
+class PromptTooLong(ValueError):
+    """A prompt that leaves no room for an answer, told by its bytes."""
+
+
 class TextEngine:
     """A model that answers. Any thread.
 
@@ -239,10 +243,18 @@ class TextEngine:
         self, text: str, *, add_bos: bool = True, history: History = NO_HISTORY
     ) -> list[int]:
         """The tokens of a text. Where it goes on from the history's text, they are the history's
-        tokens and new ones for the rest."""
+        tokens and new ones for the rest. PromptTooLong for a text that cannot fit, before it is
+        tokenised."""
         tokenizer, before = self.tokenizer, history.text
-        if before is not None and text.startswith(before):
-            rest = text[len(before) :]
+        goes_on = before is not None and text.startswith(before)
+        rest = text[len(before or "") :] if goes_on else text
+        fewest, session_len = tokenizer.fewest_tokens(rest), self.sizes.kv.session_len
+        if fewest >= session_len:
+            raise PromptTooLong(
+                f"the prompt has at least {fewest} tokens, session_len is {session_len}; shorten "
+                "the prompt or raise session_len"
+            )
+        if goes_on:
             ids = [*history.token_ids, *tokenizer.encode(rest, add_special_tokens=False)]
             so_far = tokenizer.decode(history.token_ids, skip_special_tokens=False)
             if tokenizer.decode(ids, skip_special_tokens=False) == so_far + rest:
@@ -387,6 +399,8 @@ def _code_of(error: Exception) -> ErrorCode:
 
     if isinstance(error, UnsupportedError):
         return ErrorCode.UNSUPPORTED_FEATURE
+    if isinstance(error, PromptTooLong):
+        return ErrorCode.CONTEXT_LENGTH_EXCEEDED
     wrong_argument = isinstance(error, (TypeError, ValueError))
     if wrong_argument and not isinstance(error, ChatTemplateError):
         return ErrorCode.INVALID_REQUEST

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from .token_bounds import byte_characters
 from .tokenizer_json import steps_of
 from .tokenizers_library import LibraryTokenizer
 
@@ -141,13 +142,6 @@ class DetokenizeState:
 _HEX_DIGITS = set("0123456789ABCDEFabcdef")
 
 
-def _gpt2_bytes() -> dict[str, int]:
-    """The characters that stand for bytes in byte-level vocabularies (GPT-2's encoder.py)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
 class Spelling:
     """The bytes of each token, found when first used.
 
@@ -160,7 +154,7 @@ class Spelling:
         self, tokenizer: LibraryTokenizer, *, byte_level: bool, strips_space: bool
     ) -> None:
         self._tokenizer = tokenizer
-        self._characters = _gpt2_bytes() if byte_level else None
+        self._characters = byte_characters() if byte_level else None
         self._added = set(tokenizer.added_tokens())
         self._known: dict[int, bytes] = {}
         self.strips_space = strips_space

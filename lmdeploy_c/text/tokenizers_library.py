@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .token_bounds import TokenBound
 from .tokenizer_json import checked_added_tokens, checked_model, checked_part, growth
 
 #: Bytes of a text: a million tokens and more. Of what a normaliser may make of it; tokens take some
@@ -59,6 +60,7 @@ class LibraryTokenizer:
         tokens = checked_added_tokens(added_tokens)
         self.steps = steps
         self.max_text_bytes = min(MAX_TEXT_BYTES, MAX_NORMALIZED_BYTES // factor)
+        self._bound = TokenBound(model, steps, factor)
         with _guarded("the tokenizers library refuses it"):
             import tokenizers
 
@@ -100,6 +102,10 @@ class LibraryTokenizer:
                 text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
                 ids = self._real.encode(text, add_special_tokens=False).ids
         return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """Tokens that a text has at least, found without tokenising it; 0 where that is open."""
+        return self._bound.fewest_tokens(text)
 
     def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The ids that the post-processor puts in front of a text, and behind it."""
@@ -158,6 +164,7 @@ class LibraryTokenizer:
             from tokenizers import AddedToken
 
             self._real.add_tokens([AddedToken(**token) for token in tokens])
+        self._bound.add(tokens)
 
     # ---- rules ----
 
@@ -171,6 +178,7 @@ class LibraryTokenizer:
         """A copy that reads special tokens in a text as ordinary characters."""
         copy = LibraryTokenizer.__new__(LibraryTokenizer)
         copy.steps, copy.max_text_bytes = self.steps, self.max_text_bytes
+        copy._bound = self._bound
         with _guarded("the tokenizer cannot be copied"):
             import tokenizers
 

@@ -20,6 +20,7 @@ from lmdeploy_c import (
     UnsupportedError,
     pipeline,
 )
+from lmdeploy_c.tokenizer import Tokenizer
 
 ENGINE = TurbomindEngineConfig(session_len=1024, max_batch_size=16, cache_max_entry_count="128MB")
 PROMPTS = ["What is the capital of France?", "Name a colour.", "Count to five."]
@@ -298,6 +299,29 @@ def test_a_bad_parameter_is_an_error_response(pipe: Pipeline) -> None:
 
 def test_a_prompt_that_is_too_long_has_its_own_code(pipe: Pipeline) -> None:
     assert pipe("word " * 3000).error_code == "context_length_exceeded"
+
+
+def test_a_prompt_that_cannot_fit_is_not_tokenised(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes say that it is too long; what may fit is tokenised."""
+    tokenised: list[str] = []
+    encode = Tokenizer.encode
+
+    def counted(self: Tokenizer, text: str, **options: Any) -> list[int]:
+        tokenised.append(text)
+        return encode(self, text, **options)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    long, short = "word " * 100_000, "word " * 3000
+    for preprocess in (True, False):
+        tokenised.clear()
+        response = pipe(long, do_preprocess=preprocess)
+        assert response.error_code == "context_length_exceeded"
+        assert response.finish_reason == "error"
+        assert "has at least" in (response.error_message or "") and not tokenised
+        assert pipe(short, do_preprocess=preprocess).error_code == "context_length_exceeded"
+        assert tokenised
 
 
 def test_an_answer_ends_where_the_context_does(pipe: Pipeline) -> None:
