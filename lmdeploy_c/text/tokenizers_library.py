@@ -88,19 +88,18 @@ class LibraryTokenizer:
         alone is U+FFFD. TypeError for what is no text."""
         if not isinstance(text, str):
             raise TypeError(f"a text must be a str, not {type(text).__name__}")
-        if 4 * len(text) > self.max_text_bytes:
-            n_bytes = len(text.encode("utf-8", "replace"))
-            if n_bytes > self.max_text_bytes:
-                raise ValueError(
-                    f"a text of {n_bytes} bytes, of which this tokenizer takes "
-                    f"{self.max_text_bytes} at once"
-                )
+        try:
+            n_bytes = len(text.encode())
+        except UnicodeEncodeError:
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            n_bytes = len(text.encode())
+        if n_bytes > self.max_text_bytes:
+            raise ValueError(
+                f"a text of {n_bytes} bytes, of which this tokenizer takes {self.max_text_bytes} "
+                "at once"
+            )
         with _guarded("the tokenizer cannot read the text"):
-            try:
-                ids: list[int] = self._real.encode(text, add_special_tokens=False).ids
-            except TypeError:  # the library takes no text with surrogates
-                text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-                ids = self._real.encode(text, add_special_tokens=False).ids
+            ids: list[int] = self._real.encode(text, add_special_tokens=False).ids
         return ids
 
     def fewest_tokens(self, text: str) -> int:

@@ -280,7 +280,7 @@ def test_errors_after_loading_are_ours(use: str) -> None:
     tokenizer = LibraryTokenizer({"model": BPE}, [])
     USES[use](tokenizer)
     methods = {name for name in vars(LibraryTokenizer) if not name.startswith("_")}
-    assert methods == set(USES)
+    assert methods - {"fewest_tokens"} == set(USES), "that one asks nothing of the library"
     for error in (PanicException("it panics"), Exception("it fails")):
         tokenizer._real = Failing(error)  # type: ignore[assignment]
         with pytest.raises(ValueError, match=str(error)):
