@@ -13,11 +13,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .token_bounds import TokenBound
-from .tokenizer_json import checked_added_tokens, checked_model, checked_part, growth
+from .tokenizer_json import checked_added_tokens, checked_model, checked_part, growth, slowness
 
 #: Bytes of a text: a million tokens and more. Of what a normaliser may make of it; tokens take some
 #: hundred bytes of memory for each.
 MAX_TEXT_BYTES, MAX_NORMALIZED_BYTES = 16 << 20, 64 << 20
+MAX_LOOKS = 1 << 28  # at bytes of a text, by a model that tries every token or part of a word there
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _MAX_ID = 1 << 32  # the library's ids have 32 bits
 
@@ -59,7 +60,9 @@ class LibraryTokenizer:
         factor = growth("normalizer", steps["normalizer"])
         tokens = checked_added_tokens(added_tokens)
         self.steps = steps
-        self.max_text_bytes = min(MAX_TEXT_BYTES, MAX_NORMALIZED_BYTES // factor)
+        self.max_text_bytes = min(
+            MAX_TEXT_BYTES, MAX_NORMALIZED_BYTES // factor, MAX_LOOKS // slowness(model)
+        )
         self._bound = TokenBound(model, steps, factor)
         with _guarded("the tokenizers library refuses it"):
             import tokenizers
