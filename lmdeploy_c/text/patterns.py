@@ -23,6 +23,7 @@ _QUANTIFIER = re.compile(r"[*+?]|\{(\d*)(,?)(\d*)\}")
 _GROUP = re.compile(r"\((?:\?(?:[:=!>]|<[=!]|<[A-Za-z]\w*>|[imd]*(?:-[imd]+)?:))?(?![?*])")
 _FLAGS = re.compile(r"\(\?[imd]*(?:-[imd]+)?\)")  # for the rest of the group that they stand in
 _ESCAPE = re.compile(r"\\(?:[pPxuo]\{[^{}]*\}|[^1-9kgX])", re.DOTALL)
+_PLACES = "AbBGyYzZ"  # escapes
 _ZERO_WIDTH = ("(?=", "(?!", "(?<=", "(?<!")
 
 
@@ -32,6 +33,7 @@ class _Part:
 
     alternatives: list[list[_Part]] = field(default_factory=list)  # of a group
     is_atomic: bool = False  # once it has matched, it is not tried again in another way
+    is_place: bool = False  # it matches no character, as a look ahead or the end of a line
     least: int = 1
     most: int | None = 1  # None: any number of times
 
@@ -46,6 +48,15 @@ class _Part:
     def may_fail(self) -> bool:
         return self.least > 0
 
+    @property
+    def may_be_empty(self) -> bool:
+        inner = bool(self.alternatives) and _may_be_empty(self.alternatives)
+        return self.is_place or self.least == 0 or inner
+
+
+def _may_be_empty(ways: list[list[_Part]]) -> bool:
+    return any(all(part.may_be_empty for part in way) for way in ways)
+
 
 def check_pattern(pattern: str) -> None:
     """ValueError for an expression that may take time without end, or is not understood."""
@@ -56,6 +67,11 @@ def check_pattern(pattern: str) -> None:
         raise _refused(pattern, end, "a ) that closes nothing")
     for way in ways:
         _check_way(pattern, way, is_last=True)
+
+
+def matches_nothing(pattern: str) -> bool:
+    """Whether a checked expression may match between two characters."""
+    return _may_be_empty(_parse(pattern, 0, 0)[0])
 
 
 def _refused(pattern: str, at: int, why: str) -> ValueError:
@@ -93,15 +109,16 @@ def _part(pattern: str, at: int, depth: int) -> tuple[_Part, int]:
         alternatives, end = _parse(pattern, group.end(), depth + 1)
         if end == len(pattern):
             raise _refused(pattern, at, "a group without its end")
-        return _Part(alternatives, group[0] in (*_ZERO_WIDTH, "(?>")), end + 1
+        is_place = group[0] in _ZERO_WIDTH
+        return _Part(alternatives, is_place or group[0] == "(?>", is_place), end + 1
     if c == "[":
         return _Part(), _class_end(pattern, at)
     if c == "\\":
         escape = _ESCAPE.match(pattern, at)
         if not escape:
             raise _refused(pattern, at, "with what no tokenizer needs")
-        return _Part(), escape.end()
-    return _Part(), at + 1
+        return _Part(is_place=escape[0][1] in _PLACES), escape.end()
+    return _Part(is_place=c in "^$"), at + 1
 
 
 def _class_end(pattern: str, at: int) -> int:

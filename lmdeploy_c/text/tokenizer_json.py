@@ -8,12 +8,11 @@ that it does not know, and those of training, never reach it. Raises ValueError 
 from __future__ import annotations
 
 import base64
-import binascii
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from .patterns import check_pattern
+from .patterns import check_pattern, matches_nothing
 
 Json = Mapping[str, Any]
 
@@ -26,7 +25,7 @@ MAX_COUNT = 1024  # characters that a step cuts off or together
 MAX_PIECES = 64  # of a template
 #: Characters of a word for WordPiece, which takes time that grows with their square; BERT has 100.
 MAX_WORD = 1024
-#: How many bytes a normaliser or a decoder may make of one. ALBERT's normaliser makes up to 1452,
+#: How many bytes a normaliser or a decoder may make of one. ALBERT's normaliser makes up to 726,
 #: in theory; what decoders make is made for every token.
 MAX_GROWTH = {"normalizer": 4096, "decoder": 16}
 _BEHAVIORS = ("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
@@ -97,6 +96,14 @@ def _pattern(value: Any) -> Any:
     return {kind: _text(text) if kind == "String" else text}
 
 
+def _pattern_of_text(value: Any) -> Any:
+    """One that finds at least a character each time."""
+    checked = _pattern(value)
+    if matches_nothing(checked.get("Regex", "a")):
+        raise ValueError(f"must not match between two characters: {value!r:.40}")
+    return checked
+
+
 def _pair(value: Any) -> Any:
     """A token and its id."""
     if not isinstance(value, list) or len(value) != 2:
@@ -148,15 +155,41 @@ def _special_tokens(value: Any) -> Any:
 def _charsmap(value: Any) -> Any:
     """A table of SentencePiece's: the size of a trie in bytes, the trie, and texts with NULs
     between them."""
-    if isinstance(value, str):
-        try:
-            table = base64.b64decode(value, validate=True)
-        except (binascii.Error, ValueError):
-            table = b""
-        begin = 4 + int.from_bytes(table[:4], "little")
-        if len(table) > 4 and begin <= len(table) and not begin % 4:
-            return value
+    try:
+        table = base64.b64decode(value, validate=True)
+    except (TypeError, ValueError):
+        table = b""
+    begin = 4 + int.from_bytes(table[:4], "little")
+    is_whole = len(table) > 4 and begin <= len(table) and not begin % 4
+    if is_whole and _is_closed(table[4:begin], table[begin:]):
+        return value
     raise ValueError("is no table of SentencePiece's")
+
+
+def _is_closed(trie: bytes, texts: bytes) -> bool:
+    """Whether every step in a trie stays in it, and every end is the place of a text.
+
+    Units of 32 bits, as in darts-clone: with bit 31 an end, which is a place; else a node, whose
+    child for a byte is unit number (own ^ offset ^ byte), and for 0, with bit 8, an end.
+    """
+    import numpy as np
+
+    units = np.frombuffer(trie, "<u4")
+    own = np.arange(len(units), dtype=np.uint32)
+    is_end = units >> 31 == 1
+    children = own ^ ((units >> 10) << ((units & 512) >> 6))
+    if ((children | 255)[~is_end] >= len(units)).any():
+        return False
+    has_end = ~is_end & (units & 256 != 0)
+    places = units[is_end] & 0x7FFFFFFF
+    if not is_end[children[has_end]].all() or (places >= max(len(texts), 1)).any():
+        return False
+    try:
+        texts.decode()
+    except UnicodeDecodeError:
+        return False
+    first = np.frombuffer(texts, np.uint8)[places] if len(texts) else places
+    return bool((first & 0xC0 != 0x80).all())
 
 
 _id = _number(0, MAX_TOKENS - 1)
@@ -164,7 +197,7 @@ _SIZE = _number(0, MAX_COUNT)
 _BYTE_LEVEL = {"add_prefix_space": _flag, "trim_offsets": _flag, "use_regex": _flag}
 _METASPACE = {"replacement": _character, "prepend_scheme": _choice(*_SCHEMES), "split": _flag,
               "add_prefix_space": _flag, "str_rep": _text}  # fmt: skip
-_REPLACE = {"pattern": _pattern, "content": _text}
+_REPLACE = {"pattern": _pattern_of_text, "content": _text}
 #: A part of a tokenizer -> the kinds of its steps -> their fields. Those of Sequence are steps.
 STEPS: dict[str, dict[str, Any]] = {
     "normalizer": {
@@ -288,9 +321,7 @@ def growth(name: str, part: Json | None) -> int:
 def _growth_of(step: Json) -> int:
     if step["type"] == "Replace":
         n_bytes = len(step.get("content", "").encode("utf-8", "replace"))
-        found = step.get("pattern", {}).get("String")
-        if found is None:  # an expression may match between any two characters
-            return 1 + n_bytes
+        found = step.get("pattern", {}).get("String", "a")  # an expression finds a byte at least
         return max(-(-n_bytes // len(found.encode("utf-8", "replace"))), 1)
     if step["type"] == "Precompiled":
         table = base64.b64decode(step.get("precompiled_charsmap", ""))

@@ -12,6 +12,7 @@ def test_mutants_open_or_are_refused() -> None:
     command = [sys.executable, str(SCRIPT), "--mutants", "600", "--seed", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "panicked" not in done.stderr, "what makes the library panic is refused before"
     n_made, n_opened = (
         int(line.split()[i]) for line in done.stdout.splitlines()[-1:] for i in (0, 2)
     )

@@ -1,5 +1,6 @@
 """Expressions of a model's files: which are run, and that their time is bounded."""
 
+import re
 import time
 
 import pytest
@@ -7,7 +8,7 @@ import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lmdeploy_c.text.patterns import check_pattern
+from lmdeploy_c.text.patterns import check_pattern, matches_nothing
 from lmdeploy_c.text.pre_tokenizers import TABLE
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -127,3 +128,25 @@ def test_what_is_run_takes_no_long_time(pattern: str) -> None:
     for text in TEXTS:
         split.pre_tokenize_str(text)
     assert time.process_time() - start < 0.1, pattern
+
+
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+@given(EXPRESSIONS)
+def test_what_may_match_nothing_is_known(pattern: str) -> None:
+    """Python's expressions are the oracle: these mean the same there."""
+    try:
+        check_pattern(pattern)
+        found = re.compile(pattern.replace("++", "+"))
+    except (ValueError, re.error):
+        return
+    empty = [
+        m for text in ("", "a", "b", "ab", "a b", "bb") for m in found.finditer(text) if not m[0]
+    ]
+    assert matches_nothing(pattern) or not empty
+
+
+@pytest.mark.parametrize("pattern", ["a", " {2,}", r"\s+", "(?:a|b)", "^a", r"a\b", "(?=a)a", "``"])
+def test_what_finds_a_character_each_time(pattern: str) -> None:
+    assert not matches_nothing(pattern)

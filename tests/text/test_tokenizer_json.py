@@ -4,6 +4,7 @@ import base64
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizer_dirs import KINDS, METASPACE, PREFIX, SPACES, STRIP, TO_SPACES, steps
@@ -13,12 +14,19 @@ from lmdeploy_c.text.tokenizer_json import checked_added_tokens, checked_model, 
 from lmdeploy_c.text.tokenizers_library import LibraryTokenizer
 
 
-def table(*texts: str) -> str:
-    """A table of SentencePiece's, of an empty trie."""
-    trie = bytes(8)
-    return base64.b64encode(
-        len(trie).to_bytes(4, "little") + trie + "\0".join(texts).encode()
-    ).decode()
+def table(*texts: str, units: dict[int, int] | None = None) -> str:
+    """A table of SentencePiece's; units: of its trie of 512, where others are 0."""
+    trie = np.zeros(512, "<u4")
+    for i, unit in (units or {}).items():
+        trie[i] = unit
+    size = len(trie.tobytes()).to_bytes(4, "little")
+    return base64.b64encode(size + trie.tobytes() + "\0".join(texts).encode()).decode()
+
+
+def a_becomes(place: int) -> dict[int, int]:
+    """Units of a trie in which "a" ends at a place: root, the node of "a", its end."""
+    node = 1 ^ ord("a")
+    return {0: 1 << 10, node: 2 << 10 | 1 << 8 | ord("a"), node ^ 2: 1 << 31 | place}
 
 
 def sequence(field: str, *parts: dict[str, Any]) -> dict[str, Any]:
@@ -54,13 +62,13 @@ KNOWN: dict[str, tuple[str, dict[str, Any], int]] = {
     "Gemma": ("normalizer", TO_SPACES, 3),
     "Qwen2": ("normalizer", kind("NFC"), 3),
     "T5": ("normalizer", sequence("normalizers", NMT_NFKC,
-                                  replace({"Regex": " {2,}"}, "▁")), 132),
+                                  replace({"Regex": " {2,}"}, "▁")), 99),
     "ALBERT": ("normalizer", sequence("normalizers", replace("``", '"'), replace("''", '"'),
                                       kind("NFKD"), kind("StripAccents"), kind("Lowercase"),
                                       NMT_NFKC,
-                                      replace({"Regex": " {2,}"}, " ")), 1452),
+                                      replace({"Regex": " {2,}"}, " ")), 726),
     "CLIP": ("normalizer", sequence("normalizers", kind("NFC"), replace({"Regex": r"\s+"}, " "),
-                                    kind("Lowercase")), 12),
+                                    kind("Lowercase")), 6),
     "XLNet": ("normalizer", kind("Strip", strip_left=False, strip_right=True), 1),
     "ModernBERT's words": ("pre_tokenizer", sequence(
         "pretokenizers", kind("WhitespaceSplit"), METASPACE,
@@ -93,8 +101,27 @@ def test_steps_of_known_models_are_kept(model: str) -> None:
     assert checked == without_null
     if name in ("normalizer", "decoder"):
         assert growth(name, checked) == factor
-    if "charsmap" not in repr(part):  # an empty trie is none
-        LibraryTokenizer({"model": {"type": "BPE", "vocab": {}, "merges": []}, name: part}, [])
+    LibraryTokenizer({"model": {"type": "BPE", "vocab": {}, "merges": []}, name: part}, [])
+
+
+def test_tables_whose_tries_are_closed_are_read() -> None:
+    """The library walks through the trie as it is described, and so do the checks."""
+    normalizer = kind("Precompiled", precompiled_charsmap=table("x", "b", units=a_becomes(2)))
+    assert LibraryTokenizer({"model": BPE, "normalizer": normalizer}, []).encode("a") == [1]
+    node = 1 ^ ord("a")
+    wrong = {
+        "a place behind the texts": a_becomes(3),
+        "a node outside": {**a_becomes(2), 0: 512 << 10},
+        "no end": {**a_becomes(2), node ^ 2: 5},
+    }
+    for case, units in wrong.items():
+        with pytest.raises(ValueError, match="no table of SentencePiece's"):
+            text = table("x", "b", units=units)
+            checked_part("normalizer", kind("Precompiled", precompiled_charsmap=text))
+            pytest.fail(case)
+    with pytest.raises(ValueError, match="no table"):  # the middle of a character
+        inside = table("é", units=a_becomes(1))
+        checked_part("normalizer", kind("Precompiled", precompiled_charsmap=inside))
 
 
 def test_fields_that_are_not_known_do_not_reach_the_library() -> None:
@@ -127,10 +154,11 @@ WRONG_STEPS: dict[str, tuple[str, Any, str]] = {
     "a surrogate": ("normalizer", kind("Prepend", prepend="\ud800"), "at most 128"),
     "no flag": ("normalizer", {**BERT, "lowercase": "yes"}, "lowercase must be true or false"),
     "an empty pattern": ("normalizer", replace("", "a"), "Replace: pattern must have a text"),
+    "a pattern of nothing": ("normalizer", replace({"Regex": "a|b*"}, "c"), "between two char"),
     "two patterns": ("normalizer", replace({"String": "a", "Regex": "b"}, "a"), "must have"),
     "growing": ("normalizer", sequence("normalizers", *[replace("a", "a" * 64)] * 3), "more than"),
     "growing by an expression": (
-        "normalizer", sequence("normalizers", *[replace({"Regex": "a*"}, "b" * 64)] * 2), "more"),
+        "normalizer", sequence("normalizers", *[replace({"Regex": "a"}, "b" * 65)] * 2), "more"),
     "growing by a table": (
         "normalizer", kind("Precompiled", precompiled_charsmap=table("a", "b" * 4097)), "more"),
     "no table": ("normalizer", kind("Precompiled", precompiled_charsmap="AAAA"), "charsmap is no"),
