@@ -29,6 +29,8 @@ OTHER_MODELS = {
 #: Most characters of a token of SentencePiece's kind: finding the merges that lead to it takes
 #: time that grows with their square. Real ones have at most a few dozen.
 MAX_CHARACTERS = 512
+#: Of all tokens, the squares of their characters: known vocabularies have a tenth of it.
+MAX_SQUARES = 1 << 29
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
@@ -206,6 +208,12 @@ def _sentencepiece_merges(vocab: dict[str, int], scores: Sequence[float]) -> lis
         raise ValueError(
             f"tokenizer.ggml.tokens: token {vocab[longest]} has {len(longest)} characters, more "
             f"than {MAX_CHARACTERS}; the file is damaged, or not of SentencePiece's kind"
+        )
+    at_most = len(vocab) * len(longest) ** 2
+    if at_most > MAX_SQUARES and sum(len(token) ** 2 for token in vocab) > MAX_SQUARES:
+        raise ValueError(
+            f"tokenizer.ggml.tokens: {len(vocab)} tokens of up to {len(longest)} characters are "
+            "more than any vocabulary of SentencePiece's kind has; the file is damaged"
         )
     found = []
     for token, token_id in vocab.items():

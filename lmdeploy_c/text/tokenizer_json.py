@@ -7,11 +7,11 @@ that it does not know, and those of training, never reach it. Raises ValueError 
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from .charsmap import checked_table, longest_text
 from .patterns import check_pattern, matches_nothing
 
 Json = Mapping[str, Any]
@@ -152,46 +152,6 @@ def _special_tokens(value: Any) -> Any:
     return checked
 
 
-def _charsmap(value: Any) -> Any:
-    """A table of SentencePiece's: the size of a trie in bytes, the trie, and texts with NULs
-    between them."""
-    try:
-        table = base64.b64decode(value, validate=True)
-    except (TypeError, ValueError):
-        table = b""
-    begin = 4 + int.from_bytes(table[:4], "little")
-    is_whole = len(table) > 4 and begin <= len(table) and not begin % 4
-    if is_whole and _is_closed(table[4:begin], table[begin:]):
-        return value
-    raise ValueError("is no table of SentencePiece's")
-
-
-def _is_closed(trie: bytes, texts: bytes) -> bool:
-    """Whether every step in a trie stays in it, and every end is the place of a text.
-
-    Units of 32 bits, as in darts-clone: with bit 31 an end, which is a place; else a node, whose
-    child for a byte is unit number (own ^ offset ^ byte), and for 0, with bit 8, an end.
-    """
-    import numpy as np
-
-    units = np.frombuffer(trie, "<u4")
-    own = np.arange(len(units), dtype=np.uint32)
-    is_end = units >> 31 == 1
-    children = own ^ ((units >> 10) << ((units & 512) >> 6))
-    if ((children | 255)[~is_end] >= len(units)).any():
-        return False
-    has_end = ~is_end & (units & 256 != 0)
-    places = units[is_end] & 0x7FFFFFFF
-    if not is_end[children[has_end]].all() or (places >= max(len(texts), 1)).any():
-        return False
-    try:
-        texts.decode()
-    except UnicodeDecodeError:
-        return False
-    first = np.frombuffer(texts, np.uint8)[places] if len(texts) else places
-    return bool((first & 0xC0 != 0x80).all())
-
-
 _id = _number(0, MAX_TOKENS - 1)
 _SIZE = _number(0, MAX_COUNT)
 _BYTE_LEVEL = {"add_prefix_space": _flag, "trim_offsets": _flag, "use_regex": _flag}
@@ -207,7 +167,7 @@ STEPS: dict[str, dict[str, Any]] = {
         "Strip": {"strip_left": _flag, "strip_right": _flag},
         **{kind: {} for kind in ("StripAccents", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Nmt",
                                  "ByteLevel")},
-        "Precompiled": {"precompiled_charsmap": _charsmap},
+        "Precompiled": {"precompiled_charsmap": checked_table},
         "Replace": _REPLACE,
         "Prepend": {"prepend": _text},
     },
@@ -324,9 +284,7 @@ def _growth_of(step: Json) -> int:
         found = step.get("pattern", {}).get("String", "a")  # an expression finds a byte at least
         return max(-(-n_bytes // len(found.encode("utf-8", "replace"))), 1)
     if step["type"] == "Precompiled":
-        table = base64.b64decode(step.get("precompiled_charsmap", ""))
-        texts = table[4 + int.from_bytes(table[:4], "little") :]
-        return max(map(len, texts.split(b"\0")))
+        return longest_text(step.get("precompiled_charsmap", ""))
     return _GROWTH.get(step["type"], 1)
 
 

@@ -9,7 +9,7 @@ wait for the text at hand, whose size is bounded.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .token_bounds import TokenBound
@@ -58,7 +58,6 @@ class LibraryTokenizer:
         steps = {name: checked_part(name, parts.get(name)) for name in _PARTS}
         growth("decoder", steps["decoder"])
         factor = growth("normalizer", steps["normalizer"])
-        tokens = checked_added_tokens(added_tokens)
         self.steps = steps
         self.max_text_bytes = min(
             MAX_TEXT_BYTES, MAX_NORMALIZED_BYTES // factor, MAX_LOOKS // slowness(model)
@@ -71,7 +70,7 @@ class LibraryTokenizer:
             text = json.dumps({"version": "1.0", "added_tokens": [], **steps, "model": empty})
             self._real = tokenizers.Tokenizer.from_str(text)
         self._set_model(model)
-        self.add_tokens(tokens)
+        self.add_tokens(added_tokens)
 
     def _set_model(self, model: Mapping[str, Any]) -> None:
         fields = {name: value for name, value in model.items() if name not in ("type", "merges")}
@@ -160,8 +159,10 @@ class LibraryTokenizer:
                 for token_id, token in self._real.get_added_tokens_decoder().items()
             }  # fmt: skip
 
-    def add_tokens(self, tokens: Sequence[Mapping[str, Any]]) -> None:
-        """Makes texts tokens of their own wherever they stand: objects with content and flags."""
+    def add_tokens(self, tokens: Any) -> None:
+        """Makes texts tokens of their own wherever they stand: a list of objects with content and
+        flags, or None."""
+        tokens = checked_added_tokens(tokens)
         with _guarded("the tokenizers library refuses an added token"):
             from tokenizers import AddedToken
 

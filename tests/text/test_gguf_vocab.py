@@ -7,6 +7,7 @@ import pytest
 from conftest import SLOWER
 
 from lmdeploy_c import _C
+from lmdeploy_c.text import gguf_vocab
 from lmdeploy_c.text.gguf_vocab import OTHER_MODELS
 from lmdeploy_c.tokenizer import Tokenizer
 
@@ -78,6 +79,16 @@ def test_what_only_resembles_a_byte_is_text(token: str) -> None:
     )
     assert tokenizer.decode([3, 5, 4]) == f"a{token}b"
     assert tokenizer.decode([3, 6, 7, 8, 4]) == "aAéb"
+
+
+def test_many_long_tokens_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = ["<unk>", "<s>", *("a" * n for n in range(1, 11))]
+    squares = sum(len(token) ** 2 for token in tokens)
+    monkeypatch.setattr(gguf_vocab, "MAX_SQUARES", squares)
+    assert sentencepiece(tokens).vocab_size == 12
+    monkeypatch.setattr(gguf_vocab, "MAX_SQUARES", squares - 1)
+    with pytest.raises(ValueError, match="12 tokens of up to 10 characters"):
+        sentencepiece(tokens)
 
 
 def test_long_tokens_take_no_long_time() -> None:

@@ -77,6 +77,8 @@ WRONG_FILES = {
     "a template without its token": (
         {"tokenizer": {"post_processor": {"type": "BertProcessing", "sep": ["x", 5]}}},
         r"tokenizer\.json"),
+    "a long token beside it": (
+        {"tokenizer_config": {"eos_token": "x" * 4097}}, r"tokenizer\.json.*at most 4096"),
     "a long template": ({"chat_template.jinja": "x" * (1 << 20) + "x"}, r"chat_template\.jinja"),
 }  # fmt: skip
 
