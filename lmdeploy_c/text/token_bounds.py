@@ -71,8 +71,12 @@ def _shrinks(normalizer: Mapping[str, Any] | None) -> int:
         kind = step["type"]
         found = step.get("pattern", {}).get("String")
         if kind == "NFC":
-            factor = NFC_SHRINKS  # once it was applied, the next one finds nothing
-        elif kind == "Replace" and found and len(step["content"].encode()) >= len(found.encode()):
+            factor *= NFC_SHRINKS  # again after another step, which may bring what is joined
+        elif (
+            kind == "Replace"
+            and found
+            and len(step.get("content", "").encode()) >= len(found.encode())
+        ):
             pass
         elif kind not in ("Prepend", "ByteLevel"):
             return 0
