@@ -1,7 +1,9 @@
 """What a tokenizer.json may say: every known model's steps, and bounds on everything else."""
 
 import base64
+import functools
 import json
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -102,6 +104,28 @@ def test_steps_of_known_models_are_kept(model: str) -> None:
     if name in ("normalizer", "decoder"):
         assert growth(name, checked) == factor
     LibraryTokenizer({"model": {"type": "BPE", "vocab": {}, "merges": []}, name: part}, [])
+
+
+@functools.cache
+def changed_characters() -> list[str]:
+    """Characters that Unicode changes in some way, and some others."""
+    every = map(chr, [*range(0x3400), *range(0xA000, 0xAC80), *range(0xF900, 0x30000)])
+    return [
+        c for c in every if ord(c) < 0x500 or unicodedata.decomposition(c) or c.lower() != c
+    ] + ["中", "文"]  # fmt: skip
+
+
+GROWING = ["NFC", "NFD", "NFKC", "NFKD", "Lowercase", "ByteLevel", "Nmt", "StripAccents"]
+
+
+@pytest.mark.parametrize("part", [*map(kind, GROWING), BERT], ids=lambda part: part["type"])
+def test_no_character_grows_more_than_is_said(part: dict[str, Any]) -> None:
+    """As the library's own normaliser has it."""
+    checked = checked_part("normalizer", part)
+    normalizer = LibraryTokenizer({"model": BPE, "normalizer": part}, [])._real.normalizer
+    most = growth("normalizer", checked)
+    for c in changed_characters():
+        assert len(normalizer.normalize_str(c).encode()) <= most * len(c.encode()), ascii(c)
 
 
 def test_tables_whose_tries_are_closed_are_read() -> None:
