@@ -40,8 +40,8 @@ class Tokenizer:
     `from_gguf(metadata)` takes metadata that was read before. trust_remote_code is accepted and
     without effect: no code of a model is ever run.
 
-    A directory's tokenizer.json is followed as it is, except that truncation and padding are off
-    and that the files beside it add to its tokens, as in transformers 5.23.
+    A directory's tokenizer.json is followed as it is, except that truncation, padding and dropout
+    are off and that the files beside it add to its tokens, as in transformers 5.23.
 
     Attributes: vocab_size (without added tokens; vocab_size_with_added counts all),
     bos_token_id, eos_token_id, bos_token, eos_token (None for none), before_text and after_text
@@ -119,7 +119,8 @@ class Tokenizer:
         that of transformers.
 
         Both halves of a surrogate pair are its character, and a half alone is U+FFFD. ValueError
-        for a text that the vocabulary cannot spell.
+        for a text that the vocabulary cannot spell, and for one of more than 16 MiB (less where the
+        tokenizer's rules are slow or make much of it).
         """
         tokenizer = self._plain() if split_special_tokens else self._tokenizer
         ids = tokenizer.encode(s)
