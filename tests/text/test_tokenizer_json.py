@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizer_dirs import KINDS, METASPACE, PREFIX, SPACES, STRIP, TO_SPACES, steps
+from tokenizers import pre_tokenizers
 
-from lmdeploy_c.text import tokenizers_library
+from lmdeploy_c.text import tokenizer_json, tokenizers_library
+from lmdeploy_c.text.patterns import check_pattern
 from lmdeploy_c.text.tokenizer_json import checked_added_tokens, checked_model, checked_part, growth
 from lmdeploy_c.text.tokenizers_library import LibraryTokenizer
 
@@ -113,6 +117,20 @@ def changed_characters() -> list[str]:
     return [
         c for c in every if ord(c) < 0x500 or unicodedata.decomposition(c) or c.lower() != c
     ] + ["中", "文"]  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.text(alphabet=" \n\t\r\u3000ab\u0301", max_size=30))
+def test_linear_expressions_match_what_others_do(text: str) -> None:
+    for pattern, linear in tokenizer_json._LINEAR.items():
+        check_pattern(linear)
+        ways = [
+            pre_tokenizers.Split(tokenizers.Regex(p), "isolated").pre_tokenize_str(text)
+            for p in (pattern, linear)
+        ]
+        assert ways[0] == ways[1]
+        split = kind("Split", pattern={"Regex": pattern}, behavior="Isolated", invert=False)
+        assert checked_part("pre_tokenizer", split) == {**split, "pattern": {"Regex": linear}}
 
 
 GROWING = ["NFC", "NFD", "NFKC", "NFKD", "Lowercase", "ByteLevel", "Nmt", "StripAccents"]
