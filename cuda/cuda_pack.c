@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "backend/part_rows.h"
 #include "base/half.h"
 #include "base/ints.h"
 
@@ -110,30 +111,32 @@ static row_origin find_row(const lmd_pack_plan *plan, int32_t row) {
     return (row_origin){&plan->src->parts[i], &plan->formats[i], row};
 }
 
-static int32_t mapped_row(const row_origin *origin) {
-    return origin->part->row_map ? origin->part->row_map[origin->row] : origin->row;
+/* The bytes of a row of a tensor; where they were read, they are in `buffer`. */
+static lmd_status row_bytes(const row_origin *origin, int32_t n_cols, uint8_t *buffer,
+                            const uint8_t **out, lmd_err *err) {
+    return lmd_part_rows(origin->part, n_cols, origin->row, 1, buffer, out, err);
 }
 
 /* A tile's rows as bytes, before they are packed. */
 typedef struct tile_rows {
     uint8_t *codes;             /* [16][padded_cols] unsigned */
     uint16_t *scales, *offsets; /* [16][n_groups] halves: the offset of cuda_layout.h */
-    float *values;              /* [16][padded_cols] of form F16 */
+    float *values;              /* [padded_cols] of form F16: one row */
+    uint8_t *stored;            /* one row of a tensor, as it was read */
 } tile_rows;
 
 /* One row as its format has it: codes as they are, groups of the format. */
-static void read_row(const row_origin *origin, int32_t n_cols, uint8_t *codes, uint16_t *scales,
-                     uint16_t *offsets) {
+static lmd_status read_row(const row_origin *origin, int32_t n_cols, uint8_t *stored,
+                           uint8_t *codes, uint16_t *scales, uint16_t *offsets, lmd_err *err) {
     const lmd_weight_part *part = origin->part;
-    const int32_t row = mapped_row(origin), g = origin->format->group_size;
     if (!part->packed.packing) {
-        const lmd_tensor_view *tensor = part->tensor;
-        lmd_weight_decode_row(tensor->dtype,
-                              (const uint8_t *)tensor->data +
-                                  row * lmd_dtype_row_bytes(tensor->dtype, n_cols),
-                              n_cols, codes, scales, offsets);
-        return;
+        const uint8_t *bytes;
+        LMD_TRY(row_bytes(origin, n_cols, stored, &bytes, err));
+        lmd_weight_decode_row(part->tensor->dtype, bytes, n_cols, codes, scales, offsets);
+        return LMD_OK;
     }
+    const int32_t row = part->row_map ? part->row_map[origin->row] : origin->row;
+    const int32_t g = origin->format->group_size;
     /* Packed rows come in runs of 8; the other 7 are read again for their own turn. */
     uint8_t run[LMD_PACKED_ROWS * LMD_PACKED_COLS];
     uint16_t run_scales[LMD_PACKED_ROWS], run_zeros[LMD_PACKED_ROWS] = {0};
@@ -144,6 +147,7 @@ static void read_row(const row_origin *origin, int32_t n_cols, uint8_t *codes, u
         scales[col / g] = run_scales[in_run];
         offsets[col / g] = run_zeros[in_run];
     }
+    return LMD_OK;
 }
 
 /* ---- codes ---- */
@@ -157,17 +161,18 @@ static uint16_t offset_of(const lmd_weight_format *format, uint16_t offset) {
     return lmd_float_to_half(1024.0f + zero);
 }
 
-static void read_code_row(const lmd_pack_plan *plan, const row_origin *origin, int32_t lane,
-                          tile_rows *to) {
+static lmd_status read_code_row(const lmd_pack_plan *plan, const row_origin *origin,
+                                int32_t lane, tile_rows *to, lmd_err *err) {
     const lmd_weight_format *format = origin->format;
     uint8_t *codes = to->codes + lane * plan->padded_cols;
     uint16_t *scales = to->scales + lane * plan->n_groups;
     uint16_t *offsets = to->offsets + lane * plan->n_groups;
-    read_row(origin, plan->n_cols, codes, scales, offsets);
+    LMD_TRY(read_row(origin, plan->n_cols, to->stored, codes, scales, offsets, err));
     for (int32_t g = 0; g < plan->n_cols / plan->group_size; g++)
         offsets[g] = offset_of(format, offsets[g]);
-    if (format->kind != LMD_WEIGHT_I8) return;
+    if (format->kind != LMD_WEIGHT_I8) return LMD_OK;
     for (int32_t k = 0; k < plan->n_cols; k++) codes[k] ^= 0x80; /* code + 128 */
+    return LMD_OK;
 }
 
 /* Writes a row's codes to the lanes that hold them: cuda_layout.h. */
@@ -220,19 +225,18 @@ static void pack_codes(const lmd_pack_plan *plan, const tile_rows *rows, uint8_t
 
 /* ---- halves ---- */
 
-static void read_values(const lmd_pack_plan *plan, const row_origin *origin, tile_rows *rows,
-                        float *values) {
+static lmd_status read_values(const lmd_pack_plan *plan, const row_origin *origin,
+                              tile_rows *rows, lmd_err *err) {
     const lmd_weight_format *format = origin->format;
+    float *values = rows->values;
     if (!origin->part->packed.packing) {
-        const lmd_tensor_view *tensor = origin->part->tensor;
-        lmd_weight_row_to_float(tensor->dtype,
-                                (const uint8_t *)tensor->data +
-                                    mapped_row(origin) *
-                                        lmd_dtype_row_bytes(tensor->dtype, plan->n_cols),
-                                plan->n_cols, values);
-        return;
+        const uint8_t *bytes;
+        LMD_TRY(row_bytes(origin, plan->n_cols, rows->stored, &bytes, err));
+        lmd_weight_row_to_float(origin->part->tensor->dtype, bytes, plan->n_cols, values);
+        return LMD_OK;
     }
-    read_row(origin, plan->n_cols, rows->codes, rows->scales, rows->offsets);
+    LMD_TRY(read_row(origin, plan->n_cols, rows->stored, rows->codes, rows->scales,
+                     rows->offsets, err));
     for (int32_t k = 0; k < plan->n_cols; k++) {
         const int32_t g = k / format->group_size;
         const float scale = lmd_half_to_float(rows->scales[g]);
@@ -242,6 +246,7 @@ static void read_values(const lmd_pack_plan *plan, const row_origin *origin, til
             format->offset == LMD_OFFSET_ZERO ? lmd_half_to_float(rows->offsets[g]) : 0.0f;
         values[k] = scale * (code - zero);
     }
+    return LMD_OK;
 }
 
 /* A power of two that brings a row's largest value near 1, where a half cannot hold the row as
@@ -273,10 +278,23 @@ static size_t groups_room(const lmd_pack_plan *plan) {
     return (size_t)ROWS * ((size_t)plan->padded_cols / 16 + 1);
 }
 
+static size_t decoded_room(const lmd_pack_plan *plan) {
+    return (size_t)plan->padded_cols * sizeof(float) +
+           2 * groups_room(plan) * sizeof(uint16_t) + codes_room(plan);
+}
+
+/* The longest row of the plan's parts, as it is stored. */
+static size_t stored_room(const lmd_pack_plan *plan) {
+    size_t most = 0;
+    for (int32_t i = plan->first_part; i < plan->first_part + plan->n_parts; i++) {
+        const size_t n = lmd_part_rows_bytes(&plan->src->parts[i], plan->n_cols, 1);
+        if (n > most) most = n;
+    }
+    return most;
+}
+
 size_t lmd_pack_scratch_bytes(const lmd_pack_plan *plan) {
-    const size_t n_bytes = (size_t)plan->padded_cols * sizeof(float) +
-                           2 * groups_room(plan) * sizeof(uint16_t) + codes_room(plan);
-    return (n_bytes + 63) / 64 * 64;
+    return (decoded_room(plan) + stored_room(plan) + 63) / 64 * 64;
 }
 
 static tile_rows cut_scratch(const lmd_pack_plan *plan, uint8_t *scratch) {
@@ -284,27 +302,29 @@ static tile_rows cut_scratch(const lmd_pack_plan *plan, uint8_t *scratch) {
     rows.scales = (uint16_t *)(void *)(rows.values + plan->padded_cols);
     rows.offsets = rows.scales + groups_room(plan);
     rows.codes = (uint8_t *)(rows.offsets + groups_room(plan));
+    rows.stored = rows.codes + codes_room(plan);
     return rows;
 }
 
-void lmd_pack_tile(const lmd_pack_plan *plan, int32_t tile, uint8_t *scratch, uint8_t *codes,
-                   lmd_cuda_group *groups, float *scales) {
+lmd_status lmd_pack_tile(const lmd_pack_plan *plan, int32_t tile, uint8_t *scratch,
+                         uint8_t *codes, lmd_cuda_group *groups, float *scales, lmd_err *err) {
     tile_rows rows = cut_scratch(plan, scratch);
     const bool is_codes = lmd_form_is_codes(plan->form);
-    memset(scratch, 0, lmd_pack_scratch_bytes(plan));
+    memset(scratch, 0, decoded_room(plan));
     for (int32_t lane_row = 0; lane_row < ROWS; lane_row++) {
         const row_origin origin = find_row(plan, tile * ROWS + lane_row);
         if (is_codes) {
-            if (origin.part) read_code_row(plan, &origin, lane_row, &rows);
+            if (origin.part) LMD_TRY(read_code_row(plan, &origin, lane_row, &rows, err));
             continue;
         }
         if (origin.part)
-            read_values(plan, &origin, &rows, rows.values);
+            LMD_TRY(read_values(plan, &origin, &rows, err));
         else
             memset(rows.values, 0, (size_t)plan->padded_cols * sizeof *rows.values);
         pack_halves(plan, rows.values, lane_row, codes, scales);
     }
     if (is_codes) pack_codes(plan, &rows, codes, groups);
+    return LMD_OK;
 }
 
 void lmd_pack_blank_tile(const lmd_pack_plan *plan, uint8_t *codes, lmd_cuda_group *groups,

@@ -28,9 +28,10 @@ lmd_status lmd_pack_plans(const lmd_weight_source *src,
 size_t lmd_pack_scratch_bytes(const lmd_pack_plan *plan);
 
 /* Packs a tile: codes (or halves), groups [n_groups][16], scales [16]; the latter two where the
- * form has them. */
-void lmd_pack_tile(const lmd_pack_plan *plan, int32_t tile, uint8_t *scratch, uint8_t *codes,
-                   lmd_cuda_group *groups, float *scales);
+ * form has them. Packed tensors of the source are in memory; others are read here. Errors as
+ * lmd_file_read. */
+lmd_status lmd_pack_tile(const lmd_pack_plan *plan, int32_t tile, uint8_t *scratch,
+                         uint8_t *codes, lmd_cuda_group *groups, float *scales, lmd_err *err);
 
 /* Fills a tile with small made-up values, for measuring. */
 void lmd_pack_blank_tile(const lmd_pack_plan *plan, uint8_t *codes, lmd_cuda_group *groups,

@@ -116,12 +116,14 @@ typedef struct batch {
     uint8_t *codes, *groups, *scales; /* of tile `first`, in the stage */
     uint8_t *scratch;                 /* [n_threads][scratch_bytes] */
     size_t scratch_bytes;
+    lmd_failure failure;
 } batch;
 
 static void pack_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                       bool is_first) {
-    const batch *self = arg;
+    batch *self = arg;
     const lmd_pack_plan *plan = self->plan;
+    lmd_err err;
     (void)stage, (void)is_first;
     uint8_t *codes = self->codes + (size_t)item * plan->tile_codes;
     lmd_cuda_group *groups =
@@ -129,10 +131,10 @@ static void pack_item(void *arg, const lmd_stage *stage, int32_t item, int32_t t
     float *scales = (float *)(void *)(self->scales + (size_t)item * plan->tile_scales);
     if (self->blank)
         lmd_pack_blank_tile(plan, codes, groups, scales);
-    else
-        lmd_pack_tile(plan, self->first + item,
-                      self->scratch + (size_t)thread_idx * self->scratch_bytes, codes, groups,
-                      scales);
+    else if (lmd_pack_tile(plan, self->first + item,
+                           self->scratch + (size_t)thread_idx * self->scratch_bytes, codes,
+                           groups, scales, &err) != LMD_OK)
+        lmd_failure_note(&self->failure, &err);
 }
 
 static size_t tile_bytes(const lmd_pack_plan *plan) {
@@ -172,6 +174,7 @@ static lmd_status send_batch(lmd_cuda_weights *self, const lmd_cuda_matrix *matr
     at->scales = at->groups + n * plan->tile_groups;
     lmd_stage stage = {.run = pack_item, .n_items = at->n};
     lmd_threads_run(self->threads, &stage, sizeof stage, 1, at);
+    LMD_TRY(lmd_failure_get(&at->failure, err));
     LMD_TRY(copy(self, matrix->codes + first * plan->tile_codes, at->codes,
                  n * plan->tile_codes, err));
     LMD_TRY(copy(self, (const uint8_t *)matrix->groups + first * plan->tile_groups, at->groups,
@@ -263,11 +266,23 @@ static lmd_status fill(lmd_cuda_weights *self, const lmd_weight_source *src, boo
     return LMD_OK;
 }
 
+/* The same, with the packed tensors of the source in memory, unless nothing will be read. */
+static lmd_status load_and_fill(lmd_cuda_weights *self, lmd_weight_source src, bool blank,
+                                lmd_weight *weight, lmd_err *err) {
+    lmd_packed_in_memory packed[LMD_MAX_WEIGHT_PARTS] = {0};
+    lmd_status status = LMD_OK;
+    for (int32_t i = 0; !blank && status == LMD_OK && i < src.n_parts; i++)
+        status = lmd_packed_load(&src.parts[i].packed, &packed[i], err);
+    if (status == LMD_OK) status = fill(self, &src, blank, weight, err);
+    for (int32_t i = 0; i < src.n_parts; i++) lmd_packed_free(&packed[i]);
+    return status;
+}
+
 lmd_status lmd_cuda_weights_upload(lmd_cuda_weights *self, const lmd_weight_source *src,
                                    bool blank, lmd_weight **out, lmd_err *err) {
     lmd_weight *weight = lmd_calloc(1, sizeof *weight);
     if (!weight) return lmd_no_memory(err, "a weight");
-    const lmd_status status = fill(self, src, blank, weight, err);
+    const lmd_status status = load_and_fill(self, *src, blank, weight, err);
     if (status == LMD_OK)
         *out = weight;
     else

@@ -54,10 +54,11 @@ FINISH_REASONS: tuple[FinishReason | None, ...]
 TensorSpec = tuple[str, str, tuple[int, ...], str, int, int]
 
 class Gguf:
-    """A GGUF file (version 2 or 3), mapped read-only and validated completely before the
-    constructor returns. Tensors of types that are not served are listed, too.
+    """A GGUF file (version 2 or 3), validated completely before the constructor returns. Tensors
+    of types that are not served are listed, too. The file stays open as long as the object lives;
+    metadata, tensors and specs are of the moment when it was opened.
 
-    Raises FileNotFoundError, or CheckpointError naming the field that is wrong.
+    Raises FileNotFoundError, OSError, or CheckpointError naming the field that is wrong.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None: ...
@@ -76,7 +77,8 @@ class Gguf:
     def n_bytes(self) -> int:
         """Size of the file in bytes."""
     def dequantize(self, name: str) -> NDArray[np.float32]:
-        """The tensor's values in fp32, shape as in `tensors`. Raises KeyError, UnsupportedError."""
+        """The tensor's values in fp32, shape as in `tensors`. Raises KeyError, UnsupportedError;
+        CheckpointError where the file has become shorter, OSError where it cannot be read."""
 
 class Model:
     """A model's weights in a backend's layout, with the backend's thread pool.
@@ -90,7 +92,9 @@ class Model:
     raised by it (KeyboardInterrupt too) stops the load and is passed on.
     blank: matrices have the same sizes and made-up values, which are not read: for timing.
     Raises KeyError for a key that config lacks, TypeError for a value of a wrong type, ValueError
-    for a wrong value, CheckpointError or UnsupportedError for what source holds, MemoryError.
+    for a wrong value, CheckpointError or UnsupportedError for what source holds, OSError for a file
+    that cannot be read, MemoryError. A file that another program changes meanwhile gives an error,
+    or wrong weights.
     """
 
     def __init__(

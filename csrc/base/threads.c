@@ -348,3 +348,15 @@ int32_t lmd_threads_usable(void) {
     if (n > LMD_MAX_THREADS) n = LMD_MAX_THREADS;
     return n < 1 ? 1 : n;
 }
+
+/* ---- failures ---- */
+
+void lmd_failure_note(lmd_failure *self, const lmd_err *err) {
+    if (atomic_exchange(&self->is_noted, 1) == 0) self->err = *err;
+}
+
+lmd_status lmd_failure_get(const lmd_failure *self, lmd_err *err) {
+    if (!self->is_noted) return LMD_OK;
+    if (err) *err = self->err;
+    return self->err.code;
+}

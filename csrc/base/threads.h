@@ -47,4 +47,16 @@ typedef struct lmd_stage {
  * the system has suspended is waited for only while it has an item. */
 void lmd_threads_run(lmd_threads *self, lmd_stage *stages, size_t stride, int32_t n, void *arg);
 
+/* What the items of a run failed by: the first error that a thread notes. One of zeros is none.
+ */
+typedef struct lmd_failure {
+    atomic_int is_noted;
+    lmd_err err; /* for the caller of lmd_threads_run, once that has returned */
+} lmd_failure;
+
+/* Any thread that runs items. */
+void lmd_failure_note(lmd_failure *self, const lmd_err *err);
+/* The caller of lmd_threads_run. Gives the error's code, or LMD_OK. */
+lmd_status lmd_failure_get(const lmd_failure *self, lmd_err *err);
+
 #endif

@@ -5,13 +5,14 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "backend/part_rows.h"
 #include "base/half.h"
 #include "base/ints.h"
 #include "base/memory.h"
 
 enum {
-    STRIP_PANELS = 32 /* panels of an item, of one group of columns: their packed words, which
-                         run across rows, lie side by side */
+    READ_BYTES = 1 << 16, /* buffer that the read of several small panels may fill */
+    MAX_READ_PANELS = 4
 };
 
 int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols) {
@@ -27,14 +28,18 @@ typedef struct pack_job {
     const lmd_weight_part *part;
     const lmd_weight_segment *segment;
     int32_t n_cols;
-    uint8_t *scratch; /* [n_threads][scratch_bytes] codes, scales and offsets of one row */
+    int32_t n_read;   /* panels of an item, which are read at once */
+    uint8_t *scratch; /* [n_threads][scratch_bytes] */
+    size_t row_bytes; /* of scratch: codes, scales and offsets of one row; then what is read */
     size_t scratch_bytes;
+    lmd_failure failure;
 } pack_job;
 
-static const uint8_t *source_row(const lmd_weight_part *part, int32_t row, int32_t n_cols) {
-    int64_t from = part->row_map ? part->row_map[row] : row;
-    return (const uint8_t *)part->tensor->data +
-           from * lmd_dtype_row_bytes(part->tensor->dtype, n_cols);
+/* Panels whose rows are read at once. */
+static int32_t count_read(const lmd_weight_part *part, int32_t n_cols) {
+    const size_t panel_bytes = lmd_part_rows_bytes(part, n_cols, LMD_PANEL_ROWS);
+    if (panel_bytes == 0 || panel_bytes > READ_BYTES / 2) return 1;
+    return lmd_min_i32((int32_t)(READ_BYTES / panel_bytes), MAX_READ_PANELS);
 }
 
 static void pack_float_row(uint8_t *panel, int32_t lane, const uint8_t *row, int32_t n_cols,
@@ -72,7 +77,8 @@ static void pack_code_row(uint8_t *panel, int32_t lane, const lmd_weight_format 
     }
 }
 
-static void pack_panel(const pack_job *job, int32_t panel_idx, uint8_t *scratch) {
+static void pack_panel(const pack_job *job, int32_t panel_idx, const uint8_t *const *rows,
+                       uint8_t *scratch) {
     const lmd_weight_segment *segment = job->segment;
     const lmd_dtype dtype = job->part->tensor->dtype;
     uint8_t *panel = job->segment->panels + panel_idx * segment->panel_bytes;
@@ -83,11 +89,10 @@ static void pack_panel(const pack_job *job, int32_t panel_idx, uint8_t *scratch)
     for (int32_t lane = 0; lane < LMD_PANEL_ROWS; lane++) {
         int32_t row = panel_idx * LMD_PANEL_ROWS + lane;
         if (row >= segment->n_rows) return; /* the arena has zeroed the rest */
-        const uint8_t *from = source_row(job->part, row, job->n_cols);
         if (segment->format.kind == LMD_WEIGHT_FLOAT) {
-            pack_float_row(panel, lane, from, job->n_cols, lmd_dtype_block_bytes(dtype));
+            pack_float_row(panel, lane, rows[lane], job->n_cols, lmd_dtype_block_bytes(dtype));
         } else {
-            lmd_weight_decode_row(dtype, from, job->n_cols, codes, scales, offsets);
+            lmd_weight_decode_row(dtype, rows[lane], job->n_cols, codes, scales, offsets);
             pack_code_row(panel, lane, &segment->format, job->n_cols, codes, scales, offsets);
         }
     }
@@ -95,23 +100,37 @@ static void pack_panel(const pack_job *job, int32_t panel_idx, uint8_t *scratch)
 
 static void pack_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                       bool is_first) {
-    const pack_job *job = arg;
+    pack_job *job = arg;
     (void)stage, (void)is_first;
-    pack_panel(job, item, job->scratch + (size_t)thread_idx * job->scratch_bytes);
+    const int32_t first = item * job->n_read;
+    const int32_t n_panels = lmd_min_i32(job->segment->n_panels - first, job->n_read);
+    const int32_t n_left = job->segment->n_rows - first * LMD_PANEL_ROWS;
+    const int32_t n_rows = lmd_min_i32(n_left, n_panels * LMD_PANEL_ROWS);
+    uint8_t *scratch = job->scratch + (size_t)thread_idx * job->scratch_bytes;
+    const uint8_t *rows[MAX_READ_PANELS * LMD_PANEL_ROWS];
+    lmd_err err;
+    if (lmd_part_rows(job->part, job->n_cols, first * LMD_PANEL_ROWS, n_rows,
+                      scratch + job->row_bytes, rows, &err) != LMD_OK) {
+        lmd_failure_note(&job->failure, &err);
+        return;
+    }
+    for (int32_t i = 0; i < n_panels; i++)
+        pack_panel(job, first + i, rows + i * LMD_PANEL_ROWS, scratch);
 }
 
-/* ---- packed tensors, whose words run across rows: an item is one group of columns of a strip
- * of panels, so that the words are read in order ---- */
+/* ---- packed tensors: an item is a panel where words lie by rows, otherwise a group of columns
+ * of all rows, so that words are read in order ---- */
 
-static void pack_packed_rows(const pack_job *job, int32_t group, int32_t row) {
+/* Packs a group of the rows from `row` on, LMD_PACKED_ROWS of them, which are the window's from
+ * from_row and from_col on. */
+static void pack_packed_rows(const pack_job *job, const lmd_packed_weight *window,
+                             int32_t from_row, int32_t from_col, int32_t group, int32_t row) {
     const lmd_weight_segment *segment = job->segment;
     const lmd_weight_format *format = &segment->format;
     const int32_t group_size = format->group_size;
     uint8_t codes[LMD_PACKED_ROWS * LMD_PACKED_COLS];
     uint16_t scales[LMD_PACKED_ROWS], zeros[LMD_PACKED_ROWS];
-    int32_t from = job->part->row_map ? job->part->row_map[row] : row;
-    lmd_packed_decode(&job->part->packed, from, group * group_size, group_size, codes, scales,
-                      zeros);
+    lmd_packed_decode(window, from_row, from_col, group_size, codes, scales, zeros);
     uint8_t *panel = job->segment->panels + row / LMD_PANEL_ROWS * segment->panel_bytes +
                      group * lmd_panel_bytes(format, group_size);
     for (int32_t i = 0; i < LMD_PACKED_ROWS; i++)
@@ -119,19 +138,54 @@ static void pack_packed_rows(const pack_job *job, int32_t group, int32_t row) {
                       codes + i * group_size, scales + i, zeros + i);
 }
 
-static int32_t count_strips(const lmd_weight_segment *segment) {
-    return lmd_ceil_div(segment->n_panels, STRIP_PANELS);
+/* Whether the words of a group of columns, or of a run of rows, lie side by side. */
+static bool has_windows(const lmd_packed_weight *packed) {
+    return !packed->order || lmd_packed_by_rows(packed);
+}
+
+static lmd_status pack_packed_group(const pack_job *job, int32_t group, uint8_t *buffer,
+                                    lmd_err *err) {
+    const lmd_weight_part *part = job->part;
+    const lmd_packed_weight *packed = &part->packed;
+    int32_t from_col = group * packed->cut;
+    lmd_packed_window window;
+    if (has_windows(packed)) {
+        LMD_TRY(lmd_packed_read_window(packed, from_col, buffer, &window, err));
+        packed = &window.weight;
+        from_col = 0;
+    }
+    for (int32_t row = 0; row < job->segment->n_rows; row += LMD_PACKED_ROWS)
+        pack_packed_rows(job, packed, part->row_map ? part->row_map[row] : row, from_col, group,
+                         row);
+    return LMD_OK;
+}
+
+static lmd_status pack_packed_panel(const pack_job *job, int32_t panel, uint8_t *buffer,
+                                    lmd_err *err) {
+    const lmd_weight_part *part = job->part;
+    const int32_t group_size = job->segment->format.group_size;
+    const int32_t first = panel * LMD_PANEL_ROWS;
+    const int32_t end = first + lmd_min_i32(job->segment->n_rows - first, LMD_PANEL_ROWS);
+    for (int32_t row = first; row < end; row += LMD_PACKED_ROWS) {
+        lmd_packed_window window;
+        LMD_TRY(lmd_packed_read_window(&part->packed, part->row_map ? part->row_map[row] : row,
+                                       buffer, &window, err));
+        for (int32_t group = 0; group < job->n_cols / group_size; group++)
+            pack_packed_rows(job, &window.weight, 0, group * group_size, group, row);
+    }
+    return LMD_OK;
 }
 
 static void pack_packed_item(void *arg, const lmd_stage *stage, int32_t item,
                              int32_t thread_idx, bool is_first) {
-    const pack_job *job = arg;
-    (void)stage, (void)thread_idx, (void)is_first;
-    const int32_t n_strips = count_strips(job->segment), n_rows = job->segment->n_rows;
-    int32_t first = item % n_strips * STRIP_PANELS * LMD_PANEL_ROWS;
-    int32_t end = first + lmd_min_i32(n_rows - first, STRIP_PANELS * LMD_PANEL_ROWS);
-    for (int32_t row = first; row < end; row += LMD_PACKED_ROWS)
-        pack_packed_rows(job, item / n_strips, row);
+    pack_job *job = arg;
+    uint8_t *buffer = job->scratch + (size_t)thread_idx * job->scratch_bytes;
+    lmd_err err;
+    (void)stage, (void)is_first;
+    const lmd_status status = lmd_packed_by_rows(&job->part->packed)
+                                  ? pack_packed_panel(job, item, buffer, &err)
+                                  : pack_packed_group(job, item, buffer, &err);
+    if (status != LMD_OK) lmd_failure_note(&job->failure, &err);
 }
 
 static size_t order_bytes(const lmd_weight_source *src) {
@@ -224,31 +278,67 @@ lmd_status lmd_cpu_weight_blank(const lmd_weight_source *src, lmd_threads *threa
     return LMD_OK;
 }
 
+/* Bytes, in whole cache lines, so that threads do not share one. */
+static size_t whole_lines(size_t n_bytes) {
+    return (n_bytes + LMD_CACHE_LINE - 1) / LMD_CACHE_LINE * LMD_CACHE_LINE;
+}
+
+/* Sets how much is read at once, and the scratch of one thread. */
+static void set_scratch(pack_job *job) {
+    const lmd_weight_part *part = job->part;
+    job->n_read = 1;
+    job->scratch_bytes = whole_lines(lmd_packed_window_bytes(&part->packed));
+    if (part->packed.packing) return;
+    job->n_read = count_read(part, job->n_cols);
+    job->row_bytes = whole_lines((size_t)job->n_cols + (size_t)job->n_cols / 32 * 4);
+    job->scratch_bytes =
+        job->row_bytes +
+        whole_lines(lmd_part_rows_bytes(part, job->n_cols, job->n_read * LMD_PANEL_ROWS));
+}
+
+/* Packs one part into its segment, whose panels are zeros. */
+static lmd_status pack_part(const lmd_weight_part *part, const lmd_weight_segment *segment,
+                            int32_t n_cols, lmd_threads *threads, lmd_err *err) {
+    pack_job job = {.part = part, .segment = segment, .n_cols = n_cols};
+    set_scratch(&job);
+    const size_t all_scratch = job.scratch_bytes * (size_t)lmd_threads_count(threads);
+    job.scratch = lmd_alloc_large(all_scratch);
+    if (!job.scratch) return lmd_no_memory(err, "the packing of weights");
+    lmd_stage stage = {.run = pack_item,
+                       .n_items = lmd_ceil_div(segment->n_panels, job.n_read)};
+    if (part->packed.packing) {
+        stage.run = pack_packed_item;
+        if (!lmd_packed_by_rows(&part->packed))
+            stage.n_items = n_cols / segment->format.group_size;
+    }
+    lmd_threads_run(threads, &stage, sizeof stage, 1, &job);
+    lmd_free_large(job.scratch, all_scratch);
+    return lmd_failure_get(&job.failure, err);
+}
+
+/* The same; packed tensors whose groups take words from all over are read whole. */
+static lmd_status load_and_pack(lmd_weight_part part, const lmd_weight_segment *segment,
+                                int32_t n_cols, lmd_threads *threads, lmd_err *err) {
+    lmd_packed_in_memory tensors = {0};
+    lmd_status status = LMD_OK;
+    if (!has_windows(&part.packed)) status = lmd_packed_load(&part.packed, &tensors, err);
+    if (status == LMD_OK) status = pack_part(&part, segment, n_cols, threads, err);
+    lmd_packed_free(&tensors);
+    return status;
+}
+
 lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads,
                                lmd_arena *arena, lmd_weight **out, lmd_err *err) {
     lmd_status status = LMD_OK;
-    size_t scratch_bytes = (size_t)src->n_cols + (size_t)src->n_cols / 32 * 4 + LMD_CACHE_LINE;
-    scratch_bytes = scratch_bytes / LMD_CACHE_LINE * LMD_CACHE_LINE;
-    size_t all_scratch = scratch_bytes * (size_t)lmd_threads_count(threads);
-    uint8_t *scratch = lmd_alloc_large(all_scratch);
     lmd_weight *weight = NULL;
-    if (!scratch) return lmd_no_memory(err, "the packing of weights");
-    LMD_TRY_OUT(new_weight(src, &weight, err));
+    LMD_TRY(new_weight(src, &weight, err));
     LMD_TRY_OUT(allocate_panels(src, weight, arena, err));
-    for (int32_t i = 0; i < src->n_parts; i++) {
-        lmd_weight_segment *segment = &weight->segments[i];
-        pack_job job = {&src->parts[i], segment, src->n_cols, scratch, scratch_bytes};
-        lmd_stage stage = {.run = pack_item, .n_items = segment->n_panels};
-        if (src->parts[i].packed.packing != LMD_PACKING_NONE) {
-            stage.run = pack_packed_item; /* 2^31 items would be 16 TB of words */
-            stage.n_items = src->n_cols / segment->format.group_size * count_strips(segment);
-        }
-        lmd_threads_run(threads, &stage, sizeof stage, 1, &job);
-    }
+    for (int32_t i = 0; i < src->n_parts; i++)
+        LMD_TRY_OUT(
+            load_and_pack(src->parts[i], &weight->segments[i], src->n_cols, threads, err));
     *out = weight;
     weight = NULL;
 out:
-    lmd_free_large(scratch, all_scratch);
     lmd_cpu_weight_free(weight);
     return status;
 }

@@ -1,11 +1,11 @@
-/* Named tensor views over mapped files: see checkpoint.h. */
+/* Named tensor views over files: see checkpoint.h. */
 #define _GNU_SOURCE
 #include "io/checkpoint.h"
 
 #include <stdbool.h>
 #include <string.h>
 
-#include "base/mapped_file.h"
+#include "base/file.h"
 #include "base/memory.h"
 
 typedef struct dtype_info {
@@ -26,7 +26,7 @@ static const dtype_info dtypes[LMD_DTYPE_COUNT] = {
 };
 
 typedef struct source_file {
-    lmd_mapped_file *map; /* NULL: bytes of the caller */
+    lmd_file *file; /* NULL: bytes of the caller */
     const uint8_t *data;
     size_t len;
 } source_file;
@@ -67,7 +67,7 @@ lmd_status lmd_checkpoint_new(lmd_checkpoint **out, lmd_err *err) {
 void lmd_checkpoint_free(lmd_checkpoint *self) {
     if (!self) return;
     for (size_t i = 0; i < self->n_views; i++) lmd_free((void *)(uintptr_t)self->views[i].name);
-    for (size_t i = 0; i < self->n_files; i++) lmd_mapped_file_close(self->files[i].map);
+    for (size_t i = 0; i < self->n_files; i++) lmd_file_close(self->files[i].file);
     lmd_free(self->slots);
     lmd_free(self->views);
     lmd_free(self->files);
@@ -86,17 +86,17 @@ static lmd_status add_source(lmd_checkpoint *self, source_file file, int32_t *fi
 
 lmd_status lmd_checkpoint_add_file(lmd_checkpoint *self, const char *path, int32_t *file_idx,
                                    lmd_err *err) {
-    lmd_mapped_file *map;
-    LMD_TRY(lmd_mapped_file_open(path, &map, err));
-    source_file file = {map, lmd_mapped_file_data(map), lmd_mapped_file_len(map)};
-    lmd_status status = add_source(self, file, file_idx, err);
-    if (status != LMD_OK) lmd_mapped_file_close(map);
+    lmd_file *file;
+    LMD_TRY(lmd_file_open(path, &file, err));
+    const source_file source = {.file = file, .len = lmd_file_len(file)};
+    lmd_status status = add_source(self, source, file_idx, err);
+    if (status != LMD_OK) lmd_file_close(file);
     return status;
 }
 
 lmd_status lmd_checkpoint_add_memory(lmd_checkpoint *self, const uint8_t *data, size_t n_bytes,
                                      int32_t *file_idx, lmd_err *err) {
-    return add_source(self, (source_file){NULL, data, n_bytes}, file_idx, err);
+    return add_source(self, (source_file){.data = data, .len = n_bytes}, file_idx, err);
 }
 
 /* ---- names ---- */
@@ -204,14 +204,16 @@ lmd_status lmd_checkpoint_add_tensor(lmd_checkpoint *self, const lmd_tensor_spec
     if (!name) return lmd_no_memory(err, "a tensor's name");
     memcpy(name, spec->name, name_len);
     if (other_len) memcpy(name + name_len + 1, spec->other_dtype, other_len);
+    const source_file *source = &self->files[spec->file_idx];
     lmd_tensor_view view = {.name = name,
                             .dtype = spec->dtype,
                             .other_dtype = is_other && other_len ? name + name_len + 1 : NULL,
                             .n_dims = spec->n_dims,
                             .dims = {1, 1, 1, 1},
-                            .data = self->files[spec->file_idx].data + spec->offset,
-                            .n_bytes = (size_t)n_bytes,
-                            .file_idx = spec->file_idx};
+                            .file = source->file,
+                            .offset = spec->offset,
+                            .data = source->data ? source->data + spec->offset : NULL,
+                            .n_bytes = (size_t)n_bytes};
     for (int32_t i = 0; i < spec->n_dims; i++) view.dims[i] = spec->dims[i];
     self->views[self->n_views++] = view;
     self->slots[slot] = (uint32_t)self->n_views;
@@ -233,15 +235,33 @@ size_t lmd_checkpoint_n_tensors(const lmd_checkpoint *self) { return self->n_vie
 
 size_t lmd_checkpoint_n_bytes(const lmd_checkpoint *self) { return self->n_bytes; }
 
-const uint8_t *lmd_checkpoint_file_data(const lmd_checkpoint *self, int32_t file_idx) {
-    return self->files[file_idx].data;
-}
+/* ---- bytes ---- */
 
 size_t lmd_checkpoint_file_len(const lmd_checkpoint *self, int32_t file_idx) {
     return self->files[file_idx].len;
 }
 
-void lmd_checkpoint_release(const lmd_checkpoint *self, const lmd_tensor_view *view) {
-    const source_file *file = &self->files[view->file_idx];
-    if (file->map) lmd_mapped_file_drop(file->map, view->data, view->n_bytes);
+lmd_status lmd_checkpoint_file_read(const lmd_checkpoint *self, int32_t file_idx,
+                                    uint64_t offset, size_t n, void *out, lmd_err *err) {
+    return lmd_file_read(self->files[file_idx].file, offset, n, out, err);
+}
+
+lmd_status lmd_view_bytes(const lmd_tensor_view *view, int64_t first, size_t n, void *buffer,
+                          const uint8_t **out, lmd_err *err) {
+    if (!view->data)
+        LMD_TRY(lmd_file_read(view->file, view->offset + (uint64_t)first, n, buffer, err));
+    *out = view->data ? (const uint8_t *)view->data + first : buffer;
+    return LMD_OK;
+}
+
+lmd_status lmd_view_load(const lmd_tensor_view **view, lmd_loaded_tensor *out, lmd_err *err) {
+    const lmd_tensor_view *from = *view;
+    if (!from || from->data) return LMD_OK;
+    out->buffer = lmd_realloc(NULL, from->n_bytes, 1);
+    if (!out->buffer) return lmd_no_memory(err, "tensor \"%s\"", from->name);
+    LMD_TRY(lmd_file_read(from->file, from->offset, from->n_bytes, out->buffer, err));
+    out->view = *from;
+    out->view.data = out->buffer;
+    *view = &out->view;
+    return LMD_OK;
 }

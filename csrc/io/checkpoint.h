@@ -1,13 +1,16 @@
 /* A checkpoint as csrc/model sees it, the same for GGUF and safetensors: named tensor views.
- * Owns: the mapped files, the views and their names. The add functions regard what they are
- * given as hostile and check it once, so that every view is safe to read in full. Must not
- * know: file formats, layers, backends. Built by one thread, then read by any. */
+ * Owns: the open files, the views and their names. The add functions regard what they are
+ * given as hostile and check it once. A view's bytes are read when they are wanted, and a file
+ * may change until then: a read can fail, and bytes that must not change between a check and a
+ * use are loaded once. Must not know: file formats, layers, backends. Built by one thread, then
+ * read by any. */
 #ifndef LMD_IO_CHECKPOINT_H
 #define LMD_IO_CHECKPOINT_H
 
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/file.h"
 #include "base/status.h"
 
 typedef enum lmd_dtype {
@@ -52,9 +55,10 @@ typedef struct lmd_tensor_view {
                                 shape is what no weight has */
     int32_t n_dims;          /* 1 to 4; of LMD_OTHER 0 where the shape was not given */
     int64_t dims[LMD_MAX_DIMS]; /* outermost first, as in NumPy; those after n_dims are 1 */
-    const void *data;           /* of any alignment, whatever the dtype: read it with memcpy */
+    const lmd_file *file;       /* where its bytes are, if they are not in memory */
+    uint64_t offset;            /* bytes from the start of the file */
+    const void *data;           /* in memory, of any alignment; NULL: in the file */
     size_t n_bytes;             /* exactly what dtype and dims need */
-    int32_t file_idx;
 } lmd_tensor_view;
 
 /* A tensor to add: where it lies in one of the checkpoint's files. */
@@ -80,7 +84,7 @@ lmd_status lmd_checkpoint_new(lmd_checkpoint **out, lmd_err *err);
 /* Closes the files and frees the views and their names. NULL is accepted. */
 void lmd_checkpoint_free(lmd_checkpoint *self);
 
-/* Maps a file and gives the index that tensors name it by. */
+/* Opens a file and gives the index that tensors name it by. */
 lmd_status lmd_checkpoint_add_file(lmd_checkpoint *self, const char *path, int32_t *file_idx,
                                    lmd_err *err);
 /* The same for bytes that the caller keeps alive: a fuzzer's input, a test's. */
@@ -98,11 +102,27 @@ const lmd_tensor_view *lmd_checkpoint_tensor(const lmd_checkpoint *self, size_t 
 size_t lmd_checkpoint_n_tensors(const lmd_checkpoint *self);
 size_t lmd_checkpoint_n_bytes(const lmd_checkpoint *self); /* of all tensors' data */
 
-/* The bytes of a file that was added. */
-const uint8_t *lmd_checkpoint_file_data(const lmd_checkpoint *self, int32_t file_idx);
-size_t lmd_checkpoint_file_len(const lmd_checkpoint *self, int32_t file_idx);
+/* ---- bytes ---- */
 
-/* Drops the resident pages of a view's data; the next read loads them from the file again. */
-void lmd_checkpoint_release(const lmd_checkpoint *self, const lmd_tensor_view *view);
+size_t lmd_checkpoint_file_len(const lmd_checkpoint *self, int32_t file_idx);
+/* Reads bytes of a file that was added by its path. Errors as lmd_file_read. */
+lmd_status lmd_checkpoint_file_read(const lmd_checkpoint *self, int32_t file_idx,
+                                    uint64_t offset, size_t n, void *out, lmd_err *err);
+
+/* The bytes [first, first + n) of a tensor, of any alignment whatever its dtype: in place where
+ * the tensor is in memory, otherwise read into `buffer`, which has room for them. Errors as
+ * lmd_file_read. Any thread. */
+lmd_status lmd_view_bytes(const lmd_tensor_view *view, int64_t first, size_t n, void *buffer,
+                          const uint8_t **out, lmd_err *err);
+
+/* A tensor in memory. One of zeros holds nothing; lmd_free(buffer) ends it. */
+typedef struct lmd_loaded_tensor {
+    lmd_tensor_view view;
+    void *buffer;
+} lmd_loaded_tensor;
+
+/* Reads a whole tensor into *out and points *view there, unless it is NULL or in memory
+ * already. The caller frees out->buffer, on failure too. LMD_NO_MEMORY, or as lmd_file_read. */
+lmd_status lmd_view_load(const lmd_tensor_view **view, lmd_loaded_tensor *out, lmd_err *err);
 
 #endif

@@ -12,11 +12,15 @@ enum {
     MIN_TENSOR_BYTES = 33,   /* a name's length and byte, n_dims, one dim, type, offset */
     DEFAULT_ALIGNMENT = 32,  /* bytes */
     MAX_ALIGNMENT = 1 << 20, /* bytes; far above any writer's */
-    MAX_KEY_LEN = 65535      /* bytes: the format's bound */
+    MAX_KEY_LEN = 65535,     /* bytes: the format's bound */
+    FIRST_READ = 1 << 20,    /* bytes of a file that are read at first */
+    MAX_HEADER = 1 << 28     /* bytes before the tensors' data; far above any model's */
 };
 
 struct lmd_gguf {
     lmd_checkpoint *checkpoint;
+    uint8_t *header; /* a file's bytes before its tensors' data: read once, so that what was
+                        checked cannot change; NULL: bytes of the caller */
     lmd_gguf_pair *pairs; /* [n_pairs] in file order */
     uint32_t *by_key;     /* [n_pairs] indices sorted by key */
     size_t n_pairs, n_bytes;
@@ -25,14 +29,23 @@ struct lmd_gguf {
 /* The bytes that are left to read. */
 typedef struct cursor {
     const uint8_t *at;
-    size_t left; /* bytes */
+    size_t left;   /* bytes in memory */
+    size_t beyond; /* bytes of the file after these */
+    bool ran_out;  /* some of those were asked for */
 } cursor;
 
 /* ---- primitives: each checks how many bytes are left ---- */
 
+/* Whether the next n bytes are in memory. */
+static bool has_bytes(cursor *self, uint64_t n) {
+    if (n <= self->left) return true;
+    if (n - self->left <= self->beyond) self->ran_out = true;
+    return false;
+}
+
 /* Copies the next n bytes to `out`, or skips them (NULL). */
 static bool read_bytes(cursor *self, void *out, size_t n) {
-    if (self->left < n) return false;
+    if (!has_bytes(self, n)) return false;
     if (out) memcpy(out, self->at, n);
     self->at += n;
     self->left -= n;
@@ -41,7 +54,7 @@ static bool read_bytes(cursor *self, void *out, size_t n) {
 
 static bool read_string(cursor *self, lmd_gguf_string *out) {
     uint64_t len;
-    if (!read_bytes(self, &len, sizeof len) || len > self->left) return false;
+    if (!read_bytes(self, &len, sizeof len) || !has_bytes(self, len)) return false;
     *out = (lmd_gguf_string){(const char *)self->at, (size_t)len};
     return read_bytes(self, NULL, (size_t)len);
 }
@@ -82,7 +95,8 @@ static lmd_status read_items(cursor *self, lmd_gguf_string key, lmd_gguf_type ty
         return LMD_OK;
     }
     size_t item_bytes = lmd_gguf_type_bytes(type);
-    if (n > self->left / item_bytes) return truncated("metadata", key, err);
+    if (n > SIZE_MAX / item_bytes || !has_bytes(self, n * item_bytes))
+        return truncated("metadata", key, err);
     for (uint64_t i = 0; type == LMD_GGUF_BOOL && i < n; i++)
         if (self->at[i] > 1)
             return bad_pair(key, "a bool must be 0 or 1, not", self->at[i], err);
@@ -146,7 +160,7 @@ static lmd_status index_keys(lmd_gguf *self, lmd_err *err) {
 }
 
 static lmd_status read_pairs(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *err) {
-    if (n > at->left / MIN_PAIR_BYTES)
+    if (n > (at->left + at->beyond) / MIN_PAIR_BYTES)
         return lmd_fail(err, LMD_BAD_FILE, "%llu metadata pairs do not fit in the file",
                         (unsigned long long)n);
     self->pairs = lmd_calloc((size_t)n, sizeof *self->pairs);
@@ -256,8 +270,8 @@ static lmd_status add_tensors(lmd_gguf *self, const cursor *directory, uint64_t 
 }
 
 static int compare_places(const void *a, const void *b) {
-    const uint8_t *x = (*(const lmd_tensor_view *const *)a)->data;
-    const uint8_t *y = (*(const lmd_tensor_view *const *)b)->data;
+    const uint64_t x = (*(const lmd_tensor_view *const *)a)->offset;
+    const uint64_t y = (*(const lmd_tensor_view *const *)b)->offset;
     return (x > y) - (x < y);
 }
 
@@ -270,8 +284,7 @@ static lmd_status check_overlaps(const lmd_checkpoint *checkpoint, lmd_err *err)
     qsort(views, n, sizeof *views, compare_places);
     lmd_status status = LMD_OK;
     for (size_t i = 1; i < n && status == LMD_OK; i++)
-        if ((const uint8_t *)views[i - 1]->data + views[i - 1]->n_bytes >
-            (const uint8_t *)views[i]->data)
+        if (views[i - 1]->offset + views[i - 1]->n_bytes > views[i]->offset)
             status = lmd_fail(err, LMD_BAD_FILE, "tensors \"%.100s\" and \"%.100s\" overlap",
                               views[i - 1]->name, views[i]->name);
     lmd_free(views);
@@ -279,14 +292,14 @@ static lmd_status check_overlaps(const lmd_checkpoint *checkpoint, lmd_err *err)
 }
 
 static lmd_status read_tensors(lmd_gguf *self, cursor *at, uint64_t n, lmd_err *err) {
-    if (n > at->left / MIN_TENSOR_BYTES)
+    if (n > (at->left + at->beyond) / MIN_TENSOR_BYTES)
         return lmd_fail(err, LMD_BAD_FILE, "%llu tensors do not fit in the file",
                         (unsigned long long)n);
     cursor directory = *at;
     tensor_entry entry;
     /* The tensors' data follows the directory, whose end is known once all of it was read. */
     for (uint64_t i = 0; i < n; i++) LMD_TRY(read_tensor(at, &entry, err));
-    uint64_t alignment, begin = self->n_bytes - at->left;
+    uint64_t alignment, begin = self->n_bytes - at->beyond - at->left;
     LMD_TRY(read_alignment(self, &alignment, err));
     begin = (begin + alignment - 1) / alignment * alignment;
     LMD_TRY(add_tensors(self, &directory, n, begin, alignment, err));
@@ -315,30 +328,68 @@ static lmd_status check_header(cursor *at, uint64_t *n_tensors, uint64_t *n_pair
     return LMD_OK;
 }
 
-/* Reads the checkpoint's only file. */
-static lmd_status parse(lmd_gguf *self, lmd_err *err) {
-    self->n_bytes = lmd_checkpoint_file_len(self->checkpoint, 0);
-    cursor at = {lmd_checkpoint_file_data(self->checkpoint, 0), self->n_bytes};
+/* Reads the first n bytes of the checkpoint's only file. *ran_out: they are too few. */
+static lmd_status parse(lmd_gguf *self, const uint8_t *data, size_t n, bool *ran_out,
+                        lmd_err *err) {
+    cursor at = {data, n, self->n_bytes - n, false};
     uint64_t n_tensors = 0, n_pairs = 0;
-    LMD_TRY(check_header(&at, &n_tensors, &n_pairs, err));
-    LMD_TRY(read_pairs(self, &at, n_pairs, err));
-    return read_tensors(self, &at, n_tensors, err);
+    lmd_status status = check_header(&at, &n_tensors, &n_pairs, err);
+    if (status == LMD_OK) status = read_pairs(self, &at, n_pairs, err);
+    if (status == LMD_OK) status = read_tensors(self, &at, n_tensors, err);
+    *ran_out = at.ran_out;
+    return status;
+}
+
+static void forget_pairs(lmd_gguf *self) {
+    lmd_free(self->pairs);
+    lmd_free(self->by_key);
+    self->pairs = NULL;
+    self->by_key = NULL;
+    self->n_pairs = 0;
+}
+
+/* Reads more of the file until all is there that comes before the tensors' data. */
+static lmd_status parse_file(lmd_gguf *self, lmd_err *err) {
+    size_t n_read = 0, capacity = 0;
+    for (size_t n = FIRST_READ; n <= MAX_HEADER; n *= 2) {
+        if (n > self->n_bytes) n = self->n_bytes;
+        bool ran_out;
+        LMD_TRY(lmd_grow((void **)&self->header, &capacity, n, 1, err));
+        LMD_TRY(lmd_checkpoint_file_read(self->checkpoint, 0, n_read, n - n_read,
+                                         self->header + n_read, err));
+        n_read = n;
+        const lmd_status status = parse(self, self->header, n, &ran_out, err);
+        if (!ran_out) return status;
+        forget_pairs(self); /* they point to where the header has been */
+    }
+    return lmd_fail(err, LMD_BAD_FILE, "metadata and tensor directory pass %d bytes",
+                    MAX_HEADER);
+}
+
+static lmd_status open_path(lmd_gguf *self, const char *path, lmd_err *err) {
+    int32_t file_idx;
+    LMD_TRY(lmd_checkpoint_add_file(self->checkpoint, path, &file_idx, err));
+    self->n_bytes = lmd_checkpoint_file_len(self->checkpoint, file_idx);
+    const lmd_status status = parse_file(self, err);
+    return status == LMD_OK ? LMD_OK : lmd_err_prefix(err, status, "\"%.200s\"", path);
+}
+
+static lmd_status open_memory(lmd_gguf *self, const uint8_t *data, size_t n_bytes,
+                              lmd_err *err) {
+    int32_t file_idx;
+    bool ran_out;
+    LMD_TRY(lmd_checkpoint_add_memory(self->checkpoint, data, n_bytes, &file_idx, err));
+    self->n_bytes = n_bytes;
+    return parse(self, data, n_bytes, &ran_out, err);
 }
 
 static lmd_status open_with(const char *path, const uint8_t *data, size_t n_bytes,
                             lmd_gguf **out, lmd_err *err) {
     lmd_gguf *self = lmd_calloc(1, sizeof *self);
     if (!self) return lmd_no_memory(err, "a GGUF file");
-    int32_t file_idx;
     lmd_status status = lmd_checkpoint_new(&self->checkpoint, err);
     if (status == LMD_OK)
-        status =
-            path ? lmd_checkpoint_add_file(self->checkpoint, path, &file_idx, err)
-                 : lmd_checkpoint_add_memory(self->checkpoint, data, n_bytes, &file_idx, err);
-    if (status == LMD_OK) {
-        status = parse(self, err);
-        if (status != LMD_OK && path) lmd_err_prefix(err, status, "\"%.200s\"", path);
-    }
+        status = path ? open_path(self, path, err) : open_memory(self, data, n_bytes, err);
     if (status != LMD_OK) {
         lmd_gguf_free(self);
         return status;
@@ -358,8 +409,8 @@ lmd_status lmd_gguf_parse(const uint8_t *data, size_t n_bytes, lmd_gguf **out, l
 void lmd_gguf_free(lmd_gguf *self) {
     if (!self) return;
     lmd_checkpoint_free(self->checkpoint);
-    lmd_free(self->pairs);
-    lmd_free(self->by_key);
+    forget_pairs(self);
+    lmd_free(self->header);
     lmd_free(self);
 }
 

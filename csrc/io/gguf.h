@@ -1,9 +1,9 @@
-/* GGUF reader, versions 2 and 3: metadata and tensor directory over mapped bytes.
+/* GGUF reader, versions 2 and 3: metadata and tensor directory.
  * Owns: the validation of everything except the tensors' contents, and a checkpoint of the
  * tensors. Nothing in a file is trusted: every length, count, offset and type is checked before
- * it is used. Metadata is read in place: values point into the map, strings are not terminated
- * and their UTF-8 is not checked. Must not know: what keys mean. Immutable once opened: any
- * thread. */
+ * it is used, and all that comes before the tensors' data is read once. Values point into it,
+ * strings are not terminated and their UTF-8 is not checked. Must not know: what keys mean.
+ * Immutable once opened: any thread. */
 #ifndef LMD_IO_GGUF_H
 #define LMD_IO_GGUF_H
 
@@ -58,11 +58,11 @@ typedef struct lmd_gguf_pair {
 lmd_status lmd_gguf_open(const char *path, lmd_gguf **out, lmd_err *err);
 /* The same for bytes that the caller keeps alive as long as the object. */
 lmd_status lmd_gguf_parse(const uint8_t *data, size_t n_bytes, lmd_gguf **out, lmd_err *err);
-/* Frees the object and its checkpoint, and unmaps the file. NULL is accepted. */
+/* Frees the object and its checkpoint, and closes the file. NULL is accepted. */
 void lmd_gguf_free(lmd_gguf *self);
 
 size_t lmd_gguf_n_bytes(const lmd_gguf *self); /* of the file */
-/* The tensors; owned by self. lmd_checkpoint_release may be called on it. */
+/* The tensors; owned by self. */
 const lmd_checkpoint *lmd_gguf_checkpoint(const lmd_gguf *self);
 
 /* Metadata in file order, and by key (NULL when there is none). */

@@ -17,6 +17,9 @@ typedef struct loader {
     size_t done_bytes;
     int32_t *q_map, *k_map, *v_map; /* rows of q, k, v in their tensors; NULL: in order */
     int32_t n_q_rows, n_kv_rows;
+    lmd_loaded_tensor loaded[2 * LMD_MAX_WEIGHT_PARTS]; /* qzeros and g_idx of a source's parts,
+                                                           as they were checked */
+    int32_t n_loaded;
 } loader;
 
 /* ---- finding tensors ---- */
@@ -71,9 +74,21 @@ static const packed_names word_names = {"qweight", "scales", "qzeros", "g_idx"};
 static const packed_names compressed_names = {"weight_packed", "weight_scale",
                                               "weight_zero_point", "weight_g_idx"};
 
+/* Reads a tensor that decides what a packed matrix becomes, once: what is checked is what will
+ * be decoded. It stays until the source was uploaded. */
+static lmd_status load_once(loader *self, const lmd_tensor_view **view, lmd_err *err) {
+    return lmd_view_load(view, &self->loaded[self->n_loaded++], err);
+}
+
+static void forget_loaded(loader *self) {
+    for (int32_t i = 0; i < self->n_loaded; i++) lmd_free(self->loaded[i].buffer);
+    memset(self->loaded, 0, sizeof self->loaded);
+    self->n_loaded = 0;
+}
+
 /* Finds and checks the packed tensors of a matrix, which are there in place of "x.weight".
  * Leaves out->packing NONE where they are not. */
-static lmd_status find_packed(const loader *self, const char *weight_name, int64_t n_rows,
+static lmd_status find_packed(loader *self, const char *weight_name, int64_t n_rows,
                               int64_t n_cols, lmd_packed_weight *out, lmd_err *err) {
     const lmd_packing packing = self->model->config.packing;
     const bool is_compressed = packing == LMD_PACKING_COMPRESSED;
@@ -94,15 +109,16 @@ static lmd_status find_packed(const loader *self, const char *weight_name, int64
     if (!packed.qzeros && !is_compressed) LMD_TRY(find_name(self, name, &packed.qzeros, err));
     strcpy(suffix, names->g_idx);
     if (packing != LMD_PACKING_AWQ) packed.g_idx = lmd_checkpoint_find(self->checkpoint, name);
+    LMD_TRY(load_once(self, &packed.qzeros, err));
+    LMD_TRY(load_once(self, &packed.g_idx, err));
     LMD_TRY(lmd_packed_check(&packed, n_rows, n_cols, err));
     *out = packed;
     return LMD_OK;
 }
 
 /* Finds a matrix, packed or not: all of its n_rows rows in their order. */
-static lmd_status find_part(const loader *self, lmd_tensor_role role, int32_t layer,
-                            int32_t n_rows, int32_t n_cols, lmd_weight_part *out,
-                            lmd_err *err) {
+static lmd_status find_part(loader *self, lmd_tensor_role role, int32_t layer, int32_t n_rows,
+                            int32_t n_cols, lmd_weight_part *out, lmd_err *err) {
     char name[LMD_TENSOR_NAME_LEN + 1];
     lmd_weight_part part = {.n_rows = n_rows};
     tensor_name(self, role, layer, name, sizeof name);
@@ -141,6 +157,16 @@ static lmd_status dequantise(const lmd_packed_weight *packed, const lmd_tensor_v
     return LMD_OK;
 }
 
+/* The same for one whose tensors may be in files still. */
+static lmd_status read_and_dequantise(lmd_packed_weight packed, const lmd_tensor_view *view,
+                                      float **out, lmd_err *err) {
+    lmd_packed_in_memory tensors;
+    lmd_status status = lmd_packed_load(&packed, &tensors, err);
+    if (status == LMD_OK) status = dequantise(&packed, view, out, err);
+    lmd_packed_free(&tensors);
+    return status;
+}
+
 /* Replaces the packed parts that have no groups by dense matrices, a repeated one once. */
 static lmd_status make_dense(const loader *self, lmd_weight_source *src, dense_parts *dense,
                              lmd_err *err) {
@@ -159,7 +185,7 @@ static lmd_status make_dense(const loader *self, lmd_weight_source *src, dense_p
         view->dims[1] = src->n_cols;
         view->n_bytes = (size_t)(view->dims[0] * view->dims[1]) * sizeof *dense->values[i];
         if (self->sizes_alone) continue;
-        LMD_TRY(dequantise(&packed, view, &dense->values[i], err));
+        LMD_TRY(read_and_dequantise(packed, view, &dense->values[i], err));
         view->data = dense->values[i];
     }
     return LMD_OK;
@@ -217,6 +243,22 @@ static lmd_status upload_ready(loader *self, const lmd_weight_source *src, lmd_w
     return self->sizes_alone ? LMD_OK : backend->ops->upload(backend, src, out, err);
 }
 
+/* Counts a source's bytes, those of a tensor that its parts share once, and says so. */
+static lmd_status report_done(loader *self, const lmd_weight_source *src, lmd_err *err) {
+    for (int32_t i = 0; i < src->n_parts; i++) {
+        const lmd_weight_part *part = &src->parts[i];
+        const lmd_tensor_view *views[] = {part->tensor, part->packed.qweight,
+                                          part->packed.qzeros, part->packed.scales};
+        const bool repeated = i > 0 && part->tensor == src->parts[0].tensor &&
+                              part->packed.qweight == src->parts[0].packed.qweight;
+        for (int32_t j = 0; j < 4 && !repeated; j++)
+            if (views[j]) self->done_bytes += views[j]->n_bytes;
+    }
+    if (!self->progress) return LMD_OK;
+    return self->progress->report(self->progress->user, self->done_bytes,
+                                  lmd_checkpoint_n_bytes(self->checkpoint), err);
+}
+
 static lmd_status upload(loader *self, const lmd_weight_source *src, lmd_weight **out,
                          lmd_err *err) {
     lmd_weight_source ready = *src;
@@ -228,22 +270,9 @@ static lmd_status upload(loader *self, const lmd_weight_source *src, lmd_weight 
     if (status == LMD_OK) status = upload_ready(self, &ready, out, err);
     lmd_free(order);
     for (int32_t i = 0; i < LMD_MAX_WEIGHT_PARTS; i++) lmd_free(dense.values[i]);
-    if (status != LMD_OK || self->sizes_alone) return status;
-    for (int32_t i = 0; i < src->n_parts; i++) {
-        const lmd_weight_part *part = &src->parts[i];
-        const lmd_tensor_view *views[] = {part->tensor, part->packed.qweight,
-                                          part->packed.qzeros, part->packed.scales};
-        bool repeated = i > 0 && part->tensor == src->parts[0].tensor &&
-                        part->packed.qweight == src->parts[0].packed.qweight;
-        for (int32_t j = 0; j < 4; j++) {
-            if (!views[j]) continue;
-            if (!repeated) self->done_bytes += views[j]->n_bytes;
-            lmd_checkpoint_release(self->checkpoint, views[j]);
-        }
-    }
-    if (!self->progress) return LMD_OK;
-    return self->progress->report(self->progress->user, self->done_bytes,
-                                  lmd_checkpoint_n_bytes(self->checkpoint), err);
+    if (status == LMD_OK && !self->sizes_alone) status = report_done(self, src, err);
+    forget_loaded(self);
+    return status;
 }
 
 static lmd_status load_matrix(loader *self, lmd_tensor_role role, int32_t layer, int32_t n_rows,
@@ -267,13 +296,16 @@ static lmd_status read_vector(loader *self, lmd_tensor_role role, int32_t layer,
                         "tensor \"%s\" is a vector and must be F32, F16 or BF16, "
                         "not %s",
                         view->name, lmd_view_dtype_name(view));
-    const uint8_t *data = view->data;
-    int32_t element_bytes = lmd_dtype_block_bytes(view->dtype);
-    for (int32_t i = 0; i < n; i++)
+    lmd_loaded_tensor loaded = {0};
+    const lmd_status status = lmd_view_load(&view, &loaded, err);
+    const uint8_t *data = status == LMD_OK ? view->data : NULL;
+    const int32_t element_bytes = lmd_dtype_block_bytes(view->dtype);
+    for (int32_t i = 0; data && i < n; i++)
         lmd_weight_row_to_float(view->dtype,
                                 data + (int64_t)(row_map ? row_map[i] : i) * element_bytes, 1,
                                 out + i);
-    return LMD_OK;
+    lmd_free(loaded.buffer);
+    return status;
 }
 
 /* ---- q, k, v: rows of one matrix in the order of heads, half-split for RoPE ---- */
@@ -486,6 +518,7 @@ static lmd_status load(loader *self, const lmd_model_config *config, lmd_backend
         status = load_all(self, err);
     else
         status = lmd_no_memory(err, "%d layers", config->n_layer);
+    forget_loaded(self);
     lmd_free(self->q_map);
     lmd_free(self->k_map);
     lmd_free(self->v_map);

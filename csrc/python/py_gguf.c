@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "base/memory.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
 #include "python/py_values.h"
@@ -117,15 +118,13 @@ static PyObject *get_specs(PyObject *obj, void *unused) {
     (void)unused;
     const gguf_object *self = (const gguf_object *)obj;
     const lmd_checkpoint *checkpoint = lmd_gguf_checkpoint(self->gguf);
-    const uint8_t *file = lmd_checkpoint_file_data(checkpoint, 0);
     const size_t n = lmd_checkpoint_n_tensors(checkpoint);
     PyObject *list = PyList_New((Py_ssize_t)n);
     for (size_t i = 0; list && i < n; i++) {
         const lmd_tensor_view *view = lmd_checkpoint_tensor(checkpoint, i);
-        PyObject *spec = Py_BuildValue("NsNOKK", name_object(view), lmd_view_dtype_name(view),
-                                       shape_object(view), self->path,
-                                       (unsigned long long)((const uint8_t *)view->data - file),
-                                       (unsigned long long)view->n_bytes);
+        PyObject *spec = Py_BuildValue(
+            "NsNOKK", name_object(view), lmd_view_dtype_name(view), shape_object(view),
+            self->path, (unsigned long long)view->offset, (unsigned long long)view->n_bytes);
         lmd_py_list_put(&list, (Py_ssize_t)i, spec);
     }
     return list;
@@ -145,12 +144,16 @@ static const lmd_tensor_view *find_tensor(const lmd_checkpoint *checkpoint, PyOb
 }
 
 /* Dequantises every row into out [n_rows, n_cols]; without the GIL. */
-static void dequantize_rows(const lmd_tensor_view *view, int64_t n_rows, int64_t n_cols,
-                            float *out) {
+static lmd_status dequantize_rows(const lmd_tensor_view *view, int64_t n_rows, int64_t n_cols,
+                                  float *out, lmd_err *err) {
     const int64_t row_bytes = lmd_dtype_row_bytes(view->dtype, n_cols);
-    const uint8_t *data = view->data;
-    for (int64_t i = 0; i < n_rows; i++)
+    lmd_loaded_tensor loaded = {0};
+    const lmd_status status = lmd_view_load(&view, &loaded, err);
+    const uint8_t *data = status == LMD_OK ? view->data : NULL;
+    for (int64_t i = 0; data && i < n_rows; i++)
         lmd_weight_row_to_float(view->dtype, data + i * row_bytes, n_cols, out + i * n_cols);
+    lmd_free(loaded.buffer);
+    return status;
 }
 
 static PyObject *dequantize(PyObject *obj, PyObject *arg) {
@@ -159,6 +162,7 @@ static PyObject *dequantize(PyObject *obj, PyObject *arg) {
     if (!view) return NULL;
     lmd_weight_format format;
     lmd_err err;
+    lmd_status status;
     if (lmd_py_check(lmd_weight_format_of(view, &format, &err), &err) < 0) return NULL;
     npy_intp dims[LMD_MAX_DIMS];
     for (int32_t i = 0; i < view->n_dims; i++) dims[i] = (npy_intp)view->dims[i];
@@ -168,9 +172,9 @@ static PyObject *dequantize(PyObject *obj, PyObject *arg) {
     const int64_t n_rows = PyArray_SIZE(array) / n_cols;
     float *out = PyArray_DATA(array);
     Py_BEGIN_ALLOW_THREADS
-    dequantize_rows(view, n_rows, n_cols, out);
-    lmd_checkpoint_release(checkpoint, view);
+    status = dequantize_rows(view, n_rows, n_cols, out, &err);
     Py_END_ALLOW_THREADS
+    if (lmd_py_check(status, &err) < 0) Py_CLEAR(array);
     return (PyObject *)array;
 }
 
@@ -244,9 +248,8 @@ static PyType_Slot gguf_slots[] = {
     {Py_tp_dealloc, gguf_dealloc},
     {Py_tp_getset, gguf_getset},
     {Py_tp_methods, gguf_methods},
-    {Py_tp_doc,
-     "Gguf(path)\n\nA GGUF file, mapped read-only and validated before the constructor "
-     "returns."},
+    {Py_tp_doc, "Gguf(path)\n\nA GGUF file, validated before the constructor "
+                "returns."},
     {0, NULL},
 };
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/half.h"
+#include "base/memory.h"
 
 static uint32_t read_word(const lmd_tensor_view *view, int64_t row, int64_t col) {
     uint32_t word;
@@ -22,6 +23,22 @@ static bool is_compressed(const lmd_packed_weight *self) {
 static int64_t value_at(const lmd_packed_weight *self, const lmd_tensor_view *view,
                         int32_t group, int32_t row) {
     return is_compressed(self) ? row * view->dims[1] + group : group * view->dims[1] + row;
+}
+
+/* ---- into memory ---- */
+
+lmd_status lmd_packed_load(lmd_packed_weight *self, lmd_packed_in_memory *out, lmd_err *err) {
+    *out = (lmd_packed_in_memory){0};
+    if (!self->packing) return LMD_OK;
+    LMD_TRY(lmd_view_load(&self->qweight, &out->tensors[0], err));
+    LMD_TRY(lmd_view_load(&self->scales, &out->tensors[1], err));
+    LMD_TRY(lmd_view_load(&self->qzeros, &out->tensors[2], err));
+    return lmd_view_load(&self->g_idx, &out->tensors[3], err);
+}
+
+void lmd_packed_free(lmd_packed_in_memory *self) {
+    for (size_t i = 0; i < sizeof self->tensors / sizeof *self->tensors; i++)
+        lmd_free(self->tensors[i].buffer);
 }
 
 /* ---- zeros ---- */
@@ -188,8 +205,7 @@ bool lmd_packed_order(const lmd_packed_weight *self, int32_t n_cols, int32_t *n_
     memset(n_placed, 0, (size_t)n_groups * sizeof *n_placed);
     for (int32_t k = 0; k < n_cols; k++) {
         const int32_t group = group_of(self, k);
-        /* The file may have changed since it was checked. */
-        if (group < 0 || group >= n_groups || n_placed[group] == group_size) return false;
+        if (n_placed[group] == group_size) return false;
         order[group * group_size + n_placed[group]++] = k;
     }
     return true; /* none has more, so none has less */
@@ -344,6 +360,73 @@ void lmd_packed_decode(const lmd_packed_weight *self, int32_t first_row, int32_t
     const uint32_t word = zeros_word(self, first_row, group); /* of all LMD_PACKED_ROWS rows */
     for (int32_t i = 0; i < LMD_PACKED_ROWS; i++)
         zeros[i] = lmd_float_to_half((float)zero_in(self, word, i));
+}
+
+/* ---- windows ---- */
+
+/* The lines of a tensor that a window needs. */
+typedef struct line_range {
+    int64_t first, n;
+} line_range;
+
+static line_range word_lines(const lmd_packed_weight *self, int32_t first) {
+    if (is_compressed(self)) return (line_range){first, LMD_PACKED_ROWS};
+    if (is_awq(self)) return (line_range){first, self->cut};
+    return (line_range){first * self->bits / 32, self->cut * self->bits / 32};
+}
+
+static line_range scale_lines(const lmd_packed_weight *self, int32_t first) {
+    if (is_compressed(self)) return (line_range){first, LMD_PACKED_ROWS};
+    return (line_range){first / self->group_size, 1};
+}
+
+static line_range zero_lines(const lmd_packed_weight *self, int32_t first) {
+    if (is_compressed(self))
+        return (line_range){first * self->bits / 32, LMD_PACKED_ROWS * self->bits / 32};
+    return (line_range){first / self->group_size, 1};
+}
+
+static size_t line_bytes(const lmd_tensor_view *view) {
+    return (size_t)(view->dims[1] * lmd_dtype_block_bytes(view->dtype));
+}
+
+bool lmd_packed_by_rows(const lmd_packed_weight *self) { return is_compressed(self); }
+
+size_t lmd_packed_window_bytes(const lmd_packed_weight *self) {
+    if (!self->packing) return 0;
+    const size_t n_bytes = (size_t)word_lines(self, 0).n * line_bytes(self->qweight) +
+                           (size_t)scale_lines(self, 0).n * line_bytes(self->scales);
+    return n_bytes +
+           (self->qzeros ? (size_t)zero_lines(self, 0).n * line_bytes(self->qzeros) : 0);
+}
+
+/* Reads lines of a tensor to *buffer, which moves on. */
+static lmd_status read_lines(const lmd_tensor_view *view, line_range lines, uint8_t **buffer,
+                             lmd_tensor_view *out, lmd_err *err) {
+    const size_t n_bytes = line_bytes(view);
+    const uint8_t *data;
+    LMD_TRY(lmd_view_bytes(view, lines.first * (int64_t)n_bytes, (size_t)lines.n * n_bytes,
+                           *buffer, &data, err));
+    *buffer += (size_t)lines.n * n_bytes;
+    *out = *view;
+    out->dims[0] = lines.n;
+    out->data = data;
+    return LMD_OK;
+}
+
+lmd_status lmd_packed_read_window(const lmd_packed_weight *self, int32_t first, uint8_t *buffer,
+                                  lmd_packed_window *out, lmd_err *err) {
+    out->weight = *self;
+    out->weight.qweight = &out->qweight;
+    out->weight.scales = &out->scales;
+    LMD_TRY(read_lines(self->qweight, word_lines(self, first), &buffer, &out->qweight, err));
+    LMD_TRY(read_lines(self->scales, scale_lines(self, first), &buffer, &out->scales, err));
+    if (self->qzeros) {
+        out->weight.qzeros = &out->qzeros;
+        LMD_TRY(read_lines(self->qzeros, zero_lines(self, first), &buffer, &out->qzeros, err));
+    }
+    if (!is_compressed(self)) out->weight.group_size = self->cut; /* the window's only group */
+    return LMD_OK;
 }
 
 /* ---- to fp32 ---- */

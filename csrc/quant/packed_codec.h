@@ -51,6 +51,20 @@ enum {
     LMD_PACKED_COLS = 128, /* most columns of a group in the canonical form */
 };
 
+/* Tensors of a packed weight that were read into memory. */
+typedef struct lmd_packed_in_memory {
+    lmd_loaded_tensor tensors[4];
+} lmd_packed_in_memory;
+
+/* Reads those tensors of a packed weight that are in files still, and points `self` at them;
+ * of one with LMD_PACKING_NONE there are none. The caller ends *out with lmd_packed_free, on
+ * failure too. Errors as lmd_view_load. */
+lmd_status lmd_packed_load(lmd_packed_weight *self, lmd_packed_in_memory *out, lmd_err *err);
+void lmd_packed_free(lmd_packed_in_memory *self);
+
+/* Decoding and checking read tensors in memory alone: qzeros and g_idx must be there for
+ * lmd_packed_check, all four after it. */
+
 /* Reads bits and group_size from the shapes, and checks types, shapes and groups against n_rows
  * and n_cols, so that decoding stays inside the tensors; a g_idx that says nothing becomes
  * NULL. LMD_BAD_FILE and LMD_UNSUPPORTED name the tensor. */
@@ -78,6 +92,23 @@ void lmd_packed_decode(const lmd_packed_weight *self, int32_t first_row, int32_t
                        int32_t n_cols, uint8_t *codes, /* [LMD_PACKED_ROWS][n_cols] */
                        uint16_t *scales,               /* [LMD_PACKED_ROWS] half */
                        uint16_t *zeros);               /* [LMD_PACKED_ROWS] half */
+
+/* A part of a packed weight in memory: what lies side by side in each of its tensors. That is
+ * LMD_PACKED_ROWS rows where words lie by rows, otherwise `cut` columns of all rows. */
+typedef struct lmd_packed_window {
+    lmd_packed_weight weight; /* points to the views below; rows and columns count from the
+                                 window's first */
+    lmd_tensor_view qweight, scales, qzeros;
+} lmd_packed_window;
+
+bool lmd_packed_by_rows(const lmd_packed_weight *self);
+/* Bytes of the buffer that a window may fill. */
+size_t lmd_packed_window_bytes(const lmd_packed_weight *self);
+/* Reads the window from row or column `first` on, a multiple of LMD_PACKED_ROWS or of cut, of a
+ * checked weight that has_groups. *out points into itself and the buffer. Errors as
+ * lmd_file_read. */
+lmd_status lmd_packed_read_window(const lmd_packed_weight *self, int32_t first, uint8_t *buffer,
+                                  lmd_packed_window *out, lmd_err *err);
 
 /* Dequantises LMD_PACKED_ROWS rows of any checked weight, from first_row, a multiple of
  * LMD_PACKED_ROWS, exactly, columns as they come: for weights that have no groups, because

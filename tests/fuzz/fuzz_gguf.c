@@ -74,7 +74,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
         const lmd_tensor_view *view = lmd_checkpoint_tensor(checkpoint, i);
         if (lmd_checkpoint_find(checkpoint, view->name) != view) abort();
         read_tensor(view);
-        lmd_checkpoint_release(checkpoint, view);
     }
     lmd_gguf_free(gguf);
     return 0;
