@@ -81,17 +81,22 @@ bool lmd_poller_wait(lmd_poller *self, int64_t timeout_ms) {
     return ready;
 }
 
-int32_t lmd_poller_take(lmd_poller *self, int64_t *keys, int32_t capacity) {
+int32_t lmd_poller_look(lmd_poller *self, int64_t *keys, int32_t capacity) {
     int32_t n = 0;
     pthread_mutex_lock(&self->lock);
-    while (self->first && n < capacity) {
-        lmd_poller_entry *entry = self->first;
+    for (lmd_poller_entry *entry = self->first; entry && n < capacity; entry = entry->next)
         keys[n++] = entry->key;
-        entry->taken = true;
-        unlist(self, entry);
-    }
     pthread_mutex_unlock(&self->lock);
     return n;
+}
+
+void lmd_poller_take(lmd_poller *self, int32_t n) {
+    pthread_mutex_lock(&self->lock);
+    for (; self->first && n > 0; n--) {
+        self->first->taken = true;
+        unlist(self, self->first);
+    }
+    pthread_mutex_unlock(&self->lock);
 }
 
 lmd_status lmd_poller_fileno(lmd_poller *self, int *out, lmd_err *err) {

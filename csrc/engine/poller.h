@@ -19,8 +19,10 @@ void lmd_poller_unref(lmd_poller *self);
 /* Waits until a request has output, for at most timeout_ms; false: none has. */
 bool lmd_poller_wait(lmd_poller *self, int64_t timeout_ms);
 /* Writes the keys of at most `capacity` requests that have output, those that had it first
- * before others; returns how many. A key comes once until its request is read. */
-int32_t lmd_poller_take(lmd_poller *self, int64_t *keys, int32_t capacity);
+ * before others; returns how many. */
+int32_t lmd_poller_look(lmd_poller *self, int64_t *keys, int32_t capacity);
+/* Takes the first n of them: a key does not come again until its request is read. */
+void lmd_poller_take(lmd_poller *self, int32_t n);
 /* A descriptor that is readable while there are keys to take; closed with the poller. */
 lmd_status lmd_poller_fileno(lmd_poller *self, int *out, lmd_err *err);
 

@@ -77,6 +77,17 @@ lmd_status lmd_trace_stop(lmd_trace *self, lmd_trace_log *out, lmd_err *err) {
     return running ? LMD_OK : lmd_fail(err, LMD_INVALID, "no trace runs");
 }
 
+void lmd_trace_resume(lmd_trace *self, lmd_trace_log *log) {
+    pthread_mutex_lock(&self->lock);
+    if (!atomic_load(&self->running)) {
+        self->log = *log;
+        *log = (lmd_trace_log){0};
+        atomic_store(&self->running, true);
+    }
+    pthread_mutex_unlock(&self->lock);
+    lmd_trace_log_clear(log);
+}
+
 void lmd_trace_log_clear(lmd_trace_log *self) {
     lmd_free(self->steps.values);
     lmd_free(self->events.values);

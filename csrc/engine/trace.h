@@ -64,6 +64,8 @@ void lmd_trace_clear(lmd_trace *self);
 lmd_status lmd_trace_start(lmd_trace *self, int64_t max_steps, lmd_err *err);
 /* Ends it and hands it over: free with lmd_trace_log_clear. LMD_INVALID: none runs. */
 lmd_status lmd_trace_stop(lmd_trace *self, lmd_trace_log *out, lmd_err *err);
+/* Goes on with a trace that has been stopped, unless another one runs; takes the log over. */
+void lmd_trace_resume(lmd_trace *self, lmd_trace_log *log);
 void lmd_trace_log_clear(lmd_trace_log *self);
 
 void lmd_trace_add_step(lmd_trace *self, const lmd_trace_step *record);

@@ -1,54 +1,76 @@
 /* NumPy arrays in and out: see py_array.h. */
 #include "python/py_array.h"
 
+#include <stdbool.h>
 #include <string.h>
 
-/* The values as a contiguous 1-D int64 array, or NULL with an exception. */
-static PyArrayObject *to_int64(PyObject *obj, const char *what) {
-    PyArrayObject *any = (PyArrayObject *)PyArray_FROM_O(obj);
-    if (!any) return NULL;
+/* Whether an array of integers holds one that int64 does not. */
+static bool passes_int64(PyArrayObject *array) {
+    if (PyArray_TYPE(array) != NPY_ULONG && PyArray_TYPE(array) != NPY_ULONGLONG) return false;
+    const npy_intp n = PyArray_SIZE(array);
+    for (npy_intp i = 0; i < n; i++) {
+        uint64_t value;
+        memcpy(&value, PyArray_GETPTR1(array, i), sizeof value);
+        if (PyArray_ISBYTESWAPPED(array)) value = __builtin_bswap64(value);
+        if (value > INT64_MAX) return true;
+    }
+    return false;
+}
+
+static int check_integers(PyArrayObject *array, const char *what) {
     /* An empty list becomes a float array; it holds no wrong element. */
-    if (!PyArray_ISINTEGER(any) && PyArray_SIZE(any) != 0) {
+    if (!PyArray_ISINTEGER(array) && PyArray_SIZE(array) != 0) {
         PyErr_Format(PyExc_TypeError, "%s must hold integers, not %S", what,
-                     (PyObject *)PyArray_DESCR(any));
-        Py_DECREF(any);
-        return NULL;
+                     (PyObject *)PyArray_DESCR(array));
+        return -1;
     }
-    if (PyArray_NDIM(any) != 1) {
+    if (PyArray_NDIM(array) != 1) {
         PyErr_Format(PyExc_ValueError, "%s must be one-dimensional, not %d-dimensional", what,
-                     PyArray_NDIM(any));
-        Py_DECREF(any);
-        return NULL;
+                     PyArray_NDIM(array));
+        return -1;
     }
-    PyArrayObject *wide = (PyArrayObject *)PyArray_FROM_OTF(
-        (PyObject *)any, NPY_INT64, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_FORCECAST);
-    Py_DECREF(any);
+    if (!passes_int64(array)) return 0;
+    PyErr_Format(PyExc_ValueError, "%s must hold integers of 32 bits", what);
+    return -1;
+}
+
+/* The values as a contiguous 1-D int64 array, which may be the caller's own. NULL with an
+ * exception. */
+static PyArrayObject *to_int64(PyObject *obj, const char *what) {
+    PyArrayObject *wide = NULL, *any = (PyArrayObject *)PyArray_FROM_O(obj);
+    if (any && check_integers(any, what) == 0)
+        wide = (PyArrayObject *)PyArray_FROM_OTF((PyObject *)any, NPY_INT64,
+                                                 NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_FORCECAST);
+    Py_XDECREF(any);
     return wide;
+}
+
+/* Converts the values. No code of others runs meanwhile, so that they stay where they are. */
+static int narrow(PyArrayObject *wide, const char *what, int32_t *to) {
+    const npy_intp n = PyArray_SIZE(wide);
+    const int64_t *from = PyArray_DATA(wide);
+    for (npy_intp i = 0; i < n; i++) {
+        const int64_t value = from[i];
+        if (value < INT32_MIN || value > INT32_MAX) {
+            PyErr_Format(PyExc_ValueError, "%s[%zd] = %lld does not fit 32 bits", what,
+                         (Py_ssize_t)i, (long long)value);
+            return -1;
+        }
+        to[i] = (int32_t)value;
+    }
+    return 0;
 }
 
 int lmd_py_int32_array(PyObject *obj, const char *what, PyArrayObject **out) {
     PyArrayObject *wide = to_int64(obj, what);
     if (!wide) return -1;
     npy_intp n = PyArray_SIZE(wide);
-    const int64_t *from = PyArray_DATA(wide);
-    PyArrayObject *narrow = (PyArrayObject *)PyArray_SimpleNew(1, &n, NPY_INT32);
-    if (!narrow) goto fail;
-    int32_t *to = PyArray_DATA(narrow);
-    for (npy_intp i = 0; i < n; i++) {
-        if (from[i] < INT32_MIN || from[i] > INT32_MAX) {
-            PyErr_Format(PyExc_OverflowError, "%s[%zd] = %lld does not fit 32 bits", what,
-                         (Py_ssize_t)i, (long long)from[i]);
-            goto fail;
-        }
-        to[i] = (int32_t)from[i];
-    }
+    PyArrayObject *array = (PyArrayObject *)PyArray_SimpleNew(1, &n, NPY_INT32);
+    if (array && narrow(wide, what, PyArray_DATA(array)) < 0) Py_CLEAR(array);
     Py_DECREF(wide);
-    *out = narrow;
+    if (!array) return -1;
+    *out = array;
     return 0;
-fail:
-    Py_DECREF(wide);
-    Py_XDECREF(narrow);
-    return -1;
 }
 
 static PyObject *new_array(const void *values, npy_intp n, int type) {

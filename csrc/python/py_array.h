@@ -13,8 +13,7 @@
 #include <numpy/arrayobject.h>
 
 /* Converts a sequence or array of integers to a new 1-D contiguous int32 array. Returns -1 with
- * TypeError (no integers), ValueError (not 1-D) or OverflowError (outside int32) naming `what`.
- */
+ * TypeError (no integers) or ValueError (not 1-D, outside int32) naming `what`. */
 int lmd_py_int32_array(PyObject *obj, const char *what, PyArrayObject **out);
 
 /* New arrays [n] with copies of the values. NULL with MemoryError. */

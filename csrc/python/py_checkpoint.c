@@ -53,40 +53,64 @@ static int is_weight_shape(PyObject *shape) {
 
 static int read_shape(PyObject *shape, lmd_tensor_spec *spec) {
     spec->n_dims = (int32_t)PyTuple_GET_SIZE(shape);
-    for (int32_t i = 0; i < spec->n_dims; i++) {
-        spec->dims[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape, i));
-        if (spec->dims[i] == -1 && PyErr_Occurred()) return -1;
-    }
+    for (int32_t i = 0; i < spec->n_dims; i++)
+        if (lmd_py_int64(PyTuple_GET_ITEM(shape, i), "a tensor's shape", &spec->dims[i]) < 0)
+            return -1;
     return 0;
+}
+
+typedef struct spec_args {
+    const char *name, *dtype;
+    PyObject *shape, *path;
+    int64_t offset, n_bytes;
+} spec_args;
+
+static int read_tuple(PyObject *value, const char *name, void *out) {
+    if (!PyTuple_Check(value)) return lmd_py_wrong_type(value, name, "a tuple");
+    *(PyObject **)out = value;
+    return 0;
+}
+
+static const lmd_py_field spec_fields[] = {
+    {"name", lmd_py_text, offsetof(spec_args, name)},
+    {"dtype", lmd_py_text, offsetof(spec_args, dtype)},
+    {"shape", read_tuple, offsetof(spec_args, shape)},
+    {"path", lmd_py_object, offsetof(spec_args, path)},
+    {"offset", lmd_py_size, offsetof(spec_args, offset)},
+    {"n_bytes", lmd_py_size, offsetof(spec_args, n_bytes)},
+    {NULL, NULL, 0},
+};
+
+static int add_spec(lmd_checkpoint *checkpoint, PyObject *file_idxs, const spec_args *args) {
+    lmd_tensor_spec spec = {.name = args->name,
+                            .offset = (uint64_t)args->offset,
+                            .n_bytes = (uint64_t)args->n_bytes};
+    lmd_err err;
+    const int is_weight = is_weight_shape(args->shape);
+    if (is_weight < 0) return -1;
+    spec.dtype = is_weight ? find_dtype(args->dtype) : LMD_OTHER;
+    spec.other_dtype = is_weight ? args->dtype : NULL;
+    if ((spec.dtype != LMD_OTHER && read_shape(args->shape, &spec) < 0) ||
+        find_file(checkpoint, file_idxs, args->path, &spec.file_idx) < 0)
+        return -1;
+    return lmd_py_check(lmd_checkpoint_add_tensor(checkpoint, &spec, &err), &err);
 }
 
 /* Adds one tensor: (name, dtype, shape, path, offset, n_bytes). */
 static int add_tensor(lmd_checkpoint *checkpoint, PyObject *file_idxs, PyObject *item) {
-    const char *dtype;
-    PyObject *shape, *path;
-    unsigned long long offset, n_bytes;
-    lmd_tensor_spec spec = {0};
-    lmd_err err;
+    static const lmd_py_signature signature = {"TensorSpec", 6, 6, spec_fields};
+    spec_args args;
     if (!PyTuple_Check(item)) {
         PyErr_Format(PyExc_TypeError,
                      "a tensor must be a tuple (name, dtype, shape, path, offset, n_bytes), "
-                     "not %R",
-                     item);
+                     "not %.100s",
+                     Py_TYPE(item)->tp_name);
         return -1;
     }
-    if (!PyArg_ParseTuple(item, "ssO!OKK", &spec.name, &dtype, &PyTuple_Type, &shape, &path,
-                          &offset, &n_bytes))
-        return -1;
-    spec.offset = offset;
-    spec.n_bytes = n_bytes;
-    const int is_weight = is_weight_shape(shape);
-    if (is_weight < 0) return -1;
-    spec.dtype = is_weight ? find_dtype(dtype) : LMD_OTHER;
-    spec.other_dtype = is_weight ? dtype : NULL;
-    if ((spec.dtype != LMD_OTHER && read_shape(shape, &spec) < 0) ||
-        find_file(checkpoint, file_idxs, path, &spec.file_idx) < 0)
-        return -1;
-    return lmd_py_check(lmd_checkpoint_add_tensor(checkpoint, &spec, &err), &err);
+    PyObject *values = lmd_py_read_call(&signature, item, NULL, &args);
+    const int code = values ? add_spec(checkpoint, file_idxs, &args) : -1;
+    Py_XDECREF(values);
+    return code;
 }
 
 static int add_tensors(lmd_checkpoint *checkpoint, PyObject *items) {

@@ -64,7 +64,8 @@ PyObject *lmd_py_device_info(PyObject *module, PyObject *args, PyObject *kwargs)
     static const lmd_py_signature signature = {"device_info", 2, 0, device_fields};
     (void)module;
     device_args call = {.device = "cpu"};
-    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0) return NULL;
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    if (!values) return NULL;
     const lmd_backend_config config = {.n_threads = call.n_threads};
     lmd_backend *backend;
     lmd_err err;
@@ -72,6 +73,7 @@ PyObject *lmd_py_device_info(PyObject *module, PyObject *args, PyObject *kwargs)
     Py_BEGIN_ALLOW_THREADS /* starts the backend's threads */
     status = lmd_backend_open(call.device, &config, &backend, &err);
     Py_END_ALLOW_THREADS
+    Py_DECREF(values);
     if (status != LMD_OK) return lmd_py_raise(&err);
     PyObject *dict = facts_dict(backend);
     Py_BEGIN_ALLOW_THREADS /* joins them */
@@ -106,7 +108,9 @@ PyObject *lmd_py_gpu_info(PyObject *module, PyObject *args, PyObject *kwargs) {
     static const lmd_py_signature signature = {"gpu_info", 1, 1, gpu_fields};
     (void)module;
     gpu_args call = {0};
-    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0) return NULL;
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    if (!values) return NULL;
+    Py_DECREF(values);
     lmd_device_info info;
     lmd_err err;
     lmd_status status;

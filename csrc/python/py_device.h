@@ -10,7 +10,7 @@ int lmd_py_num_threads(PyObject *value, const char *name, void *out);
 
 /* device_info(device, num_threads): a function of the module. */
 PyObject *lmd_py_device_info(PyObject *module, PyObject *args, PyObject *kwargs);
-/* gpus(): a function of the module. */
+/* gpu_count(): a function of the module. */
 PyObject *lmd_py_gpu_count(PyObject *module, PyObject *unused);
 PyObject *lmd_py_gpu_info(PyObject *module, PyObject *args, PyObject *kwargs);
 

@@ -71,14 +71,10 @@ static const engine_args engine_defaults = {
     .device = "cpu",
 };
 
-/* Reads and checks what an engine is made with; *model is the one inside the Model object. */
-static int read_engine_args(PyTypeObject *type, PyObject *args, PyObject *kwargs,
-                            engine_args *call, const lmd_model **model) {
-    static const lmd_py_signature signature = {"Engine", 1, 3, engine_fields};
-    *call = engine_defaults;
+/* Checks what an engine is made with; *model is the one inside the Model object. */
+static int check_engine_args(PyTypeObject *type, engine_args *call, const lmd_model **model) {
     lmd_engine_config *config = &call->config;
     lmd_err err;
-    if (lmd_py_read_call(&signature, args, kwargs, call) < 0) return -1;
     *model = lmd_py_model_get(lmd_py_type_beside(type, LMD_PY_MODEL), call->model);
     if (!*model) return -1;
     config->vocab_size = lmd_model_vocab_size(*model);
@@ -110,23 +106,47 @@ static lmd_status open_engine(const lmd_model *model, const engine_args *call, l
     return lmd_engine_new(&call->config, executor, out, err);
 }
 
-static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    engine_args call;
-    const lmd_model *model;
-    if (read_engine_args(type, args, kwargs, &call, &model) < 0) return NULL;
+static void free_engine(lmd_engine *engine) {
+    Py_BEGIN_ALLOW_THREADS /* joins the thread */
+    lmd_engine_free(engine);
+    Py_END_ALLOW_THREADS
+}
+
+/* An object of an engine, which it takes over, on failure too. It is made last: whoever looks
+ * through the collector's objects sees none that is half made. */
+static PyObject *wrap_engine(PyTypeObject *type, lmd_engine *engine, const engine_args *call) {
     engine_object *self = (engine_object *)type->tp_alloc(type, 0);
-    if (!self) return NULL;
-    self->model = Py_NewRef(call.model);
-    self->vocab_size = call.config.vocab_size;
-    self->has_metrics = call.enable_metrics;
+    if (!self) {
+        free_engine(engine);
+        return NULL;
+    }
+    self->engine = engine;
+    self->model = Py_NewRef(call->model);
+    self->vocab_size = call->config.vocab_size;
+    self->has_metrics = call->enable_metrics;
     self->pid = getpid();
+    return (PyObject *)self;
+}
+
+static PyObject *make(PyTypeObject *type, engine_args *call) {
+    const lmd_model *model;
+    lmd_engine *engine;
     lmd_err err;
     lmd_status status;
+    if (check_engine_args(type, call, &model) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    status = open_engine(model, &call, &self->engine, &err);
+    status = open_engine(model, call, &engine, &err);
     Py_END_ALLOW_THREADS
-    if (lmd_py_check(status, &err) < 0) Py_CLEAR(self);
-    return (PyObject *)self;
+    return status == LMD_OK ? wrap_engine(type, engine, call) : lmd_py_raise(&err);
+}
+
+static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"Engine", 1, 3, engine_fields};
+    engine_args call = engine_defaults;
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    PyObject *self = values ? make(type, &call) : NULL;
+    Py_XDECREF(values);
+    return self;
 }
 
 static int engine_traverse(PyObject *obj, visitproc visit, void *arg) {
@@ -139,10 +159,8 @@ static void engine_dealloc(PyObject *obj) {
     engine_object *self = (engine_object *)obj;
     PyTypeObject *type = Py_TYPE(obj);
     PyObject_GC_UnTrack(obj);
-    Py_BEGIN_ALLOW_THREADS /* joins the thread */
-    lmd_engine_free(self->engine);
-    Py_END_ALLOW_THREADS
-    Py_XDECREF(self->model);
+    free_engine(self->engine);
+    Py_DECREF(self->model);
     type->tp_free(obj);
     Py_DECREF(type);
 }
@@ -192,22 +210,28 @@ static lmd_status measure_engine(const lmd_model_config *shape, const engine_arg
     return status;
 }
 
-PyObject *lmd_py_engine_bytes(PyObject *module, PyObject *args, PyObject *kwargs) {
-    static const lmd_py_signature signature = {"engine_bytes", 1, 3, size_fields};
-    (void)module;
-    engine_args call = engine_defaults;
+static PyObject *engine_bytes(const engine_args *call) {
     lmd_model_config shape;
-    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0) return NULL;
-    PyObject *dict = lmd_py_model_config(call.model, &shape);
+    PyObject *dict = lmd_py_model_config(call->model, &shape);
     if (!dict) return NULL;
     Py_DECREF(dict);
     size_t n_bytes;
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS /* starts and joins the backend's threads */
-    status = measure_engine(&shape, &call, &n_bytes, &err);
+    status = measure_engine(&shape, call, &n_bytes, &err);
     Py_END_ALLOW_THREADS
     return status == LMD_OK ? PyLong_FromSize_t(n_bytes) : lmd_py_raise(&err);
+}
+
+PyObject *lmd_py_engine_bytes(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"engine_bytes", 1, 3, size_fields};
+    (void)module;
+    engine_args call = engine_defaults;
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    PyObject *n_bytes = values ? engine_bytes(&call) : NULL;
+    Py_XDECREF(values);
+    return n_bytes;
 }
 
 /* ---- requests ---- */
@@ -216,29 +240,28 @@ static PyObject *wrap(engine_object *self, lmd_request *request) {
     return lmd_py_request_wrap(request, (PyObject *)self, self->engine, self->vocab_size);
 }
 
-/* A request that has failed already: its error output is its only one. */
-static PyObject *reject(engine_object *self, const char *message) {
+/* A request that has failed already: its error output is its only one. `message` is a str, of
+ * any characters. */
+static PyObject *reject(engine_object *self, PyObject *message) {
+    PyObject *bytes = PyUnicode_AsEncodedString(message, "utf-8", "backslashreplace");
+    if (!bytes) return NULL;
     lmd_request *request;
     lmd_err why, err;
-    lmd_fail(&why, LMD_INVALID, "%s", message);
+    lmd_fail(&why, LMD_INVALID, "%s", PyBytes_AS_STRING(bytes));
+    Py_DECREF(bytes);
     if (lmd_engine_reject(self->engine, &why, &request, &err) != LMD_OK)
         return lmd_py_raise(&err);
     return wrap(self, request);
 }
 
-/* Turns a pending ValueError or OverflowError into a rejected request; other exceptions stay.
- */
+/* Turns a pending ValueError into a rejected request; other exceptions stay. */
 static PyObject *reject_pending(engine_object *self) {
-    if (!PyErr_ExceptionMatches(PyExc_ValueError) &&
-        !PyErr_ExceptionMatches(PyExc_OverflowError))
-        return NULL;
+    if (!PyErr_ExceptionMatches(PyExc_ValueError)) return NULL;
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    PyObject *text = value ? PyObject_Str(value) : NULL;
-    const char *message = text ? PyUnicode_AsUTF8(text) : NULL;
-    if (!message) PyErr_Clear();
-    PyObject *request = reject(self, message ? message : "a wrong argument");
-    Py_XDECREF(text);
+    PyObject *message = value ? PyObject_Str(value) : PyUnicode_FromString("a wrong argument");
+    PyObject *request = message ? reject(self, message) : NULL;
+    Py_XDECREF(message);
     Py_XDECREF(type);
     Py_XDECREF(value);
     Py_XDECREF(traceback);
@@ -262,7 +285,7 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
     const bool is_read =
         lmd_py_request_params_read(&params, args, kwargs) == 0 &&
         lmd_py_snapshot_read(params.snapshot, obj, &params.request.snapshot) == 0 &&
-        lmd_py_request_read(params.leader, obj, &params.request.leader) == 0;
+        lmd_py_leader_read(params.leader, obj, &params.request.leader) == 0;
     PyObject *request = is_read ? submit(self, &params.request) : reject_pending(self);
     lmd_py_request_params_clear(&params);
     return request;
@@ -270,8 +293,10 @@ static PyObject *engine_submit(PyObject *obj, PyObject *args, PyObject *kwargs) 
 
 static PyObject *engine_reject(PyObject *obj, PyObject *arg) {
     engine_object *self = engine_of(obj);
-    const char *message = self ? PyUnicode_AsUTF8(arg) : NULL;
-    return message ? reject(self, message) : NULL;
+    if (!self) return NULL;
+    if (PyUnicode_Check(arg)) return reject(self, arg);
+    lmd_py_wrong_type(arg, "message", "a str");
+    return NULL;
 }
 
 static PyObject *engine_import_snapshot(PyObject *obj, PyObject *args) {
@@ -302,15 +327,24 @@ static PyObject *engine_metrics(PyObject *obj, PyObject *unused) {
     return lmd_py_engine_metrics(&metrics);
 }
 
+typedef struct trace_args {
+    int64_t max_steps;
+} trace_args;
+
+static const lmd_py_field trace_fields[] = {
+    {"max_steps", lmd_py_int64, offsetof(trace_args, max_steps)},
+    {NULL, NULL, 0},
+};
+
 static PyObject *engine_trace_start(PyObject *obj, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"max_steps", NULL};
+    static const lmd_py_signature signature = {"trace_start", 1, 0, trace_fields};
     engine_object *self = engine_of(obj);
-    long long max_steps = 1 << 16;
+    trace_args call = {.max_steps = 1 << 16};
     lmd_err err;
-    if (!self ||
-        !PyArg_ParseTupleAndKeywords(args, kwargs, "|L:trace_start", names, &max_steps))
-        return NULL;
-    if (lmd_trace_start(lmd_engine_trace(self->engine), max_steps, &err) != LMD_OK)
+    PyObject *values = self ? lmd_py_read_call(&signature, args, kwargs, &call) : NULL;
+    if (!values) return NULL;
+    Py_DECREF(values);
+    if (lmd_trace_start(lmd_engine_trace(self->engine), call.max_steps, &err) != LMD_OK)
         return lmd_py_raise(&err);
     Py_RETURN_NONE;
 }
@@ -321,11 +355,14 @@ static PyObject *engine_trace_stop(PyObject *obj, PyObject *unused) {
     lmd_trace_log log;
     lmd_err err;
     if (!self) return NULL;
-    if (lmd_trace_stop(lmd_engine_trace(self->engine), &log, &err) != LMD_OK)
-        return lmd_py_raise(&err);
-    PyObject *trace = lmd_py_trace(&log);
-    lmd_trace_log_clear(&log);
-    return trace;
+    lmd_trace *trace = lmd_engine_trace(self->engine);
+    if (lmd_trace_stop(trace, &log, &err) != LMD_OK) return lmd_py_raise(&err);
+    PyObject *records = lmd_py_trace(&log);
+    if (records)
+        lmd_trace_log_clear(&log);
+    else /* out of memory: nothing is lost */
+        lmd_trace_resume(trace, &log);
+    return records;
 }
 
 /* ---- the type ---- */

@@ -1,7 +1,6 @@
 /* Fields: see py_fields.h. */
 #include "python/py_fields.h"
 
-#include <assert.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -10,7 +9,6 @@
 static int32_t count_fields(const lmd_py_field *fields) {
     int32_t n = 0;
     while (fields[n].name) n++;
-    assert(n <= LMD_PY_MAX_FIELDS);
     return n;
 }
 
@@ -21,22 +19,24 @@ static int32_t find_field(const lmd_py_field *fields, PyObject *name) {
     return -1;
 }
 
-/* The values given without names, borrowed, into values[0..). */
-static int read_positional(const lmd_py_signature *signature, PyObject *args,
-                           PyObject **values) {
+/* Puts the values given without names into the first places of a new tuple. */
+static int take_positional(const lmd_py_signature *signature, PyObject *args,
+                           PyObject *values) {
     const Py_ssize_t n = PyTuple_GET_SIZE(args);
     if (n > signature->n_positional) {
         PyErr_Format(PyExc_TypeError, "%s() takes %d positional arguments at most, not %zd",
                      signature->function, signature->n_positional, n);
         return -1;
     }
-    for (Py_ssize_t i = 0; i < n; i++) values[i] = PyTuple_GET_ITEM(args, i);
+    for (Py_ssize_t i = 0; i < n; i++)
+        PyTuple_SET_ITEM(values, i, Py_NewRef(PyTuple_GET_ITEM(args, i)));
     return 0;
 }
 
-/* The values given by name, borrowed, each at its field's index. */
-static int read_keywords(const lmd_py_signature *signature, PyObject *kwargs,
-                         PyObject **values) {
+/* Puts the values given by name into the tuple, each at its field's index. Runs no code of
+ * theirs: the dict may be the caller's own. */
+static int take_keywords(const lmd_py_signature *signature, PyObject *kwargs,
+                         PyObject *values) {
     Py_ssize_t at = 0;
     PyObject *name, *value;
     while (kwargs && PyDict_Next(kwargs, &at, &name, &value)) {
@@ -45,46 +45,60 @@ static int read_keywords(const lmd_py_signature *signature, PyObject *kwargs,
             PyErr_Format(PyExc_TypeError, "%s() has no argument %R", signature->function, name);
             return -1;
         }
-        if (values[i]) {
+        if (PyTuple_GET_ITEM(values, i)) {
             PyErr_Format(PyExc_TypeError, "%s() got its argument '%s' twice",
                          signature->function, signature->fields[i].name);
             return -1;
         }
-        values[i] = value;
+        PyTuple_SET_ITEM(values, i, Py_NewRef(value));
     }
     return 0;
 }
 
-int lmd_py_read_call(const lmd_py_signature *signature, PyObject *args, PyObject *kwargs,
-                     void *out) {
+/* Checks that nothing is missing, and converts what is there. */
+static int convert(const lmd_py_signature *signature, PyObject *values, void *out) {
     const lmd_py_field *fields = signature->fields;
-    const int32_t n = count_fields(fields);
-    PyObject *values[LMD_PY_MAX_FIELDS] = {NULL};
-    if (read_positional(signature, args, values) < 0 ||
-        read_keywords(signature, kwargs, values) < 0)
-        return -1;
     for (int32_t i = 0; i < signature->n_required; i++)
-        if (!values[i]) {
+        if (!PyTuple_GET_ITEM(values, i)) {
             PyErr_Format(PyExc_TypeError, "%s() needs its argument '%s'", signature->function,
                          fields[i].name);
             return -1;
         }
-    for (int32_t i = 0; i < n; i++)
-        if (values[i] &&
-            fields[i].kind(values[i], fields[i].name, (char *)out + fields[i].offset) < 0)
+    for (int32_t i = 0; fields[i].name; i++) {
+        PyObject *value = PyTuple_GET_ITEM(values, i);
+        if (value && fields[i].kind(value, fields[i].name, (char *)out + fields[i].offset) < 0)
             return -1;
+    }
     return 0;
+}
+
+PyObject *lmd_py_read_call(const lmd_py_signature *signature, PyObject *args, PyObject *kwargs,
+                           void *out) {
+    PyObject *values = PyTuple_New(count_fields(signature->fields));
+    if (!values) return NULL;
+    PyObject_GC_UnTrack(values); /* nobody else sees its empty places */
+    if (take_positional(signature, args, values) < 0 ||
+        take_keywords(signature, kwargs, values) < 0 || convert(signature, values, out) < 0)
+        Py_CLEAR(values);
+    return values;
 }
 
 /* ---- a dict ---- */
 
+/* The value of a key, a new reference. NULL with KeyError. */
+static PyObject *find_key(PyObject *dict, const char *name, const char *what) {
+    PyObject *key = PyUnicode_FromString(name);
+    PyObject *value = key ? Py_XNewRef(PyDict_GetItemWithError(dict, key)) : NULL;
+    Py_XDECREF(key);
+    if (!value && !PyErr_Occurred())
+        PyErr_Format(PyExc_KeyError, "%s has no key \"%s\"", what, name);
+    return value;
+}
+
 static int read_key(const lmd_py_field *field, const char *what, PyObject *dict, void *out) {
     char name[128];
-    PyObject *value = Py_XNewRef(PyDict_GetItemString(dict, field->name));
-    if (!value) {
-        PyErr_Format(PyExc_KeyError, "%s has no key \"%s\"", what, field->name);
-        return -1;
-    }
+    PyObject *value = find_key(dict, field->name, what);
+    if (!value) return -1;
     PyOS_snprintf(name, sizeof name, "%s: %s", what, field->name);
     const int code = field->kind(value, name, (char *)out + field->offset);
     Py_DECREF(value);
@@ -158,9 +172,26 @@ int lmd_py_int64(PyObject *value, const char *name, void *out) {
     return read_integer(value, name, 64, out);
 }
 
+int lmd_py_size(PyObject *value, const char *name, void *out) {
+    int64_t number;
+    if (read_integer(value, name, 64, &number) < 0) return -1;
+    if (number < 0) {
+        PyErr_Format(PyExc_ValueError, "%s must not be negative, but is %lld", name,
+                     (long long)number);
+        return -1;
+    }
+    *(int64_t *)out = number;
+    return 0;
+}
+
 int lmd_py_double(PyObject *value, const char *name, void *out) {
     const double number = PyFloat_AsDouble(value);
-    if (number == -1.0 && PyErr_Occurred()) return lmd_py_wrong_type(value, name, "a number");
+    if (number == -1.0 && PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError))
+            return lmd_py_wrong_type(value, name, "a number");
+        PyErr_Format(PyExc_ValueError, "%s does not fit a double", name);
+        return -1;
+    }
     *(double *)out = number;
     return 0;
 }

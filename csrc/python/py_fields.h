@@ -19,8 +19,6 @@ typedef struct lmd_py_field {
     size_t offset; /* of the member in the struct */
 } lmd_py_field;
 
-enum { LMD_PY_MAX_FIELDS = 40 }; /* of one table */
-
 typedef struct lmd_py_signature {
     const char *function; /* as messages name it */
     int32_t n_positional; /* so many of the first fields may be given without their names */
@@ -29,11 +27,13 @@ typedef struct lmd_py_signature {
 } lmd_py_signature;
 
 /* Fills a struct from a call's arguments, in the order of the table. The members of fields that
- * the call leaves out are not touched: what they hold is the default. -1 with TypeError (an
- * unknown, missing or doubled argument, too many of them, a wrong type) or with what a kind
- * raises; some members are filled then. */
-int lmd_py_read_call(const lmd_py_signature *signature, PyObject *args, PyObject *kwargs,
-                     void *out);
+ * the call leaves out are not touched: what they hold is the default. Returns a new tuple,
+ * which holds the values: members that point into them are valid as long as it lives, whatever
+ * code a value runs and whoever has the dict `kwargs`. NULL with TypeError (an unknown, missing
+ * or doubled argument, too many of them, a wrong type) or with what a kind raises; some members
+ * are filled then, with what may be gone. */
+PyObject *lmd_py_read_call(const lmd_py_signature *signature, PyObject *args, PyObject *kwargs,
+                           void *out);
 
 /* Fills a struct from a dict that has a key for every field, and may have others. `what` names
  * the dict in messages. -1 with KeyError for a missing key, or with what a kind raises. No
@@ -41,13 +41,15 @@ int lmd_py_read_call(const lmd_py_signature *signature, PyObject *args, PyObject
 int lmd_py_read_dict(const lmd_py_field *fields, const char *what, PyObject *dict, void *out);
 
 /* ---- kinds: the type of the member, and what is converted ----
- * A value of another type is a TypeError, an integer of too many bits a ValueError. */
+ * A value of another type is a TypeError, a number that the member cannot hold a ValueError. */
 
 int lmd_py_bool(PyObject *value, const char *name, void *out);   /* bool: any object's truth */
 int lmd_py_flag(PyObject *value, const char *name, void *out);   /* bool: True or False alone */
 int lmd_py_int32(PyObject *value, const char *name, void *out);  /* int32_t: an integer */
 int lmd_py_int64(PyObject *value, const char *name, void *out);  /* int64_t: an integer */
 int lmd_py_double(PyObject *value, const char *name, void *out); /* double: a real number */
+/* int64_t: an integer from 0 on. */
+int lmd_py_size(PyObject *value, const char *name, void *out);
 /* const char *: a str without NUL, as long as the value lives. */
 int lmd_py_text(PyObject *value, const char *name, void *out);
 /* PyObject *: any object, borrowed. */

@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
+#include "python/py_fields.h"
 #include "python/py_values.h"
 #include "quant/weight_codec.h"
 
@@ -132,6 +133,10 @@ static PyObject *get_specs(PyObject *obj, void *unused) {
 
 /* The tensor of that name, spelled as in `tensors`. NULL with KeyError. */
 static const lmd_tensor_view *find_tensor(const lmd_checkpoint *checkpoint, PyObject *name) {
+    if (!PyUnicode_Check(name)) {
+        lmd_py_wrong_type(name, "name", "a str");
+        return NULL;
+    }
     PyObject *bytes = PyUnicode_AsEncodedString(name, "utf-8", "surrogateescape");
     if (!bytes) return NULL;
     const char *text = PyBytes_AS_STRING(bytes);
@@ -180,38 +185,71 @@ static PyObject *dequantize(PyObject *obj, PyObject *arg) {
 
 /* ---- the type ---- */
 
-/* Opens the file of that path (bytes, for the operating system). -1 with an exception. */
-static int open_file(gguf_object *self, PyObject *path) {
-    const char *text = PyBytes_AS_STRING(path);
+/* An object of an open file, which it takes over, on failure too. */
+static PyObject *wrap(PyTypeObject *type, lmd_gguf *gguf, const char *path) {
+    PyObject *metadata = make_metadata(gguf);
+    PyObject *text = metadata ? PyUnicode_DecodeFSDefault(path) : NULL;
+    gguf_object *self = text ? (gguf_object *)type->tp_alloc(type, 0) : NULL;
+    if (!self) {
+        Py_XDECREF(metadata);
+        Py_XDECREF(text);
+        lmd_gguf_free(gguf);
+        return NULL;
+    }
+    self->gguf = gguf;
+    self->path = text;
+    self->metadata = metadata;
+    return (PyObject *)self;
+}
+
+/* Opens the file of that path, for the operating system. */
+static PyObject *open_file(PyTypeObject *type, const char *path) {
+    lmd_gguf *gguf;
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = lmd_gguf_open(text, &self->gguf, &err);
+    status = lmd_gguf_open(path, &gguf, &err);
     Py_END_ALLOW_THREADS
-    if (lmd_py_check(status, &err) < 0) return -1;
-    self->path = PyUnicode_DecodeFSDefault(text);
-    self->metadata = self->path ? make_metadata(self->gguf) : NULL;
-    return self->metadata ? 0 : -1;
+    return status == LMD_OK ? wrap(type, gguf, path) : lmd_py_raise(&err);
 }
 
-static PyObject *gguf_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"path", NULL};
+typedef struct gguf_args {
     PyObject *path;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O&:Gguf", names, PyUnicode_FSConverter,
-                                     &path))
-        return NULL;
-    PyObject *self = type->tp_alloc(type, 0);
-    if (self && open_file((gguf_object *)self, path) < 0) Py_CLEAR(self);
-    Py_DECREF(path);
+} gguf_args;
+
+static const lmd_py_field gguf_fields[] = {
+    {"path", lmd_py_object, offsetof(gguf_args, path)},
+    {NULL, NULL, 0},
+};
+
+static PyObject *gguf_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"Gguf", 1, 1, gguf_fields};
+    gguf_args call;
+    PyObject *path, *self = NULL;
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    if (!values) return NULL;
+    if (PyUnicode_FSConverter(call.path, &path)) {
+        self = open_file(type, PyBytes_AS_STRING(path));
+        Py_DECREF(path);
+    }
+    Py_DECREF(values);
     return self;
+}
+
+/* Lists in the metadata are whoever's who asks for it. */
+static int gguf_traverse(PyObject *obj, visitproc visit, void *arg) {
+    Py_VISIT(Py_TYPE(obj));
+    Py_VISIT(((gguf_object *)obj)->metadata);
+    return 0;
 }
 
 static void gguf_dealloc(PyObject *obj) {
     gguf_object *self = (gguf_object *)obj;
     PyTypeObject *type = Py_TYPE(obj);
+    PyObject_GC_UnTrack(obj);
     lmd_gguf_free(self->gguf);
-    Py_XDECREF(self->path);
-    Py_XDECREF(self->metadata);
+    Py_DECREF(self->path);
+    Py_DECREF(self->metadata);
     type->tp_free(obj);
     Py_DECREF(type);
 }
@@ -246,6 +284,7 @@ static PyMethodDef gguf_methods[] = {
 static PyType_Slot gguf_slots[] = {
     {Py_tp_new, gguf_new},
     {Py_tp_dealloc, gguf_dealloc},
+    {Py_tp_traverse, gguf_traverse},
     {Py_tp_getset, gguf_getset},
     {Py_tp_methods, gguf_methods},
     {Py_tp_doc, "Gguf(path)\n\nA GGUF file, validated before the constructor "
@@ -256,7 +295,7 @@ static PyType_Slot gguf_slots[] = {
 static PyType_Spec gguf_spec = {
     .name = "lmdeploy_c._C.Gguf",
     .basicsize = sizeof(gguf_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = gguf_slots,
 };
 

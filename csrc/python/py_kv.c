@@ -13,9 +13,12 @@
 
 /* The bits that an object says, or 0 when no cache has elements of so many. */
 static int32_t served_bits(PyObject *obj) {
-    const long bits = PyLong_Check(obj) ? PyLong_AsLong(obj) : 0;
-    PyErr_Clear(); /* too large for a long is not served either */
-    return bits == 4 || bits == 8 || bits == 16 || bits == 32 ? (int32_t)bits : 0;
+    int32_t bits;
+    if (lmd_py_int32(obj, "bits", &bits) < 0) {
+        PyErr_Clear(); /* what is no such number is not served either */
+        return 0;
+    }
+    return bits == 4 || bits == 8 || bits == 16 || bits == 32 ? bits : 0;
 }
 
 static bool read_pair(PyObject *pair, lmd_py_kv_pair *out) {
@@ -71,24 +74,29 @@ static int check_sizes(const block_args *call) {
     return 0;
 }
 
+static PyObject *block_bytes(const block_args *call) {
+    const lmd_workspace_config config = {
+        .n_layer = call->n_layer,
+        .n_kv_head = call->n_kv_head,
+        .head_dim = call->head_dim,
+        .block_len = call->block_len,
+        .k_bits = call->kv.bits[0],
+        .v_bits = call->kv.bits[1],
+    };
+    const lmd_backend_ops *ops;
+    lmd_err err;
+    if (lmd_backend_ops_of(call->device, &ops, &err) != LMD_OK) return lmd_py_raise(&err);
+    return PyLong_FromSize_t(ops->kv_block_bytes(&config));
+}
+
 PyObject *lmd_py_kv_block_bytes(PyObject *module, PyObject *args, PyObject *kwargs) {
     static const lmd_py_signature signature = {"kv_block_bytes", 6, 3, block_fields};
     (void)module;
     block_args call = {.block_len = 64, .kv = {{16, 16}}, .device = "cpu"};
-    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0 || check_sizes(&call) < 0)
-        return NULL;
-    const lmd_workspace_config config = {
-        .n_layer = call.n_layer,
-        .n_kv_head = call.n_kv_head,
-        .head_dim = call.head_dim,
-        .block_len = call.block_len,
-        .k_bits = call.kv.bits[0],
-        .v_bits = call.kv.bits[1],
-    };
-    const lmd_backend_ops *ops;
-    lmd_err err;
-    if (lmd_backend_ops_of(call.device, &ops, &err) != LMD_OK) return lmd_py_raise(&err);
-    return PyLong_FromSize_t(ops->kv_block_bytes(&config));
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    PyObject *n_bytes = values && check_sizes(&call) == 0 ? block_bytes(&call) : NULL;
+    Py_XDECREF(values);
+    return n_bytes;
 }
 
 /* ---- the reference encoding ---- */
@@ -125,8 +133,9 @@ static PyObject *encode(PyArrayObject *x, int bits) {
     const npy_intp n = PyArray_DIM(x, 0), head_dim = PyArray_DIM(x, 1);
     if (head_dim < 1 || head_dim > INT32_MAX)
         return PyErr_Format(PyExc_ValueError, "each row of x must hold a value");
+    const npy_intp dims[] = {n, head_dim};
     const encoded out = {
-        new_array(2, PyArray_DIMS(x), NPY_UINT8),
+        new_array(2, dims, NPY_UINT8),
         new_array(1, &n, NPY_FLOAT16),
         new_array(1, &n, NPY_FLOAT16),
     };
@@ -136,11 +145,13 @@ static PyObject *encode(PyArrayObject *x, int bits) {
 
 PyObject *lmd_py_kv_encode(PyObject *module, PyObject *args) {
     (void)module;
-    PyObject *obj;
-    int bits;
-    if (!PyArg_ParseTuple(args, "Oi:kv_encode", &obj, &bits)) return NULL;
+    PyObject *obj, *bits_obj;
+    int32_t bits;
+    if (!PyArg_ParseTuple(args, "OO:kv_encode", &obj, &bits_obj) ||
+        lmd_py_int32(bits_obj, "bits", &bits) < 0)
+        return NULL;
     if (bits != 8 && bits != 4)
-        return PyErr_Format(PyExc_ValueError, "bits must be 8 or 4, not %d", bits);
+        return PyErr_Format(PyExc_ValueError, "bits must be 8 or 4, not %d", (int)bits);
     PyArrayObject *x = to_array(obj, NPY_FLOAT32, 2);
     PyObject *result = x ? encode(x, bits) : NULL;
     Py_XDECREF(x);

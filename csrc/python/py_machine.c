@@ -82,9 +82,9 @@ PyObject *lmd_py_alloc_bytes(PyObject *module, PyObject *unused) {
 
 PyObject *lmd_py_alloc_fail_after(PyObject *module, PyObject *n) {
     (void)module;
-    const unsigned long long count = PyLong_AsUnsignedLongLong(n);
-    if (count == (unsigned long long)-1 && PyErr_Occurred()) return NULL;
-    lmd_alloc_fail_after(count);
+    int64_t count;
+    if (lmd_py_size(n, "n", &count) < 0) return NULL;
+    lmd_alloc_fail_after((uint64_t)count);
     Py_RETURN_NONE;
 }
 
@@ -116,7 +116,9 @@ PyObject *lmd_py_read_bandwidth(PyObject *module, PyObject *args, PyObject *kwar
     static const lmd_py_signature signature = {"read_bandwidth", 3, 1, bandwidth_fields};
     (void)module;
     bandwidth_args call = {.seconds = 0.2};
-    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0) return NULL;
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    if (!values) return NULL;
+    Py_DECREF(values);
     if (call.n_bytes < 1 || call.n_bytes > INT64_C(1) << 40 || call.n_threads < 0 ||
         call.n_threads > LMD_MAX_THREADS || !(call.seconds >= 0.0 && call.seconds <= 60.0))
         return PyErr_Format(PyExc_ValueError,

@@ -48,18 +48,24 @@ static PyObject *measure(const lmd_model_config *config, const lmd_checkpoint *c
                          "read_bytes", (Py_ssize_t)sizes.read_bytes);
 }
 
+static PyObject *read_and_measure(const sizes_args *call, PyTypeObject *gguf_type) {
+    lmd_model_config config;
+    lmd_py_checkpoint checkpoint;
+    PyObject *dict = lmd_py_model_config(call->config, &config);
+    Py_XDECREF(dict);
+    if (!dict || lmd_py_checkpoint_read(&checkpoint, gguf_type, call->source) < 0) return NULL;
+    PyObject *sizes = measure(&config, checkpoint.tensors, call->device);
+    lmd_py_checkpoint_clear(&checkpoint);
+    return sizes;
+}
+
 PyObject *lmd_py_model_sizes(PyObject *module, PyObject *args, PyObject *kwargs) {
     static const lmd_py_signature signature = {"model_sizes", 2, 2, sizes_fields};
     sizes_args call = {.device = "cpu"};
-    lmd_model_config config;
-    lmd_py_checkpoint checkpoint;
-    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0) return NULL;
-    PyObject *dict = lmd_py_model_config(call.config, &config);
-    Py_XDECREF(dict);
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
     PyTypeObject *gguf_type = lmd_py_type_of_module(module, LMD_PY_GGUF);
-    if (!dict || lmd_py_checkpoint_read(&checkpoint, gguf_type, call.source) < 0) return NULL;
-    PyObject *sizes = measure(&config, checkpoint.tensors, call.device);
-    lmd_py_checkpoint_clear(&checkpoint);
+    PyObject *sizes = values ? read_and_measure(&call, gguf_type) : NULL;
+    Py_XDECREF(values);
     return sizes;
 }
 
@@ -92,58 +98,95 @@ static const lmd_py_field model_fields[] = {
     {NULL, NULL, 0},
 };
 
-/* Called while weights are packed; any thread, without the GIL. An exception stops the load. */
-static lmd_status report_progress(void *callback, size_t done, size_t total, lmd_err *err) {
-    const PyGILState_STATE gil = PyGILState_Ensure();
+/* A load: what it calls, and the state of the thread that does so, while that has given the GIL
+ * away. */
+typedef struct load_thread {
+    PyObject *progress; /* NULL: none */
+    PyThreadState *state;
+} load_thread;
+
+/* Called by the loading thread between weights, without the GIL. An exception stops the load.
+ */
+static lmd_status report_progress(void *user, size_t done, size_t total, lmd_err *err) {
+    load_thread *thread = user;
+    PyEval_RestoreThread(thread->state);
     bool stopped = PyErr_CheckSignals() < 0;
-    if (!stopped && callback) {
-        PyObject *result = PyObject_CallFunction(callback, "KK", (unsigned long long)done,
-                                                 (unsigned long long)total);
+    if (!stopped && thread->progress) {
+        PyObject *result = PyObject_CallFunction(
+            thread->progress, "KK", (unsigned long long)done, (unsigned long long)total);
         stopped = !result;
         Py_XDECREF(result);
     }
-    PyGILState_Release(gil);
+    thread->state = PyEval_SaveThread();
     if (!stopped) return LMD_OK;
     return lmd_fail(err, LMD_CLOSED, "the load was stopped by its progress callback");
 }
 
 static lmd_status open_and_load(const model_args *call, const lmd_model_config *config,
-                                const lmd_checkpoint *checkpoint, lmd_model **out,
-                                lmd_err *err) {
+                                const lmd_checkpoint *checkpoint, load_thread *thread,
+                                lmd_model **out, lmd_err *err) {
     const lmd_backend_config backend_config = {
         .n_threads = call->n_threads,
         .matrices = call->blank ? LMD_MATRICES_BLANK : LMD_MATRICES_PACKED,
     };
-    const lmd_progress progress = {report_progress, call->progress};
+    const lmd_progress progress = {report_progress, thread};
     lmd_backend *backend;
     LMD_TRY(lmd_backend_open(call->device, &backend_config, &backend, err));
     return lmd_model_load(config, checkpoint, backend, &progress, out, err);
 }
 
-/* Loads the weights into a new object, whose pid and members are set. -1 with an exception. */
-static int load(model_object *self, const model_args *call) {
-    lmd_model_config config;
-    lmd_py_checkpoint checkpoint;
-    PyTypeObject *gguf_type = lmd_py_type_of((PyObject *)self, LMD_PY_GGUF);
-    self->pid = getpid();
-    self->config = lmd_py_model_config(call->config, &config);
-    if (!self->config || lmd_py_checkpoint_read(&checkpoint, gguf_type, call->source) < 0)
-        return -1;
-    lmd_err err;
-    lmd_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = open_and_load(call, &config, checkpoint.tensors, &self->model, &err);
+static void free_model(lmd_model *model) {
+    Py_BEGIN_ALLOW_THREADS /* joins threads, frees weights */
+    lmd_model_free(model);
     Py_END_ALLOW_THREADS
+}
+
+/* Loads the weights. -1 with an exception. */
+static int load(const model_args *call, const lmd_model_config *config, PyTypeObject *gguf_type,
+                lmd_model **out) {
+    lmd_py_checkpoint checkpoint;
+    lmd_err err;
+    if (lmd_py_checkpoint_read(&checkpoint, gguf_type, call->source) < 0) return -1;
+    load_thread thread = {call->progress, PyEval_SaveThread()};
+    const lmd_status status =
+        open_and_load(call, config, checkpoint.tensors, &thread, out, &err);
+    PyEval_RestoreThread(thread.state);
     lmd_py_checkpoint_clear(&checkpoint);
     return lmd_py_check(status, &err);
+}
+
+/* An object of a loaded model and its config, both of which it takes over, on failure too. It
+ * is made last: whoever looks through the collector's objects sees none that is half made. */
+static PyObject *wrap(PyTypeObject *type, lmd_model *model, PyObject *config) {
+    model_object *self = (model_object *)type->tp_alloc(type, 0);
+    if (!self) {
+        free_model(model);
+        Py_DECREF(config);
+        return NULL;
+    }
+    self->model = model;
+    self->config = config;
+    self->pid = getpid();
+    return (PyObject *)self;
+}
+
+static PyObject *make(PyTypeObject *type, const model_args *call) {
+    lmd_model_config config;
+    lmd_model *model;
+    PyObject *dict = lmd_py_model_config(call->config, &config);
+    if (!dict) return NULL;
+    if (load(call, &config, lmd_py_type_beside(type, LMD_PY_GGUF), &model) == 0)
+        return wrap(type, model, dict);
+    Py_DECREF(dict);
+    return NULL;
 }
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static const lmd_py_signature signature = {"Model", 2, 2, model_fields};
     model_args call = {.device = "cpu"};
-    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0) return NULL;
-    PyObject *self = type->tp_alloc(type, 0);
-    if (self && load((model_object *)self, &call) < 0) Py_CLEAR(self);
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    PyObject *self = values ? make(type, &call) : NULL;
+    Py_XDECREF(values);
     return self;
 }
 
@@ -157,13 +200,8 @@ static void model_dealloc(PyObject *obj) {
     model_object *self = (model_object *)obj;
     PyTypeObject *type = Py_TYPE(obj);
     PyObject_GC_UnTrack(obj);
-    if (self->model && self->pid == getpid()) {
-        lmd_model *model = self->model;
-        Py_BEGIN_ALLOW_THREADS /* joins threads, unmaps weights */
-        lmd_model_free(model);
-        Py_END_ALLOW_THREADS
-    }
-    Py_XDECREF(self->config);
+    if (self->pid == getpid()) free_model(self->model);
+    Py_DECREF(self->config);
     type->tp_free(obj);
     Py_DECREF(type);
 }
@@ -172,8 +210,7 @@ static void model_dealloc(PyObject *obj) {
 
 const lmd_model *lmd_py_model_get(PyTypeObject *model_type, PyObject *obj) {
     if (!PyObject_TypeCheck(obj, model_type)) {
-        PyErr_Format(PyExc_TypeError, "model must be a Model, not %.100s",
-                     Py_TYPE(obj)->tp_name);
+        lmd_py_wrong_type(obj, "model", "a Model");
         return NULL;
     }
     const model_object *self = (model_object *)obj;

@@ -23,7 +23,13 @@ static int read_arch(PyObject *value, const char *name, void *out) {
 static int read_naming(PyObject *value, const char *name, void *out) {
     const char *text;
     if (lmd_py_text(value, name, &text) < 0) return -1;
-    *(lmd_naming *)out = strcmp(text, "gguf") == 0 ? LMD_NAMING_GGUF : LMD_NAMING_HF;
+    const bool is_gguf = strcmp(text, "gguf") == 0;
+    if (!is_gguf && strcmp(text, "hf") != 0) {
+        PyErr_Format(PyExc_ValueError, "%s must be \"gguf\" or \"hf\", not \"%.60s\"", name,
+                     text);
+        return -1;
+    }
+    *(lmd_naming *)out = is_gguf ? LMD_NAMING_GGUF : LMD_NAMING_HF;
     return 0;
 }
 

@@ -5,6 +5,7 @@
 
 #include "engine/poller.h"
 #include "python/py_error.h"
+#include "python/py_fields.h"
 #include "python/py_request.h"
 #include "python/py_wait.h"
 
@@ -18,12 +19,18 @@ typedef struct poller_object {
 
 static PyObject *poller_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {NULL};
+    lmd_poller *poller;
     lmd_err err;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":Poller", names)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":Poller", names) ||
+        lmd_py_check(lmd_poller_new(&poller, &err), &err) < 0)
+        return NULL;
     poller_object *self = (poller_object *)type->tp_alloc(type, 0);
-    if (!self) return NULL;
+    if (!self) {
+        lmd_poller_unref(poller);
+        return NULL;
+    }
+    self->poller = poller;
     self->pid = getpid();
-    if (lmd_py_check(lmd_poller_new(&self->poller, &err), &err) < 0) Py_CLEAR(self);
     return (PyObject *)self;
 }
 
@@ -42,13 +49,15 @@ static lmd_poller *poller_of(PyObject *obj) {
 }
 
 static PyObject *poller_add(PyObject *obj, PyObject *args) {
-    PyObject *request_obj;
-    long long key;
+    PyObject *request_obj, *key_obj;
+    int64_t key;
     lmd_err err;
     lmd_poller *self = poller_of(obj);
-    if (!self || !PyArg_ParseTuple(args, "OL:add", &request_obj, &key)) return NULL;
-    lmd_request *request = lmd_py_request_get(lmd_py_type_of(obj, LMD_PY_REQUEST), request_obj);
-    if (!request || lmd_py_check(lmd_request_poll(request, self, key, &err), &err) < 0)
+    if (!self || !PyArg_ParseTuple(args, "OO:add", &request_obj, &key_obj)) return NULL;
+    lmd_request *request =
+        lmd_py_request_get(lmd_py_type_of(obj, LMD_PY_REQUEST), request_obj, "request");
+    if (!request || lmd_py_int64(key_obj, "key", &key) < 0 ||
+        lmd_py_check(lmd_request_poll(request, self, key, &err), &err) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -56,7 +65,7 @@ static PyObject *poller_add(PyObject *obj, PyObject *args) {
 static PyObject *poller_remove(PyObject *obj, PyObject *arg) {
     lmd_poller *self = poller_of(obj);
     lmd_request *request =
-        self ? lmd_py_request_get(lmd_py_type_of(obj, LMD_PY_REQUEST), arg) : NULL;
+        self ? lmd_py_request_get(lmd_py_type_of(obj, LMD_PY_REQUEST), arg, "request") : NULL;
     if (!request) return NULL;
     lmd_request_unpoll(request, self);
     Py_RETURN_NONE;
@@ -64,28 +73,37 @@ static PyObject *poller_remove(PyObject *obj, PyObject *arg) {
 
 static bool has_keys(void *arg, int64_t timeout_ms) { return lmd_poller_wait(arg, timeout_ms); }
 
+/* Appends the keys to a list. -1 with MemoryError. */
+static int append_keys(PyObject *list, const int64_t *keys, int32_t n) {
+    int code = 0;
+    for (int32_t i = 0; code == 0 && i < n; i++) {
+        PyObject *key = PyLong_FromLongLong(keys[i]);
+        code = key ? PyList_Append(list, key) : -1;
+        Py_XDECREF(key);
+    }
+    return code;
+}
+
+/* The list is made before its keys are taken, so that none is lost. Numbers are no objects that
+ * may start the garbage collector: nobody takes a key in between. */
 static PyObject *take_keys(lmd_poller *self) {
     int64_t keys[MAX_KEYS];
-    const int32_t n = lmd_poller_take(self, keys, MAX_KEYS);
-    PyObject *list = PyList_New(n);
-    for (int32_t i = 0; list && i < n; i++) {
-        PyObject *key = PyLong_FromLongLong(keys[i]);
-        if (key)
-            PyList_SET_ITEM(list, i, key);
-        else
-            Py_CLEAR(list);
-    }
+    PyObject *list = PyList_New(0);
+    if (!list) return NULL;
+    const int32_t n = lmd_poller_look(self, keys, MAX_KEYS);
+    if (append_keys(list, keys, n) < 0)
+        Py_CLEAR(list);
+    else
+        lmd_poller_take(self, n);
     return list;
 }
 
 static PyObject *poller_wait(PyObject *obj, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"timeout", NULL};
-    PyObject *arg = Py_None;
+    double timeout;
     lmd_poller *self = poller_of(obj);
-    if (!self || !PyArg_ParseTupleAndKeywords(args, kwargs, "|O:wait", names, &arg))
+    if (!self || lmd_py_read_timeout("wait", args, kwargs, &timeout) < 0 ||
+        lmd_py_wait(has_keys, self, timeout) < 0)
         return NULL;
-    const double timeout = lmd_py_timeout(arg);
-    if (timeout < 0.0 || lmd_py_wait(has_keys, self, timeout) < 0) return NULL;
     return take_keys(self);
 }
 

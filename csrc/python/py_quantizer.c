@@ -33,10 +33,12 @@ static const lmd_py_field quantize_fields[] = {
     {NULL, NULL, 0},
 };
 
-/* A new contiguous fp32 array of n_dims dimensions, none of more than 2^31 - 1. -1 with an
- * exception that names the argument. */
+/* A new contiguous fp32 array of n_dims dimensions, none of more than 2^31 - 1; a copy, because
+ * another thread may resize the caller's while it is read without the GIL. -1 with an exception
+ * that names the argument. */
 static int float_array(PyObject *value, const char *name, int n_dims, PyArrayObject **out) {
-    PyObject *array = PyArray_FROMANY(value, NPY_FLOAT, 0, 0, NPY_ARRAY_CARRAY_RO);
+    PyObject *array =
+        PyArray_FROMANY(value, NPY_FLOAT, 0, 0, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_ENSURECOPY);
     if (!array) return lmd_py_wrong_type(value, name, "an array of fp32 or fp16 numbers");
     *out = (PyArrayObject *)array;
     bool fits = PyArray_NDIM(*out) == n_dims;
@@ -86,32 +88,37 @@ static PyObject *quantize_job(quantizer_object *self, const lmd_matrix_job *job)
     return result;
 }
 
-static PyObject *quantizer_quantize(PyObject *obj, PyObject *args, PyObject *kwargs) {
-    static const lmd_py_signature signature = {"quantize", 1, 1, quantize_fields};
-    quantizer_object *self = (quantizer_object *)obj;
-    quantize_args call = {.importance = Py_None, .bits = 4, .group_size = 128, .search = true};
+static PyObject *quantize(quantizer_object *self, const quantize_args *call) {
     PyArrayObject *weight;
-    if (lmd_py_check_fork(self->pid) < 0 ||
-        lmd_py_read_call(&signature, args, kwargs, &call) < 0 ||
-        float_array(call.weight, "weight", 2, &weight) < 0)
-        return NULL;
+    if (float_array(call->weight, "weight", 2, &weight) < 0) return NULL;
     lmd_matrix_job job = {
         .weights = PyArray_DATA(weight),
         .n_rows = (int32_t)PyArray_DIM(weight, 0),
         .n_cols = (int32_t)PyArray_DIM(weight, 1),
-        .group_size = call.group_size,
-        .form = {call.bits, call.symmetric},
-        .search = call.search,
+        .group_size = call->group_size,
+        .form = {call->bits, call->symmetric},
+        .search = call->search,
     };
-    if (call.group_size == -1) job.group_size = job.n_cols;
+    if (call->group_size == -1) job.group_size = job.n_cols;
     PyArrayObject *importance;
     PyObject *result = NULL;
-    if (importance_array(call.importance, job.n_cols, &importance) == 0) {
+    if (importance_array(call->importance, job.n_cols, &importance) == 0) {
         job.importance = importance ? PyArray_DATA(importance) : NULL;
         result = quantize_job(self, &job);
     }
     Py_DECREF(weight);
     Py_XDECREF(importance);
+    return result;
+}
+
+static PyObject *quantizer_quantize(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"quantize", 1, 1, quantize_fields};
+    quantizer_object *self = (quantizer_object *)obj;
+    quantize_args call = {.importance = Py_None, .bits = 4, .group_size = 128, .search = true};
+    if (lmd_py_check_fork(self->pid) < 0) return NULL;
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    PyObject *result = values ? quantize(self, &call) : NULL;
+    Py_XDECREF(values);
     return result;
 }
 
@@ -134,7 +141,9 @@ static const lmd_py_field new_fields[] = {
 static PyObject *quantizer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static const lmd_py_signature signature = {"Quantizer", 1, 0, new_fields};
     new_args call = {0};
-    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0) return NULL;
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    if (!values) return NULL;
+    Py_DECREF(values);
     if (call.n_threads < 0) {
         PyErr_Format(PyExc_ValueError, "num_threads must be 1 to %d, not %d", LMD_MAX_THREADS,
                      call.n_threads);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "python/py_error.h"
+#include "python/py_fields.h"
 #include "python/py_output.h"
 #include "python/py_snapshot.h"
 #include "python/py_wait.h"
@@ -34,10 +35,9 @@ PyObject *lmd_py_request_wrap(lmd_request *request, PyObject *owner, lmd_engine 
     return (PyObject *)self;
 }
 
-lmd_request *lmd_py_request_get(PyTypeObject *request_type, PyObject *obj) {
+lmd_request *lmd_py_request_get(PyTypeObject *request_type, PyObject *obj, const char *name) {
     if (!PyObject_TypeCheck(obj, request_type)) {
-        PyErr_Format(PyExc_TypeError, "request must be a Request, not %.100s",
-                     Py_TYPE(obj)->tp_name);
+        lmd_py_wrong_type(obj, name, "a Request");
         return NULL;
     }
     const request_object *self = (request_object *)obj;
@@ -63,19 +63,17 @@ static void request_dealloc(PyObject *obj) {
     Py_DECREF(type);
 }
 
-int lmd_py_request_read(PyObject *arg, PyObject *owner, lmd_request **out) {
+int lmd_py_leader_read(PyObject *arg, PyObject *owner, lmd_request **out) {
     *out = NULL;
     if (arg == Py_None) return 0;
-    if (!PyObject_TypeCheck(arg, lmd_py_type_of(owner, LMD_PY_REQUEST))) {
-        PyErr_Format(PyExc_TypeError, "leader must be None or a Request, not %.100s",
-                     Py_TYPE(arg)->tp_name);
-        return -1;
-    }
+    lmd_request *leader =
+        lmd_py_request_get(lmd_py_type_of(owner, LMD_PY_REQUEST), arg, "leader");
+    if (!leader) return -1;
     if (((request_object *)arg)->owner != owner) {
         PyErr_SetString(PyExc_ValueError, "the leader belongs to another engine");
         return -1;
     }
-    *out = ((request_object *)arg)->request;
+    *out = leader;
     return 0;
 }
 
@@ -103,12 +101,10 @@ static PyObject *pop_output(request_object *self) {
 }
 
 static PyObject *request_read(PyObject *obj, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"timeout", NULL};
     request_object *self = (request_object *)obj;
-    PyObject *arg = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:read", names, &arg)) return NULL;
-    const double timeout = lmd_py_timeout(arg);
-    if (timeout < 0.0 || lmd_py_check_fork(self->pid) < 0 ||
+    double timeout;
+    if (lmd_py_read_timeout("read", args, kwargs, &timeout) < 0 ||
+        lmd_py_check_fork(self->pid) < 0 ||
         lmd_py_wait(has_output_or_ended, self->request, timeout) < 0)
         return NULL;
     return pop_output(self);

@@ -18,11 +18,12 @@ PyObject *lmd_py_request_wrap(lmd_request *request, PyObject *owner, lmd_engine 
                               int32_t vocab_size);
 
 /* The request inside an object of request_type, which the caller must keep alive; NULL with an
- * exception for any other object, or in a forked child. */
-lmd_request *lmd_py_request_get(PyTypeObject *request_type, PyObject *obj);
+ * exception for any other object, or in a forked child. `name` is the argument's in messages.
+ */
+lmd_request *lmd_py_request_get(PyTypeObject *request_type, PyObject *obj, const char *name);
 
-/* Reads an argument of a method of `owner`: None (NULL) or a Request of that same object, whose
- * reference stays the argument's. -1 with TypeError or ValueError. */
-int lmd_py_request_read(PyObject *arg, PyObject *owner, lmd_request **out);
+/* Reads a `leader` of a request of `owner`: None (NULL) or a Request of that same Engine, whose
+ * reference stays the argument's. -1 with an exception: lmd_py_request_get's, or ValueError. */
+int lmd_py_leader_read(PyObject *arg, PyObject *owner, lmd_request **out);
 
 #endif

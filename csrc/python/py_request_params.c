@@ -20,6 +20,10 @@ static lmd_status grow(lmd_py_words *words, size_t n, lmd_err *err) {
 
 static int add_word(lmd_py_words *words, const int32_t *ids, npy_intp n) {
     lmd_err err;
+    if (n > INT32_MAX - words->n_ids || words->n >= INT32_MAX - 2) {
+        PyErr_SetString(PyExc_ValueError, "words must not have 2**31 tokens");
+        return -1;
+    }
     if (lmd_py_check(grow(words, (size_t)n, &err), &err) < 0) return -1;
     if (n) memcpy(words->ids + words->n_ids, ids, (size_t)n * sizeof *ids);
     words->offsets[0] = 0;
@@ -96,14 +100,16 @@ static int read_bias(PyObject *item, lmd_token_bias *out) {
 static int read_biases(PyObject *value, const char *name, void *out) {
     lmd_py_request_params *self = out;
     if (value == Py_None) return 0;
-    PyObject *items = PyMapping_Items(value); /* a new list */
+    PyObject *list = PyMapping_Items(value);
+    PyObject *items = list ? PyList_AsTuple(list) : NULL;
+    Py_XDECREF(list);
     if (!items) return lmd_py_wrong_type(value, name, "a mapping of token ids to numbers");
-    const Py_ssize_t n = PyList_GET_SIZE(items);
+    const Py_ssize_t n = PyTuple_GET_SIZE(items);
     self->biases = lmd_calloc((size_t)n, sizeof *self->biases);
     int code = self->biases ? 0 : -1;
     if (code < 0) PyErr_NoMemory();
     for (Py_ssize_t i = 0; code == 0 && i < n; i++)
-        code = read_bias(PyList_GET_ITEM(items, i), &self->biases[i]);
+        code = read_bias(PyTuple_GET_ITEM(items, i), &self->biases[i]);
     Py_DECREF(items);
     self->request.sampler.biases = self->biases;
     self->request.sampler.n_biases = (int32_t)n;
@@ -191,15 +197,16 @@ int lmd_py_request_params_read(lmd_py_request_params *self, PyObject *args, PyOb
     *self = (lmd_py_request_params){
         .request.max_new_tokens = 512, .snapshot = Py_None, .leader = Py_None};
     lmd_sampler_params_init(&self->request.sampler);
-    if (draw_seed(&self->request.sampler.seed) < 0 ||
-        lmd_py_read_call(&signature, args, kwargs, self) < 0)
-        return -1;
+    if (draw_seed(&self->request.sampler.seed) < 0) return -1;
+    self->values = lmd_py_read_call(&signature, args, kwargs, self);
+    if (!self->values) return -1;
     self->request.stop_words = words_of(&self->stop_words);
     self->request.sampler.bad_words = words_of(&self->bad_words);
     return 0;
 }
 
 void lmd_py_request_params_clear(lmd_py_request_params *self) {
+    Py_XDECREF(self->values);
     Py_XDECREF(self->token_ids);
     words_clear(&self->stop_words);
     words_clear(&self->bad_words);

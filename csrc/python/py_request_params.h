@@ -20,11 +20,12 @@ typedef struct lmd_py_request_params {
     PyArrayObject *token_ids;
     lmd_py_words stop_words, bad_words;
     lmd_token_bias *biases;
-    PyObject *snapshot, *leader; /* borrowed: None or what the call gave, still to be checked */
+    PyObject *values;            /* what the call gave; keeps the next two alive */
+    PyObject *snapshot, *leader; /* None or what the call gave, still to be checked */
 } lmd_py_request_params;
 
 /* Reads a call's arguments over the defaults; a seed that is not given is drawn. -1 with
- * TypeError for a wrong type or name, ValueError or OverflowError for a wrong value. On failure
+ * TypeError for a wrong type or name, ValueError for a wrong value. On failure
  * too the caller ends it with lmd_py_request_params_clear. */
 int lmd_py_request_params_read(lmd_py_request_params *self, PyObject *args, PyObject *kwargs);
 void lmd_py_request_params_clear(lmd_py_request_params *self);

@@ -2,6 +2,7 @@
 #include "python/py_scheduler.h"
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <unistd.h>
 
 #include "engine/limits.h"
@@ -26,19 +27,26 @@ typedef struct scheduler_object {
     PyObject *max_lens; /* dict seq_id -> max_len of the sequences that have not ended */
     int64_t next_seq_id;
     plan_in_flight plans[2]; /* plan p is at p % 2 */
+    bool has_untold;         /* the newest plan could not be told: memory was out */
+    lmd_plan untold;
+    lmd_schedule_report untold_report;
     pid_t pid;
 } scheduler_object;
 
 /* ---- the lock ---- */
 
-/* Takes the lock. -1 with RuntimeError in a forked child. */
+/* Takes the lock. -1 with RuntimeError in a forked child, and in a finalizer that a garbage
+ * collection runs inside of a call of the same object. */
 static int enter(scheduler_object *self) {
+    int code;
     if (lmd_py_check_fork(self->pid) < 0) return -1;
     if (pthread_mutex_trylock(&self->lock) == 0) return 0;
     Py_BEGIN_ALLOW_THREADS /* its holder may wait for the GIL */
-    pthread_mutex_lock(&self->lock);
+    code = pthread_mutex_lock(&self->lock);
     Py_END_ALLOW_THREADS
-    return 0;
+    if (code == 0) return 0;
+    PyErr_SetString(PyExc_RuntimeError, "a finalizer called a scheduler inside its own call");
+    return -1;
 }
 
 /* Gives the lock back. Returns the result, or the exception of err when there is one. */
@@ -50,12 +58,11 @@ static PyObject *leave(scheduler_object *self, lmd_status status, const lmd_err 
     return lmd_py_raise(err);
 }
 
-/* Makes the lock. It is recursive: a garbage collection inside may run a finalizer that calls a
- * method of the same object. */
+/* Makes the lock, which its own holder is refused. */
 static void make_lock(pthread_mutex_t *lock) {
     pthread_mutexattr_t attr;
     pthread_mutexattr_init(&attr);
-    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ERRORCHECK);
     pthread_mutex_init(lock, &attr);
     pthread_mutexattr_destroy(&attr);
 }
@@ -73,6 +80,24 @@ static const lmd_py_field config_fields[] = {
     {NULL, NULL, 0},
 };
 
+/* An object of a scheduler, which it takes over, on failure too. */
+static PyObject *wrap(PyTypeObject *type, lmd_scheduler *scheduler,
+                      const lmd_scheduler_config *config) {
+    PyObject *max_lens = PyDict_New();
+    scheduler_object *self = max_lens ? (scheduler_object *)type->tp_alloc(type, 0) : NULL;
+    if (!self) {
+        Py_XDECREF(max_lens);
+        lmd_scheduler_free(scheduler);
+        return NULL;
+    }
+    make_lock(&self->lock);
+    self->scheduler = scheduler;
+    self->config = *config;
+    self->max_lens = max_lens;
+    self->pid = getpid();
+    return (PyObject *)self;
+}
+
 static PyObject *scheduler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static const lmd_py_signature signature = {"Scheduler", 0, 1, config_fields};
     lmd_scheduler_config config = {
@@ -82,20 +107,15 @@ static PyObject *scheduler_new(PyTypeObject *type, PyObject *args, PyObject *kwa
         .session_len = 8192,
         .prefix_caching = true,
     };
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &config);
+    if (!values) return NULL;
+    Py_DECREF(values);
+    lmd_scheduler *scheduler;
     lmd_err err;
-    if (lmd_py_read_call(&signature, args, kwargs, &config) < 0 ||
-        lmd_py_check(lmd_scheduler_config_check(&config, &err), &err) < 0)
+    if (lmd_py_check(lmd_scheduler_config_check(&config, &err), &err) < 0 ||
+        lmd_py_check(lmd_scheduler_new(&config, &scheduler, &err), &err) < 0)
         return NULL;
-    scheduler_object *self = (scheduler_object *)type->tp_alloc(type, 0);
-    if (!self) return NULL;
-    make_lock(&self->lock);
-    self->config = config;
-    self->pid = getpid();
-    self->max_lens = PyDict_New();
-    if (!self->max_lens ||
-        lmd_py_check(lmd_scheduler_new(&config, &self->scheduler, &err), &err) < 0)
-        Py_CLEAR(self);
-    return (PyObject *)self;
+    return wrap(type, scheduler, &config);
 }
 
 static void scheduler_dealloc(PyObject *obj) {
@@ -103,7 +123,7 @@ static void scheduler_dealloc(PyObject *obj) {
     PyTypeObject *type = Py_TYPE(obj);
     lmd_scheduler_free(self->scheduler);
     pthread_mutex_destroy(&self->lock);
-    Py_XDECREF(self->max_lens);
+    Py_DECREF(self->max_lens);
     type->tp_free(obj);
     Py_DECREF(type);
 }
@@ -165,27 +185,32 @@ static PyObject *add_sequence(scheduler_object *self, lmd_sequence_params *param
     return leave(self, LMD_OK, NULL, seq_id);
 }
 
-static PyObject *scheduler_add(PyObject *obj, PyObject *args, PyObject *kwargs) {
-    static const lmd_py_signature signature = {"add", 1, 1, add_fields};
-    scheduler_object *self = (scheduler_object *)obj;
-    add_args call = {.snapshot = Py_None, .max_new_tokens = 512};
+static PyObject *add(scheduler_object *self, const add_args *call) {
     PyArrayObject *array;
     lmd_snapshot *snapshot;
-    if (lmd_py_read_call(&signature, args, kwargs, &call) < 0 ||
-        lmd_py_snapshot_read(call.snapshot, obj, &snapshot) < 0 ||
-        lmd_py_int32_array(call.token_ids, "token_ids", &array) < 0)
+    if (lmd_py_snapshot_read(call->snapshot, (PyObject *)self, &snapshot) < 0 ||
+        lmd_py_int32_array(call->token_ids, "token_ids", &array) < 0)
         return NULL;
     PyObject *seq_id = NULL;
     const int64_t n_tokens = PyArray_SIZE(array);
-    if (check_fits(&self->config, n_tokens, call.max_new_tokens) == 0) {
+    if (check_fits(&self->config, n_tokens, call->max_new_tokens) == 0) {
         lmd_sequence_params params = {.token_ids = PyArray_DATA(array),
                                       .n_tokens = (int32_t)n_tokens,
-                                      .max_len = (int32_t)n_tokens + call.max_new_tokens,
+                                      .max_len = (int32_t)n_tokens + call->max_new_tokens,
                                       .snapshot = snapshot,
-                                      .priority = call.priority};
+                                      .priority = call->priority};
         seq_id = add_sequence(self, &params);
     }
     Py_DECREF(array);
+    return seq_id;
+}
+
+static PyObject *scheduler_add(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"add", 1, 1, add_fields};
+    add_args call = {.snapshot = Py_None, .max_new_tokens = 512};
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    PyObject *seq_id = values ? add((scheduler_object *)obj, &call) : NULL;
+    Py_XDECREF(values);
     return seq_id;
 }
 
@@ -207,10 +232,10 @@ static PyObject *scheduler_finish(PyObject *obj, PyObject *arg) {
     if (lmd_py_int64(arg, "seq_id", &seq_id) < 0 || enter(self) < 0) return NULL;
     const lmd_status status = find(self, seq_id, &err);
     if (status != LMD_OK) return leave(self, status, &err, NULL);
-    lmd_scheduler_finish(self->scheduler, seq_id, NULL);
     PyObject *key = PyLong_FromLongLong(seq_id);
     const int code = key ? PyDict_DelItem(self->max_lens, key) : -1;
     Py_XDECREF(key);
+    if (code == 0) lmd_scheduler_finish(self->scheduler, seq_id, NULL);
     return leave(self, LMD_OK, NULL, code < 0 ? NULL : Py_NewRef(Py_None));
 }
 
@@ -246,17 +271,24 @@ static PyObject *scheduler_schedule(PyObject *obj, PyObject *unused) {
     (void)unused;
     scheduler_object *self = (scheduler_object *)obj;
     if (enter(self) < 0) return NULL;
-    lmd_plan plan;
-    lmd_schedule_report report;
     PyObject *result = NULL;
-    if (lmd_scheduler_schedule(self->scheduler, &plan, &report)) {
-        self->plans[plan.plan_id % 2] = (plan_in_flight){plan.plan_id, plan.n_logits_rows};
-        result = lmd_py_step_plan_new(lmd_py_type_of(obj, LMD_PY_STEP_PLAN), &plan, &report);
-    } else if (report.failed >= 0) {
+    if (!self->has_untold) {
+        self->has_untold =
+            lmd_scheduler_schedule(self->scheduler, &self->untold, &self->untold_report);
+        const lmd_plan *plan = &self->untold;
+        if (self->has_untold)
+            self->plans[plan->plan_id % 2] =
+                (plan_in_flight){plan->plan_id, plan->n_logits_rows};
+    }
+    if (self->has_untold) {
+        result = lmd_py_step_plan_new(lmd_py_type_of(obj, LMD_PY_STEP_PLAN), &self->untold,
+                                      &self->untold_report);
+        self->has_untold = !result; /* out of memory: the next call tells it */
+    } else if (self->untold_report.failed >= 0) {
         PyErr_Format(PyExc_MemoryError,
                      "seq_id %lld needs more KV blocks than there are; cancel it or make a "
                      "scheduler with more n_blocks",
-                     (long long)report.failed);
+                     (long long)self->untold_report.failed);
     } else {
         result = Py_NewRef(Py_None);
     }
@@ -270,11 +302,11 @@ static int end_if_full(scheduler_object *self, PyObject *seq_id, PyObject *max_l
     int32_t n_tokens = 0;
     lmd_scheduler_tokens(self->scheduler, id, &n_tokens);
     if (n_tokens < PyLong_AsLong(max_len)) return 0;
-    lmd_scheduler_finish(self->scheduler, id, NULL);
-    if (PyDict_DelItem(self->max_lens, seq_id) < 0) return -1;
     PyObject *item = Py_BuildValue("Os", seq_id, "length");
-    const int code = item ? PyList_Append(ended, item) : -1;
+    int code = item ? PyList_Append(ended, item) : -1;
     Py_XDECREF(item);
+    if (code == 0) code = PyDict_DelItem(self->max_lens, seq_id);
+    if (code == 0) lmd_scheduler_finish(self->scheduler, id, NULL);
     return code;
 }
 
@@ -303,11 +335,12 @@ static lmd_status update(scheduler_object *self, int64_t plan_id, PyArrayObject 
 
 static PyObject *scheduler_update(PyObject *obj, PyObject *args) {
     scheduler_object *self = (scheduler_object *)obj;
-    long long plan_id;
-    PyObject *ids, *result = NULL;
+    int64_t plan_id;
+    PyObject *id, *ids, *result = NULL;
     PyArrayObject *array;
     lmd_err err;
-    if (!PyArg_ParseTuple(args, "LO:update", &plan_id, &ids) ||
+    if (!PyArg_ParseTuple(args, "OO:update", &id, &ids) ||
+        lmd_py_int64(id, "plan_id", &plan_id) < 0 ||
         lmd_py_int32_array(ids, "token_ids", &array) < 0)
         return NULL;
     if (enter(self) == 0) {

@@ -1,6 +1,7 @@
 /* The Snapshot type: see py_snapshot.h. */
 #include "python/py_snapshot.h"
 
+#include <stdbool.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -8,6 +9,7 @@
 #include "engine/snapshot_kv.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
+#include "python/py_fields.h"
 
 typedef struct snapshot_object {
     PyObject_HEAD
@@ -34,11 +36,8 @@ PyObject *lmd_py_snapshot_wrap(lmd_snapshot *snapshot, PyObject *owner, lmd_engi
 int lmd_py_snapshot_read(PyObject *arg, PyObject *owner, lmd_snapshot **out) {
     *out = NULL;
     if (arg == Py_None) return 0;
-    if (!PyObject_TypeCheck(arg, lmd_py_type_of(owner, LMD_PY_SNAPSHOT))) {
-        PyErr_Format(PyExc_TypeError, "snapshot must be None or a Snapshot, not %.100s",
-                     Py_TYPE(arg)->tp_name);
-        return -1;
-    }
+    if (!PyObject_TypeCheck(arg, lmd_py_type_of(owner, LMD_PY_SNAPSHOT)))
+        return lmd_py_wrong_type(arg, "snapshot", "None or a Snapshot");
     if (((snapshot_object *)arg)->owner != owner) {
         PyErr_SetString(PyExc_ValueError,
                         "the snapshot belongs to another engine: export its KV and import "
@@ -85,23 +84,62 @@ static PyObject *import_arrays(PyArrayObject *token_ids, PyArrayObject *blocks,
     return lmd_py_snapshot_wrap(snapshot, owner, engine);
 }
 
-PyObject *lmd_py_snapshot_import(PyObject *args, PyObject *owner, lmd_engine *engine) {
-    PyObject *ids_obj, *kv_obj, *result = NULL;
-    PyArrayObject *token_ids = NULL;
-    lmd_snapshot_kv kv = {0};
-    if (!PyArg_ParseTuple(args, "OsiO:import_snapshot", &ids_obj, &kv.layout, &kv.n_computed,
-                          &kv_obj))
-        return NULL;
+typedef struct import_args {
+    PyObject *token_ids, *kv;
+    const char *layout;
+    int32_t n_computed;
+} import_args;
+
+static const lmd_py_field import_fields[] = {
+    {"token_ids", lmd_py_object, offsetof(import_args, token_ids)},
+    {"layout", lmd_py_text, offsetof(import_args, layout)},
+    {"n_computed", lmd_py_int32, offsetof(import_args, n_computed)},
+    {"kv", lmd_py_object, offsetof(import_args, kv)},
+    {NULL, NULL, 0},
+};
+
+/* Whether an array's memory is that of bytes, which stays where it is. */
+static bool is_of_bytes(PyArrayObject *array) {
+    PyObject *base = (PyObject *)array;
+    while (base && PyArray_Check(base)) base = PyArray_BASE((PyArrayObject *)base);
+    if (base && PyMemoryView_Check(base)) base = PyMemoryView_GET_BASE(base);
+    return base && PyBytes_CheckExact(base);
+}
+
+/* The blocks as an array that no other thread can resize while the GIL is away: a copy, unless
+ * they lie in bytes, or were converted to a new array. */
+static PyArrayObject *to_blocks(PyObject *obj) {
     PyArrayObject *blocks =
-        (PyArrayObject *)PyArray_FROM_OTF(kv_obj, NPY_UINT8, NPY_ARRAY_IN_ARRAY);
-    if (!blocks) return NULL;
-    if (PyArray_NDIM(blocks) != 2 || kv.n_computed < 0 || PyArray_DIM(blocks, 0) > INT32_MAX)
-        PyErr_SetString(PyExc_ValueError,
-                        "kv must be [n_blocks, block_bytes], and n_computed not negative");
-    else if (lmd_py_int32_array(ids_obj, "token_ids", &token_ids) == 0)
-        result = import_arrays(token_ids, blocks, &kv, owner, engine);
+        (PyArrayObject *)PyArray_FROM_OTF(obj, NPY_UINT8, NPY_ARRAY_IN_ARRAY);
+    if (!blocks || is_of_bytes(blocks) ||
+        (Py_REFCNT(blocks) == 1 && PyArray_CHKFLAGS(blocks, NPY_ARRAY_OWNDATA)))
+        return blocks;
+    PyArrayObject *copy = (PyArrayObject *)PyArray_NewCopy(blocks, NPY_CORDER);
     Py_DECREF(blocks);
-    Py_XDECREF(token_ids);
+    return copy;
+}
+
+static PyObject *import_blocks(const import_args *call, PyArrayObject *blocks, PyObject *owner,
+                               lmd_engine *engine) {
+    lmd_snapshot_kv kv = {.layout = call->layout, .n_computed = call->n_computed};
+    PyArrayObject *token_ids;
+    if (PyArray_NDIM(blocks) != 2 || kv.n_computed < 0 || PyArray_DIM(blocks, 0) > INT32_MAX)
+        return PyErr_Format(PyExc_ValueError,
+                            "kv must be [n_blocks, block_bytes], and n_computed not negative");
+    if (lmd_py_int32_array(call->token_ids, "token_ids", &token_ids) < 0) return NULL;
+    PyObject *result = import_arrays(token_ids, blocks, &kv, owner, engine);
+    Py_DECREF(token_ids);
+    return result;
+}
+
+PyObject *lmd_py_snapshot_import(PyObject *args, PyObject *owner, lmd_engine *engine) {
+    static const lmd_py_signature signature = {"import_snapshot", 4, 4, import_fields};
+    import_args call;
+    PyObject *values = lmd_py_read_call(&signature, args, NULL, &call);
+    PyArrayObject *blocks = values ? to_blocks(call.kv) : NULL;
+    PyObject *result = blocks ? import_blocks(&call, blocks, owner, engine) : NULL;
+    Py_XDECREF(blocks);
+    Py_XDECREF(values);
     return result;
 }
 

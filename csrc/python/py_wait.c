@@ -3,13 +3,25 @@
 
 #include <math.h>
 
+#include "python/py_fields.h"
+
 enum { SIGNAL_CHECK_MS = 50 }; /* how soon Ctrl-C is noticed while waiting */
 
-double lmd_py_timeout(PyObject *arg) {
-    if (arg == Py_None) return INFINITY;
-    const double timeout = PyFloat_AsDouble(arg);
-    if (timeout == -1.0 && PyErr_Occurred()) return -1.0;
-    return timeout > 0.0 ? timeout : 0.0;
+static int read_seconds(PyObject *value, const char *name, void *out) {
+    double timeout = INFINITY;
+    if (value != Py_None && lmd_py_double(value, name, &timeout) < 0) return -1;
+    *(double *)out = timeout > 0.0 ? timeout : 0.0;
+    return 0;
+}
+
+int lmd_py_read_timeout(const char *method, PyObject *args, PyObject *kwargs, double *out) {
+    static const lmd_py_field fields[] = {{"timeout", read_seconds, 0}, {NULL, NULL, 0}};
+    const lmd_py_signature signature = {method, 1, 0, fields};
+    *out = INFINITY;
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, out);
+    if (!values) return -1;
+    Py_DECREF(values);
+    return 0;
 }
 
 int lmd_py_wait(lmd_py_wait_fn wait, void *arg, double timeout) {

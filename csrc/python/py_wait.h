@@ -3,8 +3,8 @@
 #ifndef LMD_PYTHON_PY_WAIT_H
 #define LMD_PYTHON_PY_WAIT_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "python/py_state.h" /* Python.h comes before every other header */
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -12,9 +12,9 @@
  */
 typedef bool (*lmd_py_wait_fn)(void *arg, int64_t timeout_ms);
 
-/* Seconds of a `timeout` argument: infinity for None, 0 for a negative one. -1 with an
- * exception for what is no number. */
-double lmd_py_timeout(PyObject *arg);
+/* Reads the only argument of a method that waits, `timeout`: seconds, infinity for None, which
+ * is the default, and 0 for less. -1 with an exception. */
+int lmd_py_read_timeout(const char *method, PyObject *args, PyObject *kwargs, double *out);
 /* Calls `wait` until it gives true, for at most `timeout` seconds. -1 with an exception: a
  * signal's. */
 int lmd_py_wait(lmd_py_wait_fn wait, void *arg, double timeout);

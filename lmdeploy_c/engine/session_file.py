@@ -160,7 +160,8 @@ def _read(file: BinaryIO, tags: Mapping[str, Any], vocab_size: int) -> Conversat
     _check_sum(file, size - 32)
     file.seek(len(start) + n_header)
     token_ids = np.fromfile(file, "<i4", n_tokens)
-    blocks = np.fromfile(file, np.uint8, shape[0] * shape[1]).reshape(shape)
+    # Of bytes: the engine reads these in place, and other arrays from a copy.
+    blocks = np.frombuffer(file.read(shape[0] * shape[1]), np.uint8).reshape(shape)
     return _check_header(header, token_ids, blocks, tags, vocab_size)
 
 

@@ -245,7 +245,9 @@ static bool check_tokens(const int32_t *prompt, int32_t n_prompt, const int32_t 
 static bool wait_for_output(lmd_request *request, lmd_poller *poller) {
     int64_t key;
     if (!poller) return lmd_request_wait(request, 10000);
-    return lmd_poller_wait(poller, 10000) && lmd_poller_take(poller, &key, 1) == 1 && key == 7;
+    if (!lmd_poller_wait(poller, 10000) || lmd_poller_look(poller, &key, 1) != 1) return false;
+    lmd_poller_take(poller, 1);
+    return key == 7;
 }
 
 /* Reads to the end, or cancels after a while; false for a wrong answer. */
