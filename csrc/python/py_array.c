@@ -73,6 +73,14 @@ int lmd_py_int32_array(PyObject *obj, const char *what, PyArrayObject **out) {
     return 0;
 }
 
+PyArrayObject *lmd_py_to_array(PyObject *obj, const char *what, int type, int n_dims) {
+    PyArrayObject *array = (PyArrayObject *)PyArray_FROMANY(
+        obj, type, n_dims, n_dims, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_FORCECAST);
+    if (!array && PyErr_ExceptionMatches(PyExc_OverflowError))
+        PyErr_Format(PyExc_ValueError, "%s holds a number that its type cannot", what);
+    return array;
+}
+
 static PyObject *new_array(const void *values, npy_intp n, int type) {
     PyArrayObject *array = (PyArrayObject *)PyArray_SimpleNew(1, &n, type);
     if (array && n) memcpy(PyArray_DATA(array), values, (size_t)PyArray_NBYTES(array));

@@ -16,6 +16,11 @@
  * TypeError (no integers) or ValueError (not 1-D, outside int32) naming `what`. */
 int lmd_py_int32_array(PyObject *obj, const char *what, PyArrayObject **out);
 
+/* Converts an object to an array of `type` with n_dims dimensions and C order, which may be the
+ * caller's own. NULL with an exception: NumPy's, or ValueError naming `what` for a number that
+ * the type cannot hold. */
+PyArrayObject *lmd_py_to_array(PyObject *obj, const char *what, int type, int n_dims);
+
 /* New arrays [n] with copies of the values. NULL with MemoryError. */
 PyObject *lmd_py_new_int32(const int32_t *values, npy_intp n);
 PyObject *lmd_py_new_int64(const int64_t *values, npy_intp n);

@@ -106,12 +106,6 @@ typedef struct encoded {
     PyArrayObject *codes, *scales, *mins;
 } encoded;
 
-/* A new array of `type` with n_dims dimensions and C order. NULL with an exception. */
-static PyArrayObject *to_array(PyObject *obj, int type, int n_dims) {
-    return (PyArrayObject *)PyArray_FROMANY(obj, type, n_dims, n_dims,
-                                            NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_FORCECAST);
-}
-
 static PyArrayObject *new_array(int n_dims, const npy_intp *dims, int type) {
     return (PyArrayObject *)PyArray_SimpleNew(n_dims, dims, type);
 }
@@ -152,7 +146,7 @@ PyObject *lmd_py_kv_encode(PyObject *module, PyObject *args) {
         return NULL;
     if (bits != 8 && bits != 4)
         return PyErr_Format(PyExc_ValueError, "bits must be 8 or 4, not %d", (int)bits);
-    PyArrayObject *x = to_array(obj, NPY_FLOAT32, 2);
+    PyArrayObject *x = lmd_py_to_array(obj, "x", NPY_FLOAT32, 2);
     PyObject *result = x ? encode(x, bits) : NULL;
     Py_XDECREF(x);
     return result;
@@ -184,9 +178,9 @@ PyObject *lmd_py_kv_decode(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *codes, *scales, *mins;
     if (!PyArg_ParseTuple(args, "OOO:kv_decode", &codes, &scales, &mins)) return NULL;
-    encoded in = {.codes = to_array(codes, NPY_UINT8, 2)};
-    if (in.codes) in.scales = to_array(scales, NPY_FLOAT16, 1);
-    if (in.scales) in.mins = to_array(mins, NPY_FLOAT16, 1);
+    encoded in = {.codes = lmd_py_to_array(codes, "codes", NPY_UINT8, 2)};
+    if (in.codes) in.scales = lmd_py_to_array(scales, "scales", NPY_FLOAT16, 1);
+    if (in.scales) in.mins = lmd_py_to_array(mins, "mins", NPY_FLOAT16, 1);
     PyObject *result = in.mins ? decode(&in) : NULL;
     Py_XDECREF(in.codes);
     Py_XDECREF(in.scales);

@@ -109,8 +109,7 @@ static bool is_of_bytes(PyArrayObject *array) {
 /* The blocks as an array that no other thread can resize while the GIL is away: a copy, unless
  * they lie in bytes, or were converted to a new array. */
 static PyArrayObject *to_blocks(PyObject *obj) {
-    PyArrayObject *blocks =
-        (PyArrayObject *)PyArray_FROM_OTF(obj, NPY_UINT8, NPY_ARRAY_IN_ARRAY);
+    PyArrayObject *blocks = lmd_py_to_array(obj, "kv", NPY_UINT8, 2);
     if (!blocks || is_of_bytes(blocks) ||
         (Py_REFCNT(blocks) == 1 && PyArray_CHKFLAGS(blocks, NPY_ARRAY_OWNDATA)))
         return blocks;
@@ -123,9 +122,9 @@ static PyObject *import_blocks(const import_args *call, PyArrayObject *blocks, P
                                lmd_engine *engine) {
     lmd_snapshot_kv kv = {.layout = call->layout, .n_computed = call->n_computed};
     PyArrayObject *token_ids;
-    if (PyArray_NDIM(blocks) != 2 || kv.n_computed < 0 || PyArray_DIM(blocks, 0) > INT32_MAX)
+    if (kv.n_computed < 0 || PyArray_DIM(blocks, 0) > INT32_MAX)
         return PyErr_Format(PyExc_ValueError,
-                            "kv must be [n_blocks, block_bytes], and n_computed not negative");
+                            "n_computed must not be negative, nor kv have 2**31 blocks");
     if (lmd_py_int32_array(call->token_ids, "token_ids", &token_ids) < 0) return NULL;
     PyObject *result = import_arrays(token_ids, blocks, &kv, owner, engine);
     Py_DECREF(token_ids);
