@@ -344,6 +344,63 @@ def test_every_allocation_of_the_core_fails_once(world: World, name: str) -> Non
         end_trace(world)
 
 
+@contextlib.contextmanager
+def allocation_fails(n: int) -> Iterator[None]:
+    """Python's own n-th allocation from here fails, once."""
+    testcapi = pytest.importorskip("_testcapi")
+    gc.disable()
+    testcapi.set_nomemory(n, n + 1)
+    try:
+        yield
+    finally:
+        testcapi.remove_mem_hooks()
+        gc.enable()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_allocation_of_python_fails_once(world: World, name: str) -> None:
+    signature = SIGNATURES.get(name, NO_ARGUMENTS)
+    for n in range(60):
+        values = {**signature.defaults, **ROWS[name](world)}
+        positional = [values.pop(key) for key in signature.positional if key in values]
+        function, result = target(world, name), None
+        with contextlib.suppress(*DOCUMENTED), allocation_fails(n):
+            result = function(*positional, **values)
+        del result
+        end_trace(world)
+
+
+def test_what_is_taken_is_not_lost(world: World) -> None:
+    """An allocation fails while a plan, keys or a trace become Python objects: the next call has
+    them."""
+    plan = None
+    for n in range(100):
+        with contextlib.suppress(MemoryError), allocation_fails(n):
+            plan = world.scheduler.schedule()
+        if plan is not None:
+            break
+    assert n > 10 and plan is not None and plan.token_ids.tolist() == [1, 2, 3]
+    request = world.engine.submit([1, 2], max_new_tokens=1)
+    world.poller.add(request, 10**12)
+    while world.engine.stats()["n_running"] + world.engine.stats()["n_waiting"]:
+        time.sleep(0.001)
+    keys: list[int] = []
+    for n in range(100):
+        with contextlib.suppress(MemoryError), allocation_fails(n):
+            keys = world.poller.wait(0)
+        if keys:
+            break
+    assert n > 1 and keys == [10**12]
+    trace = None
+    world.engine.trace_start(4)
+    for n in range(200):
+        with contextlib.suppress(MemoryError), allocation_fails(n):
+            trace = world.engine.trace_stop()
+        if trace is not None:
+            break
+    assert n > 10 and trace is not None
+
+
 #: What Python does with any object.
 PROTOCOLS: list[Callable[[Any], Any]] = [
     lambda o: pickle.loads(pickle.dumps(o)), copy.copy, copy.deepcopy, repr, hash, len, iter,
