@@ -210,9 +210,15 @@ def _check_header(
         logger.warning("the session's KV is computed again: other %s", ", ".join(different))
     if kv is None or different:
         return Conversation(history, turns, token_ids.tolist(), None)
-    tokens = np.asarray(kv["tokens"], np.int32)
+    tokens = _kv_tokens(kv["tokens"])
     _check_tokens(tokens, vocab_size)
     return Conversation(history, turns, token_ids.tolist(), Kv(str(kv["layout"]), tokens, blocks))
+
+
+def _kv_tokens(value: object) -> NDArray[np.int32]:
+    if not isinstance(value, list) or not all(type(token) is int for token in value):
+        raise _FileError("the file is damaged: the text of its KV is no list of tokens")
+    return np.array(value, np.int32)
 
 
 def _check_tokens(token_ids: NDArray[np.int32], vocab_size: int) -> None:
