@@ -8,11 +8,11 @@
 
 enum { SLICE = 256 << 10 /* bytes of an item */, MIN_PASSES = 3 };
 
-typedef int64_t lanes __attribute__((vector_size(64)));
+typedef uint64_t lanes __attribute__((vector_size(64)));
 
 typedef struct sweep {
-    uint8_t *bytes;                /* [n_bytes] whole slices */
-    int64_t sums[LMD_MAX_THREADS]; /* of what was read, so that no read is optimised away */
+    uint8_t *bytes;                 /* [n_bytes] whole slices */
+    uint64_t sums[LMD_MAX_THREADS]; /* of what was read, so that no read is optimised away */
 } sweep;
 
 static void write_slice(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
