@@ -226,8 +226,10 @@ def is_too_much(name: str, argument: str, value: Any) -> bool:
     """What would be allocated and read, or waited for."""
     if (name, argument) == ("read_bandwidth", "n_bytes"):
         return type(value) is int and 2**30 < value < 2**40
-    if (name, argument) == ("Poller.wait", "timeout"):
-        return value is None or (isinstance(value, (int, float, np.number)) and not value <= 0)
+    if (name, argument) in {("Poller.wait", "timeout"), ("read_bandwidth", "seconds")}:
+        is_negative = type(value) in (int, float) and value <= 0
+        is_number = isinstance(value, (int, float, np.generic, np.ndarray))
+        return value is None or isinstance(value, Clears) or (is_number and not is_negative)
     return False
 
 
