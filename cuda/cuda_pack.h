@@ -1,6 +1,6 @@
 /* Packing weights into the device's layout, a tile of 16 rows at a time.
  * Owns: which form a source takes, how large it becomes, and the packing of one tile in host
- * memory. Must not know: devices, copies. Pure functions; any thread. */
+ * memory. Must not know: devices, copies. No state; any thread. */
 #ifndef LMD_CUDA_CUDA_PACK_H
 #define LMD_CUDA_CUDA_PACK_H
 

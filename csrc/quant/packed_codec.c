@@ -372,7 +372,7 @@ typedef struct line_range {
 static line_range word_lines(const lmd_packed_weight *self, int32_t first) {
     if (is_compressed(self)) return (line_range){first, LMD_PACKED_ROWS};
     if (is_awq(self)) return (line_range){first, self->cut};
-    return (line_range){first * self->bits / 32, self->cut * self->bits / 32};
+    return (line_range){(int64_t)first * self->bits / 32, self->cut * self->bits / 32};
 }
 
 static line_range scale_lines(const lmd_packed_weight *self, int32_t first) {
@@ -382,7 +382,8 @@ static line_range scale_lines(const lmd_packed_weight *self, int32_t first) {
 
 static line_range zero_lines(const lmd_packed_weight *self, int32_t first) {
     if (is_compressed(self))
-        return (line_range){first * self->bits / 32, LMD_PACKED_ROWS * self->bits / 32};
+        return (line_range){(int64_t)first * self->bits / 32,
+                            LMD_PACKED_ROWS * self->bits / 32};
     return (line_range){first / self->group_size, 1};
 }
 

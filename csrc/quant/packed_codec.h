@@ -1,7 +1,8 @@
 /* Decoding of weights packed into 32-bit words: AWQ (gemm), GPTQ and compressed-tensors
  * (pack-quantized).
- * Owns: the order of codes and zeros in the words, and what shapes the tensors must have.
- * Decoding is pure: no state, no allocation, data of any alignment, any bits. Any thread. */
+ * Owns: the order of codes and zeros in the words, what shapes the tensors must have, and which
+ * of their bytes a part of the matrix needs. Checking and decoding are pure, of tensors in
+ * memory: no state, no allocation, data of any alignment, any bits. Any thread. */
 #ifndef LMD_QUANT_PACKED_CODEC_H
 #define LMD_QUANT_PACKED_CODEC_H
 
@@ -62,12 +63,9 @@ typedef struct lmd_packed_in_memory {
 lmd_status lmd_packed_load(lmd_packed_weight *self, lmd_packed_in_memory *out, lmd_err *err);
 void lmd_packed_free(lmd_packed_in_memory *self);
 
-/* Decoding and checking read tensors in memory alone: qzeros and g_idx must be there for
- * lmd_packed_check, all four after it. */
-
 /* Reads bits and group_size from the shapes, and checks types, shapes and groups against n_rows
  * and n_cols, so that decoding stays inside the tensors; a g_idx that says nothing becomes
- * NULL. LMD_BAD_FILE and LMD_UNSUPPORTED name the tensor. */
+ * NULL. qzeros and g_idx are in memory. LMD_BAD_FILE and LMD_UNSUPPORTED name the tensor. */
 lmd_status lmd_packed_check(lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
                             lmd_err *err);
 
