@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import packed_models as pm
 import pytest
-from conftest import GOLDEN, greedy, make_engine
+from conftest import DEVICE, GOLDEN, greedy, make_engine
 
 from lmdeploy_c import _C
 from lmdeploy_c.files.checkpoint import Checkpoint, open_checkpoint
@@ -67,7 +67,9 @@ def weights_of(path: Path) -> Path:
 
 
 def load(checkpoint: Checkpoint, progress: Callable[[int, int], object] | None = None) -> _C.Model:
-    return _C.Model(checkpoint.config, checkpoint.source, num_threads=2, progress=progress)
+    return _C.Model(
+        checkpoint.config, checkpoint.source, device=DEVICE, num_threads=2, progress=progress
+    )
 
 
 def answer(model: _C.Model) -> list[int]:
