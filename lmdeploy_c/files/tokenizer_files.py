@@ -62,10 +62,10 @@ def read_tokenizer_files(path: Path) -> TokenizerFiles:
     templates = _chat_templates(path, config)
     if "added_tokens_decoder" in config:
         described = _described(config_path, config["added_tokens_decoder"])
-        named, extra = _named(config), _extra(config)
+        named, extra = _named(config), _extra(config, {})
         return TokenizerFiles(tokenizer_json, parts, described, {}, named, extra, templates)
-    names = {**config, **_read_json(path / "special_tokens_map.json")}
-    named, extra = _named(names), _extra(names)
+    older_names = _read_json(path / "special_tokens_map.json")
+    named, extra = _named({**config, **older_names}), _extra(config, older_names)
     older = _older(path / "added_tokens.json", named, extra)
     return TokenizerFiles(tokenizer_json, parts, {}, older, named, extra, templates)
 
@@ -144,11 +144,19 @@ def _named(names: Mapping[str, Any]) -> dict[str, Token]:
     return {name: token for name, token in tokens.items() if token is not None}
 
 
-def _extra(names: Mapping[str, Any]) -> list[Token]:
-    """The special tokens that are listed without a name."""
-    extra = names.get("extra_special_tokens") or names.get("additional_special_tokens")
-    tokens = map(_token, extra) if isinstance(extra, list) else ()
-    return [token for token in tokens if token is not None]
+def _extra(config: Mapping[str, Any], older: Mapping[str, Any]) -> list[Token]:
+    """The special tokens that are listed without a name: those of tokenizer_config.json and those
+    that special_tokens_map.json calls extra; where neither has a list, those that it calls
+    additional."""
+
+    def listed(names: Mapping[str, Any], kind: str) -> list[Any] | None:
+        values = names.get(f"{kind}_special_tokens")
+        return values if isinstance(values, list) else None
+
+    own, more = listed(config, "extra") or listed(config, "additional"), listed(older, "extra")
+    if own is None and more is None:
+        own = listed(older, "additional")
+    return [token for token in map(_token, [*(own or ()), *(more or ())]) if token is not None]
 
 
 # ---- chat templates ----

@@ -103,6 +103,13 @@ CASES = {
         "special_tokens_map": {"eos_token": "<think>"}, **decoder()},
     "special_tokens_map.json, extra": {"special_tokens_map": {
         "extra_special_tokens": {"image_token": "<think>"}}},
+    "special_tokens_map.json, additional twice": {
+        "special_tokens_map": {"additional_special_tokens": ["<|turn|>"]},
+        **config(additional_special_tokens=["<think>"])},
+    "special_tokens_map.json, extra twice": {
+        "special_tokens_map": {"extra_special_tokens": ["<|turn|>", "<think>"],
+                               "additional_special_tokens": ["<b>"]},
+        **config(additional_special_tokens=["<think>"])},
     "pad_token": config(pad_token="<think>"),
     "pad_token, an object": config(pad_token=typed("<|turn|>", lstrip=True)),
     "image_token": config(image_token="<think>"),
