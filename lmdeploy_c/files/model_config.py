@@ -162,15 +162,26 @@ def arch_of(hf: Mapping[str, Any]) -> str:
     raise unsupported(f"architecture {found} is not served; served: {', '.join(ARCHITECTURES)}")
 
 
+def _window(hf: Mapping[str, Any], arch: str) -> Any:
+    """What layers with a sliding window attend to; None where every layer attends to all. The
+    defaults are transformers'."""
+    if arch not in ("qwen2", "qwen3"):
+        window = hf.get("sliding_window", 4096 if arch == "mistral" else None)
+        return window if _flag(hf, "use_sliding_window", True) else None
+    first = hf.get("max_window_layers", 28)  # the first layer that has one
+    if not isinstance(first, int):
+        raise ValueError(f"config: max_window_layers must be an integer, not {first!r:.40}")
+    used = _flag(hf, "use_sliding_window") and first < _int(hf, "num_hidden_layers")
+    return hf.get("sliding_window", 4096) if used and not hf.get("layer_types") else None
+
+
 def _refuse_unserved(hf: Mapping[str, Any], arch: str, max_position: int) -> None:
     if hf.get("hidden_act", "silu") not in ("silu", "swish"):
         raise unsupported(f"hidden_act {hf['hidden_act']!r} is not served; served: silu")
     if hf.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise unsupported(f"partial_rotary_factor {hf['partial_rotary_factor']} is not served")
-    # As transformers: where a Mistral's config.json has no such key, its window is 4096.
-    window = hf.get("sliding_window", 4096 if arch == "mistral" else None)
-    used = window is not None and hf.get("use_sliding_window", arch not in ("qwen2", "qwen3"))
-    if used and _int({"sliding_window": window}, "sliding_window") < max_position:
+    window = _window(hf, arch)
+    if window is not None and _int({"sliding_window": window}, "sliding_window") < max_position:
         raise unsupported(
             f"sliding_window {window} is not served: every layer attends to the whole context; "
             f"hf_overrides={{'max_position_embeddings': {window}}} serves what fits in the window"
@@ -192,8 +203,10 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
     wide_heads = arch == "qwen3" or (arch == "internlm3" and "head_dim" not in hf)
     max_position = _int(hf, "max_position_embeddings", 2048)
     _refuse_unserved(hf, arch, max_position)
+    # As transformers: Mistral and Qwen2 know no attention_bias, and Llama alone has mlp_bias.
     attention_bias = _flag(hf, "bias" if arch == "internlm2" else "attention_bias")
-    mlp_bias = _flag(hf, "mlp_bias")
+    attention_bias = attention_bias and arch not in ("mistral", "qwen2")
+    mlp_bias = _flag(hf, "mlp_bias") and arch in ("llama", "internlm3")
     if arch == "internlm3":  # on the hub qkv_bias and bias, which transformers 5 saves renamed
         attention_bias = _flag(hf, "qkv_bias", attention_bias)
         mlp_bias = _flag(hf, "bias", mlp_bias)
@@ -212,7 +225,7 @@ def from_hf(hf: Mapping[str, Any]) -> Config:
         **_hf_rope(hf, max_position),
         "tie_embeddings": _flag(hf, "tie_word_embeddings"),
         "qkv_bias": arch == "qwen2" or attention_bias,
-        "o_bias": mlp_bias if arch == "internlm3" else arch != "qwen2" and attention_bias,
+        "o_bias": mlp_bias if arch == "internlm3" else attention_bias,
         "mlp_bias": mlp_bias,
         "qk_norm": arch == "qwen3",
         "packed_qkv": arch == "internlm2",

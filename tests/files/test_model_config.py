@@ -135,8 +135,32 @@ def test_windows() -> None:
     assert from_hf({**mistral, "sliding_window": 8192})["max_position"] == 8192
     qwen = {**read(GOLDEN / "models" / "qwen2"), "sliding_window": 64}
     assert from_hf(qwen)["max_position"] == 256
+    qwen |= {"use_sliding_window": True, "max_window_layers": 1}
     with pytest.raises(_C.UnsupportedError, match="sliding_window 64"):
-        from_hf({**qwen, "use_sliding_window": True})
+        from_hf(qwen)
+    for every_layer in ({"max_window_layers": 2}, {"layer_types": ["full_attention"] * 2}):
+        assert from_hf({**qwen, **every_layer})["max_position"] == 256
+    del qwen["sliding_window"]
+    with pytest.raises(_C.UnsupportedError, match="sliding_window 4096"):
+        from_hf({**qwen, "max_position_embeddings": 8192})
+    with pytest.raises(ValueError, match="max_window_layers"):
+        from_hf({**qwen, "max_window_layers": "1"})
+
+
+@pytest.mark.parametrize(
+    ("model", "biases"),
+    [
+        ("llama-mha", (True, True, True)),
+        ("mistral", (False, False, False)),
+        ("qwen2", (True, False, False)),
+        ("qwen3", (True, True, False)),
+    ],
+)
+def test_flags_of_biases_are_those_that_transformers_knows(
+    model: str, biases: tuple[bool, bool, bool]
+) -> None:
+    config = from_hf({**read(GOLDEN / "models" / model), "attention_bias": True, "mlp_bias": True})
+    assert tuple(config[key] for key in ("qkv_bias", "o_bias", "mlp_bias")) == biases
 
 
 @pytest.fixture
