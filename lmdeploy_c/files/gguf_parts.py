@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .safetensors import bad_file
+from .safetensors import bad_file, check_no_pointer
 
 if TYPE_CHECKING:
     from .._C import Gguf
@@ -53,20 +53,25 @@ def _part_paths(path: Path, n_parts: int) -> list[Path]:
     return paths
 
 
+def _open(path: Path) -> Gguf:
+    from .._C import Gguf
+
+    check_no_pointer(path)
+    return Gguf(path)
+
+
 def open_parts(path: Path, *, metadata_only: bool = False) -> list[Gguf]:
     """The files of a model, the one with the metadata first. path: any of them.
 
     metadata_only: that first one alone.
     Raises FileNotFoundError, UnsupportedError, and CheckpointError, which names missing parts.
     """
-    from .._C import Gguf
-
-    named = Gguf(path)
+    named = _open(path)
     n_parts = _count(named, "count", 0)
     if n_parts <= 1:
         return [named]
     paths = _part_paths(path, n_parts)
-    parts = [Gguf(part) for part in paths[: 1 if metadata_only else None]]
+    parts = [_open(part) for part in paths[: 1 if metadata_only else None]]
     for i, part in enumerate(parts):
         if (_count(part, "no", 0), _count(part, "count", 0)) != (i, n_parts):
             raise bad_file(paths[i], f"its split.no and split.count are not {i} and {n_parts}")

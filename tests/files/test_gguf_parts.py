@@ -88,6 +88,14 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         Tokenizer(parts[1])
 
 
+def test_a_part_that_is_a_git_lfs_pointer_is_called_one(tmp_path: Path) -> None:
+    parts = split(tmp_path)
+    parts[1].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n")
+    for path in parts:
+        with pytest.raises(_C.CheckpointError, match="00002-of-00003.*git-lfs pointer"):
+            open_checkpoint(path)
+
+
 def test_parts_are_found_by_name(tmp_path: Path) -> None:
     parts = split(tmp_path)
     renamed = parts[1].rename(tmp_path / "weights.gguf")

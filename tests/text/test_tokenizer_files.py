@@ -104,6 +104,19 @@ def test_templates_that_are_no_text(tmp_path: Path) -> None:
         Tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+     "additional_chat_templates/tool_use.jinja", "model.gguf"],
+)  # fmt: skip
+def test_a_git_lfs_pointer_is_called_one(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path) / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n")
+    with pytest.raises(_C.CheckpointError, match=f"{name}.*git-lfs pointer.*git lfs pull"):
+        Tokenizer(path if path.suffix == ".gguf" else tmp_path)
+
+
 # ---- errors of the tokenizers library ----
 
 
