@@ -44,9 +44,11 @@ class Tokenizer:
     are off and that the files beside it add to its tokens, as in transformers 5.23.
 
     Attributes: vocab_size (without added tokens; vocab_size_with_added counts all),
-    bos_token_id, eos_token_id, bos_token, eos_token (None for none), before_text and after_text
-    (the ids that `encode` puts in front of a text and behind it), chat_templates (name -> jinja
-    source; the usual one is "default"), special_tokens (id -> text), special_ids (text -> id).
+    bos_token_id, eos_token_id, bos_token, eos_token (None for none), named_tokens (these two and
+    others that a directory's files name, such as "pad_token" -> its text), before_text and
+    after_text (the ids that `encode` puts in front of a text and behind it), chat_templates (name
+    -> jinja source; the usual one is "default"), special_tokens (id -> text), special_ids (text ->
+    id).
 
     Raises FileNotFoundError, CheckpointError, and UnsupportedError for a vocabulary that is not
     served, by name.
@@ -58,6 +60,7 @@ class Tokenizer:
     eos_token_id: int | None
     bos_token: str | None
     eos_token: str | None
+    named_tokens: dict[str, str]
     before_text: tuple[int, ...]
     after_text: tuple[int, ...]
     chat_templates: dict[str, str]
@@ -97,6 +100,7 @@ class Tokenizer:
         self.bos_token_id, self.eos_token_id = bos, eos
         self.bos_token = None if bos is None else tokenizer.token_of(bos)
         self.eos_token = None if eos is None else tokenizer.token_of(eos)
+        self.named_tokens = vocabulary.named
         self.before_text, self.after_text = vocabulary.before_text, vocabulary.after_text
         self.chat_templates = vocabulary.chat_templates
 
@@ -345,6 +349,7 @@ def _vocabulary(files: TokenizerFiles) -> Vocabulary:
         {i: token.content for i, token in own.items() if token.special},
         bos_id=ids.get("bos_token"),
         eos_id=ids.get("eos_token"),
+        named={name: token.content for name, token in files.named.items()},
         before_text=before,
         after_text=after,
         chat_templates=files.chat_templates,

@@ -56,13 +56,15 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     for i in known_end_ids(tokens):  # whatever the file says, as llama.cpp
         types[i] = CONTROL
     tokenizer = _make_tokenizer(parts, _added_tokens(tokens, types))
-    bos = _token_id(metadata, "bos", len(tokens))
+    bos, eos = (_token_id(metadata, name, len(tokens)) for name in ("bos", "eos"))
+    named = {"bos_token": bos, "eos_token": eos}
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", add_bos)
     return Vocabulary(
         tokenizer,
         {i: t for i, (t, kind) in enumerate(zip(tokens, types, strict=True)) if kind in SPECIAL},
         bos_id=bos,
-        eos_id=_token_id(metadata, "eos", len(tokens)),
+        eos_id=eos,
+        named={name: tokens[i] for name, i in named.items() if i is not None},
         before_text=(bos,) if add_bos and bos is not None else (),
         after_text=(),
         chat_templates=_chat_templates(metadata),

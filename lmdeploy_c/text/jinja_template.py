@@ -15,7 +15,8 @@ _PROBES = ("a first part", "and a second one")
 
 
 class TemplateTokens(Protocol):
-    """The tokens that templates write."""
+    """The tokens that templates write. A `Tokenizer` has others by their names, too: its
+    named_tokens."""
 
     @property
     def bos_token(self) -> str | None: ...
@@ -56,6 +57,7 @@ class JinjaChatTemplate:
         self.tool_source = tool_source or source
         self.stop_words = list(stop_words)
         self._tokens = {
+            **getattr(tokenizer, "named_tokens", {}),
             "bos_token": tokenizer.bos_token or "",
             "eos_token": tokenizer.eos_token or "",
         }

@@ -15,6 +15,7 @@ class Vocabulary:
     special: dict[int, str]  # special tokens: id -> text
     bos_id: int | None
     eos_id: int | None
+    named: dict[str, str]  # what files call "bos_token", "image_token" and the like -> its text
     before_text: tuple[int, ...]  # ids that are put in front of a text, and behind it
     after_text: tuple[int, ...]
     chat_templates: dict[str, str]  # name -> jinja source; the usual one is "default"

@@ -156,9 +156,13 @@ def expected(path):
     tok.clean_up_tokenization_spaces = False
     ids = [tok(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     template = tok.chat_template
+    named = tok.special_tokens_map
+    if json.loads((path / "tokenizer.json").read_text())["padding"]:
+        del named["pad_token"]  # transformers takes it from these settings of a training run
     return {
         "bos_token_id": tok.bos_token_id,
         "eos_token_id": tok.eos_token_id,
+        "named_tokens": named,
         "vocab_size": tok.vocab_size,
         "vocab_size_with_added": len(tok.get_vocab()),
         "ids": ids,
@@ -175,7 +179,7 @@ def main():
     for name, case in CASES.items():
         with tempfile.TemporaryDirectory() as path:
             write(case, Path(path))
-            cases[name] = {"files": case, **expected(path)}
+            cases[name] = {"files": case, **expected(Path(path))}
     lines = ",\n".join(
         f"{json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in cases.items()
     )

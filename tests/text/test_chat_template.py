@@ -7,14 +7,14 @@ import json
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import GOLDEN
 
 from lmdeploy_c.engine.loading import make_chat_template
 from lmdeploy_c.text import jinja_sandbox
-from lmdeploy_c.text.chat_template import ChatTemplateConfig
+from lmdeploy_c.text.chat_template import ChatTemplateConfig, JinjaChatTemplate
 from lmdeploy_c.text.jinja_sandbox import MAX_SECONDS, ChatTemplateError, render
 from lmdeploy_c.tokenizer import Tokenizer
 
@@ -61,6 +61,15 @@ class Tokens:
 
     def __init__(self, **chat_templates: str) -> None:
         self.chat_templates = chat_templates
+
+
+def test_templates_write_every_named_token() -> None:
+    class Named(Tokens):
+        named_tokens: ClassVar = {"bos_token": "<s>", "image_token": "<image>"}
+
+    source = "{{ bos_token }} {{ image_token }}{% if pad_token is defined %} a pad{% endif %}"
+    assert JinjaChatTemplate(source, Named()).messages2prompt("hi") == "<s> <image>"
+    assert JinjaChatTemplate(source, Tokens()).messages2prompt("hi") == "<s> "
 
 
 TOOLS: list[dict[str, Any]] = [{"type": "function", "function": {"name": "now"}}]
