@@ -122,7 +122,7 @@ def _check_bits(source: Settings, method: str, where: str = "") -> None:
     served = BITS[method]
     bits = _get(source, "bits", int, served[0])
     _get(source, "group_size", int, 128)
-    if bits not in served and not (where and bits >= 16):  # a module of 16 bits is left as it was
+    if bits not in served:
         raise _refuse(f"{where}{method} with {bits} bits", ", ".join(map(str, served)))
 
 
@@ -148,6 +148,8 @@ def _check_modules(source: Settings, key: str, method: str) -> None:
             raise ValueError(f"quantization_config: {key} {name!r:.60} must be an object")
         where = f"{key} {name!r:.60}: "
         rule = _named(rule)
+        if _get(rule, "bits", int, 0) >= 16:  # left as they were
+            continue
         _check_arithmetic(rule, where)
         _check_bits(rule, method, where)
         for same in ("quant_method", "format", "checkpoint_format", "pack_dtype"):

@@ -314,7 +314,8 @@ def test_auto_rounds_own_format(tmp_path: Path) -> None:
     assert (
         as_read(config, quant_method="intel/auto-round", bits=4, backend="auto_round") == "gptq_v2"
     )
-    rules = {"lm_head": {"bits": 16}, "model.layers.0.mlp.down_proj": {"bits": 8}}
+    rules: dict[str, Any] = {"lm_head": {"bits": 16, "data_type": "float"},  # left as it was
+                             "model.layers.0.mlp.down_proj": {"bits": 8}}  # fmt: skip
     assert as_read(config, quant_method="auto-round", bits=4, extra_config=rules) == "gptq"
     tensors = pm.packed_tensors(np.random.default_rng(9), "gptq", config)
     config["quantization_config"] = {"quant_method": "auto-round", "bits": 4,
