@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..messages import unsupported
-from . import gguf_parts, head, hub, model_config, quantization, safetensors
+from . import gguf_fused, gguf_parts, head, hub, model_config, quantization, safetensors
 
 if TYPE_CHECKING:
     from .._C import Gguf, TensorSpec
@@ -129,10 +129,14 @@ def _open_gguf(path: Path) -> Checkpoint:
     tensors = {name: item for part in parts for name, item in part.tensors.items()}
     eos = {i for name in END_NAMES for i in _ids(metadata.get(f"tokenizer.ggml.{name}_token_id"))}
     bos = _ids(metadata.get("tokenizer.ggml.bos_token_id"))
+    config = model_config.from_gguf(metadata, tensors)
+    source = parts[0] if len(parts) == 1 else [spec for part in parts for spec in part.specs]
+    if gguf_fused.is_fused(tensors):
+        source = gguf_fused.apart([spec for part in parts for spec in part.specs], config)
     return Checkpoint(
         path=path,
-        config=model_config.from_gguf(metadata, tensors),
-        source=parts[0] if len(parts) == 1 else [spec for part in parts for spec in part.specs],
+        config=config,
+        source=source,
         metadata=metadata,
         hf_config={},
         generation_config={},

@@ -331,7 +331,7 @@ def from_gguf(
         **rope,
         "rope_freqs_tensor": "rope_freqs.weight" in tensors,
         "tie_embeddings": "output.weight" not in tensors,
-        "qkv_bias": "blk.0.attn_q.bias" in tensors,
+        "qkv_bias": not tensors.keys().isdisjoint(("blk.0.attn_q.bias", "blk.0.attn_qkv.bias")),
         "o_bias": "blk.0.attn_output.bias" in tensors,
         "mlp_bias": False,
         "qk_norm": arch == "qwen3",

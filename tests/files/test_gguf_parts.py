@@ -1,6 +1,8 @@
-"""Models in several GGUF files, written by the gguf package, and files that lack a part."""
+"""GGUF files as the converter may write a model: in several files, and with q, k and v in one
+tensor. The gguf package writes them."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -15,22 +17,46 @@ from lmdeploy_c.files.checkpoint import Checkpoint, fingerprint, open_checkpoint
 WHOLE = GOLDEN / "gguf" / "llama-q5_0.gguf"
 
 
-def split(folder: Path, n_tensors: int = 9, *, small_first: bool = False) -> list[Path]:
-    """The tiny model in files of n_tensors each. small_first: the first has metadata alone."""
-    reader = gguf.GGUFReader(WHOLE)
+Tensors = dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]]
+
+
+def as_they_are(tensors: Tensors) -> Tensors:
+    return tensors
+
+
+def fused(tensors: Tensors) -> Tensors:
+    """The tensors as the converter's --fuse-qkv joins them."""
+    left = dict(tensors)
+    for name in [name for name in tensors if ".attn_q." in name]:
+        qkv = [left.pop(name.replace("attn_q", f"attn_{letter}")) for letter in "qkv"]
+        assert len({kind for _, kind in qkv}) == 1
+        rows = np.concatenate([data for data, _ in qkv])
+        left[name.replace("attn_q", "attn_qkv")] = (rows, qkv[0][1])
+    return left
+
+
+def split(
+    folder: Path,
+    n_tensors: int = 9,
+    *,
+    small_first: bool = False,
+    whole: Path = WHOLE,
+    change: Callable[[Tensors], Tensors] = as_they_are,
+) -> list[Path]:
+    """A tiny model in files of n_tensors each. small_first: the first has metadata alone."""
+    reader = gguf.GGUFReader(whole)
+    arch = reader.fields["general.architecture"].contents()
     writer = gguf.GGUFWriter(
-        folder / "tiny.gguf",
-        "llama",
-        split_max_tensors=n_tensors,
-        small_first_shard=small_first,
+        folder / "tiny.gguf", arch, split_max_tensors=n_tensors, small_first_shard=small_first
     )
     for field in reader.fields.values():
         if not field.name.startswith("GGUF.") and field.name != "general.architecture":
             kind = field.types[0]
             sub = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(field.name, field.contents(), kind, sub)
-    for t in reader.tensors:
-        writer.add_tensor(t.name, t.data, raw_dtype=t.tensor_type)
+    tensors = change({t.name: (t.data, t.tensor_type) for t in reader.tensors})
+    for name, (data, tensor_type) in tensors.items():
+        writer.add_tensor(name, data, raw_dtype=tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -63,6 +89,29 @@ def test_any_part_may_be_named(tmp_path: Path) -> None:
         seen.add(fingerprint(checkpoint))
     assert len(seen) == 1
     assert plan(parts[1], measure=False).weight_bytes == plan(WHOLE, measure=False).weight_bytes
+
+
+@pytest.mark.parametrize("n_tensors", [5, 99])
+@pytest.mark.parametrize("name", ["llama-q5_0", "qwen2", "qwen3-q8_0-hd64-gqa7"])
+def test_q_k_and_v_in_one_tensor(tmp_path: Path, name: str, n_tensors: int) -> None:
+    whole = GOLDEN / "gguf" / f"{name}.gguf"
+    path, *_ = split(tmp_path, n_tensors, whole=whole, change=fused)
+    checkpoint = open_checkpoint(path)
+    assert not any(name.endswith("attn_q.weight") for name in _C.Gguf(path).tensors)
+    assert checkpoint.config == open_checkpoint(whole).config
+    assert np.array_equal(logits(checkpoint), logits(open_checkpoint(whole)))
+
+
+def test_a_fused_tensor_of_other_rows_is_named(tmp_path: Path) -> None:
+    def shorter(tensors: Tensors) -> Tensors:
+        return {
+            name: (data[:-1] if name == "blk.0.attn_qkv.weight" else data, kind)
+            for name, (data, kind) in fused(tensors).items()
+        }
+
+    path, *_ = split(tmp_path, 99, change=shorter)
+    with pytest.raises(_C.CheckpointError, match=r"blk\.0\.attn_qkv\.weight.*q, k and v have"):
+        open_checkpoint(path)
 
 
 def test_a_directory_of_parts_is_a_model(tmp_path: Path) -> None:
