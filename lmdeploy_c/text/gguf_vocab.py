@@ -31,6 +31,8 @@ OTHER_MODELS = {
 MAX_CHARACTERS = 512
 #: Of all tokens, the squares of their characters: known vocabularies have a tenth of it.
 MAX_SQUARES = 1 << 29
+#: The ids of that kind's tokens where a file does not name them, or names ids beyond its own.
+USUAL_IDS = {"unknown": 0, "bos": 1, "eos": 2}
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
@@ -56,7 +58,8 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     for i in known_end_ids(tokens):  # whatever the file says, as llama.cpp
         types[i] = CONTROL
     tokenizer = _make_tokenizer(parts, _added_tokens(tokens, types))
-    bos, eos = (_token_id(metadata, name, len(tokens)) for name in ("bos", "eos"))
+    usual = USUAL_IDS if model == "llama" else {}
+    bos, eos = (_token_id(metadata, n, len(tokens), usual.get(n)) for n in ("bos", "eos"))
     named = {"bos_token": bos, "eos_token": eos}
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", add_bos)
     return Vocabulary(
@@ -109,9 +112,11 @@ def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
     return [*added(SPECIAL, True), *added((USER_DEFINED,), False)]
 
 
-def _token_id(metadata: Mapping[str, Any], name: str, n_tokens: int) -> int | None:
-    value = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    return value if isinstance(value, int) and 0 <= value < n_tokens else None
+def _token_id(
+    metadata: Mapping[str, Any], name: str, n_tokens: int, usual: int | None = None
+) -> int | None:
+    ids = (metadata.get(f"tokenizer.ggml.{name}_token_id"), usual)
+    return next((i for i in ids if isinstance(i, int) and 0 <= i < n_tokens), None)
 
 
 def _per_token(
@@ -230,7 +235,7 @@ def _sentencepiece_merges(vocab: dict[str, int], scores: Sequence[float]) -> lis
 
 def _sentencepiece_bpe(tokens: list[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
     scores = _per_token(metadata, "scores", tokens)
-    unknown = _token_id(metadata, "unknown", len(tokens))
+    unknown = _token_id(metadata, "unknown", len(tokens), USUAL_IDS["unknown"])
     vocab = {token: i for i, token in enumerate(tokens)}
     model = {
         "type": "BPE",

@@ -19,8 +19,8 @@ def byte_level(tokens: list[Any] = TOKENS, merges: Any = ("a b",), **others: Any
     return Tokenizer.from_gguf({f"tokenizer.ggml.{k}": value for k, value in fields.items()})
 
 
-def sentencepiece(tokens: list[Any]) -> Tokenizer:
-    fields = {"model": "llama", "tokens": tokens, "scores": [0.0] * len(tokens)}
+def sentencepiece(tokens: list[Any], **others: Any) -> Tokenizer:
+    fields = {"model": "llama", "tokens": tokens, "scores": [0.0] * len(tokens), **others}
     return Tokenizer.from_gguf({f"tokenizer.ggml.{k}": value for k, value in fields.items()})
 
 
@@ -72,6 +72,19 @@ def test_empty_tokens_have_ids() -> None:
     assert tokenizer.decode([1, 7, 2]) == "a[EMPTY_7]b"
 
 
+@pytest.mark.parametrize("ids", [{}, {"bos_token_id": 999, "eos_token_id": 999}])
+def test_ids_that_a_file_does_not_name(ids: dict[str, int]) -> None:
+    """Those of SentencePiece's kind have usual ones; llama.cpp takes them, as far as they exist."""
+    tokens = ["<unk>", "<s>", "</s>", "▁", "a"]
+    tokenizer = sentencepiece(tokens, **ids)
+    assert tokenizer.named_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+    assert tokenizer.encode("ax") == [1, 3, 4, 0]
+    named = sentencepiece(tokens, bos_token_id=3, eos_token_id=4)
+    assert (named.bos_token_id, named.eos_token_id) == (3, 4)
+    assert sentencepiece(tokens[:2]).eos_token_id is None
+    assert byte_level(tokens, [], **ids).named_tokens == {}
+
+
 @pytest.mark.parametrize("token", ["<0xZZ>", "<0x-1>", "<0x+ >", "<0x 1>", "<0x1>", "<0x041>"])
 def test_what_only_resembles_a_byte_is_text(token: str) -> None:
     tokenizer = sentencepiece(
@@ -96,7 +109,7 @@ def test_long_tokens_take_no_long_time() -> None:
     with pytest.raises(ValueError, match="token 3 has 300000 characters"):
         sentencepiece(["<unk>", "<s>", "a", "a" * 300_000])
     tokens = sentencepiece(["<unk>", "<s>", *("a" * n for n in range(1, 513))])
-    assert tokens.encode("a" * 512, add_bos=False) == [513]
+    assert tokens.encode("a" * 512, add_bos=False) == [0, 513]  # "▁" is no token
     assert byte_level([*TOKENS, "a" * 4096]).vocab_size == len(TOKENS) + 1
     with pytest.raises(ValueError, match="4097 characters.*at most 4096"):
         byte_level([*TOKENS, "a" * 4097])
