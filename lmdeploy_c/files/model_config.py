@@ -302,7 +302,7 @@ def from_gguf(
         raise unsupported(f"{arch}.expert_count: mixtures of experts are not served")
     if "token_embd.weight" not in tensors:
         raise ValueError('the GGUF file has no tensor "token_embd.weight"')
-    if "blk.0.ffn_down.bias" in tensors:
+    if not tensors.keys().isdisjoint(f"blk.0.ffn_{name}.bias" for name in ("gate", "up", "down")):
         raise unsupported("biases of the feed-forward layers in a GGUF file are not served")
     n_head, hidden_dim = _int(values, "attention.head_count"), _int(values, "embedding_length")
     max_position = _int(values, "context_length", 2048)
@@ -331,7 +331,9 @@ def from_gguf(
         **rope,
         "rope_freqs_tensor": "rope_freqs.weight" in tensors,
         "tie_embeddings": "output.weight" not in tensors,
-        "qkv_bias": not tensors.keys().isdisjoint(("blk.0.attn_q.bias", "blk.0.attn_qkv.bias")),
+        "qkv_bias": not tensors.keys().isdisjoint(
+            f"blk.0.attn_{name}.bias" for name in ("q", "k", "v", "qkv")
+        ),
         "o_bias": "blk.0.attn_output.bias" in tensors,
         "mlp_bias": False,
         "qk_norm": arch == "qwen3",

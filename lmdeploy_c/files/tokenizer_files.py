@@ -170,6 +170,8 @@ def _chat_templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     listed = config.get("chat_template")
     if isinstance(listed, str):
         return {"default": listed}
+    if isinstance(listed, Mapping):
+        listed = [{"name": name, "template": source} for name, source in listed.items()]
     return {
         item["name"]: item["template"]
         for item in (listed if isinstance(listed, list) else ())

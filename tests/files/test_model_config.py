@@ -240,6 +240,19 @@ def test_gguf_arrays_by_layer(tiny_gguf: _C.Gguf) -> None:
             from_gguf({**metadata, **differing}, tiny_gguf.tensors)
 
 
+def test_gguf_biases(tiny_gguf: _C.Gguf) -> None:
+    def read_with(name: str) -> dict[str, Any]:
+        return from_gguf(
+            tiny_gguf.metadata, {**tiny_gguf.tensors, f"blk.0.{name}.bias": ("F32", (1,))}
+        )
+
+    for name in ("attn_q", "attn_k", "attn_v", "attn_qkv"):
+        assert read_with(name)["qkv_bias"]
+    for name in ("ffn_gate", "ffn_up", "ffn_down"):
+        with pytest.raises(_C.UnsupportedError, match="feed-forward"):
+            read_with(name)
+
+
 def test_gguf_architecture_is_looked_at_first() -> None:
     with pytest.raises(_C.UnsupportedError, match="'gemma3'.*served: llama"):
         from_gguf({"general.architecture": "gemma3"}, {"blk.0.attn_k.weight": ("IQ2_S", (2, 2))})

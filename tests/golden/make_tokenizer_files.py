@@ -129,6 +129,7 @@ CASES = {
     "template": config(chat_template="config"),
     "templates": config(chat_template=[
         {"name": "default", "template": "one"}, {"name": "tool_use", "template": "two"}]),
+    "templates by name": config(chat_template={"default": "one", "tool_use": "two"}),
     "template file": {**config(chat_template="config"), "chat_template.jinja": "file\n"},
     "template files": {"chat_template.jinja": "file",
                        "additional_chat_templates/tool_use.jinja": "tools",
