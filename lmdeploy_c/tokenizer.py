@@ -73,7 +73,8 @@ class Tokenizer:
         if path.is_dir():
             from .files.tokenizer_files import read_tokenizer_files  # GGUF files need it not
 
-            with _reading(path / "tokenizer.json"):
+            name = "tokenizer.json" if (path / "tokenizer.json").is_file() else "tokenizer.model"
+            with _reading(path / name):
                 self._set_up(_vocabulary(read_tokenizer_files(path)))
         else:
             first = gguf_parts.open_parts(path, metadata_only=True)[0]
@@ -334,26 +335,57 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _vocabulary(files: TokenizerFiles) -> Vocabulary:
-    """tokenizer.json, with what the files beside it add. ValueError."""
-    tokenizer = LibraryTokenizer(files.parts, files.parts.get("added_tokens"))
+    """tokenizer.json or tokenizer.model, with what the files beside it add. ValueError."""
+    named = {name: token.content for name, token in files.named.items()}
+    if files.rules.suffix == ".model":
+        metadata = _sentencepiece_model(files)
+        tokenizer = read_vocabulary(metadata).tokenizer
+        named = {**_named_in(metadata), **named}
+    else:
+        tokenizer = LibraryTokenizer(files.parts, files.parts.get("added_tokens"))
     own = _own_tokens(tokenizer)
     new = _new_tokens(files, own)
     if new:
         tokenizer.add_tokens([dataclasses.asdict(token) for token in new])
         own = _own_tokens(tokenizer)
         _warn_of_other_ids(files, tokenizer)
-    ids = {name: tokenizer.id_of(token.content) for name, token in files.named.items()}
-    before, after = tokenizer.around()
+    ids = {name: tokenizer.id_of(text) for name, text in named.items()}
+    before, after = _around(files, tokenizer, ids)
     return Vocabulary(
         tokenizer,
         {i: token.content for i, token in own.items() if token.special},
         bos_id=ids.get("bos_token"),
         eos_id=ids.get("eos_token"),
-        named={name: token.content for name, token in files.named.items()},
+        named=named,
         before_text=before,
         after_text=after,
         chat_templates=files.chat_templates,
     )
+
+
+def _sentencepiece_model(files: TokenizerFiles) -> dict[str, Any]:
+    from .files import sentencepiece_model
+
+    named = {i: (t.content, t.special) for i, t in (files.older | files.described).items()}
+    return sentencepiece_model.read(files.rules, named)
+
+
+def _named_in(metadata: Mapping[str, Any]) -> dict[str, str]:
+    ids = {name: metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos")}
+    tokens = metadata["tokenizer.ggml.tokens"]
+    return {f"{name}_token": tokens[i] for name, i in ids.items() if i is not None}
+
+
+def _around(
+    files: TokenizerFiles, tokenizer: LibraryTokenizer, ids: Mapping[str, int | None]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that are put in front of a text, and behind it."""
+    if files.rules.suffix != ".model":
+        return tokenizer.around()
+    bos, eos = ids.get("bos_token"), ids.get("eos_token")
+    before = (bos,) if files.adds_bos and bos is not None else ()
+    after = (eos,) if files.adds_eos and eos is not None else ()
+    return before, after
 
 
 def _own_tokens(tokenizer: LibraryTokenizer) -> dict[int, Token]:
@@ -383,5 +415,5 @@ def _warn_of_other_ids(files: TokenizerFiles, tokenizer: LibraryTokenizer) -> No
         if token_id != said:
             logger.warning(
                 "%s: %r is token %s, not %d as the files beside it say",
-                *(files.tokenizer_json, token.content, token_id, said),
+                *(files.rules, token.content, token_id, said),
             )

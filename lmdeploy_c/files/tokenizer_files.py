@@ -1,4 +1,5 @@
-"""What a Hugging Face directory says of its tokenizer: tokenizer.json, tokens and templates.
+"""What a Hugging Face directory says of its tokenizer: tokenizer.json (tokenizer.model, where there
+is no other), tokens and templates.
 
 tokenizer_config.json, special_tokens_map.json, added_tokens.json, chat_template.jinja and
 additional_chat_templates/ overrule one another as in transformers 5.23. Must not know: the
@@ -42,32 +43,37 @@ class Token:
 class TokenizerFiles:
     """tokenizer.json, and all that is said beside it."""
 
-    tokenizer_json: Path
-    parts: dict[str, Any]  # what it says
+    rules: Path  # tokenizer.json, or else tokenizer.model
+    parts: dict[str, Any]  # what tokenizer.json says
     described: dict[int, Token]  # id -> token: new ones, and known ones with other properties
     older: dict[int, Token]  # the same of added_tokens.json, which tokenizer.json overrules
     named: dict[str, Token]  # "eos_token", "image_token", ... -> token
     extra: list[Token]  # special tokens without a name
     chat_templates: dict[str, str]  # name -> jinja source; the usual one is "default"
+    adds_bos: bool  # what tokenizer.model does not say itself
+    adds_eos: bool
 
 
 def read_tokenizer_files(path: Path) -> TokenizerFiles:
     """Reads a directory. CheckpointError."""
-    tokenizer_json = path / "tokenizer.json"
-    if not tokenizer_json.is_file():
-        raise safetensors.bad_file(path, "it has no tokenizer.json")
-    parts = _read_parts(tokenizer_json)
+    candidates = [path / "tokenizer.json", path / "tokenizer.model"]
+    rules = next((file for file in candidates if file.is_file()), None)
+    if rules is None:
+        raise safetensors.bad_file(path, "it has no tokenizer.json and no tokenizer.model")
+    safetensors.check_no_pointer(rules)
+    parts = _read_parts(rules) if rules.suffix == ".json" else {}
     config_path = path / "tokenizer_config.json"
     config = _read_json(config_path)
     templates = _chat_templates(path, config)
+    adds = config.get("add_bos_token") is not False, config.get("add_eos_token") is True
     if "added_tokens_decoder" in config:
         described = _described(config_path, config["added_tokens_decoder"])
         named, extra = _named(config), _extra(config, {})
-        return TokenizerFiles(tokenizer_json, parts, described, {}, named, extra, templates)
+        return TokenizerFiles(rules, parts, described, {}, named, extra, templates, *adds)
     older_names = _read_json(path / "special_tokens_map.json")
     named, extra = _named({**config, **older_names}), _extra(config, older_names)
     older = _older(path / "added_tokens.json", named, extra)
-    return TokenizerFiles(tokenizer_json, parts, {}, older, named, extra, templates)
+    return TokenizerFiles(rules, parts, {}, older, named, extra, templates, *adds)
 
 
 def _read_parts(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ SECTIONS = {
     "gguf": "make_gguf",
     "smollm2": "make_smollm2",
     "tokenizer_files": "make_tokenizer_files",
+    "sentencepiece": "make_sentencepiece",
     "pre": "make_pre_tokenizers",
 }
 
