@@ -24,6 +24,7 @@ ARCHITECTURES = {
 }
 #: GGUF's general.architecture -> whether llama.cpp's converter interleaves the rows of q and k.
 GGUF_ARCHITECTURES = {"llama": True, "internlm2": True, "qwen2": False, "qwen3": False}
+BOTH_WAYS = "attention to later tokens is not served"
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 #: Numbers below it fit into the core's, and a quotient of two of them into a float.
@@ -178,6 +179,8 @@ def _window(hf: Mapping[str, Any], arch: str) -> Any:
 def _refuse_unserved(hf: Mapping[str, Any], arch: str, max_position: int) -> None:
     if hf.get("hidden_act", "silu") not in ("silu", "swish"):
         raise unsupported(f"hidden_act {hf['hidden_act']!r} is not served; served: silu")
+    if not _flag(hf, "is_causal", True):
+        raise unsupported(f"is_causal is false: {BOTH_WAYS}")
     if hf.get("partial_rotary_factor") not in (None, 1, 1.0):
         raise unsupported(f"partial_rotary_factor {hf['partial_rotary_factor']} is not served")
     window = _window(hf, arch)
@@ -300,6 +303,8 @@ def from_gguf(
     values = _gguf_values(metadata, arch)
     if values.get("expert_count") not in (None, 0):
         raise unsupported(f"{arch}.expert_count: mixtures of experts are not served")
+    if not _flag(values, "attention.causal", True):
+        raise unsupported(f"{arch}.attention.causal is false: {BOTH_WAYS}")
     if "token_embd.weight" not in tensors:
         raise ValueError('the GGUF file has no tensor "token_embd.weight"')
     if not tensors.keys().isdisjoint(f"blk.0.ffn_{name}.bias" for name in ("gate", "up", "down")):

@@ -276,6 +276,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not served; served: Llama"),
     ({"quantization_config": {"quant_method": "fp8"}}, "fp8"),
     ({"hidden_act": "gelu"}, "gelu"),
+    ({"is_causal": False}, "is_causal is false"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
     ({"rope_scaling": {"type": "longrope"}}, "longrope"),
     ({"rope_scaling": {"rope_type": "default", "mrope_section": [1]}}, "mrope"),
@@ -302,6 +303,7 @@ def test_gguf_configs_are_checked(smollm2_path: Path) -> None:
     for change, message in (
         ({"general.architecture": "bert"}, "'bert'"),
         ({"llama.expert_count": 4}, "expert"),
+        ({"llama.attention.causal": False}, "attention.causal is false"),
         ({"llama.block_count": 0}, "block_count"),
         ({"llama.rope.dimension_count": 32}, "rope.dimension_count"),
         ({"llama.rope.scaling.type": "su"}, "'su'"),
