@@ -15,6 +15,15 @@ from .vocabulary import Vocabulary
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 SPECIAL = (UNKNOWN, CONTROL)
 
+#: Texts of tokens around the parts of a file that is to be completed.
+COMPLETION = {
+    "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", "<fim-prefix>", "<fim-suffix>",
+    "<fim-middle>", "<fim_prefix>", "<fim_suffix>", "<fim_middle>", "<｜fim▁begin｜>",
+    "<｜fim▁hole｜>", "<｜fim▁end｜>", "<PRE>", "<SUF>", "<MID>", "▁<PRE>", "▁<SUF>", "▁<MID>",
+    "<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>", "<|prefix|>", "<|suffix|>",
+    "<|middle|>",
+}  # fmt: skip
+
 #: Values of tokenizer.ggml.model that llama.cpp knows and that are not served: what they are.
 OTHER_MODELS = {
     "bert": "WordPiece",
@@ -55,7 +64,8 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
             "gpt2 (byte-level BPE), llama (SentencePiece's BPE), gemma4"
         )
     types = [int(t) for t in _per_token(metadata, "token_type", tokens, default=1)]
-    for i in known_end_ids(tokens):  # whatever the file says, as llama.cpp
+    around_parts = {i for i, text in enumerate(tokens) if text in COMPLETION}
+    for i in known_end_ids(tokens) | around_parts:  # whatever the file says, as llama.cpp
         types[i] = CONTROL
     tokenizer = _make_tokenizer(parts, _added_tokens(tokens, types))
     usual = USUAL_IDS if model == "llama" else {}

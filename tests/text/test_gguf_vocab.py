@@ -65,6 +65,14 @@ def test_of_equal_merges_the_first_counts() -> None:
     assert byte_level(merges=["b c", "a b", "b c"]).encode("abc") == [1, 5]
 
 
+@pytest.mark.parametrize("text", ["<|fim_prefix|>", "<｜fim▁hole｜>", "<fim_middle>", "<|im_end|>"])
+def test_known_texts_are_control_tokens_whatever_the_file_says(text: str) -> None:
+    tokens = [*TOKENS, *dict.fromkeys(c for c in text if c not in TOKENS), text]
+    tokenizer = byte_level(tokens, [], token_type=[1] * len(tokens))
+    assert tokenizer.encode(f"a{text}b") == [1, len(tokens) - 1, 2]
+    assert tokenizer.decode([1, len(tokens) - 1, 2]) == "ab"
+
+
 def test_empty_tokens_have_ids() -> None:
     """llama.cpp names them by their number."""
     tokenizer = byte_level([*TOKENS, "", ""])
