@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -277,18 +278,30 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Writes the vocabulary and its rules as a tokenizer.json, which puts around a text what
         `encode` does. Raises OSError."""
-        import tokenizers
+        rules = json.loads(self._tokenizer.rules())
+        if self.before_text or self.after_text:
+            rules["post_processor"] = self._post_processor()
+        Path(path).write_text(json.dumps(rules, ensure_ascii=False, indent=2), encoding="utf-8")
 
-        copy = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
-        around = {token_id: copy.id_to_token(token_id) for token_id in
-                  (*self.before_text, *self.after_text)}  # fmt: skip
-        if around:
-            pieces = [around[i] for i in self.before_text], [around[i] for i in self.after_text]
-            copy.post_processor = tokenizers.processors.TemplateProcessing(
-                single=[*pieces[0], "$A", *pieces[1]],
-                special_tokens=[(token, token_id) for token_id, token in around.items()],
-            )
-        Path(path).write_text(copy.to_str(pretty=True), encoding="utf-8")
+    def _post_processor(self) -> dict[str, Any]:
+        """What puts before_text and after_text around a text, as tokenizer.json has it."""
+        tokens = {i: self._tokenizer.token_of(i) for i in (*self.before_text, *self.after_text)}
+
+        def pieces(ids: Sequence[int]) -> list[dict[str, Any]]:
+            return [{"SpecialToken": {"id": tokens[i], "type_id": 0}} for i in ids]
+
+        def text(name: str) -> list[dict[str, Any]]:
+            return [{"Sequence": {"id": name, "type_id": 0}}]
+
+        before, after = pieces(self.before_text), pieces(self.after_text)
+        return {
+            "type": "TemplateProcessing",
+            "single": [*before, *text("A"), *after],
+            "pair": [*before, *text("A"), *text("B"), *after],
+            "special_tokens": {
+                token: {"id": token, "ids": [i], "tokens": [token]} for i, token in tokens.items()
+            },
+        }
 
     def fingerprint(self) -> str:
         """A checksum of vocabulary and rules: tokenizers with the same checksum make the same
