@@ -484,6 +484,10 @@ class Quantizer:
         weight, 0 included. Raises TypeError, and ValueError for a weight that is not finite.
         """
 
+def dequantize(spec: TensorSpec) -> NDArray[np.float32]:
+    """The values of a tensor of a file in fp32, exactly as its type has them. Raises OSError, and
+    CheckpointError, UnsupportedError for what the spec says."""
+
 def alloc_count() -> int:
     """Allocations the core has made in this process."""
 

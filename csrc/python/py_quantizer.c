@@ -33,21 +33,20 @@ static const lmd_py_field quantize_fields[] = {
     {NULL, NULL, 0},
 };
 
-/* A new contiguous fp32 array of n_dims dimensions, none of more than 2^31 - 1; a copy, because
- * another thread may resize the caller's while it is read without the GIL. -1 with an exception
- * that names the argument. */
+/* A new contiguous fp32 array, none of its dimensions above 2^31 - 1: a copy, because another
+ * thread may resize the caller's while it is read without the GIL. -1 with an exception that
+ * names the argument. */
 static int float_array(PyObject *value, const char *name, int n_dims, PyArrayObject **out) {
-    PyObject *array =
-        PyArray_FROMANY(value, NPY_FLOAT, 0, 0, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_ENSURECOPY);
-    if (!array) return lmd_py_wrong_type(value, name, "an array of fp32 or fp16 numbers");
-    *out = (PyArrayObject *)array;
-    bool fits = PyArray_NDIM(*out) == n_dims;
-    for (int i = 0; fits && i < n_dims; i++) fits = PyArray_DIM(*out, i) <= INT32_MAX;
-    if (fits) return 0;
-    PyErr_Format(PyExc_ValueError, "%s must have %d dimensions of at most %d, not %d", name,
-                 n_dims, INT32_MAX, PyArray_NDIM(*out));
-    Py_CLEAR(*out);
-    return -1;
+    PyArrayObject *array = lmd_py_to_array(value, name, NPY_FLOAT, n_dims);
+    *out = array ? (PyArrayObject *)PyArray_NewCopy(array, NPY_CORDER) : NULL;
+    Py_XDECREF(array);
+    for (int i = 0; *out && i < n_dims; i++)
+        if (PyArray_DIM(*out, i) > INT32_MAX) {
+            PyErr_Format(PyExc_ValueError, "%s has a dimension of %zd; the most is %d", name,
+                         (Py_ssize_t)PyArray_DIM(*out, i), INT32_MAX);
+            Py_CLEAR(*out);
+        }
+    return *out ? 0 : -1;
 }
 
 /* The importance of n_cols columns, or NULL in *out for None. -1 with an exception. */

@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..files.checkpoint import Checkpoint, open_checkpoint, resolve_model
-from ..files.safetensors import BYTES_PER_VALUE
 from ..messages import unsupported
 from . import hf_config
 
@@ -67,41 +66,27 @@ class Source:
         self.path = resolve_model(model)
         self.checkpoint: Checkpoint = open_checkpoint(self.path)
         self.is_gguf = not self.path.is_dir()
-        config = self.checkpoint.config
+        config, source = self.checkpoint.config, self.checkpoint.source
         if config["quant_method"] != "none":
             raise unsupported(
                 f'"{self.path}" is quantised already ({config["quant_method"]}): start from the '
                 "model that it was made of"
             )
+        specs = source if isinstance(source, list) else source.specs
         if self.is_gguf:
             found = self.checkpoint
             self.config = hf_config.of_config(
                 config, "float32", found.bos_token_id, found.eos_token_ids
             )
-            self._gguf = self._open_gguf()
-            self.tensors = {
-                name: Stored(*self._gguf[where].tensors[where])
-                for name, where in self._names.items()
-            }
+            names = [self._hf_name(spec[0]) for spec in specs]
         else:
             self.config = dict(self.checkpoint.hf_config)
-            self._specs = {spec[0]: spec for spec in cast(list[Any], self.checkpoint.source)}
-            self.tensors = {n: Stored(s[1], tuple(s[2])) for n, s in self._specs.items()}
-
-    # ---- GGUF ----
-
-    def _open_gguf(self) -> dict[str, Any]:
-        """Name in the file -> the part that has it. Sets _names."""
-        from ..files import gguf_parts
-
-        parts = gguf_parts.open_parts(self.path)
-        where = {name: part for part in parts for name in part.tensors}
-        names = {name: self._hf_name(name) for name in where}
-        self._names = {hf: name for name, hf in names.items() if hf is not None}
-        return where
+            names = [spec[0] for spec in specs]
+        self._specs = {n: s for n, s in zip(names, specs, strict=True) if n is not None}
+        self.tensors = {n: Stored(s[1], tuple(s[2])) for n, s in self._specs.items()}
 
     def _hf_name(self, name: str) -> str | None:
-        """None for a tensor that the model does not need."""
+        """None for a tensor of a GGUF file that the model does not need."""
         match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
         if not match:
             return GGUF_NAMES.get(name)
@@ -120,25 +105,11 @@ class Source:
         pairs = values.reshape(n_head, config["head_dim"] // 2, 2, -1)
         return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 
-    # ---- reading ----
-
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor in fp32, exactly as it is stored."""
-        if self.is_gguf:
-            where = self._names[name]
-            return self._in_order_of_heads(name, self._gguf[where].dequantize(where))
-        _, dtype, shape, path, offset, n_bytes = self._specs[name]
-        if dtype not in ("F32", "F16", "BF16"):
-            raise unsupported(f'tensor "{name}" is {dtype}, not F32, F16 or BF16')
-        kind = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[dtype]
-        with open(path, "rb") as file:
-            file.seek(offset)
-            values = np.fromfile(file, kind, n_bytes // BYTES_PER_VALUE[dtype])
-        if len(values) * BYTES_PER_VALUE[dtype] != n_bytes:
-            raise OSError(f'"{path}" became shorter while it was read')
-        if dtype == "BF16":
-            values = (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32, copy=False).reshape(shape)
+        from .._C import dequantize
+
+        return self._in_order_of_heads(name, dequantize(self._specs[name]))
 
     def linears(self) -> list[str]:
         """The names of the layers' linears."""

@@ -50,10 +50,11 @@ class World:
     snapshot: _C.Snapshot
     poller: _C.Poller
     scheduler: _C.Scheduler
+    quantizer: _C.Quantizer
 
     def objects(self) -> list[Any]:
         return [self.gguf, self.model, self.engine, self.request, self.snapshot, self.poller,
-                self.scheduler]  # fmt: skip
+                self.scheduler, self.quantizer]  # fmt: skip
 
 
 def make_world(path: Path) -> World:
@@ -69,7 +70,15 @@ def make_world(path: Path) -> World:
     scheduler = _C.Scheduler(n_blocks=8, block_len=16, session_len=64)
     scheduler.add([1, 2, 3], max_new_tokens=4)
     return World(
-        checkpoint, _C.Gguf(path), model, engine, request, snapshot, _C.Poller(), scheduler
+        checkpoint,
+        _C.Gguf(path),
+        model,
+        engine,
+        request,
+        snapshot,
+        _C.Poller(),
+        scheduler,
+        _C.Quantizer(1),
     )
 
 
@@ -196,6 +205,9 @@ ROWS: dict[str, Values] = {
     "Scheduler.finish": seq_id,
     "Scheduler.check": nothing,
     "Scheduler.stats": nothing,
+    "Quantizer": lambda world: {"num_threads": 1},
+    "Quantizer.quantize": lambda world: {"weight": np.ones((2, 32), np.float32), "group_size": 32},
+    "dequantize": lambda world: {"spec": world.gguf.specs[0]},
     "cpu_info": nothing,
     "device_info": lambda world: {"num_threads": 1},
     "gpu_count": nothing,
