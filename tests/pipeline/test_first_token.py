@@ -65,7 +65,7 @@ def test_the_space_stays(pipe: Pipeline, word: str) -> None:
     assert answer.text == shown * 2
     deltas = list(pipe.stream_infer(PROMPT, gen_config=config, do_preprocess=False))
     assert "".join(delta.text for delta in deltas) == shown * 2
-    library, ids = pipe.tokenizer._tokenizer, pipe.tokenizer.encode(PROMPT)
+    library, ids = pipe.tokenizer._tokenizer._real, pipe.tokenizer.encode(PROMPT)
     whole = library.decode(ids + answer.token_ids, skip_special_tokens=True)
     assert whole == library.decode(ids, skip_special_tokens=True) + answer.text
 
