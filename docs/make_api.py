@@ -28,7 +28,7 @@ SECTIONS = {
     ],
     "Before a load": ["plan", "Plan"],
     "Text": ["Tokenizer"],
-    "Errors": ["CheckpointError", "UnsupportedError"],
+    "Errors": ["Interrupted", "RequestError", "CheckpointError", "UnsupportedError"],
     "The core": ["Engine", "Model", "Scheduler"],
 }
 CORE = "\nIts methods: [lmdeploy_c/_C.pyi](../lmdeploy_c/_C.pyi).\n"

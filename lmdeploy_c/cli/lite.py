@@ -13,13 +13,17 @@ from .output import PROG, complain
 LATER = ("auto_awq", "auto_gptq", "calibrate", "smooth_quant")
 
 
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _add_command(commands: Commands[Any], name: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         usage=f"{PROG} lite {name} [MODEL] [options]",
         formatter_class=Formatter,
         help=text,
-        description=text,
+        description=_sentence(text),
     )
     add_model(parser)
     parser.add_argument(
@@ -30,7 +34,7 @@ def _add_command(commands: Commands[Any], name: str, text: str) -> argparse.Argu
 
 def add_parser(commands: Commands[Any]) -> None:
     text = "compress a model: write it with 4-bit weights, or exactly as a directory"
-    lite = commands.add_parser("lite", help=text, description=text)
+    lite = commands.add_parser("lite", help=text, description=_sentence(text))
     inside = lite.add_subparsers(dest="lite_command", metavar="COMMAND", required=True)
     quantize = _add_command(inside, "quantize", "write a model with 4-bit or 8-bit weights")
     quantize.add_argument("--format", default="awq", help="awq, gptq or compressed-tensors.")
@@ -64,11 +68,13 @@ def add_parser(commands: Commands[Any]) -> None:
 
 def _add_measures(inside: Commands[Any]) -> None:
     text = "a model's perplexity on a text"
-    ppl = inside.add_parser("ppl", formatter_class=Formatter, help=text, description=text)
+    ppl = inside.add_parser(
+        "ppl", formatter_class=Formatter, help=text, description=_sentence(text)
+    )
     add_model(ppl)
     ppl.set_defaults(run=run_ppl)
     text = "how far a model is from a reference: KL divergence and perplexity on a text"
-    kl = inside.add_parser("kl", formatter_class=Formatter, help=text, description=text)
+    kl = inside.add_parser("kl", formatter_class=Formatter, help=text, description=_sentence(text))
     kl.add_argument("reference", metavar="REFERENCE", help="the model to be near to")
     kl.add_argument("model_path", metavar="MODEL", help="the other one")
     kl.set_defaults(run=run_kl)

@@ -10,7 +10,11 @@ from lmdeploy_c.cli import make_parser
 
 def commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     [choices] = [a.choices for a in make_parser()._actions if a.dest == "command"]
-    yield from choices.items()
+    for name, parser in choices.items():
+        yield name, parser
+        inner = [a.choices for a in parser._actions if a.dest == f"{name}_command"]
+        for inside in inner:
+            yield from ((f"{name} {n}", p) for n, p in inside.items() if p.description)
 
 
 COMMANDS = dict(commands())
@@ -24,6 +28,8 @@ def test_a_command_says_what_it_does_and_each_option_what_it_is(name: str) -> No
     assert shown.startswith(f"usage: lmdeploy_c {name} ")
     assert parser.description.split(".")[0] in shown
     for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            continue
         assert action.help, action.option_strings
 
 
