@@ -9,10 +9,12 @@ methods of Engine, Request, Poller and Scheduler raise ``RuntimeError`` in the c
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+_T = TypeVar("_T")
 
 __version__: str
 
@@ -530,6 +532,11 @@ def kv_block_bytes(
 
     Raises ValueError, UnsupportedError for a device that this build lacks.
     """
+
+def watched(function: Callable[[], _T], seconds: float, text: str) -> _T:
+    """function(). A thread waits beside it that needs no GIL, and after so many seconds writes the
+    text, once, to file descriptor 2: also where the function never returns to Python. Raises what
+    the function raises, and ValueError for other seconds than 0 to a million."""
 
 def kv_encode(
     x: ArrayLike, bits: int

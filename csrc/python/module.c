@@ -20,6 +20,7 @@
 #include "python/py_scheduler.h"
 #include "python/py_snapshot.h"
 #include "python/py_step_plan.h"
+#include "python/py_watched.h"
 
 /* A function with keywords, as a method table wants it. */
 #define KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
@@ -67,6 +68,9 @@ static PyMethodDef module_methods[] = {
     {"dequantize", lmd_py_dequantize, METH_O,
      "dequantize(spec) -> array\n\nA tensor's values in fp32. Raises CheckpointError, "
      "UnsupportedError."},
+    {"watched", lmd_py_watched, METH_VARARGS,
+     "watched(function, seconds, text) -> object\n\nfunction(), beside which a thread waits "
+     "that needs no GIL: after so many seconds it writes the text to the standard error."},
     {NULL, NULL, 0, NULL},
 };
 
