@@ -169,13 +169,18 @@ tsan: $(ISA_OBJECTS) ## the engine, and the CPU's parallel steps, under the thre
 
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= $(shell date +%s)
-fuzz: $(VENV)/.test-tools ## file readers under libFuzzer (clang); mutants of tokenizers and sessions; FUZZ_SECONDS=60
+FUZZ_TEMPLATES ?= 10000
+fuzz: fuzz-templates ## file readers under libFuzzer (clang), mutants of tokenizers and sessions, templates; FUZZ_SECONDS=60
 	cd tests/fuzz && ../../$(BIN)/python fuzz_tokenizer.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 	@mkdir -p build fuzz_corpus
 	cp tests/golden/gguf/*.gguf fuzz_corpus/
 	clang -std=c11 -O1 -g -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -Icsrc csrc/base/*.c csrc/io/*.c csrc/quant/*.c tests/fuzz/fuzz_gguf.c -pthread $(LIBS) -o build/fuzz_gguf
 	build/fuzz_gguf -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=5 fuzz_corpus
 	MUTANT_SECONDS=$(FUZZ_SECONDS) $(PYTEST) -o timeout=0 tests/files/test_session_mutants.py
+
+.PHONY: fuzz-templates
+fuzz-templates: $(VENV)/.test-tools
+	$(BIN)/python tests/fuzz/fuzz_templates.py $(FUZZ_TEMPLATES)
 
 build/roofline: benchmarks/roofline.c
 	@mkdir -p build
