@@ -302,7 +302,7 @@ static lmd_status pack_part(const lmd_weight_part *part, const lmd_weight_segmen
     pack_job job = {.part = part, .segment = segment, .n_cols = n_cols};
     set_scratch(&job);
     const size_t all_scratch = job.scratch_bytes * (size_t)lmd_threads_count(threads);
-    job.scratch = lmd_alloc_large(all_scratch);
+    job.scratch = lmd_realloc(NULL, all_scratch, 1);
     if (!job.scratch) return lmd_no_memory(err, "the packing of weights");
     lmd_stage stage = {.run = pack_item,
                        .n_items = lmd_ceil_div(segment->n_panels, job.n_read)};
@@ -312,7 +312,7 @@ static lmd_status pack_part(const lmd_weight_part *part, const lmd_weight_segmen
             stage.n_items = n_cols / segment->format.group_size;
     }
     lmd_threads_run(threads, &stage, sizeof stage, 1, &job);
-    lmd_free_large(job.scratch, all_scratch);
+    lmd_free(job.scratch);
     return lmd_failure_get(&job.failure, err);
 }
 

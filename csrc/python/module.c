@@ -68,7 +68,7 @@ static PyMethodDef module_methods[] = {
     {"dequantize", lmd_py_dequantize, METH_O,
      "dequantize(spec) -> array\n\nA tensor's values in fp32. Raises CheckpointError, "
      "UnsupportedError."},
-    {"watched", lmd_py_watched, METH_VARARGS,
+    {"watched", KEYWORDS(lmd_py_watched),
      "watched(function, seconds, text) -> object\n\nfunction(), beside which a thread waits "
      "that needs no GIL: after so many seconds it writes the text to the standard error."},
     {NULL, NULL, 0, NULL},

@@ -75,10 +75,14 @@ int lmd_py_int32_array(PyObject *obj, const char *what, PyArrayObject **out) {
 
 PyArrayObject *lmd_py_to_array(PyObject *obj, const char *what, int type, int n_dims) {
     PyArrayObject *array = (PyArrayObject *)PyArray_FROMANY(
-        obj, type, n_dims, n_dims, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_FORCECAST);
+        obj, type, 0, 0, NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_FORCECAST);
     if (!array && PyErr_ExceptionMatches(PyExc_OverflowError))
         PyErr_Format(PyExc_ValueError, "%s holds a number that its type cannot", what);
-    return array;
+    if (!array || PyArray_NDIM(array) == n_dims) return array;
+    PyErr_Format(PyExc_ValueError, "%s must have %d dimensions, not %d", what, n_dims,
+                 PyArray_NDIM(array));
+    Py_DECREF(array);
+    return NULL;
 }
 
 static PyObject *new_array(const void *values, npy_intp n, int type) {

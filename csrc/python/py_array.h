@@ -18,7 +18,7 @@ int lmd_py_int32_array(PyObject *obj, const char *what, PyArrayObject **out);
 
 /* Converts an object to an array of `type` with n_dims dimensions and C order, which may be the
  * caller's own. NULL with an exception: NumPy's, or ValueError naming `what` for a number that
- * the type cannot hold. */
+ * the type cannot hold, or for other dimensions. */
 PyArrayObject *lmd_py_to_array(PyObject *obj, const char *what, int type, int n_dims);
 
 /* New arrays [n] with copies of the values. NULL with MemoryError. */

@@ -109,7 +109,7 @@ static bool is_of_bytes(PyArrayObject *array) {
 /* The blocks as an array that no other thread can resize while the GIL is away: a copy, unless
  * they lie in bytes, or were converted to a new array. */
 static PyArrayObject *to_blocks(PyObject *obj) {
-    PyArrayObject *blocks = lmd_py_to_array(obj, "kv", NPY_UINT8, 2);
+    PyArrayObject *blocks = lmd_py_to_array(obj, "kv [n_blocks, block_bytes]", NPY_UINT8, 2);
     if (!blocks || is_of_bytes(blocks) ||
         (Py_REFCNT(blocks) == 1 && PyArray_CHKFLAGS(blocks, NPY_ARRAY_OWNDATA)))
         return blocks;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "python/py_fields.h"
 
 typedef struct watch {
     pthread_mutex_t lock;
@@ -40,20 +41,29 @@ static void *watch_run(void *arg) {
     return NULL;
 }
 
-PyObject *lmd_py_watched(PyObject *module, PyObject *args) {
+typedef struct watched_args {
     PyObject *function;
     double seconds;
-    watch self = {.lock = PTHREAD_MUTEX_INITIALIZER};
-    (void)module;
-    if (!PyArg_ParseTuple(args, "Ods:watched", &function, &seconds, &self.text)) return NULL;
-    if (!(seconds >= 0.0 && seconds <= 1e6))
+    const char *text;
+} watched_args;
+
+static const lmd_py_field watched_fields[] = {
+    {"function", lmd_py_object, offsetof(watched_args, function)},
+    {"seconds", lmd_py_double, offsetof(watched_args, seconds)},
+    {"text", lmd_py_text, offsetof(watched_args, text)},
+    {NULL, NULL, 0},
+};
+
+static PyObject *call_watched(const watched_args *call) {
+    watch self = {.lock = PTHREAD_MUTEX_INITIALIZER, .text = call->text};
+    if (!(call->seconds >= 0.0 && call->seconds <= 1e6))
         return PyErr_Format(PyExc_ValueError, "watched takes seconds from 0 to a million");
-    self.deadline = lmd_deadline_after((int64_t)(seconds * 1e3));
+    self.deadline = lmd_deadline_after((int64_t)(call->seconds * 1e3));
     lmd_cond_init(&self.ended);
     pthread_t thread;
     /* Without a thread the call goes on: it is watched where that can be. */
     const bool is_watched = pthread_create(&thread, NULL, watch_run, &self) == 0;
-    PyObject *result = PyObject_CallNoArgs(function);
+    PyObject *result = PyObject_CallNoArgs(call->function);
     if (is_watched) {
         pthread_mutex_lock(&self.lock);
         self.has_ended = true;
@@ -65,5 +75,15 @@ PyObject *lmd_py_watched(PyObject *module, PyObject *args) {
     }
     pthread_cond_destroy(&self.ended);
     pthread_mutex_destroy(&self.lock);
+    return result;
+}
+
+PyObject *lmd_py_watched(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"watched", 3, 3, watched_fields};
+    watched_args call;
+    (void)module;
+    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    PyObject *result = values ? call_watched(&call) : NULL;
+    Py_XDECREF(values);
     return result;
 }

@@ -6,6 +6,6 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-PyObject *lmd_py_watched(PyObject *module, PyObject *args);
+PyObject *lmd_py_watched(PyObject *module, PyObject *args, PyObject *kwargs);
 
 #endif

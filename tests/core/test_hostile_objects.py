@@ -70,15 +70,15 @@ def make_world(path: Path) -> World:
     scheduler = _C.Scheduler(n_blocks=8, block_len=16, session_len=64)
     scheduler.add([1, 2, 3], max_new_tokens=4)
     return World(
-        checkpoint,
-        _C.Gguf(path),
-        model,
-        engine,
-        request,
-        snapshot,
-        _C.Poller(),
-        scheduler,
-        _C.Quantizer(1),
+        checkpoint=checkpoint,
+        gguf=_C.Gguf(path),
+        model=model,
+        engine=engine,
+        request=request,
+        snapshot=snapshot,
+        poller=_C.Poller(),
+        scheduler=scheduler,
+        quantizer=_C.Quantizer(1),
     )
 
 
@@ -215,6 +215,7 @@ ROWS: dict[str, Values] = {
     "engine_bytes": lambda world: {
         "config": world.checkpoint.config, "session_len": 32, "n_blocks": 4, "num_threads": 1,
     },
+    "watched": lambda world: {"function": int, "seconds": 60.0, "text": "slow"},
     "alloc_count": nothing,
     "host_memory": nothing,
     "alloc_bytes": nothing,
