@@ -68,7 +68,7 @@ def test_a_leader_that_has_ended_leaves_its_snapshot(tiny_model: _C.Model) -> No
         n_computed = len(prompt) * 2 - (46 if keep_snapshot else 0)
         stats = engine.stats()
         assert stats["n_prompt_tokens"] - stats["n_cached_tokens"] == n_computed
-        with pytest.raises(TypeError, match="leader must be None or a Request, not int"):
+        with pytest.raises(TypeError, match="leader must be a Request, not int"):
             engine.submit(prompt, leader=1)  # type: ignore[arg-type]
         other = make_engine(tiny_model)
         assert "another engine" in (other.submit(prompt, leader=leader).read(9).error_message or "")  # type: ignore[union-attr]

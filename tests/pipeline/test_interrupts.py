@@ -202,9 +202,12 @@ def test_in_an_event_loop(pipe: Pipeline) -> None:
     assert usable(pipe)
 
 
-def test_at_any_moment(pipe: Pipeline) -> None:
-    """Whatever it falls into: no session stays busy, and nothing goes on running."""
+def test_at_any_moment(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it falls into: no session stays busy, and nothing goes on running. One that falls
+    into a finalizer or a callback of a weak reference is lost by Python itself, which says so."""
     chance, session, n = random.Random(3), pipe.session(FEW), 0
+    lost: list[type[BaseException]] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda said: lost.append(said.exc_type))
     calls: list[Callable[[], object]] = [
         lambda: pipe(["Hi"] * 50, FEW),
         lambda: list(pipe.stream_infer(["Hi"] * 50, gen_config=FEW)),
@@ -222,8 +225,8 @@ def test_at_any_moment(pipe: Pipeline) -> None:
         except KeyboardInterrupt:
             n += 1
         session.fork()  # which a busy session refuses
-    assert n == 150
-    assert usable(pipe)
+    assert n + sum(issubclass(kind, KeyboardInterrupt) for kind in lost) == 150
+    assert n > 140 and usable(pipe)
 
 
 def test_a_program_ends(model: Path) -> None:
