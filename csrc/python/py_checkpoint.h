@@ -18,8 +18,6 @@ int lmd_py_checkpoint_read(lmd_py_checkpoint *self, PyTypeObject *gguf_type, PyO
 /* Frees what was made; of a zeroed one nothing. */
 void lmd_py_checkpoint_clear(lmd_py_checkpoint *self);
 
-/* A tensor's values in fp32, as a new array; NULL with an exception. */
-PyObject *lmd_py_dequantize_view(const lmd_tensor_view *view);
 /* dequantize(spec). */
 PyObject *lmd_py_dequantize(PyObject *module, PyObject *spec);
 

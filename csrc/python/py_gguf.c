@@ -4,13 +4,11 @@
 
 #include <string.h>
 
-#include "base/memory.h"
 #include "python/py_array.h"
-#include "python/py_checkpoint.h"
 #include "python/py_error.h"
 #include "python/py_fields.h"
+#include "python/py_tensor.h"
 #include "python/py_values.h"
-#include "quant/weight_codec.h"
 
 typedef struct gguf_object {
     PyObject_HEAD
