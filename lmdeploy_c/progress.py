@@ -36,6 +36,16 @@ def prompt_bar(use_tqdm: bool | None, n_prompts: int) -> Iterator[Callable[[], o
 
 
 @contextmanager
+def counting_bar(what: str, total: int, unit: str) -> Iterator[Callable[[], object]]:
+    """Gives a function to call once for each of `total` units; a bar where somebody can see it."""
+    if not is_interactive():
+        yield lambda: None
+        return
+    with _tqdm(desc=what, total=total, unit=unit, leave=False) as bar:
+        yield bar.update
+
+
+@contextmanager
 def bytes_progress(what: str) -> Iterator[Callable[[int, int], object] | None]:
     """Gives a function to call with the bytes that are done and those of all, which shows a bar
     once `what` takes over half a second; None where nobody can see it."""

@@ -105,6 +105,14 @@ typedef struct lmd_attention_args {
     lmd_buffer *out; /* [n_tokens, n_head * head_dim] */
 } lmd_attention_args;
 
+/* Is shown a buffer's rows in fp32: what an operation at that place of the layer reads. It runs
+ * inside a step, on one thread at a time, in the order of the operations. */
+typedef struct lmd_observer {
+    void (*see)(void *user, int32_t layer, int32_t place, const float *rows, int32_t n_rows,
+                int32_t n_cols);
+    void *user;
+} lmd_observer;
+
 /* What a user who asks for nothing else gets on a device. */
 typedef struct lmd_device_defaults {
     int32_t max_batch_size;        /* sequences of a step */
@@ -164,6 +172,10 @@ typedef struct lmd_backend_ops {
                      float eps, lmd_buffer *out);
     void (*linear)(lmd_workspace *workspace, const lmd_linear_args *args);
     void (*attention)(lmd_workspace *workspace, const lmd_attention_args *args);
+    /* Shows a buffer to an observer, which lives until the plan was waited for. NULL: this
+     * device hands nothing out. */
+    void (*observe)(lmd_workspace *workspace, lmd_buffer *buffer, int32_t layer, int32_t place,
+                    const lmd_observer *observer);
     /* Final norm and lm_head of the plan's logits rows [first, first + n), n <=
      * max_logits_rows. */
     void (*logits)(lmd_workspace *workspace, lmd_buffer *residual, const lmd_weight *norm,

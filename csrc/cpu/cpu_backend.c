@@ -151,6 +151,7 @@ const lmd_backend_ops lmd_cpu_backend_ops = {
     .add_norm = lmd_cpu_add_norm,
     .linear = lmd_cpu_linear,
     .attention = lmd_cpu_attention,
+    .observe = lmd_cpu_observe,
     .logits = lmd_cpu_logits,
     .sample = lmd_cpu_sample,
     .step_end = backend_step_end,

@@ -40,6 +40,11 @@ typedef struct lmd_cpu_sample_op {
     lmd_sample_result *results;      /* [n_rows] */
 } lmd_cpu_sample_op;
 
+typedef struct lmd_cpu_observe_op {
+    const lmd_observer *observer;
+    int32_t layer, place;
+} lmd_cpu_observe_op;
+
 /* One recorded operation, a stage of the step. */
 struct lmd_cpu_op {
     lmd_stage stage; /* its argument is the workspace */
@@ -70,6 +75,7 @@ struct lmd_cpu_op {
         lmd_cpu_linear_op linear;
         lmd_attention_args attention;
         lmd_cpu_sample_op sample;
+        lmd_cpu_observe_op observe;
     };
 };
 

@@ -125,6 +125,28 @@ void lmd_cpu_quantize(lmd_workspace *workspace, lmd_buffer *buffer, const lmd_ac
     cut_rows(workspace, op);
 }
 
+/* ---- observation ---- */
+
+static void observe_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                         bool is_first) {
+    const lmd_cpu_op *op = (const lmd_cpu_op *)stage;
+    const lmd_cpu_observe_op *observe = &op->observe;
+    (void)arg, (void)item, (void)thread_idx, (void)is_first;
+    observe->observer->see(observe->observer->user, observe->layer, observe->place,
+                           op->in->memory.x, op->n_rows, op->in->n_cols);
+}
+
+void lmd_cpu_observe(lmd_workspace *workspace, lmd_buffer *buffer, int32_t layer, int32_t place,
+                     const lmd_observer *observer) {
+    lmd_cpu_record_reserve(workspace, 1);
+    lmd_cpu_record_keep_x(workspace, buffer);
+    lmd_cpu_op *op =
+        lmd_cpu_record_add(workspace, observe_item, NULL, workspace->plan->n_tokens);
+    op->in = buffer;
+    op->observe = (lmd_cpu_observe_op){observer, layer, place};
+    op->stage.n_items = 1;
+}
+
 /* ---- sampling ---- */
 
 static void sample_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,

@@ -10,6 +10,8 @@
 void lmd_cpu_embed(lmd_workspace *workspace, const lmd_weight *table, lmd_buffer *out);
 void lmd_cpu_add_norm(lmd_workspace *workspace, lmd_buffer *residual, const lmd_weight *weight,
                       float eps, lmd_buffer *out);
+void lmd_cpu_observe(lmd_workspace *workspace, lmd_buffer *buffer, int32_t layer, int32_t place,
+                     const lmd_observer *observer);
 void lmd_cpu_sample(lmd_workspace *workspace, const lmd_sample_params *params, int32_t n,
                     lmd_sample_result *results);
 

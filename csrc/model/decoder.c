@@ -29,8 +29,15 @@ typedef struct decoder {
     plan_results results[MAX_PLANS]; /* plan p has those at p % n_plans */
     int32_t n_plans;
     size_t kv_block_bytes;
+    lmd_observer observer;
     char kv_layout[64]; /* the backend's name for it, with what a block's form depends on */
 } decoder;
+
+static void show(decoder *self, lmd_buffer *buffer, int32_t layer, lmd_place place) {
+    if (!self->observer.see) return;
+    self->model->backend->ops->observe(self->workspace, buffer, layer, (int32_t)place,
+                                       &self->observer);
+}
 
 static void decode_layer(decoder *self, int32_t i) {
     const lmd_backend_ops *ops = self->model->backend->ops;
@@ -38,7 +45,9 @@ static void decode_layer(decoder *self, int32_t i) {
     const float eps = (float)self->model->config.norm_eps;
     lmd_workspace *workspace = self->workspace;
 
+    show(self, self->residual, i, LMD_PLACE_RESIDUAL);
     ops->add_norm(workspace, self->residual, layer->attn_norm, eps, self->norm);
+    show(self, self->norm, i, LMD_PLACE_QKV);
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->qkv, /* one matrix: q, k, v */
                                               .bias = layer->qkv_bias,
                                               .in = self->norm,
@@ -51,18 +60,22 @@ static void decode_layer(decoder *self, int32_t i) {
                                                     .k_norm = layer->k_norm,
                                                     .norm_eps = eps,
                                                     .out = self->attn});
+    show(self, self->attn, i, LMD_PLACE_O);
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->o,
                                               .bias = layer->o_bias,
                                               .in = self->attn,
                                               .out = self->residual, /* += */
                                               .epilogue = LMD_EPILOGUE_ADD});
 
+    show(self, self->residual, i, LMD_PLACE_RESIDUAL);
     ops->add_norm(workspace, self->residual, layer->ffn_norm, eps, self->norm);
+    show(self, self->norm, i, LMD_PLACE_GATE_UP);
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->gate_up, /* silu(gate) * up */
                                               .bias = layer->gate_up_bias,
                                               .in = self->norm,
                                               .out = self->ffn,
                                               .epilogue = LMD_EPILOGUE_SILU_MUL});
+    show(self, self->ffn, i, LMD_PLACE_DOWN);
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->down,
                                               .bias = layer->down_bias,
                                               .in = self->ffn,
@@ -255,6 +268,10 @@ static lmd_status allocate(decoder *self, const lmd_decoder_config *config, lmd_
     const lmd_backend_ops *ops = self->model->backend->ops;
     lmd_workspace_config wanted = workspace_config(shape, config);
     buffer_spec buffers[N_BUFFERS];
+    if (config->observer.see && !ops->observe)
+        return lmd_fail(err, LMD_UNSUPPORTED, "device %s shows no activations; the CPU does",
+                        ops->name);
+    self->observer = config->observer;
     self->max_logits_rows = wanted.max_logits_rows;
     self->kv_block_bytes = ops->kv_block_bytes(&wanted);
     snprintf(self->kv_layout, sizeof self->kv_layout, "%s k%d v%d block %d", ops->kv_layout,

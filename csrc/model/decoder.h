@@ -14,7 +14,18 @@ typedef struct lmd_decoder_config {
     int32_t k_bits, v_bits; /* of the KV cache: see lmd_workspace_config */
     bool fast_activations;  /* 4-bit weights may meet 8-bit activations */
     bool batch_invariant;   /* see lmd_workspace_config */
+    lmd_observer observer; /* sees what the linears of each layer read; see NULL: nobody does */
 } lmd_decoder_config;
+
+/* What an observer is shown in each layer, in this order; the residual stream before attention,
+ * and again before the feed-forward part. */
+typedef enum lmd_place {
+    LMD_PLACE_RESIDUAL,
+    LMD_PLACE_QKV, /* the input of q, k and v */
+    LMD_PLACE_O,
+    LMD_PLACE_GATE_UP,
+    LMD_PLACE_DOWN
+} lmd_place;
 
 /* Allocates KV and buffers for one engine. The model must outlive the executor. */
 lmd_status lmd_decoder_new(const lmd_model *model, const lmd_decoder_config *config,

@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "python/py_calibrate.h"
 #include "python/py_checkpoint.h"
 #include "python/py_constants.h"
 #include "python/py_device.h"
@@ -65,6 +66,9 @@ static PyMethodDef module_methods[] = {
     {"kv_decode", lmd_py_kv_decode, METH_VARARGS,
      "kv_decode(codes, scales, mins) -> array\n\nscale * code + min in fp32: [n, head_dim]. "
      "Raises ValueError."},
+    {"column_squares", KEYWORDS(lmd_py_column_squares),
+     "column_squares(model, token_ids) -> tuple\n\nWeighted sums of squares of what each "
+     "layer's linears read of a text."},
     {"dequantize", lmd_py_dequantize, METH_O,
      "dequantize(spec) -> array\n\nA tensor's values in fp32. Raises CheckpointError, "
      "UnsupportedError."},

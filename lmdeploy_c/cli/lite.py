@@ -51,6 +51,16 @@ def add_parser(commands: Commands[Any]) -> None:
         "--dtype", default="float16", help="Of what stays a float: float16, bfloat16 or float32."
     )
     quantize.add_argument(
+        "--calib-dataset",
+        default=None,
+        help="A text file that the model reads first, so that errors count where it matters; "
+        "nothing is downloaded.",
+    )
+    quantize.add_argument(
+        "--calib-samples", type=int, default=128, help="Most windows of that text."
+    )
+    quantize.add_argument("--calib-seqlen", type=int, default=512, help="Tokens of a window.")
+    quantize.add_argument(
         "--num-threads", type=int, default=None, help="Threads; None: all usable ones."
     )
     quantize.set_defaults(run=run_quantize)
@@ -117,6 +127,9 @@ def run_quantize(args: argparse.Namespace) -> int:
         w_group_size=args.w_group_size,
         w_sym=args.w_sym,
         dtype=args.dtype,
+        calib_dataset=args.calib_dataset,
+        calib_samples=args.calib_samples,
+        calib_seqlen=args.calib_seqlen,
         num_threads=args.num_threads,
     )
     plain, error = (

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..messages import unsupported
 from ..progress import bytes_progress
 from . import packing, tokenizer_files
+from .calibration import Calibration, read_text
 from .shards import MAX_SHARD_BYTES, Part, Tensor, write_json, write_shards
 from .source import Source
 
@@ -173,20 +174,26 @@ class LinearReport:
     error: float
 
 
-class _DataFree:
-    """Quantises linears on the best grid of each group, without calibration."""
+class _Linears:
+    """Quantises linears on the best grid of each group."""
 
-    def __init__(self, source: Source, scheme: packing.Scheme, num_threads: int | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        scheme: packing.Scheme,
+        calibration: Calibration | None,
+        num_threads: int | None,
+    ) -> None:
         from .._C import Quantizer
 
-        self._source, self._scheme = source, scheme
+        self._source, self._scheme, self._calibration = source, scheme, calibration
         self._quantizer = Quantizer(num_threads)
         self.reports: list[LinearReport] = []
 
     def __call__(self, name: str) -> packing.Codes:
         weight = self._source.read(name)
         try:
-            plain, best = self._run(weight, False), self._run(weight, True)
+            plain, best = self._run(name, weight, False), self._run(name, weight, True)
         except ValueError as error:
             raise ValueError(f'tensor "{name}": {error}') from None
         squares = float(np.square(weight, dtype=np.float64).sum()) or 1.0
@@ -194,14 +201,15 @@ class _DataFree:
         self.reports.append(LinearReport(name, *errors))
         return best
 
-    def _run(self, weight: NDArray[np.float32], search: bool) -> packing.Codes:
-        scheme = self._scheme
+    def _run(self, name: str, weight: NDArray[np.float32], search: bool) -> packing.Codes:
+        scheme, calibration = self._scheme, self._calibration
         made = self._quantizer.quantize(
             weight,
             bits=scheme.bits,
             group_size=scheme.group_size,
             symmetric=scheme.symmetric,
             search=search,
+            importance=calibration.importance(name) if calibration else None,
         )
         return packing.Codes(scheme, *made)
 
@@ -231,16 +239,23 @@ def quantize(
     w_group_size: int | None = None,
     w_sym: bool = False,
     dtype: str = "float16",
+    calib_dataset: str | Path | None = None,
+    calib_samples: int = 128,
+    calib_seqlen: int = 512,
     num_threads: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> list[LinearReport]:
-    """Writes a model with the linears of its layers quantised, without calibration: each group of
-    weights on the grid with the least squared error. Embedding, norms and lm_head stay floats.
+    """Writes a model with the linears of its layers quantised: each group of weights on the grid
+    with the least squared error. Embedding, norms and lm_head stay floats.
 
     model: a path, a model id, or None for the embedded model. format: "awq", "gptq" or
     "compressed-tensors". w_bits: 4, or 8 of the latter two. w_group_size: columns that share a
     scale; -1: a whole row; None: the largest of 128, 64 and 32 that fits the model. w_sym: zero is
     the middle code. dtype: of what stays a float. num_threads: None: all usable ones.
+
+    calib_dataset: a text file that the model reads first, at most calib_samples windows of
+    calib_seqlen tokens: an error counts what its column carries then. None: no calibration; large
+    weights count more.
 
     Returns what was done to each linear. Raises what `export` raises, and ValueError for a group
     size that does not fit and for a weight that is not finite, by its tensor.
@@ -248,8 +263,14 @@ def quantize(
     source = Source(model)
     scheme = packing.Scheme(w_bits, group_size_for(source, w_group_size), w_sym)
     form, stored = _check_form(format, scheme), _dtype(source, dtype)
+    calibration = None
+    if calib_dataset is not None:
+        text = read_text(calib_dataset)
+        calibration = Calibration(
+            source, text, seqlen=calib_seqlen, samples=calib_samples, num_threads=num_threads
+        )
     folder = _begin(source, work_dir)
-    quantise = _DataFree(source, scheme, num_threads)
+    quantise = _Linears(source, scheme, calibration, num_threads)
     linears = set(source.linears())
     parts = [
         _quantised(name, tensor.shape, form, scheme, quantise)

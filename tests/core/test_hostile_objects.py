@@ -207,6 +207,7 @@ ROWS: dict[str, Values] = {
     "Scheduler.stats": nothing,
     "Quantizer": lambda world: {"num_threads": 1},
     "Quantizer.quantize": lambda world: {"weight": np.ones((2, 32), np.float32), "group_size": 32},
+    "column_squares": lambda world: {"model": world.model, "token_ids": [1, 2, 3]},
     "dequantize": lambda world: {"spec": world.gguf.specs[0]},
     "cpu_info": nothing,
     "device_info": lambda world: {"num_threads": 1},
