@@ -160,6 +160,7 @@ def _special_tokens(value: Any) -> Any:
 
 _id = _number(0, MAX_TOKENS - 1)
 _SIZE = _number(0, MAX_COUNT)
+_NOTHING = _number(0, 0)  # the library fails on an empty token, and no known file has more
 _BYTE_LEVEL = {"add_prefix_space": _flag, "trim_offsets": _flag, "use_regex": _flag}
 _METASPACE = {"replacement": _character, "prepend_scheme": _choice(*_SCHEMES), "split": _flag,
               "add_prefix_space": _flag, "str_rep": _text}  # fmt: skip
@@ -207,7 +208,7 @@ STEPS: dict[str, dict[str, Any]] = {
         "Metaspace": _METASPACE,
         "CTC": {"pad_token": _text, "word_delimiter_token": _text, "cleanup": _flag},
         "Replace": _REPLACE,
-        "Strip": {"content": _character, "start": _SIZE, "stop": _SIZE},
+        "Strip": {"content": _character, "start": _SIZE, "stop": _NOTHING},
     },
 }  # fmt: skip
 

@@ -223,6 +223,7 @@ WRONG_STEPS: dict[str, tuple[str, Any, str]] = {
         "post_processor", {**TEMPLATE, "special_tokens": {"a": LARGE_ID}},
         "must be 0 to"),
     "a cut without end": ("decoder", {**STRIP, "start": 1025}, "start must be 0 to 1024"),
+    "a cut at the end": ("decoder", {**STRIP, "stop": 1}, "stop must be 0 to 0"),
     "a decoder that grows": ("decoder", steps(*[replace("a", "b" * 5)] * 2), "more than"),
 }  # fmt: skip
 
