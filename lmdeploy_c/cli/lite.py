@@ -52,12 +52,15 @@ def add_parser(commands: Commands[Any]) -> None:
     )
     quantize.add_argument(
         "--calib-dataset",
-        default=None,
-        help="A text file that the model reads first, so that errors count where it matters; "
-        "nothing is downloaded.",
+        default="self",
+        help="What the model reads first, so that errors count where it matters: self, its own "
+        "samples; a text file; or none. Nothing is downloaded.",
     )
     quantize.add_argument(
-        "--calib-samples", type=int, default=128, help="Most windows of that text."
+        "--calib-samples",
+        type=int,
+        default=None,
+        help="Most windows of it; None: 24 of its own, 128 of a file.",
     )
     quantize.add_argument("--calib-seqlen", type=int, default=512, help="Tokens of a window.")
     quantize.add_argument(
@@ -127,7 +130,7 @@ def run_quantize(args: argparse.Namespace) -> int:
         w_group_size=args.w_group_size,
         w_sym=args.w_sym,
         dtype=args.dtype,
-        calib_dataset=args.calib_dataset,
+        calib_dataset=None if args.calib_dataset == "none" else args.calib_dataset,
         calib_samples=args.calib_samples,
         calib_seqlen=args.calib_seqlen,
         num_threads=args.num_threads,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..messages import unsupported
 from ..progress import bytes_progress
 from . import packing, tokenizer_files
-from .calibration import Calibration, read_text
+from .calibration import Calibration, calibrate
 from .shards import MAX_SHARD_BYTES, Part, Tensor, write_json, write_shards
 from .source import Source
 
@@ -239,8 +239,8 @@ def quantize(
     w_group_size: int | None = None,
     w_sym: bool = False,
     dtype: str = "float16",
-    calib_dataset: str | Path | None = None,
-    calib_samples: int = 128,
+    calib_dataset: str | Path | None = "self",
+    calib_samples: int | None = None,
     calib_seqlen: int = 512,
     num_threads: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -253,9 +253,10 @@ def quantize(
     scale; -1: a whole row; None: the largest of 128, 64 and 32 that fits the model. w_sym: zero is
     the middle code. dtype: of what stays a float. num_threads: None: all usable ones.
 
-    calib_dataset: a text file that the model reads first, at most calib_samples windows of
-    calib_seqlen tokens: an error counts what its column carries then. None: no calibration; large
-    weights count more.
+    calib_dataset: what the model reads first, so that an error counts what its column carries:
+    "self", its own samples, or a text file. None: no calibration; large weights count more.
+    calib_samples: windows of it, at most; None: 24 of the model's own, 128 of a file.
+    calib_seqlen: tokens of a window.
 
     Returns what was done to each linear. Raises what `export` raises, and ValueError for a group
     size that does not fit and for a weight that is not finite, by its tensor.
@@ -265,9 +266,12 @@ def quantize(
     form, stored = _check_form(format, scheme), _dtype(source, dtype)
     calibration = None
     if calib_dataset is not None:
-        text = read_text(calib_dataset)
-        calibration = Calibration(
-            source, text, seqlen=calib_seqlen, samples=calib_samples, num_threads=num_threads
+        calibration = calibrate(
+            source,
+            calib_dataset,
+            samples=calib_samples,
+            seqlen=calib_seqlen,
+            num_threads=num_threads,
         )
     folder = _begin(source, work_dir)
     quantise = _Linears(source, scheme, calibration, num_threads)

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from lmdeploy_c import _C
 from lmdeploy_c.lite import quantize
-from lmdeploy_c.lite.calibration import LEAST, Calibration
+from lmdeploy_c.lite.calibration import LEAST, calibrate, own_windows, windows_of_text
 from lmdeploy_c.lite.source import Source
 
 GGUF = GOLDEN / "gguf" / "llama-float.gguf"
@@ -95,24 +95,36 @@ def test_refusals(model: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="data sets are not downloaded"):
         quantize(GGUF, tmp_path / "out", calib_dataset="wikitext2")
     with pytest.raises(ValueError, match="calibration text is empty"):
-        Calibration(Source(GGUF), "")
+        windows_of_text(Source(GGUF), " \n", 8, 8)
     with pytest.raises(ValueError, match="at least 1, not 0 and 1"):
-        Calibration(Source(GGUF), TEXT, seqlen=0, samples=1)
+        calibrate(Source(GGUF), "self", seqlen=0, samples=1)
     assert not (tmp_path / "out").exists()
 
 
 def test_windows_are_spread_over_the_text() -> None:
-    found = Calibration(Source(GGUF), TEXT, seqlen=16, samples=3)
-    assert found.n_tokens == 48
-    assert Calibration(Source(GGUF), "ab", seqlen=512).n_tokens < 16
+    source = Source(GGUF)
+    found = windows_of_text(source, TEXT, 16, 3)
+    assert [len(w) for w in found] == [16, 16, 16]
+    every = windows_of_text(source, TEXT, 16, 10_000)
+    assert found == [every[int(i * len(every) / 3)] for i in range(3)]
+    assert len(windows_of_text(source, "ab", 512, 4)) == 1
+
+
+def test_own_samples_are_the_same_every_time() -> None:
+    source = Source(GGUF)
+    found = own_windows(source, 32, 26, 1)
+    assert found == own_windows(source, 32, 26, 2)
+    assert len(found) == 26 and len({tuple(w) for w in found}) > 20
+    assert all(16 < len(w) <= 32 for w in found)
+    assert calibrate(source, "self", samples=2, seqlen=24).n_tokens > 16
 
 
 def test_errors_count_where_the_model_reads(tmp_path: Path) -> None:
     """Weighed by what each column carries, the calibrated codes are nearer; no column is free."""
     source = Source(GGUF)
-    calibration = Calibration(source, TEXT, seqlen=64)
     (tmp_path / "text").write_text(TEXT)
-    quantize(GGUF, tmp_path / "plain", w_group_size=32)
+    calibration = calibrate(source, tmp_path / "text", seqlen=64)
+    quantize(GGUF, tmp_path / "plain", w_group_size=32, calib_dataset=None)
     quantize(GGUF, tmp_path / "calibrated", w_group_size=32, calib_dataset=tmp_path / "text",
              calib_seqlen=64)  # fmt: skip
     dense = [
