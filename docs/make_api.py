@@ -5,13 +5,12 @@ A docstring is prose; its "Attributes:" become a list, with each field's type an
 
 import dataclasses
 import inspect
+import pkgutil
 import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import lmdeploy_c
 
 PAGE = Path(__file__).with_name("api.md")
 HEAD = """# The Python interface
@@ -29,7 +28,11 @@ SECTIONS = {
     "Before a load": ["plan", "Plan"],
     "Text": ["Tokenizer"],
     "Errors": ["Interrupted", "RequestError", "CheckpointError", "UnsupportedError"],
-    "The core": ["Engine", "Model", "Scheduler"],
+    "Compression": [
+        *("lite.quantize", "lite.export", "lite.perplexity", "lite.divergence"),
+        *("lite.LinearReport", "lite.Comparison", "lite.TextScore", "lite.Mean"),
+    ],
+    "The core": ["Engine", "Model", "Quantizer", "Scheduler"],
 }
 CORE = "\nIts methods: [lmdeploy_c/_C.pyi](../lmdeploy_c/_C.pyi).\n"
 SPECIAL = ("__call__", "__iter__")  # methods with such names that are shown
@@ -104,7 +107,7 @@ def members(cls: type) -> Iterator[str]:
 
 
 def entry(name: str) -> str:
-    thing = getattr(lmdeploy_c, name)
+    thing = pkgutil.resolve_name(f"lmdeploy_c:{name}")
     title = f"\n### {name}\n"
     if inspect.isfunction(thing):
         return f"{title}```python\n{signature(thing, name)}\n```\n{prose(thing, {})}"

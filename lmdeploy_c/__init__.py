@@ -32,7 +32,7 @@ from .tokenizer import Tokenizer
 from .version import __version__, version_info
 
 if TYPE_CHECKING:
-    from ._C import CheckpointError, Engine, Model, Scheduler, UnsupportedError
+    from ._C import CheckpointError, Engine, Model, Quantizer, Scheduler, UnsupportedError
 
 __all__ = [
     "ChatTemplateConfig",
@@ -44,6 +44,7 @@ __all__ = [
     "Pipeline",
     "Plan",
     "PytorchEngineConfig",
+    "Quantizer",
     "RequestError",
     "Response",
     "Scheduler",
@@ -68,8 +69,9 @@ if not any(os.path.exists(os.path.join(__path__[0], "_C" + s)) for s in EXTENSIO
 
     __path__ = extend_path(__path__, __name__)
 
-_FROM_CORE = ("CheckpointError", "Engine", "Model", "Scheduler", "UnsupportedError")
-_LATER = ("serve", "client", "KVTransferConfig", "vl", "lite")
+_FROM_CORE = ("CheckpointError", "Engine", "Model", "Quantizer", "Scheduler", "UnsupportedError")
+_PACKAGES = ("lite",)
+_LATER = ("serve", "client", "KVTransferConfig", "vl")
 
 
 def __getattr__(name: str) -> Any:
@@ -77,7 +79,7 @@ def __getattr__(name: str) -> Any:
         from . import _C
 
         return getattr(_C, name)
-    if name in _older_names.MODULES:
+    if name in _PACKAGES or name in _older_names.MODULES:
         return import_module(f"{__name__}.{name}")
     if name in _LATER:
         raise AttributeError(f"lmdeploy_c.{name} is not part of release {__version__}")

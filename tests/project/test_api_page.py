@@ -26,7 +26,9 @@ def test_the_page_is_fresh(maker: types.ModuleType) -> None:
 
 def test_every_public_name_is_there(maker: types.ModuleType) -> None:
     listed = [name for names in maker.SECTIONS.values() for name in names]
-    assert sorted([*listed, "__version__", "version_info"]) == sorted(lmdeploy_c.__all__)
+    lite = [f"lite.{name}" for name in lmdeploy_c.lite.__all__]
+    expected = [*lmdeploy_c.__all__, *lite]
+    assert sorted([*listed, "__version__", "version_info"]) == sorted(expected)
 
 
 def test_every_attribute_of_a_configuration_is_told(maker: types.ModuleType) -> None:
