@@ -33,6 +33,7 @@ typedef enum job_kind {
     JOB_ADD_NORM,
     JOB_LINEAR,
     JOB_ATTENTION,
+    JOB_OBSERVE,
     JOB_LOGITS,
     JOB_SAMPLE,
     JOB_END
@@ -48,6 +49,8 @@ typedef struct job {
     int32_t first, n;
     lmd_linear_args linear;
     lmd_attention_args attention;
+    int32_t layer, place;
+    const lmd_observer *observer;
     const lmd_sample_params *params;
     lmd_sample_result *results;
 } job;
@@ -121,6 +124,9 @@ static void run_job(lmd_workspace *self, const job *at) {
     case JOB_ADD_NORM: ops->add_norm(self->inner, at->in, at->norm, at->eps, at->out); break;
     case JOB_LINEAR: ops->linear(self->inner, &at->linear); break;
     case JOB_ATTENTION: ops->attention(self->inner, &at->attention); break;
+    case JOB_OBSERVE:
+        ops->observe(self->inner, at->in, at->layer, at->place, at->observer);
+        break;
     case JOB_LOGITS:
         ops->logits(self->inner, at->in, at->norm, at->eps, at->weight, at->first, at->n);
         break;
@@ -202,6 +208,15 @@ static void fake_linear(lmd_workspace *self, const lmd_linear_args *args) {
 
 static void fake_attention(lmd_workspace *self, const lmd_attention_args *args) {
     push(self, (job){.kind = JOB_ATTENTION, .attention = *args});
+}
+
+static void fake_observe(lmd_workspace *self, lmd_buffer *buffer, int32_t layer, int32_t place,
+                         const lmd_observer *observer) {
+    push(self, (job){.kind = JOB_OBSERVE,
+                     .in = buffer,
+                     .layer = layer,
+                     .place = place,
+                     .observer = observer});
 }
 
 static void fake_logits(lmd_workspace *self, lmd_buffer *residual, const lmd_weight *norm,
@@ -410,6 +425,7 @@ lmd_status lmd_fake_device_open(lmd_backend *inner, lmd_backend **out, lmd_err *
         .add_norm = fake_add_norm,
         .linear = fake_linear,
         .attention = fake_attention,
+        .observe = fake_observe,
         .logits = fake_logits,
         .sample = fake_sample,
         .step_end = fake_step_end,
