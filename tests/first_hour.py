@@ -4,8 +4,9 @@
   sdist    a source package, built and installed in an empty folder
   wheel    a wheel of that source package, the same
 
-Everything happens in a folder that was empty, with a HOME that was empty, in environments that are
-new; pip's downloads may come from its cache, its builds never do. Prints the seconds of each step.
+Each answers a question, tells what people get wrong, and is interrupted. Everything happens in a
+folder that was empty, with a HOME that was empty, in environments that are new; pip's downloads may
+come from its cache, its builds never do. Prints the seconds of each step.
 """
 
 import os
@@ -22,6 +23,39 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION = "What is the capital of France?"
 ANSWER = "Paris"
+#: What people try first and get wrong, and what they are told; and Ctrl-C in a loop.
+MISTAKES = """
+import os, signal, threading
+import lmdeploy_c as lmdeploy
+from lmdeploy_c import GenerationConfig, TurbomindEngineConfig
+
+def told(mistake, cure):
+    try:
+        mistake()
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        assert cure in str(error), error
+    else:
+        raise AssertionError(cure)
+
+told(lambda: lmdeploy.pipeline(session_len=512), "TurbomindEngineConfig(session_len=512)")
+told(lambda: lmdeploy.pipeline(chat_template_config="hf"), "ChatTemplateConfig('hf')")
+told(lambda: TurbomindEngineConfig(sesion_len=512), "session_len")
+told(lambda: setattr(GenerationConfig(), "max_new_token", 5), "max_new_tokens")
+told(lambda: GenerationConfig(logit_bias="a"), "logit_bias")
+with lmdeploy.pipeline() as pipe:
+    told(lambda: pipe("hi", max_new_tokens=5), "GenerationConfig(max_new_tokens=5)")
+    told(lambda: pipe.stream_infer("hi", "hello"), "pipe.session()")
+    long = pipe("word " * 100_000)
+    assert long.finish_reason == "error" and not long.text
+    told(long.raise_for_error, "session_len")
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    try:
+        while True:
+            pipe("Tell a long story.", GenerationConfig(max_new_tokens=200, ignore_eos=True))
+    except KeyboardInterrupt:
+        print("interrupted")
+    assert pipe("What is the capital of France?").text
+"""
 #: Variables that a user's shell has; no switch of ours is among them.
 KEPT = ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
 
@@ -103,6 +137,7 @@ class FirstHour:
         [program, *_] = re.findall(r"^```python\n(.*?)^```", readme(), re.M | re.S)
         said = self.run(bin_folder / "python", "-c", program, cwd=empty)
         assert ANSWER in said, said
+        assert "interrupted" in self.run(bin_folder / "python", "-c", MISTAKES, cwd=empty)
         where = "import lmdeploy_c; print(lmdeploy_c.__file__)"
         assert str(bin_folder.parent) in self.run(bin_folder / "python", "-c", where, cwd=empty)
 
