@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import lmdeploy_c
-from lmdeploy_c.files import checkpoint
+from lmdeploy_c.files import hub
 from lmdeploy_c.messages import ErrorCode
 
 #: Modules that both have.
@@ -85,7 +85,7 @@ KNOWN: dict[str, dict[str, Any]] = {
     "lmdeploy.utils": {"get_hf_gen_cfg": generation_config, "is_bf16_supported": lambda: True},
 }
 
-checkpoint._download = model_of_the_hub
+hub.download = model_of_the_hub
 lmdeploy_c.Tokenizer.__init__ = read_tokenizer  # type: ignore[method-assign,assignment]
 sys.meta_path.append(Finder)
 for _name in SHARED:
