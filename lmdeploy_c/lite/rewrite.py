@@ -133,8 +133,15 @@ def export(
 
 def group_size_for(source: Source, wanted: int | None) -> int:
     """The group size to use: the wanted one where it divides every linear's columns (-1: rows),
-    or the largest of GROUP_SIZES that does. ValueError."""
-    widths = {name: source.tensors[name].shape[1] for name in source.linears()}
+    or the largest of GROUP_SIZES that does. ValueError, also for linears that no word packs."""
+    shapes = {name: source.tensors[name].shape for name in source.linears()}
+    for name, shape in shapes.items():
+        if len(shape) != 2 or shape[0] % 8 or shape[1] % 32:
+            raise ValueError(
+                f"{name} has shape {shape}; packed are matrices whose rows are a multiple of 8 and "
+                "whose columns are one of 32"
+            )
+    widths = {name: shape[1] for name, shape in shapes.items()}
     if wanted == -1:
         return -1
     for size in GROUP_SIZES if wanted is None else (wanted,):

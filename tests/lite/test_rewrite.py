@@ -217,6 +217,9 @@ def test_refusals(tmp_path: Path) -> None:
         quantize(model, tmp_path / "again", format="gguf")
     with pytest.raises(_C.UnsupportedError, match="w_bits of awq must be 4, not 8"):
         quantize(model, tmp_path / "again", w_bits=8)
+    odd = float_model(tmp_path / "odd", intermediate_size=196)
+    with pytest.raises(ValueError, match=r"_proj\.weight has shape \(128, 196\); packed are"):
+        quantize(odd, tmp_path / "again")
     large = load_file(model / "model.safetensors")
     large = {name: array.astype(np.float32) * 1e6 for name, array in large.items()}
     save_file(large, model / "model.safetensors")
