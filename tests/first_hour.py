@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 QUESTION = "What is the capital of France?"
 ANSWER = "Paris"
+NOT_TRACKED = (".git", ".venv", "build", "dist", "*.so", "*.egg-info", "__pycache__", "fuzz_corpus")
 #: What people try first and get wrong, and what they are told; and Ctrl-C in a loop.
 MISTAKES = """
 import os, signal, threading
@@ -92,8 +93,8 @@ class FirstHour:
         """The README's install, and the commands and the Python that it shows first."""
         install = readme_block("## Install", "sh")
         assert install[0].split()[:2] == ["git", "clone"], install
-        self.run("git", "clone", "-q", ROOT, "lmdeploy_c")
         tree, bin_folder = self.folder / "lmdeploy_c", self.environment("of-clone")
+        self.check_out(tree)
         path = f"{bin_folder}:{self.env['PATH']}"
         for line in install[1:]:
             self.run("env", f"PATH={path}", "sh", "-ec", line, cwd=tree)
@@ -117,10 +118,17 @@ class FirstHour:
 
     # ---- parts of them ----
 
+    def check_out(self, tree: Path) -> None:
+        """A clone; a copy of the files where git makes none, as of a folder that is another's."""
+        clone = ["git", "clone", "-q", str(ROOT), str(tree)]
+        if subprocess.run(clone, env=self.env).returncode:
+            print("first hour: there is no clone, so the files are copied", flush=True)
+            shutil.copytree(ROOT, tree, ignore=shutil.ignore_patterns(*NOT_TRACKED))
+
     def source_package(self) -> Path:
         if not self.dist.exists():
             tree = self.folder / "tree"
-            self.run("git", "clone", "-q", ROOT, tree)
+            self.check_out(tree)
             tool = self.environment("of-build")
             self.run(tool / "pip", "install", "-q", "build")
             self.run(tool / "python", "-m", "build", "-s", "-o", self.dist, tree)
