@@ -65,6 +65,12 @@ def _dtype(source: Source, dtype: str) -> str:
     return DTYPES[dtype]
 
 
+def _config(source: Source, stored: str) -> dict[str, Any]:
+    """config.json of the new directory, whose floats are stored as `stored`."""
+    [name] = (name for name, dtype in DTYPES.items() if dtype == stored)
+    return {**source.config, "torch_dtype": name}
+
+
 # ---- the directory ----
 
 
@@ -121,9 +127,8 @@ def export(
     source = Source(model)
     stored = _dtype(source, dtype)
     folder = _begin(source, work_dir)
-    names = {value: key for key, value in DTYPES.items()}
     parts = [_kept(source, name, stored) for name in source.tensors]
-    config = {**source.config, "torch_dtype": names[stored]}
+    config = _config(source, stored)
     _write(source, folder, parts, config, "exporting", max_shard_bytes)
     return folder
 
@@ -216,7 +221,7 @@ class _Linears:
             group_size=scheme.group_size,
             symmetric=scheme.symmetric,
             search=search,
-            importance=calibration.importance(name) if calibration else None,
+            importance=calibration.importance(name) if search and calibration else None,
         )
         return packing.Codes(scheme, *made)
 
@@ -289,8 +294,7 @@ def quantize(
         else _kept(source, name, stored)
         for name, tensor in source.tensors.items()
     ]
-    names = {value: key for key, value in DTYPES.items()}
-    config = {**source.config, "torch_dtype": names[stored]}
+    config = _config(source, stored)
     config["quantization_config"] = form.config(scheme)
     _write(source, folder, parts, config, "quantising", max_shard_bytes)
     return quantise.reports
