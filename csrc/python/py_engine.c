@@ -112,8 +112,9 @@ static void free_engine(lmd_engine *engine) {
     Py_END_ALLOW_THREADS
 }
 
-/* An object of an engine, which it takes over, on failure too. It is made last: whoever looks
- * through the collector's objects sees none that is half made. */
+/* An object of an engine, which it takes over, on failure too. It is made last,
+ * because Python code can find every object through the garbage collector, half-made ones too.
+ */
 static PyObject *wrap_engine(PyTypeObject *type, lmd_engine *engine, const engine_args *call) {
     engine_object *self = (engine_object *)type->tp_alloc(type, 0);
     if (!self) {

@@ -28,10 +28,10 @@ typedef struct lmd_py_signature {
 
 /* Fills a struct from a call's arguments, in the order of the table. The members of fields that
  * the call leaves out are not touched: what they hold is the default. Returns a new tuple,
- * which holds the values: members that point into them are valid as long as it lives, whatever
- * code a value runs and whoever has the dict `kwargs`. NULL with TypeError (an unknown, missing
- * or doubled argument, too many of them, a wrong type) or with what a kind raises; some members
- * are filled then, with what may be gone. */
+ * which holds the values: members that point into them are valid as long as it lives, even if
+ * a value runs code, or other code changes the dict `kwargs`. NULL with TypeError (an unknown,
+ * missing or doubled argument, too many of them, a wrong type) or with what a kind raises; some
+ * members are filled then, with what may be gone. */
 PyObject *lmd_py_read_call(const lmd_py_signature *signature, PyObject *args, PyObject *kwargs,
                            void *out);
 

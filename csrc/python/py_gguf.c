@@ -206,7 +206,7 @@ static PyObject *gguf_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     return self;
 }
 
-/* Lists in the metadata are whoever's who asks for it. */
+/* Callers share the metadata's lists, and may put the object itself into one. */
 static int gguf_traverse(PyObject *obj, visitproc visit, void *arg) {
     Py_VISIT(Py_TYPE(obj));
     Py_VISIT(((gguf_object *)obj)->metadata);

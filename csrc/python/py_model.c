@@ -156,7 +156,8 @@ static int load(const model_args *call, const lmd_model_config *config, PyTypeOb
 }
 
 /* An object of a loaded model and its config, both of which it takes over, on failure too. It
- * is made last: whoever looks through the collector's objects sees none that is half made. */
+ * is made last, because Python code can find every object through the garbage collector,
+ * half-made ones too. */
 static PyObject *wrap(PyTypeObject *type, lmd_model *model, PyObject *config) {
     model_object *self = (model_object *)type->tp_alloc(type, 0);
     if (!self) {

@@ -200,7 +200,7 @@ _LIMITS = {
 
 
 def describe_bound(bound: str) -> str:
-    """Which limit leaves the least, to stand behind the memory that is available; or ""."""
+    """A phrase that follows the available memory and names the limit that leaves least; or ""."""
     return f", by {_LIMITS[bound]}" if bound in _LIMITS else ""
 
 

@@ -29,7 +29,7 @@ MAX_PATH = 1000  # characters of the path of an attribute
 MAX_PRECISION = 300  # digits
 
 Arguments = tuple[Any, ...]
-#: Charges a filter on a value with arguments; those with names stand behind the others, by value.
+#: Charges a filter on a value with arguments; named ones come after the others, without names.
 Cost = Callable[[Meter, Any, Arguments, Mapping[str, Any]], None]
 
 

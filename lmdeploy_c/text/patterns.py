@@ -29,7 +29,7 @@ _ZERO_WIDTH = ("(?=", "(?!", "(?<=", "(?<!")
 
 @dataclass
 class _Part:
-    """What a quantifier may stand behind: a character, a class or a group, and the quantifier."""
+    """A character, a class or a group, with the quantifier that may follow it."""
 
     alternatives: list[list[_Part]] = field(default_factory=list)  # of a group
     is_atomic: bool = False  # once it has matched, it is not tried again in another way
