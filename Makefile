@@ -107,7 +107,7 @@ KERNELS := csrc/cpu/kernels
 KERNEL_HEADERS := $(wildcard $(KERNELS)/*.h csrc/quant/*.h csrc/base/*.h)
 CORE := $(wildcard csrc/base/*.c csrc/io/*.c csrc/quant/*.c csrc/backend/*.c csrc/engine/*.c csrc/model/*.c csrc/cpu/*.c) $(KERNELS)/isa_ref.c
 
-HARNESS := $(addprefix tests/c/,check_kernels.c check_attention.c check_sampling.c check_grid.c sampling_definition.c)
+HARNESS := $(addprefix tests/c/,check_kernels.c check_attention.c check_sampling.c check_grid.c check_solve.c sampling_definition.c)
 
 # Kernels of each ISA of this machine's kind, with its own flags; and those of every kind without,
 # with portable wrappers. Any aarch64 has NEON, so there the file is never portable.

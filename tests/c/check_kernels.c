@@ -538,6 +538,7 @@ static void check_table(lmd_threads *threads, const lmd_cpu_kernels *kernels) {
     check_attentions(kernels);
     check_sampling(kernels);
     check_grids(kernels);
+    check_solver_kernels(kernels);
     printf("     %-23s G multiply-adds/s on a Q4_1 panel of 576 columns, W4A16: %.1f (1 row), "
            "%.1f (64 rows); fast: %.1f, %.1f\n",
            kernels->isa, panel_speed(threads, kernels, 1, 16),

@@ -33,4 +33,7 @@ void check_sampling(const lmd_cpu_kernels *kernels);
 /* Grids of groups of weights, in check_grid.c. */
 void check_grids(const lmd_cpu_kernels *kernels);
 
+/* The quantizer's products and rounding, in check_solve.c. */
+void check_solver_kernels(const lmd_cpu_kernels *kernels);
+
 #endif

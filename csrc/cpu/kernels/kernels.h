@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "quant/grid.h"
+#include "quant/matrix_kernels.h"
 #include "quant/weight_codec.h"
 
 /* Prefetches a line that is read soon, into the second cache. In the first it would evict what
@@ -161,6 +162,9 @@ typedef struct lmd_cpu_kernels {
 
     /* As lmd_grid_error (quant/grid.h), with its bits. */
     lmd_grid_error_fn grid_error;
+
+    /* The quantizer's. */
+    lmd_matrix_kernels matrix;
 
     /* Writes one position's key and value, [head_dim] each, into its head's part of a block. */
     void (*kv_write)(uint8_t *block, const float *key, const float *value,

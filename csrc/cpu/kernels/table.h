@@ -3,6 +3,7 @@
  * panel_codes: `panel` for weights that are codes. The isa_<name>.c has defined ISA. */
 #include "cpu/kernels/kv.h"
 #include "cpu/kernels/linear.h"
+#include "cpu/kernels/solve.h"
 
 static void panel(float *out, const uint8_t *weights, const lmd_weight_format *format,
                   const lmd_acts *acts, int32_t tile0, int32_t n_tiles, void *scratch) {
@@ -35,6 +36,7 @@ const lmd_cpu_kernels TABLE = {
     .silu_mul = silu_mul,
     .weigh = weigh,
     .grid_error = grid_error,
+    .matrix = {PRODUCT_ROWS, PRODUCT_COLS, product, round_block},
     .kv_write = kv_write,
     .attend_chunk = attend_chunk,
     .attend_fold = attend_fold,
