@@ -47,6 +47,8 @@ static inline uint16_t lmd_float_to_half(float x) {
     return (uint16_t)(sign | (magnitude - 0x38000000u + 0xfffu + odd) >> 13);
 }
 
+static inline int lmd_half_is_finite(uint16_t h) { return (h & 0x7c00u) != 0x7c00u; }
+
 static inline float lmd_bf16_to_float(uint16_t b) {
     return lmd_bits_to_float((uint32_t)b << 16);
 }

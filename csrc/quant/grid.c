@@ -39,8 +39,9 @@ static float sum(chains x) {
 static float largest_code(lmd_grid_form form) { return (float)((1 << form.bits) - 1); }
 
 static lmd_grid_steps steps_of(lmd_grid grid, lmd_grid_form form) {
-    return (lmd_grid_steps){lmd_half_to_float(grid.scale), (float)grid.zero,
-                            largest_code(form)};
+    const float scale = lmd_half_to_float(grid.scale);
+    const float zero = form.has_min ? -lmd_half_to_float(grid.min) / scale : (float)grid.zero;
+    return (lmd_grid_steps){scale, zero, largest_code(form)};
 }
 
 /* The codes of LMD_GRID_UNIT weights. They are clamped before they are rounded, which the magic
@@ -76,17 +77,17 @@ void lmd_grid_encode(const float *weights, int32_t n, lmd_grid_form form, lmd_gr
 /* ---- choosing one ---- */
 
 typedef struct range {
-    float min, max; /* of the weights and 0 */
+    float min, max; /* of the weights, and of 0 unless the form has minima */
 } range;
 
-static range range_of(const float *weights, int32_t n) {
-    chains min = {0}, max = {0};
+static range range_of(const float *weights, int32_t n, lmd_grid_form form) {
+    chains min = all(form.has_min ? weights[0] : 0.0f), max = min;
     for (int32_t i = 0; i < n; i += LMD_GRID_UNIT) {
         const chains w = load(weights + i);
         min = select(w < min, w, min);
         max = select(w > max, w, max);
     }
-    range found = {0.0f, 0.0f};
+    range found = {min[0], max[0]};
     for (int32_t j = 0; j < LMD_GRID_UNIT; j++) {
         found.min = min[j] < found.min ? min[j] : found.min;
         found.max = max[j] > found.max ? max[j] : found.max;
@@ -113,10 +114,17 @@ static uint8_t clamped_zero(float zero, lmd_grid_form form) {
     return (uint8_t)(int32_t)rintf(zero < 0.0f ? 0.0f : zero > most ? most : zero);
 }
 
+/* The grid of a scale on which the value 0 lies `zero` steps above the smallest code's. */
+static lmd_grid grid_with_zero(uint16_t scale, float zero, lmd_grid_form form) {
+    if (form.has_min)
+        return (lmd_grid){scale, 0, lmd_float_to_half(-zero * lmd_half_to_float(scale))};
+    return (lmd_grid){scale, clamped_zero(zero, form), 0};
+}
+
 lmd_grid lmd_grid_min_max(const float *weights, int32_t n, lmd_grid_form form) {
-    const range found = range_of(weights, n);
+    const range found = range_of(weights, n, form);
     const uint16_t scale = half_scale(full_scale(found, form));
-    return (lmd_grid){scale, clamped_zero(-found.min / lmd_half_to_float(scale), form)};
+    return grid_with_zero(scale, -found.min / lmd_half_to_float(scale), form);
 }
 
 /* What a group is searched for. */
@@ -137,42 +145,55 @@ static void try_grid(candidate *best, const group *of, lmd_grid grid) {
     if (error < best->error) *best = (candidate){grid, error};
 }
 
-/* The scale with the least error for the codes that a grid gives; 0 where there is none. */
-static float fitted_scale(const group *of, lmd_grid grid) {
+/* A grid with the least error for the codes that `grid` gives: the line through the weights,
+ * through 0 unless the form has minima. It may have a scale of 0 or below. */
+typedef struct line {
+    float scale, min;
+} line;
+
+static line fitted_line(const group *of, lmd_grid grid) {
     const lmd_grid_steps steps = steps_of(grid, of->form);
-    chains over = {0}, under = {0};
+    const float origin = of->form.has_min ? 0.0f : steps.zero;
+    chains xy = {0}, xx = {0}, x = {0}, y = {0}, one = {0};
     for (int32_t i = 0; i < of->n; i += LMD_GRID_UNIT) {
-        const chains w = load(of->weights + i);
-        const chains code = codes_of(w, steps, 1.0f / steps.scale) - steps.zero;
-        const chains weighted = code * load(of->importance + i);
-        over += weighted * w;
-        under += weighted * code;
+        const chains w = load(of->weights + i), importance = load(of->importance + i);
+        const chains code = codes_of(w, steps, 1.0f / steps.scale) - origin;
+        const chains weighted = code * importance;
+        xy += weighted * w;
+        xx += weighted * code;
+        x += weighted;
+        y += importance * w;
+        one += importance;
     }
-    const float divisor = sum(under);
-    return divisor > 0.0f ? sum(over) / divisor : 0.0f;
+    if (!of->form.has_min) return (line){sum(xx) > 0.0f ? sum(xy) / sum(xx) : 0.0f, 0.0f};
+    const float divisor = sum(xx) * sum(one) - sum(x) * sum(x);
+    if (!(divisor > 0.0f)) return (line){0.0f, 0.0f};
+    const float scale = (sum(xy) * sum(one) - sum(x) * sum(y)) / divisor;
+    return (line){scale, (sum(y) - scale * sum(x)) / sum(one)};
 }
 
 lmd_grid lmd_grid_search(const float *weights, const float *importance, int32_t n,
                          lmd_grid_form form, lmd_grid_error_fn error) {
     enum { NEAREST_ZEROS = 5, FITS = 2 };
     const group of = {weights, importance, n, form, error};
-    const range found = range_of(weights, n);
+    const range found = range_of(weights, n, form);
     const float middle = 0.5f * found.max + 0.5f * found.min, full = full_scale(found, form);
+    const float apart = form.has_min ? 0.4f : 1.0f; /* of two zeros, in steps */
     candidate best = {lmd_grid_min_max(weights, n, form), INFINITY};
     try_grid(&best, &of, best.grid);
     for (int32_t i = 0; i < LMD_GRID_WIDTHS; i++) {
         const float width = 0.53f + 0.025f * (float)i; /* up to 1.105 */
-        lmd_grid grid = {half_scale(full * width), clamped_zero(0.0f, form)};
-        const float centred =
-            0.5f * largest_code(form) - middle / lmd_half_to_float(grid.scale);
+        const uint16_t scale = half_scale(full * width);
+        const float centred = 0.5f * largest_code(form) - middle / lmd_half_to_float(scale);
         for (int32_t j = 0; j < (form.is_symmetric ? 1 : NEAREST_ZEROS); j++) {
-            grid.zero = clamped_zero(centred + (float)(j - NEAREST_ZEROS / 2), form);
-            try_grid(&best, &of, grid);
+            const float zero = centred + apart * (float)(j - NEAREST_ZEROS / 2);
+            try_grid(&best, &of, grid_with_zero(scale, zero, form));
         }
     }
     for (int32_t i = 0; i < FITS; i++) {
-        const float scale = fitted_scale(&of, best.grid);
-        if (scale > 0.0f) try_grid(&best, &of, (lmd_grid){half_scale(scale), best.grid.zero});
+        const line fit = fitted_line(&of, best.grid);
+        lmd_grid grid = {half_scale(fit.scale), best.grid.zero, lmd_float_to_half(fit.min)};
+        if (fit.scale > 0.0f) try_grid(&best, &of, grid);
     }
     return best.grid;
 }
