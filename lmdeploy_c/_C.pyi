@@ -486,17 +486,87 @@ class Quantizer:
         weight, 0 included. Raises TypeError, and ValueError for a weight that is not finite.
         """
 
-def column_squares(
-    model: Model, token_ids: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """What the linears of each layer read of a text: for each input column the sum over tokens of
-    its square, of q, k and v [n_layer, hidden], of o [n_layer, n_head * head_dim], of gate and up
-    [n_layer, hidden], of down [n_layer, ffn]. A token counts 1 in the first and the third, and in
-    the others 1 over the mean square of its residual stream. Runs without the GIL.
+    def add_inputs(self, sums: InputSums, rows: ArrayLike) -> None:
+        """Adds rows [n, n_cols] that a linear reads, each of weight 1. Raises TypeError, ValueError
+        for a number that is not finite, RuntimeError where the sums are in use."""
 
-    token_ids: 1 to 2**16 integers. Raises ValueError, TypeError, MemoryError, UnsupportedError for
-    a device other than the CPU.
-    """
+    def run_layer(
+        self,
+        model: Model,
+        hidden: ArrayLike,
+        sums: Sequence[InputSums | None] | None = None,
+    ) -> NDArray[np.float32]:
+        """A text's hidden states [n, hidden] after the layer of a model that has just one.
+
+        n: 1 to 2**16. sums: four, to which what these linears read is added: q, k and v; o; gate
+        and up; down. A token counts 1 in the first and the third, and in the others 1 over the mean
+        square of its residual stream. Raises TypeError, ValueError for other sizes and for what is
+        not finite, RuntimeError where sums are in use, UnsupportedError for a device other than the
+        CPU."""
+
+    def output_errors(self, sums: InputSums, differences: ArrayLike) -> NDArray[np.float64]:
+        """What differences [n, n_cols] of a weight's rows change in its outputs on the tokens of
+        the sums: for each row d gram d^T, the sum of squares. Raises as add_inputs, and ValueError
+        where sums keep no gram."""
+
+    def solve(
+        self,
+        weight: ArrayLike,
+        sums: InputSums,
+        *,
+        bits: int = 4,
+        group_size: int = 128,
+        symmetric: bool = False,
+        minima: bool = False,
+        search: bool = True,
+        ordered: bool = True,
+        rounds: int = 2,
+        shrink: float = 0.25,
+        damp: float = 0.01,
+        scales: ArrayLike | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[Any]]:
+        """A matrix as `quantize` gives it, with codes that change its outputs little: the least
+        tr((W - V) H (W - V)^T), H being the gram of the inputs. GPTQ (arXiv 2210.17323), then
+        rounds of refitted scales and coordinate descent (arXiv 2309.01885). The result has the same
+        bits on every CPU and for every number of threads.
+
+        minima: value = scale * code + min, and the third array holds the fp16 minima. search: as
+        for `quantize`, columns weighed by H's diagonal. ordered: columns in the order of what they
+        carry, group by group. shrink: the part of H that its diagonal replaces, 0 to 1. damp: times
+        the mean of the diagonal, added to it. scales: [n_in] what columns are multiplied by first;
+        the inputs are divided by them. progress: is called with the rows that are done; an
+        exception of it ends the work. Raises TypeError, ValueError, RuntimeError where the sums are
+        in use."""
+
+class InputSums:
+    """What a linear reads, summed over tokens. gram: with the products of columns, which are
+    n_cols**2 floats.
+
+    n_cols: columns. n_tokens: rows that were added. One call at a time uses an object: RuntimeError
+    else. Raises ValueError, MemoryError."""
+
+    def __init__(self, n_cols: int, *, gram: bool = True) -> None: ...
+    @property
+    def n_cols(self) -> int: ...
+    @property
+    def n_tokens(self) -> int: ...
+    def squares(self) -> NDArray[np.float64]:
+        """[n_cols] of the weighted rows: the gram's diagonal."""
+
+    def absolute(self) -> NDArray[np.float64]:
+        """[n_cols] the sum of |x|; no row is weighted."""
+
+    def largest(self) -> NDArray[np.float32]:
+        """[n_cols] the largest |x|; no row is weighted."""
+
+    def gram(self) -> NDArray[np.float32] | None:
+        """A copy of the sum of x^T x over the weighted rows, [n_cols, n_cols]; None: not kept."""
+
+    def shrink(self, other: InputSums) -> float:
+        """How much of this gram's off-diagonal is chance, judged by another text's: as
+        correlations, (1 - shrink) times this one's are the nearest to the other's. 0 to 1.
+        ValueError where one keeps no gram."""
 
 def dequantize(spec: TensorSpec) -> NDArray[np.float32]:
     """The values of a tensor of a file in fp32, exactly as its type has them. Raises OSError, and

@@ -102,6 +102,7 @@ static lmd_status decoder_submit(lmd_executor *executor, const lmd_plan *plan, l
     ops->step_begin(self->workspace, plan);
     ops->embed(self->workspace, model->embed, self->residual);
     for (int32_t i = 0; i < model->config.n_layer; i++) decode_layer(self, i);
+    show(self, self->residual, model->config.n_layer, LMD_PLACE_RESIDUAL);
     if (plan->n_logits_rows > 0 && plan->n_logits_rows <= self->max_logits_rows)
         make_logits(self, 0, plan->n_logits_rows);
     return LMD_OK;

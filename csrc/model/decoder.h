@@ -18,7 +18,7 @@ typedef struct lmd_decoder_config {
 } lmd_decoder_config;
 
 /* What an observer is shown in each layer, in this order; the residual stream before attention,
- * and again before the feed-forward part. */
+ * again before the feed-forward part, and after the last layer as that of one more. */
 typedef enum lmd_place {
     LMD_PLACE_RESIDUAL,
     LMD_PLACE_QKV, /* the input of q, k and v */

@@ -5,12 +5,12 @@
 
 #include <string.h>
 
-#include "python/py_calibrate.h"
 #include "python/py_checkpoint.h"
 #include "python/py_constants.h"
 #include "python/py_device.h"
 #include "python/py_engine.h"
 #include "python/py_gguf.h"
+#include "python/py_input_sums.h"
 #include "python/py_kv.h"
 #include "python/py_machine.h"
 #include "python/py_model.h"
@@ -66,9 +66,6 @@ static PyMethodDef module_methods[] = {
     {"kv_decode", lmd_py_kv_decode, METH_VARARGS,
      "kv_decode(codes, scales, mins) -> array\n\nscale * code + min in fp32: [n, head_dim]. "
      "Raises ValueError."},
-    {"column_squares", KEYWORDS(lmd_py_column_squares),
-     "column_squares(model, token_ids) -> tuple\n\nWeighted sums of squares of what each "
-     "layer's linears read of a text."},
     {"dequantize", lmd_py_dequantize, METH_O,
      "dequantize(spec) -> array\n\nA tensor's values in fp32. Raises CheckpointError, "
      "UnsupportedError."},
@@ -100,10 +97,10 @@ static int add_exceptions(PyObject *module) {
 
 static int add_types(PyObject *module) {
     static int (*const inits[])(PyObject *) = {
-        lmd_py_gguf_init,      lmd_py_model_init,     lmd_py_engine_init,
-        lmd_py_request_init,   lmd_py_poller_init,    lmd_py_output_init,
-        lmd_py_snapshot_init,  lmd_py_scheduler_init, lmd_py_step_plan_init,
-        lmd_py_quantizer_init,
+        lmd_py_gguf_init,      lmd_py_model_init,      lmd_py_engine_init,
+        lmd_py_request_init,   lmd_py_poller_init,     lmd_py_output_init,
+        lmd_py_snapshot_init,  lmd_py_scheduler_init,  lmd_py_step_plan_init,
+        lmd_py_quantizer_init, lmd_py_input_sums_init,
     };
     for (size_t i = 0; i < sizeof inits / sizeof *inits; i++)
         if (inits[i](module) < 0) return -1;

@@ -98,3 +98,27 @@ PyObject *lmd_py_new_int32(const int32_t *values, npy_intp n) {
 PyObject *lmd_py_new_int64(const int64_t *values, npy_intp n) {
     return new_array(values, n, NPY_INT64);
 }
+
+int lmd_py_float_copy(PyObject *value, const char *what, int n_dims, PyArrayObject **out) {
+    PyArrayObject *array = lmd_py_to_array(value, what, NPY_FLOAT, n_dims);
+    *out = array ? (PyArrayObject *)PyArray_NewCopy(array, NPY_CORDER) : NULL;
+    Py_XDECREF(array);
+    for (int i = 0; *out && i < n_dims; i++)
+        if (PyArray_DIM(*out, i) > INT32_MAX) {
+            PyErr_Format(PyExc_ValueError, "%s has a dimension of %zd; the most is %d", what,
+                         (Py_ssize_t)PyArray_DIM(*out, i), INT32_MAX);
+            Py_CLEAR(*out);
+        }
+    return *out ? 0 : -1;
+}
+
+int lmd_py_float_vector(PyObject *value, const char *what, npy_intp n, PyArrayObject **out) {
+    *out = NULL;
+    if (value == Py_None) return 0;
+    if (lmd_py_float_copy(value, what, 1, out) < 0) return -1;
+    if (PyArray_DIM(*out, 0) == n) return 0;
+    PyErr_Format(PyExc_ValueError, "%s must have a number for each of %zd columns, not %zd",
+                 what, (Py_ssize_t)n, (Py_ssize_t)PyArray_DIM(*out, 0));
+    Py_CLEAR(*out);
+    return -1;
+}

@@ -25,4 +25,11 @@ PyArrayObject *lmd_py_to_array(PyObject *obj, const char *what, int type, int n_
 PyObject *lmd_py_new_int32(const int32_t *values, npy_intp n);
 PyObject *lmd_py_new_int64(const int64_t *values, npy_intp n);
 
+/* A new contiguous fp32 array of n_dims dimensions, none of them above 2^31 - 1: a copy,
+ * because another thread may resize the caller's while it is read without the GIL. -1 with an
+ * exception that names the argument. */
+int lmd_py_float_copy(PyObject *value, const char *what, int n_dims, PyArrayObject **out);
+/* The same for n numbers; NULL in *out for None. */
+int lmd_py_float_vector(PyObject *value, const char *what, npy_intp n, PyArrayObject **out);
+
 #endif

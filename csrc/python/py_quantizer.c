@@ -8,6 +8,7 @@
 #include "python/py_array.h"
 #include "python/py_error.h"
 #include "python/py_fields.h"
+#include "python/py_solve.h"
 
 typedef struct quantizer_object {
     PyObject_HEAD
@@ -32,35 +33,6 @@ static const lmd_py_field quantize_fields[] = {
     {"importance", lmd_py_object, offsetof(quantize_args, importance)},
     {NULL, NULL, 0},
 };
-
-/* A new contiguous fp32 array, none of its dimensions above 2^31 - 1: a copy, because another
- * thread may resize the caller's while it is read without the GIL. -1 with an exception that
- * names the argument. */
-static int float_array(PyObject *value, const char *name, int n_dims, PyArrayObject **out) {
-    PyArrayObject *array = lmd_py_to_array(value, name, NPY_FLOAT, n_dims);
-    *out = array ? (PyArrayObject *)PyArray_NewCopy(array, NPY_CORDER) : NULL;
-    Py_XDECREF(array);
-    for (int i = 0; *out && i < n_dims; i++)
-        if (PyArray_DIM(*out, i) > INT32_MAX) {
-            PyErr_Format(PyExc_ValueError, "%s has a dimension of %zd; the most is %d", name,
-                         (Py_ssize_t)PyArray_DIM(*out, i), INT32_MAX);
-            Py_CLEAR(*out);
-        }
-    return *out ? 0 : -1;
-}
-
-/* The importance of n_cols columns, or NULL in *out for None. -1 with an exception. */
-static int importance_array(PyObject *value, npy_intp n_cols, PyArrayObject **out) {
-    *out = NULL;
-    if (value == Py_None) return 0;
-    if (float_array(value, "importance", 1, out) < 0) return -1;
-    if (PyArray_DIM(*out, 0) == n_cols) return 0;
-    PyErr_Format(PyExc_ValueError,
-                 "importance must have a number for each of %zd columns, not %zd",
-                 (Py_ssize_t)n_cols, (Py_ssize_t)PyArray_DIM(*out, 0));
-    Py_CLEAR(*out);
-    return -1;
-}
 
 /* (codes, scales, zeros) of a matrix, filled in without the GIL. */
 static PyObject *quantize_job(quantizer_object *self, const lmd_matrix_job *job) {
@@ -89,19 +61,19 @@ static PyObject *quantize_job(quantizer_object *self, const lmd_matrix_job *job)
 
 static PyObject *quantize(quantizer_object *self, const quantize_args *call) {
     PyArrayObject *weight;
-    if (float_array(call->weight, "weight", 2, &weight) < 0) return NULL;
+    if (lmd_py_float_copy(call->weight, "weight", 2, &weight) < 0) return NULL;
     lmd_matrix_job job = {
         .weights = PyArray_DATA(weight),
         .n_rows = (int32_t)PyArray_DIM(weight, 0),
         .n_cols = (int32_t)PyArray_DIM(weight, 1),
         .group_size = call->group_size,
-        .form = {call->bits, call->symmetric},
+        .form = {.bits = call->bits, .is_symmetric = call->symmetric},
         .search = call->search,
     };
     if (call->group_size == -1) job.group_size = job.n_cols;
     PyArrayObject *importance;
     PyObject *result = NULL;
-    if (importance_array(call->importance, job.n_cols, &importance) == 0) {
+    if (lmd_py_float_vector(call->importance, "importance", job.n_cols, &importance) == 0) {
         job.importance = importance ? PyArray_DATA(importance) : NULL;
         result = quantize_job(self, &job);
     }
@@ -119,6 +91,32 @@ static PyObject *quantizer_quantize(PyObject *obj, PyObject *args, PyObject *kwa
     PyObject *result = values ? quantize(self, &call) : NULL;
     Py_XDECREF(values);
     return result;
+}
+
+/* ---- by what a linear reads ---- */
+
+typedef PyObject *(*method)(PyObject *self, lmd_threads *threads, PyObject *args,
+                            PyObject *kwargs);
+
+static PyObject *call_method(PyObject *obj, method call, PyObject *args, PyObject *kwargs) {
+    quantizer_object *self = (quantizer_object *)obj;
+    return lmd_py_check_fork(self->pid) < 0 ? NULL : call(obj, self->threads, args, kwargs);
+}
+
+static PyObject *quantizer_solve(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    return call_method(obj, lmd_py_solve, args, kwargs);
+}
+
+static PyObject *quantizer_add_inputs(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    return call_method(obj, lmd_py_add_inputs, args, kwargs);
+}
+
+static PyObject *quantizer_output_errors(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    return call_method(obj, lmd_py_output_errors, args, kwargs);
+}
+
+static PyObject *quantizer_run_layer(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    return call_method(obj, lmd_py_run_layer, args, kwargs);
 }
 
 /* ---- the type ---- */
@@ -164,10 +162,24 @@ static void quantizer_dealloc(PyObject *obj) {
     Py_DECREF(type);
 }
 
+/* A method with keywords, as a method table wants it. */
+#define KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
+
 static PyMethodDef quantizer_methods[] = {
-    {"quantize", (PyCFunction)(void (*)(void))quantizer_quantize, METH_VARARGS | METH_KEYWORDS,
+    {"quantize", KEYWORDS(quantizer_quantize),
      "quantize(weight, *, bits=4, group_size=128, symmetric=False, search=True, "
      "importance=None) -> (codes, scales, zeros)\n\nA matrix to codes without calibration."},
+    {"solve", KEYWORDS(quantizer_solve),
+     "solve(weight, sums, *, bits=4, group_size=128, ...) -> (codes, scales, zeros or minima)"
+     "\n\nA matrix to codes that change its linear's outputs little."},
+    {"add_inputs", KEYWORDS(quantizer_add_inputs),
+     "add_inputs(sums, rows) -> None\n\nAdds rows that a linear reads to sums."},
+    {"output_errors", KEYWORDS(quantizer_output_errors),
+     "output_errors(sums, differences) -> array\n\nWhat differences of a weight's rows change "
+     "in the outputs."},
+    {"run_layer", KEYWORDS(quantizer_run_layer),
+     "run_layer(model, hidden, sums=None) -> array\n\nHidden states after a model's layer, "
+     "whose inputs go into sums."},
     {NULL, NULL, 0, NULL},
 };
 

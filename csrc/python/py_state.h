@@ -18,6 +18,7 @@ typedef enum lmd_py_type_id {
     LMD_PY_SCHEDULER,
     LMD_PY_STEP_PLAN,
     LMD_PY_QUANTIZER,
+    LMD_PY_INPUT_SUMS,
     LMD_PY_TYPE_COUNT
 } lmd_py_type_id;
 

@@ -51,10 +51,11 @@ class World:
     poller: _C.Poller
     scheduler: _C.Scheduler
     quantizer: _C.Quantizer
+    inputsums: _C.InputSums
 
     def objects(self) -> list[Any]:
         return [self.gguf, self.model, self.engine, self.request, self.snapshot, self.poller,
-                self.scheduler, self.quantizer]  # fmt: skip
+                self.scheduler, self.quantizer, self.inputsums]  # fmt: skip
 
 
 def make_world(path: Path) -> World:
@@ -79,7 +80,14 @@ def make_world(path: Path) -> World:
         poller=_C.Poller(),
         scheduler=scheduler,
         quantizer=_C.Quantizer(1),
+        inputsums=some_sums(),
     )
+
+
+def some_sums() -> _C.InputSums:
+    sums = _C.InputSums(32)
+    _C.Quantizer(1).add_inputs(sums, np.ones((3, 32), np.float32))
+    return sums
 
 
 @pytest.fixture
@@ -171,9 +179,11 @@ def model_and_source(world: World) -> dict[str, Any]:
     return {"config": world.checkpoint.config, "source": world.checkpoint.source}
 
 
-def cpu_model(world: World) -> _C.Model:
-    """Whatever device the tests have: a GPU shows no activations."""
-    return _C.Model(world.checkpoint.config, world.checkpoint.source, num_threads=1)
+def one_layer(world: World) -> _C.Model:
+    """On the CPU, whatever device the tests have: a GPU shows no activations."""
+    return _C.Model(
+        {**world.checkpoint.config, "n_layer": 1}, world.checkpoint.source, num_threads=1
+    )
 
 
 ROWS: dict[str, Values] = {
@@ -212,7 +222,26 @@ ROWS: dict[str, Values] = {
     "Scheduler.stats": nothing,
     "Quantizer": lambda world: {"num_threads": 1},
     "Quantizer.quantize": lambda world: {"weight": np.ones((2, 32), np.float32), "group_size": 32},
-    "column_squares": lambda world: {"model": cpu_model(world), "token_ids": [1, 2, 3]},
+    "Quantizer.add_inputs": lambda world: {
+        "sums": _C.InputSums(32), "rows": np.ones((2, 32), np.float32),
+    },
+    "Quantizer.output_errors": lambda world: {
+        "sums": some_sums(), "differences": np.ones((2, 32), np.float32),
+    },
+    "Quantizer.run_layer": lambda world: {
+        "model": one_layer(world),
+        "hidden": np.ones((2, world.checkpoint.config["hidden_dim"]), np.float32),
+        "sums": None,
+    },
+    "Quantizer.solve": lambda world: {
+        "weight": np.ones((2, 32), np.float32), "sums": some_sums(), "group_size": 32,
+    },
+    "InputSums": lambda world: {"n_cols": 4},
+    "InputSums.squares": nothing,
+    "InputSums.absolute": nothing,
+    "InputSums.largest": nothing,
+    "InputSums.gram": nothing,
+    "InputSums.shrink": lambda world: {"other": some_sums()},
     "dequantize": lambda world: {"spec": world.gguf.specs[0]},
     "cpu_info": nothing,
     "device_info": lambda world: {"num_threads": 1},
@@ -245,6 +274,8 @@ def is_too_much(name: str, argument: str, value: Any) -> bool:
     """What would be allocated and read, or waited for."""
     if (name, argument) == ("read_bandwidth", "n_bytes"):
         return type(value) is int and 2**30 < value < 2**40
+    if (name, argument) == ("InputSums", "n_cols"):
+        return type(value) is int and value > 2**14
     if (name, argument) in {("Poller.wait", "timeout"), ("read_bandwidth", "seconds")}:
         is_negative = type(value) in (int, float) and value <= 0
         is_number = isinstance(value, (int, float, np.generic, np.ndarray))
@@ -334,10 +365,9 @@ def test_keywords_that_disappear(world: World, name: str) -> None:
     """A dict of keywords goes to C as it is, and a value empties it."""
     signature = SIGNATURES.get(name, NO_ARGUMENTS)
     for argument in [*signature.positional, *signature.named]:
-        values = {**signature.defaults, **copy.deepcopy(
-            {k: v for k, v in ROWS[name](world).items() if k not in ("model", "source")}
-        )}  # fmt: skip
-        values.update({k: v for k, v in ROWS[name](world).items() if k in ("model", "source")})
+        row, shared = ROWS[name](world), ("model", "source", "sums")
+        values = {**signature.defaults, **{k: v for k, v in row.items() if k in shared}}
+        values |= copy.deepcopy({k: v for k, v in row.items() if k not in shared})
         values[argument] = Clears(values)
         n_threads = _thread._count()
         _thread.start_new_thread(target(world, name), (), values)

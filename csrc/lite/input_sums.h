@@ -1,0 +1,43 @@
+/* What a linear reads, summed over tokens: by it the quantizer weighs errors.
+ * Owns: the sums. One thread, which has a pool's workers help. Must not know: models. */
+#ifndef LMD_LITE_INPUT_SUMS_H
+#define LMD_LITE_INPUT_SUMS_H
+
+#include <stdbool.h>
+
+#include "quant/product.h"
+
+typedef struct lmd_input_sums {
+    int32_t n_cols;
+    int64_t n_tokens;
+    double *squares;  /* [n_cols] of weighted rows: the diagonal of gram */
+    double *absolute; /* [n_cols] of |x|, not weighted */
+    float *largest;   /* [n_cols] |x| */
+    float *gram; /* [n_cols, n_cols] of weighted rows X^T X, the lower triangle; NULL: not kept
+                  */
+} lmd_input_sums;
+
+/* LMD_INVALID for less than one column, LMD_NO_MEMORY. */
+lmd_status lmd_input_sums_new(int32_t n_cols, bool has_gram, lmd_input_sums **out,
+                              lmd_err *err);
+void lmd_input_sums_free(lmd_input_sums *self);
+
+/* Adds rows [n, n_cols], which are weighted in place: row t by the root of weights[t], NULL: 1.
+ * LMD_INVALID for a number that is not finite, LMD_NO_MEMORY; then the sums are of no use. */
+lmd_status lmd_input_sums_add(lmd_input_sums *self, const lmd_compute *compute, float *rows,
+                              const double *weights, int32_t n, lmd_err *err);
+
+/* The whole symmetric matrix; NULL where it is not kept. */
+const float *lmd_input_sums_gram(lmd_input_sums *self);
+
+/* What differences [n, n_cols] of a weight's rows change in the outputs: out[r] is the row's
+ * d gram d^T. Where the gram is kept. */
+void lmd_input_sums_errors(const lmd_input_sums *self, const lmd_compute *compute,
+                           const float *differences, int32_t n, double *out);
+
+/* How much of this gram's off-diagonal is chance, judged by another text's: 0 .. 1. As
+ * correlations, (1 - shrink) times this one's are the nearest to the other's. Where both keep
+ * grams of as many columns. */
+double lmd_input_sums_shrink(const lmd_input_sums *self, const lmd_input_sums *other);
+
+#endif
