@@ -36,13 +36,20 @@ def prompt_bar(use_tqdm: bool | None, n_prompts: int) -> Iterator[Callable[[], o
 
 
 @contextmanager
-def counting_bar(what: str, total: int, unit: str) -> Iterator[Callable[[], object]]:
-    """Gives a function to call once for each of `total` units; a bar where somebody can see it."""
+def layers_progress(what: str, total: int) -> Iterator[Callable[[int, str], object]]:
+    """Gives a function to call with how much more of `total` is done, and what comes next ("": the
+    same); a bar with the time that is left, where somebody can see it."""
     if not is_interactive():
-        yield lambda: None
+        yield lambda n, text: None
         return
-    with _tqdm(desc=what, total=total, unit=unit, leave=False) as bar:
-        yield bar.update
+    with _tqdm(desc=what, total=total, unit="weight", unit_scale=True, leave=False) as bar:
+
+        def progress(n: int, text: str) -> None:
+            if text:
+                bar.set_postfix_str(text)
+            bar.update(n)
+
+        yield progress
 
 
 @contextmanager

@@ -37,6 +37,12 @@ def add_parser(commands: Commands[Any]) -> None:
     lite = commands.add_parser("lite", help=text, description=_sentence(text))
     inside = lite.add_subparsers(dest="lite_command", metavar="COMMAND", required=True)
     quantize = _add_command(inside, "quantize", "write a model with 4-bit or 8-bit weights")
+    quantize.add_argument(
+        "--method",
+        default="best",
+        help="best; or awq, awq-searched, gptq, rtn (each weight to the nearest code), which are "
+        "cheaper.",
+    )
     quantize.add_argument("--format", default="awq", help="awq, gptq or compressed-tensors.")
     quantize.add_argument("--w-bits", type=int, default=4, help="4; or 8, but not in awq.")
     quantize.add_argument(
@@ -125,6 +131,7 @@ def run_quantize(args: argparse.Namespace) -> int:
     done = quantize(
         args.model_path,
         args.work_dir,
+        method=args.method,
         format=args.format,
         w_bits=args.w_bits,
         w_group_size=args.w_group_size,
@@ -140,7 +147,7 @@ def run_quantize(args: argparse.Namespace) -> int:
         for name in ("min_max_error", "error")
     )
     print(
-        f"{len(done)} linears in {args.w_bits} bits: squared error {error:.2f} % of the weights' "
+        f"{len(done)} linears in {args.w_bits} bits: squared error {error:.2f} % of the outputs' "
         f"squares, on average (min-max grids: {plain:.2f} %)\n"
         f"{args.work_dir}: {_size(Path(args.work_dir))}. Try it: {PROG} chat {args.work_dir}"
     )

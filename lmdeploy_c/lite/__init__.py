@@ -1,8 +1,10 @@
 """Compressing models, LMDeploy's `lite`: `quantize` and `export` write a model, `perplexity` and
 `divergence` say how good the result is."""
 
+from .driver import quantize
 from .evaluate import Comparison, Mean, TextScore, divergence, perplexity
-from .rewrite import LinearReport, export, quantize
+from .recipe import LinearReport
+from .rewrite import export
 
 __all__ = [
     "Comparison",

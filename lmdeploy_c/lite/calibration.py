@@ -1,30 +1,13 @@
-"""What each linear of a model reads of a text: by it the quantizer weighs errors."""
+"""The texts that a model reads so that the quantizer knows what its linears read."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ..engine.loading import make_tokenizer
 from ..messages import GenerationConfig, TurbomindEngineConfig
 from ..pipeline import pipeline
-from ..progress import counting_bar
 from .source import Source
-
-#: What a linear's module is called in its layer -> which of `_C.column_squares` it reads.
-_READS = {
-    "qkv": re.compile(r"self_attn\.[qkv]_proj|attention\.wqkv"),
-    "o": re.compile(r"self_attn\.o_proj|attention\.wo"),
-    "gate_up": re.compile(r"mlp\.(gate|up)_proj|feed_forward\.w[13]"),
-    "down": re.compile(r"mlp\.down_proj|feed_forward\.w2"),
-}
-#: Of the mean of a linear's columns: none counts less, however seldom it was used.
-LEAST = 1e-3
-
 
 #: What a model's own samples begin with: prose, lists and code, in a few languages.
 STARTS = (
@@ -68,46 +51,15 @@ def own_windows(
         ]
 
 
-class Calibration:
-    """Statistics of a model's activations on windows of tokens.
-
-    n_tokens: of all windows. Raises what loading a model raises.
-    """
-
-    def __init__(
-        self, source: Source, windows: Sequence[Sequence[int]], num_threads: int | None = None
-    ) -> None:
-        from .._C import Model, column_squares
-
-        found = source.checkpoint
-        self.n_tokens = sum(map(len, windows))
-        model = Model(found.config, found.source, num_threads=num_threads)
-        sums: list[NDArray[np.float64]] = []
-        with counting_bar("calibrating", len(windows), "window") as advance:
-            for window in windows:
-                new = column_squares(model, np.array(window, np.int32))
-                sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else list(new)
-                advance()
-        self._squares = dict(zip(_READS, sums, strict=True))
-
-    def importance(self, name: str) -> NDArray[np.float32]:
-        """What the squared error of each column of a linear's weight counts: [n_in]."""
-        layer = int(name.split(".layers.")[1].split(".")[0])
-        read = next(read for read, names in _READS.items() if names.search(name))
-        squares = self._squares[read][layer] / self.n_tokens
-        counts: NDArray[np.float32] = np.maximum(squares, LEAST * squares.mean()).astype(np.float32)
-        return counts
-
-
-def calibrate(
+def windows_of(
     source: Source,
     dataset: str | Path,
     *,
     samples: int | None = None,
     seqlen: int = 512,
     num_threads: int | None = None,
-) -> Calibration:
-    """Calibrates by a data set: "self", the model's own samples, or a text file of this machine.
+) -> list[list[int]]:
+    """Tokens of a data set: "self", the model's own samples, or a text file of this machine.
 
     samples: windows, at most; None: 24 of the model's own, 128 of a file. seqlen: tokens of a
     window, lowered to the model's context. FileNotFoundError, ValueError.
@@ -120,10 +72,8 @@ def calibrate(
         )
     seqlen = min(seqlen, source.checkpoint.config["max_position"])
     if is_own:
-        windows = own_windows(source, seqlen, samples, num_threads)
-    else:
-        windows = windows_of_text(source, _read(Path(dataset)), seqlen, samples)
-    return Calibration(source, windows, num_threads)
+        return own_windows(source, seqlen, samples, num_threads)
+    return windows_of_text(source, _read(Path(dataset)), seqlen, samples)
 
 
 def _read(path: Path) -> str:

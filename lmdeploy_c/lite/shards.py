@@ -83,7 +83,10 @@ def _header(tensors: Sequence[Tensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_shard(path: Path, parts: Sequence[Part], done: Callable[[int], object]) -> None:
+def write_shard(
+    path: Path, parts: Sequence[Part], done: Callable[[int], object] = lambda n_bytes: None
+) -> None:
+    """Writes one file of tensors. Raises OSError and whatever a part raises."""
     with whole_file(path) as file:
         file.write(_header([tensor for part in parts for tensor in part.tensors]))
         for part in parts:
@@ -116,12 +119,12 @@ def write_shards(
     with the bytes of each part that was written. Raises OSError and whatever a part raises."""
     shards = _cut(parts, max_bytes)
     if len(shards) == 1:
-        _write_shard(folder / "model.safetensors", shards[0], done)
+        write_shard(folder / "model.safetensors", shards[0], done)
         return
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         name = f"model-{i:05}-of-{len(shards):05}.safetensors"
-        _write_shard(folder / name, shard, done)
+        write_shard(folder / name, shard, done)
         weight_map |= {tensor.name: name for part in shard for tensor in part.tensors}
     index = {"metadata": {"total_size": sum(p.n_bytes for p in parts)}, "weight_map": weight_map}
     write_json(folder / "model.safetensors.index.json", index)

@@ -73,6 +73,8 @@ class Source:
                 "model that it was made of"
             )
         specs = source if isinstance(source, list) else source.specs
+        #: As `_C.Model` takes them, under the names of the file.
+        self.specs = specs
         if self.is_gguf:
             found = self.checkpoint
             self.config = hf_config.of_config(

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import packed_models as pm
 import pytest
-from conftest import GOLDEN, load_model
+from conftest import GOLDEN, exact_kv_bits, load_model, make_engine, read_all
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from lmdeploy_c import _C
 from lmdeploy_c.lite import quantize
-from lmdeploy_c.lite.calibration import LEAST, calibrate, own_windows, windows_of_text
+from lmdeploy_c.lite.calibration import own_windows, windows_of, windows_of_text
+from lmdeploy_c.lite.layers import INPUTS, Layers, input_of, layer_of
+from lmdeploy_c.lite.recipe import LEAST, importance
 from lmdeploy_c.lite.source import Source
 
 GGUF = GOLDEN / "gguf" / "llama-float.gguf"
@@ -67,38 +69,91 @@ def squares_of_one_token(path: Path, token: int) -> list[NDArray[Any]]:
     return [np.array(part) for part in found]
 
 
+def sums_of_layers(path: Path, windows: list[list[int]], **options: Any) -> list[dict[str, Any]]:
+    """What each layer's linears read, by input."""
+    layers = Layers(Source(path), windows, _C.Quantizer(2), held_out=0, **options)
+    n_layer = Source(path).checkpoint.config["n_layer"]
+    found = [layers.run(i) for i in range(n_layer)]
+    return [sums.calibration for sums in found if sums is not None]
+
+
 @pytest.mark.parametrize("token", [0, 5, 63])
 def test_squares_of_one_token(model: Path, token: int) -> None:
-    got = _C.column_squares(load_model(model), [token])
-    for a, b in zip(got, squares_of_one_token(model, token), strict=True):
-        assert a.shape == b.shape
-        assert np.abs(a - b).max() <= 2e-3 * b.max()
+    sums = sums_of_layers(model, [[token]])
+    for read, wanted in zip(INPUTS, squares_of_one_token(model, token), strict=True):
+        for layer, b in zip(sums, wanted, strict=True):
+            assert layer[read].n_tokens == 1
+            a = layer[read].squares()
+            assert np.abs(a - b).max() <= 2e-3 * b.max()
+            np.testing.assert_allclose(np.diag(layer[read].gram()), a, rtol=1e-5, atol=1e-12)
 
 
 def test_tokens_add_up(model: Path) -> None:
     """What q, k and v of the first layer read does not depend on the other tokens."""
-    loaded = load_model(model)
-    ids = np.random.default_rng(1).integers(0, 64, 200)
-    together = _C.column_squares(loaded, ids)
-    alone = sum(_C.column_squares(loaded, [i])[0][0] for i in ids)
-    np.testing.assert_allclose(together[0][0], alone, rtol=1e-5)
-    again = _C.column_squares(load_model(model, num_threads=3), ids)
-    assert all((a == b).all() for a, b in zip(together, again, strict=True))
+    ids = np.random.default_rng(1).integers(0, 64, 200).tolist()
+    together = sums_of_layers(model, [ids[:150], ids[150:]])
+    alone = sums_of_layers(model, [[i] for i in ids])
+    a, b = together[0]["qkv"], alone[0]["qkv"]
+    assert a.n_tokens == b.n_tokens == 200
+    np.testing.assert_allclose(a.squares(), b.squares(), rtol=1e-5)
+    np.testing.assert_allclose(a.gram(), b.gram(), atol=1e-4 * a.squares().max())
+    np.testing.assert_allclose(a.absolute(), b.absolute(), rtol=1e-5)
+    again = sums_of_layers(model, [ids[:150], ids[150:]], num_threads=3)
+    for one, other in zip(together, again, strict=True):
+        assert all((one[read].gram() == other[read].gram()).all() for read in INPUTS)
+
+
+@pytest.mark.parametrize(
+    "path", [GGUF, GOLDEN / "gguf" / "llama-Q4_K.gguf"], ids=["float", "codes"]
+)
+def test_layers_make_the_model(path: Path) -> None:
+    """One layer after the other gives the hidden states of all together: the same logits."""
+    if not path.exists():
+        pytest.skip("no such golden model")
+    source = Source(path)
+    ids = np.random.default_rng(2).integers(0, 64, 50).tolist()
+    layers = Layers(source, [ids], _C.Quantizer(2))
+    for i in range(source.checkpoint.config["n_layer"]):
+        assert layers.run(i, watch=False) is None
+    [hidden] = layers.hidden()
+    rms = np.sqrt((hidden.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5)
+    head = "lm_head.weight" if "lm_head.weight" in source.tensors else "model.embed_tokens.weight"
+    got = (hidden / rms * source.read("model.norm.weight")) @ source.read(head).T
+    engine = make_engine(load_model(path), kv_bits=exact_kv_bits())
+    wanted = read_all(engine.submit(ids, max_new_tokens=0, output_logits="all")).logits
+    engine.close()
+    assert np.abs(got - wanted).max() <= 0.01 * np.abs(wanted).max()
 
 
 def test_refusals(model: Path, tmp_path: Path) -> None:
-    loaded = load_model(model)
-    for ids, message in (([], "1 to 65536 tokens, not 0"), ([64], "token 0 is 64; the model has"),
-                         ([-1], "token 0 is -1"), ([0] * 65537, "not 65537")):  # fmt: skip
+    quantizer, whole = _C.Quantizer(1), load_model(model)
+    width = Source(model).checkpoint.config["hidden_dim"]
+    with pytest.raises(ValueError, match="one layer, not 2"):
+        quantizer.run_layer(whole, np.zeros((3, width), np.float32))
+    layers = Layers(Source(model), [[1, 2]], quantizer)
+    one = layers._open(0)
+    for rows, message in ((0, "1 to 65536 tokens, not 0"), (65537, "not 65537")):
         with pytest.raises(ValueError, match=message):
-            _C.column_squares(loaded, ids)
+            quantizer.run_layer(one, np.zeros((rows, width), np.float32))
+    with pytest.raises(ValueError, match="hidden has 3 columns"):
+        quantizer.run_layer(one, np.zeros((2, 3), np.float32))
+    with pytest.raises(ValueError, match="sums must be 4, not 1"):
+        quantizer.run_layer(one, np.zeros((2, width), np.float32), [None])
+    with pytest.raises(ValueError, match="sums 0 have 3 columns"):
+        quantizer.run_layer(
+            one, np.zeros((2, width), np.float32), [_C.InputSums(3), None, None, None]
+        )
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        quantizer.run_layer(
+            one, np.full((2, width), np.inf, np.float32), tuple(layers.new_sums(True).values())
+        )
     with pytest.raises(FileNotFoundError, match="data sets are not downloaded"):
         quantize(GGUF, tmp_path / "out", calib_dataset="wikitext2")
     with pytest.raises(ValueError, match="calibration text is empty"):
         windows_of_text(Source(GGUF), " \n", 8, 8)
     with pytest.raises(ValueError, match="at least 1, not 0 and 1"):
-        calibrate(Source(GGUF), "self", seqlen=0, samples=1)
-    assert not (tmp_path / "out").exists()
+        windows_of(Source(GGUF), "self", seqlen=0, samples=1)
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_windows_are_spread_over_the_text() -> None:
@@ -116,24 +171,28 @@ def test_own_samples_are_the_same_every_time() -> None:
     assert found == own_windows(source, 32, 26, 2)
     assert len(found) == 26 and len({tuple(w) for w in found}) > 20
     assert all(16 < len(w) <= 32 for w in found)
-    assert calibrate(source, "self", samples=2, seqlen=24).n_tokens > 16
+    assert sum(map(len, windows_of(source, "self", samples=2, seqlen=24))) > 16
 
 
 def test_errors_count_where_the_model_reads(tmp_path: Path) -> None:
     """Weighed by what each column carries, the calibrated codes are nearer; no column is free."""
     source = Source(GGUF)
     (tmp_path / "text").write_text(TEXT)
-    calibration = calibrate(source, tmp_path / "text", seqlen=64)
-    quantize(GGUF, tmp_path / "plain", w_group_size=32, calib_dataset=None)
-    quantize(GGUF, tmp_path / "calibrated", w_group_size=32, calib_dataset=tmp_path / "text",
-             calib_seqlen=64)  # fmt: skip
+    windows = windows_of(source, tmp_path / "text", seqlen=64)
+    layers = Layers(source, windows, _C.Quantizer(2))
+    quantize(GGUF, tmp_path / "plain", method="rtn", w_group_size=32, calib_dataset=None)
+    quantize(GGUF, tmp_path / "calibrated", method="rtn", w_group_size=32,
+             calib_dataset=tmp_path / "text", calib_seqlen=64)  # fmt: skip
     dense = [
         pm.dense_tensors("awq", load_file(tmp_path / name / "model.safetensors"))
         for name in ("plain", "calibrated")
     ]
-    for name in source.linears():
-        counts = calibration.importance(name).astype(np.float64)
-        exact = source.read(name)
-        plain, better = (float((counts * (d[name] - exact) ** 2).sum()) for d in dense)
-        assert better <= plain * 1.0001
-        assert counts.min() >= 0.99 * LEAST * counts.mean() > 0
+    for layer in range(source.checkpoint.config["n_layer"]):
+        sums = layers.run(layer)
+        assert sums is not None
+        for name in (n for n in source.linears() if layer_of(n) == layer):
+            counts = importance(sums.calibration[input_of(name)]).astype(np.float64)
+            exact = source.read(name)
+            plain, better = (float((counts * (d[name] - exact) ** 2).sum()) for d in dense)
+            assert better <= plain * 1.0001
+            assert counts.min() >= 0.99 * LEAST * counts.mean() > 0

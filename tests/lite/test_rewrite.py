@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from lmdeploy_c import _C, Tokenizer
 from lmdeploy_c.files.checkpoint import open_checkpoint
-from lmdeploy_c.lite import export, rewrite
+from lmdeploy_c.lite import LinearReport, driver, export
 from lmdeploy_c.lite import quantize as calibrated
 from lmdeploy_c.lite.source import Source
 
@@ -29,9 +29,9 @@ FORMS = [
 ]  # fmt: skip
 
 
-def quantize(*args: Any, **options: Any) -> list[rewrite.LinearReport]:
+def quantize(*args: Any, **options: Any) -> list[LinearReport]:
     """Without calibration: these models have no tokenizer."""
-    return calibrated(*args, calib_dataset=None, **options)
+    return calibrated(*args, method="rtn", calib_dataset=None, **options)
 
 
 def logits_of(path: Path) -> np.ndarray:
@@ -168,8 +168,8 @@ def test_architectures(tmp_path: Path, arch: str) -> None:
 def test_group_sizes(tmp_path: Path) -> None:
     model = float_model(tmp_path / "model")  # 128 and 192 columns
     source = Source(model)
-    assert rewrite.group_size_for(source, None) == 64
-    assert rewrite.group_size_for(source, -1) == -1
+    assert driver.group_size_for(source, None) == 64
+    assert driver.group_size_for(source, -1) == -1
     with pytest.raises(ValueError, match=r"groups of 128 do not divide the 192 columns of .*down"):
         quantize(model, tmp_path / "out", w_group_size=128)
     assert not (tmp_path / "out").exists()
@@ -179,7 +179,7 @@ def test_group_sizes(tmp_path: Path) -> None:
 
 
 def test_nothing_half_written_can_be_loaded(tmp_path: Path, monkeypatch: Any) -> None:
-    """A tensor with a NaN ends the writing; an older model in the directory is gone by then."""
+    """A tensor with a NaN ends the work before anything is written: an older model stays whole."""
     model = float_model(tmp_path / "model")
     quantize(model, tmp_path / "out")
     tensors = load_file(model / "model.safetensors")
@@ -187,9 +187,12 @@ def test_nothing_half_written_can_be_loaded(tmp_path: Path, monkeypatch: Any) ->
     save_file(tensors, model / "model.safetensors")
     with pytest.raises(ValueError, match=r'"model\.layers\.1\.mlp\.up_proj\.weight": row 3'):
         quantize(model, tmp_path / "out")
-    assert list((tmp_path / "out").glob("*.safetensors*")) == []
-    with pytest.raises(ValueError, match="config.json"):
-        open_checkpoint(tmp_path / "out")
+    assert open_checkpoint(tmp_path / "out").config["quant_method"] == "awq"
+    with pytest.raises(ValueError, match=r"up_proj\.weight"):
+        quantize(model, tmp_path / "new")
+    assert list((tmp_path / "new").glob("*.safetensors*")) == []
+    with pytest.raises(ValueError, match=r"config\.json"):
+        open_checkpoint(tmp_path / "new")
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,0 +1,214 @@
+"""Quantises a model layer by layer: calibrates, quantises, keeps what is done, and writes the new
+directory when all is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..files.checkpoint import fingerprint
+from ..messages import unsupported
+from ..progress import layers_progress
+from ..version import __version__
+from . import packing, rewrite
+from .calibration import windows_of
+from .layers import Layers, LayerSums, layer_of
+from .recipe import METHODS, LayerQuantizer, LayerResult, LinearReport, Recipe
+from .shards import MAX_SHARD_BYTES, Part, Tensor
+from .source import Source
+from .unfinished import Unfinished
+
+if TYPE_CHECKING:
+    from .._C import Quantizer
+
+GROUP_SIZES = (128, 64, 32)
+
+
+def group_size_for(source: Source, wanted: int | None) -> int:
+    """The group size to use: the wanted one where it divides every linear's columns (-1: rows),
+    or the largest of GROUP_SIZES that does. ValueError, also for linears that no word packs."""
+    shapes = {name: source.tensors[name].shape for name in source.linears()}
+    for name, shape in shapes.items():
+        if len(shape) != 2 or shape[0] % 8 or shape[1] % 32:
+            raise ValueError(
+                f"{name} has shape {shape}; packed are matrices whose rows are a multiple of 8 and "
+                "whose columns are one of 32"
+            )
+    widths = {name: shape[1] for name, shape in shapes.items()}
+    if wanted == -1:
+        return -1
+    for size in GROUP_SIZES if wanted is None else (wanted,):
+        odd = next((name for name, n in widths.items() if size < 1 or n % size), None)
+        if odd is None:
+            return size
+    fitting = [size for size in GROUP_SIZES if all(n % size == 0 for n in widths.values())]
+    raise ValueError(
+        f"groups of {size} do not divide the {widths[str(odd)]} columns of {odd}; "
+        + (f"w_group_size may be {', '.join(map(str, fitting))} or -1" if fitting else "use -1")
+    )
+
+
+def _check_form(form: str, scheme: packing.Scheme) -> packing.Format:
+    if form not in packing.FORMATS:
+        raise ValueError(f"format must be {', '.join(packing.FORMATS)}, not {form!r}")
+    found = packing.FORMATS[form]
+    if scheme.bits not in found.bits:
+        served = " or ".join(map(str, found.bits))
+        raise unsupported(f"w_bits of {form} must be {served}, not {scheme.bits}")
+    return found
+
+
+def _recipe(method: str | Recipe) -> Recipe:
+    if isinstance(method, Recipe):
+        return method
+    if method not in METHODS:
+        raise ValueError(f"method must be {', '.join(METHODS)}, not {method!r}")
+    return METHODS[method]
+
+
+class _Job:
+    """One model on its way through a recipe."""
+
+    def __init__(
+        self, source: Source, recipe: Recipe, scheme: packing.Scheme, form: packing.Format,
+        stored: str, unfinished: Unfinished, num_threads: int | None,
+    ) -> None:  # fmt: skip
+        from .._C import Quantizer
+
+        self._source, self._scheme, self._form, self._stored = source, scheme, form, stored
+        self._recipe, self._unfinished, self._num_threads = recipe, unfinished, num_threads
+        self._quantizer: Quantizer = Quantizer(num_threads)
+        self.n_layer: int = source.checkpoint.config["n_layer"]
+        linears = source.linears()
+        self._linears = [[n for n in linears if layer_of(n) == i] for i in range(self.n_layer)]
+
+    def run(self, windows: Sequence[Sequence[int]] | None) -> None:
+        """Quantises the layers that are not done yet. windows: to calibrate by, or None."""
+        bar: AbstractContextManager[Callable[[int, str], object]] = layers_progress(
+            "quantising", self._n_weights(range(self.n_layer))
+        )
+        with bar as progress:
+            quantise = LayerQuantizer(
+                self._recipe, self._scheme, self._source.checkpoint.config, self._quantizer
+            )
+            layers = None
+            for layer in range(self.n_layer):
+                is_done = self._unfinished.has(layer)
+                if windows is not None and layers is None:
+                    layers = Layers(
+                        self._source, windows, self._quantizer, num_threads=self._num_threads
+                    )
+                sums = None
+                if layers is not None and not (is_done and layer == self.n_layer - 1):
+                    progress(0, f"layer {layer + 1} of {self.n_layer}: reads")
+                    sums = layers.run(layer, watch=not is_done, gram=self._recipe.reads_grams)
+                progress(0, f"layer {layer + 1} of {self.n_layer}: quantises")
+                if not is_done:
+                    self._quantise(layer, quantise, sums)
+                progress(self._n_weights([layer]), "")
+
+    def _n_weights(self, layers: Sequence[int] | range) -> int:
+        shapes = (self._source.tensors[name].shape for i in layers for name in self._linears[i])
+        return sum(rows * cols for rows, cols in shapes)
+
+    def _quantise(self, layer: int, quantise: LayerQuantizer, sums: LayerSums | None) -> None:
+        names = [name for name in self._source.tensors if layer_of(name) == layer]
+        result = quantise(self._linears[layer], self._source.read, names, sums)
+        self._unfinished.keep(layer, self._tensors(names, result), result.reports)
+
+    def _tensors(self, names: Sequence[str], result: LayerResult) -> Mapping[Tensor, NDArray[Any]]:
+        """All tensors of a layer as they are written."""
+        found: dict[Tensor, NDArray[Any]] = {}
+        for name in names:
+            if name in result.codes:
+                stem, codes = name.removesuffix("weight"), result.codes[name]
+                shapes = self._form.shapes(self._scheme, *codes.codes.shape)
+                arrays = self._form.pack(codes)
+                found |= {Tensor(stem + s, *what): arrays[s] for s, what in shapes.items()}
+            else:
+                value = result.floats.get(name)
+                value = self._source.read(name) if value is None else value
+                array = rewrite.as_dtype(self._stored, name, np.ascontiguousarray(value))
+                found[Tensor(name, self._stored, value.shape)] = array
+        return found
+
+    def parts(self) -> list[Part]:
+        """The new model's tensors: those outside of layers, and layers that are done."""
+        outside = [name for name in self._source.tensors if layer_of(name) < 0]
+        parts = [rewrite.kept(self._source, name, self._stored) for name in outside]
+        for layer in range(self.n_layer):
+            parts += self._unfinished.tensors(layer)
+        return parts
+
+    def reports(self) -> list[LinearReport]:
+        return [r for layer in range(self.n_layer) for r in self._unfinished.reports(layer)]
+
+
+def quantize(
+    model: str | Path | None = None,
+    work_dir: str | Path = "./work_dir",
+    *,
+    method: str | Recipe = "best",
+    format: str = "awq",
+    w_bits: int = 4,
+    w_group_size: int | None = None,
+    w_sym: bool = False,
+    dtype: str = "float16",
+    calib_dataset: str | Path | None = "self",
+    calib_samples: int | None = None,
+    calib_seqlen: int = 512,
+    num_threads: int | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> list[LinearReport]:
+    """Writes a model with the linears of its layers quantised. Embedding, norms and lm_head stay
+    floats. One layer is in memory at a time; a run that was stopped continues, with the same
+    result, where the same call is made again.
+
+    model: a path, a model id, or None for the embedded model. method: "best"; "awq",
+    "awq-searched", "gptq" or "rtn", which are cheaper. format: "awq", "gptq" or
+    "compressed-tensors". w_bits: 4, or 8 of the latter two. w_group_size: columns that share a
+    scale; -1: a whole row; None: the largest of 128, 64 and 32 that fits the model. w_sym: zero is
+    the middle code. dtype: of what stays a float. num_threads: None: all usable ones.
+
+    calib_dataset: what the model reads first, so that an error counts what it changes: "self", its
+    own samples, or a text file. None: no calibration: large weights count more, and only "rtn" can
+    do without. calib_samples: windows of it, at most; None: 24 of the model's own, 128 of a file.
+    calib_seqlen: tokens of a window.
+
+    Returns what was done to each linear. Raises what `export` raises, and ValueError for a group
+    size that does not fit and for a weight or an input that is not finite, by its tensor.
+    """
+    source = Source(model)
+    recipe, folder = _recipe(method), Path(work_dir)
+    scheme = packing.Scheme(w_bits, group_size_for(source, w_group_size), w_sym)
+    form, stored = _check_form(format, scheme), rewrite.stored_dtype(source, dtype)
+    if calib_dataset is None and (recipe.scales or recipe.solver):
+        raise ValueError(f'method {method!r} needs calib_dataset; "rtn" does without')
+    rewrite.check_work_dir(source, folder)
+    calibration = [str(calib_dataset), calib_samples, calib_seqlen]
+    job = {
+        "version": __version__, "model": fingerprint(source.checkpoint), "recipe": repr(recipe),
+        "format": format, "scheme": vars(scheme), "dtype": stored, "calibration": calibration,
+    }  # fmt: skip
+    unfinished = Unfinished(folder, job)
+    windows = unfinished.windows() if calib_dataset is not None else None
+    if calib_dataset is not None and windows is None:
+        windows = windows_of(
+            source, calib_dataset, samples=calib_samples, seqlen=calib_seqlen,
+            num_threads=num_threads,
+        )  # fmt: skip
+        unfinished.keep_windows(windows)
+    at_work = _Job(source, recipe, scheme, form, stored, unfinished, num_threads)
+    at_work.run(windows)
+    reports, parts = at_work.reports(), at_work.parts()
+    config = rewrite.config_of(source, stored)
+    config["quantization_config"] = form.config(scheme)
+    rewrite.begin(source, folder)
+    rewrite.write(source, folder, parts, config, "writing", max_shard_bytes)
+    unfinished.remove()
+    return reports

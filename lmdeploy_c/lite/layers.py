@@ -1,0 +1,135 @@
+"""A model one layer at a time: the hidden states of texts through it, and what its linears read.
+
+One layer's weights are in memory at once, as the file has them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .source import Source
+
+if TYPE_CHECKING:
+    from .._C import InputSums, Model, Quantizer, TensorSpec
+
+#: What reads the same input, in the order of `Quantizer.run_layer`'s sums: the modules of a layer.
+INPUTS = {
+    "qkv": re.compile(r"self_attn\.[qkv]_proj|attention\.wqkv"),
+    "o": re.compile(r"self_attn\.o_proj|attention\.wo"),
+    "gate_up": re.compile(r"mlp\.(gate|up)_proj|feed_forward\.w[13]"),
+    "down": re.compile(r"mlp\.down_proj|feed_forward\.w2"),
+}
+LAYER = re.compile(r"(.*\.layers|blk)\.(\d+)\.(.+)")
+EMBEDDINGS = (
+    "token_embd.weight",
+    "model.embed_tokens.weight",
+    "model.tok_embeddings.weight",
+)
+FINAL_NORMS = ("output_norm.weight", "model.norm.weight")
+
+
+def layer_of(name: str) -> int:
+    """The layer of a tensor's name; -1: none."""
+    found = LAYER.fullmatch(name)
+    return int(found[2]) if found else -1
+
+
+def input_of(name: str) -> str:
+    """Which of INPUTS a linear reads, by its tensor's name."""
+    return next(read for read, names in INPUTS.items() if names.search(name))
+
+
+@dataclass(frozen=True)
+class LayerSums:
+    """What a layer's linears read, by INPUTS: of texts to calibrate by, and of held-out ones."""
+
+    calibration: dict[str, InputSums]
+    held_out: dict[str, InputSums]
+
+
+class Layers:
+    """Texts on their way through a model's layers.
+
+    windows: of token ids. held_out: every so many-th window is kept from calibration; 0: none.
+    Raises what loading a model raises.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        windows: Sequence[Sequence[int]],
+        quantizer: Quantizer,
+        *,
+        held_out: int = 6,
+        num_threads: int | None = None,
+    ) -> None:
+        config = source.checkpoint.config
+        self._source, self._quantizer, self._num_threads = source, quantizer, num_threads
+        self._config = {**config, "n_layer": 1, "vocab_size": 1, "tie_embeddings": True}
+        self._widths = {
+            "qkv": config["hidden_dim"],
+            "o": config["n_head"] * config["head_dim"],
+            "gate_up": config["hidden_dim"],
+            "down": config["ffn_dim"],
+        }
+        self._hidden = self._embed(windows)
+        self._is_held_out = [
+            held_out > 0 and i % held_out == held_out - 1 for i in range(len(windows))
+        ]
+        self.n_tokens = sum(
+            len(w) for w, is_held in zip(windows, self._is_held_out, strict=True) if not is_held
+        )
+
+    def _embed(self, windows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        name = next(n for n in self._source.tensors if n in EMBEDDINGS)
+        table = self._source.read(name)
+        return [table[np.asarray(window)] for window in windows]
+
+    def _specs(self, layer: int) -> list[TensorSpec]:
+        """The tensors of a model that has this layer alone, and a vocabulary of one token."""
+        specs: list[TensorSpec] = []
+        for spec in self._source.specs:
+            name, dtype, shape, path, offset, n_bytes = spec
+            found = LAYER.fullmatch(name)
+            if found and int(found[2]) == layer:
+                specs.append((f"{found[1]}.0.{found[3]}", dtype, shape, path, offset, n_bytes))
+            elif name in EMBEDDINGS:
+                row = (1, *shape[1:])
+                specs.append((name, dtype, row, path, offset, n_bytes // shape[0]))
+            elif name in FINAL_NORMS:
+                specs.append(spec)
+        return specs
+
+    def _open(self, layer: int) -> Model:
+        from .._C import Model
+
+        return Model(self._config, self._specs(layer), num_threads=self._num_threads)
+
+    def new_sums(self, gram: bool) -> dict[str, InputSums]:
+        """Sums of nothing, for each input of a layer."""
+        from .._C import InputSums
+
+        return {name: InputSums(width, gram=gram) for name, width in self._widths.items()}
+
+    def run(self, layer: int, *, watch: bool = True, gram: bool = True) -> LayerSums | None:
+        """Takes the texts through the next layer. watch: and gives what its linears read; gram:
+        with the products of columns."""
+        model = self._open(layer)
+        if not watch:
+            self._hidden = [self._quantizer.run_layer(model, h) for h in self._hidden]
+            return None
+        sums = LayerSums(self.new_sums(gram), self.new_sums(gram))
+        for i, hidden in enumerate(self._hidden):
+            into = sums.held_out if self._is_held_out[i] else sums.calibration
+            self._hidden[i] = self._quantizer.run_layer(model, hidden, tuple(into.values()))
+        return sums
+
+    def hidden(self) -> list[NDArray[Any]]:
+        """The states after the layers that were run, a text each: [n_tokens, hidden]."""
+        return self._hidden

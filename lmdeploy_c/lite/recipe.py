@@ -1,0 +1,224 @@
+"""What is done to the linears of a layer: the methods of `lite quantize`, as data and as one
+function of a layer's weights and of what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import packing, smoothing
+from .layers import INPUTS, LayerSums, input_of
+
+if TYPE_CHECKING:
+    from .._C import InputSums, Quantizer
+
+Array = NDArray[np.float32]
+
+LEAST = 1e-3  # of the mean of a linear's columns: none counts less, however seldom it was used
+ROWS = 128  # of a weight, at most, by which its error is estimated
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How weights become codes with feedback: the arguments of `Quantizer.solve`."""
+
+    search: bool = True
+    ordered: bool = True
+    rounds: int = 2
+    shrink: float = 0.25
+    damp: float = 0.01
+
+    def arguments(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method. scales: None, "plain" or "searched" (smoothing.py); solver: None rounds each weight
+    to its group's grid; search: such a grid is the one with the least error."""
+
+    scales: str | None = None
+    solver: Solver | None = None
+    search: bool = True
+
+    @property
+    def reads_grams(self) -> bool:
+        """Whether it asks how columns go together, not just how large they are."""
+        return self.solver is not None or self.scales == "searched"
+
+
+METHODS = {
+    "rtn": Recipe(),
+    "awq": Recipe(scales="plain", search=False),
+    "awq-searched": Recipe(scales="searched"),
+    "gptq": Recipe(solver=Solver(search=False, ordered=False, rounds=0, shrink=0.0)),
+    "best": Recipe(solver=Solver()),
+}
+
+
+@dataclass(frozen=True)
+class LinearReport:
+    """What quantisation did to one linear: the squared error of its outputs on tokens that it was
+    not calibrated by, as a part of the outputs' squares (without calibration: of its weights), on
+    grids from the smallest to the largest weight, and as written."""
+
+    name: str
+    min_max_error: float
+    error: float
+
+
+@dataclass
+class LayerResult:
+    """A layer quantised: the codes of its linears, the floats that changed, and reports."""
+
+    codes: dict[str, packing.Codes] = field(default_factory=dict)
+    floats: dict[str, Array] = field(default_factory=dict)
+    reports: list[LinearReport] = field(default_factory=list)
+
+
+class LayerQuantizer:
+    """Quantises layers by a recipe.
+
+    config: the model's, normalised. sums of a layer: None: no calibration.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        scheme: packing.Scheme,
+        config: Mapping[str, Any],
+        quantizer: Quantizer,
+        progress: Callable[[int], object] = lambda n_weights: None,
+    ) -> None:
+        self._recipe, self._scheme, self._config = recipe, scheme, config
+        self._quantizer, self._progress = quantizer, progress
+        self._grid: dict[str, Any] = {"bits": scheme.bits, "symmetric": scheme.symmetric}
+
+    def __call__(
+        self, linears: Sequence[str], read: Callable[[str], Array], names: Sequence[str],
+        sums: LayerSums | None,
+    ) -> LayerResult:  # fmt: skip
+        """linears: a layer's, by their tensors' names; names: all of the layer's tensors; read:
+        gives one."""
+        result = LayerResult()
+        scales = self._fold(linears, read, names, sums, result) if self._recipe.scales else {}
+        for group in INPUTS:
+            members = [name for name in linears if input_of(name) == group]
+            if members:
+                weights = [result.floats.pop(name, None) for name in members]
+                parts = [read(n) if w is None else w for n, w in zip(members, weights, strict=True)]
+                for name, part in zip(members, parts, strict=True):
+                    _check_finite(name, part)
+                self._quantise(group, members, parts, scales.get(group), sums, result)
+        return result
+
+    # ---- scales ----
+
+    def _fold(
+        self, linears: Sequence[str], read: Callable[[str], Array], names: Sequence[str],
+        sums: LayerSums | None, result: LayerResult,
+    ) -> dict[str, Array]:  # fmt: skip
+        """The columns' scales of each input, divided out of what makes the input: norms, rows of
+        weights, biases; these are in result.floats."""
+        if sums is None:
+            return {}
+        found: dict[str, Array] = {}
+        for group in INPUTS:
+            if not smoothing.can_fold(group, self._config):
+                continue
+            sources = [n for n in names if smoothing.SOURCES[group].search(n)]
+            members = [name for name in linears if input_of(name) == group]
+            is_dead = np.zeros(sums.calibration[group].n_cols, bool)
+            for name in sources:
+                if "norm" in name:
+                    is_dead |= read(name) == 0
+            weight = np.concatenate([read(name) for name in members])
+            scales = self._scales(weight, sums.calibration[group], is_dead)
+            for name in sources:
+                value = result.floats.get(name)
+                value = read(name) if value is None else value
+                result.floats[name] = value / (scales[:, None] if value.ndim == 2 else scales)
+            found[group] = scales
+        return found
+
+    def _scales(self, weight: Array, sums: InputSums, is_dead: NDArray[np.bool_]) -> Array:
+        size = self._scheme.group_size
+        if self._recipe.scales == "plain":
+            return smoothing.plain(weight, sums, size, is_dead)
+        return smoothing.searched(weight, sums, size, is_dead, self._quantizer, **self._grid)
+
+    # ---- codes ----
+
+    def _quantise(
+        self, group: str, members: Sequence[str], parts: Sequence[Array], scales: Array | None,
+        sums: LayerSums | None, result: LayerResult,
+    ) -> None:  # fmt: skip
+        """The linears of one input, together."""
+        weight = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        ends = np.cumsum([len(part) for part in parts])
+        try:
+            made = self._codes(weight, scales, sums.calibration[group] if sums else None)
+            plain = self._quantizer.quantize(
+                weight, group_size=self._scheme.group_size, search=False, **self._grid
+            )
+        except ValueError as error:
+            raise ValueError(f"{', '.join(members)}: {error}") from None
+        values = smoothing.values_of(*made)
+        if scales is not None:
+            values /= scales
+        for name, begin, end in zip(members, [0, *ends[:-1]], ends, strict=True):
+            at = slice(begin, end)
+            result.codes[name] = packing.Codes(self._scheme, *(x[at] for x in made))
+            errors = [
+                self._error(weight[at], v[at], sums.held_out[group] if sums else None)
+                for v in (smoothing.values_of(*plain), values)
+            ]
+            result.reports.append(LinearReport(name, *errors))
+
+    def _codes(self, weight: Array, scales: Array | None, sums: InputSums | None) -> Any:
+        recipe, size = self._recipe, self._scheme.group_size
+        if recipe.solver and sums is not None:
+            return self._quantizer.solve(
+                weight, sums, group_size=size, scales=scales, progress=self._progress,
+                **self._grid, **recipe.solver.arguments(),
+            )  # fmt: skip
+        return self._quantizer.quantize(
+            weight if scales is None else weight * scales,
+            group_size=size,
+            search=recipe.search,
+            importance=None if sums is None else importance(sums, scales),
+            **self._grid,
+        )
+
+    def _error(self, weight: Array, values: Array, sums: InputSums | None) -> float:
+        if sums is None or sums.n_tokens == 0 or not self._recipe.reads_grams:
+            squares = sums.squares() if sums is not None and sums.n_tokens else 1.0
+            over = (np.square(values - weight, dtype=np.float64) * squares).sum()
+            return float(over / ((np.square(weight, dtype=np.float64) * squares).sum() or 1.0))
+        rows = slice(None, None, -(-len(weight) // ROWS))
+        over = self._quantizer.output_errors(sums, values[rows] - weight[rows]).sum()
+        return float(over / (self._quantizer.output_errors(sums, weight[rows]).sum() or 1.0))
+
+
+def importance(sums: InputSums, scales: Array | None = None) -> Array:
+    """What the squared error of each column counts: [n_in]."""
+    squares = sums.squares() / max(sums.n_tokens, 1)
+    if scales is not None:
+        squares = squares / np.square(scales, dtype=np.float64)
+    counts: Array = np.maximum(squares, LEAST * squares.mean()).astype(np.float32)
+    return counts
+
+
+def _check_finite(name: str, weight: Array) -> None:
+    is_finite = np.isfinite(weight).all(1)
+    if not is_finite.all():
+        raise ValueError(f'tensor "{name}": row {is_finite.argmin()} has a NaN or an infinity')
+
+
+def with_solver(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with other arguments of its solver."""
+    return replace(recipe, solver=replace(recipe.solver or Solver(), **changes))

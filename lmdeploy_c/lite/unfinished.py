@@ -1,0 +1,104 @@
+"""The layers that are done of a model being quantised, in a folder of its work_dir: what a killed
+run leaves, and the next one continues from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..files import safetensors
+from .recipe import LinearReport
+from .shards import Part, Tensor, write_json, write_shard
+
+FOLDER = "unfinished"
+REMOVED = "unfinished.removed"
+JOB = "job.json"
+#: Types of what is kept: halves are never rounded again, so that bf16 is not needed.
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I32": np.int32, "I64": np.int64,
+          "I8": np.int8, "U8": np.uint8}  # fmt: skip
+
+
+class Unfinished:
+    """The folder. job: all that the result depends on; a folder of another job is emptied."""
+
+    def __init__(self, work_dir: Path, job: Mapping[str, Any]) -> None:
+        self.folder = work_dir / FOLDER
+        shutil.rmtree(work_dir / REMOVED, ignore_errors=True)
+        if not self._is_of(job):
+            if self.folder.exists():
+                self.remove()
+            self.folder.mkdir(parents=True)
+            write_json(self.folder / JOB, job)
+
+    def _is_of(self, job: Mapping[str, Any]) -> bool:
+        try:
+            found = json.loads((self.folder / JOB).read_text("utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(found == json.loads(json.dumps(job)))
+
+    def _path(self, layer: int) -> Path:
+        return self.folder / f"layer-{layer:05}.safetensors"
+
+    # ---- windows ----
+
+    def windows(self) -> list[list[int]] | None:
+        """The calibration's tokens, where they are known already."""
+        try:
+            with np.load(self.folder / "windows.npz", allow_pickle=False) as file:
+                ids, lengths = file["ids"], file["lengths"]
+        except (OSError, ValueError, KeyError):
+            return None
+        ends = np.cumsum(lengths)
+        return [ids[end - n : end].tolist() for end, n in zip(ends, lengths, strict=True)]
+
+    def keep_windows(self, windows: Sequence[Sequence[int]]) -> None:
+        partial = self.folder / "windows.partial.npz"
+        ids = [i for window in windows for i in window]
+        np.savez(partial, ids=np.array(ids, np.int32), lengths=np.array([len(w) for w in windows]))
+        partial.replace(self.folder / "windows.npz")
+
+    # ---- layers ----
+
+    def has(self, layer: int) -> bool:
+        """Whether the layer is done. Its report is written first, so that both are there."""
+        return self._path(layer).is_file()
+
+    def keep(
+        self, layer: int, tensors: Mapping[Tensor, NDArray[Any]], reports: Sequence[LinearReport]
+    ) -> None:
+        path = self._path(layer)
+        write_json(path.with_suffix(".json"), {"linears": [vars(report) for report in reports]})
+        parts = [Part((tensor,), lambda a=array: [a]) for tensor, array in tensors.items()]  # type: ignore[misc]
+        write_shard(path, parts)
+
+    def reports(self, layer: int) -> list[LinearReport]:
+        text = self._path(layer).with_suffix(".json").read_text("utf-8")
+        return [LinearReport(**linear) for linear in json.loads(text)["linears"]]
+
+    def tensors(self, layer: int) -> list[Part]:
+        """The layer's tensors, each read when its turn comes."""
+        parts = []
+        for name, dtype, shape, path, offset, n_bytes in safetensors.read_specs(self._path(layer)):
+
+            def read(
+                dtype: str = dtype, shape: tuple[int, ...] = shape, path: str = path,
+                offset: int = offset, n_bytes: int = n_bytes,
+            ) -> list[NDArray[Any]]:  # fmt: skip
+                kind = np.dtype(DTYPES[dtype])
+                count = n_bytes // kind.itemsize
+                return [np.fromfile(path, kind, count, offset=offset).reshape(shape)]
+
+            parts.append(Part((Tensor(name, dtype, tuple(shape)),), read))
+        return parts
+
+    def remove(self) -> None:
+        """All at once, whenever a kill comes."""
+        removed = self.folder.rename(self.folder.with_name(REMOVED))
+        shutil.rmtree(removed)
