@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "base/ints.h"
 #include "base/memory.h"
 
 static size_t gram_bytes(const lmd_input_sums *self) {
@@ -71,44 +72,75 @@ const float *lmd_input_sums_gram(lmd_input_sums *self) {
 
 /* ---- what the sums say ---- */
 
-/* The sum of x[i] * y[i], in 16 chains. */
-static double dot(const float *x, const float *y, int32_t n) {
-    enum { CHAINS = 16 };
-    float chains[CHAINS] = {0};
-    int32_t i = 0;
-    for (; i + CHAINS <= n; i += CHAINS)
-        for (int32_t c = 0; c < CHAINS; c++) chains[c] += x[i + c] * y[i + c];
-    double sum = 0.0;
-    for (int32_t c = 0; c < CHAINS; c++) sum += (double)chains[c];
-    for (; i < n; i++) sum += (double)x[i] * y[i];
-    return sum;
-}
-
+/* d gram d^T of some rows d, in parts: each is of tile_rows columns j, the sum of
+ * d_j * (d gram)_j. */
 typedef struct error_work {
     const lmd_input_sums *sums;
-    const float *differences;
-    double *out;
+    const lmd_matrix_kernels *kernels;
+    const float *rows; /* [n_cols][tile_cols] a row in each lane */
+    double *parts;     /* [n_parts][tile_cols] */
+    float *panels;     /* [n_threads][n_cols][tile_rows] */
 } error_work;
 
-static void add_error(void *arg, const lmd_stage *stage, int32_t row, int32_t thread_idx,
-                      bool is_first) {
+static void add_part(void *arg, const lmd_stage *stage, int32_t part, int32_t thread_idx,
+                     bool is_first) {
     const error_work *work = arg;
-    const int64_t n = work->sums->n_cols;
-    const float *x = work->differences + row * n;
-    double error = 0.0;
-    (void)stage, (void)thread_idx, (void)is_first;
-    for (int32_t i = 0; i < n; i++) {
-        const float *gram = work->sums->gram + i * n;
-        error += (double)x[i] * (2.0 * dot(gram, x, i) + (double)gram[i] * x[i]);
+    const int32_t n = work->sums->n_cols, n_rows = work->kernels->tile_rows;
+    const int32_t n_lanes = work->kernels->tile_cols, begin = part * n_rows;
+    const int32_t end = lmd_min_i32(begin + n_rows, n);
+    float *panel = work->panels + (int64_t)thread_idx * n * n_rows;
+    float tile[LMD_MAX_TILE_ROWS * LMD_MAX_TILE_COLS] = {0};
+    (void)stage, (void)is_first;
+    for (int32_t k = 0; k < n; k++)
+        for (int32_t j = begin; j < begin + n_rows; j++)
+            panel[k * n_rows + j - begin] =
+                j < end ? work->sums->gram[(int64_t)k * n + j] : 0.0f;
+    work->kernels->product(tile, n_lanes, panel, work->rows, n);
+    for (int32_t lane = 0; lane < n_lanes; lane++) {
+        double sum = 0.0;
+        for (int32_t j = begin; j < end; j++)
+            sum += (double)work->rows[j * n_lanes + lane] * tile[(j - begin) * n_lanes + lane];
+        work->parts[part * n_lanes + lane] = sum;
     }
-    work->out[row] = error;
 }
 
-void lmd_input_sums_errors(const lmd_input_sums *self, const lmd_compute *compute,
-                           const float *differences, int32_t n, double *out) {
-    error_work work = {self, differences, out};
-    lmd_stage stage = {.run = add_error, .n_items = n};
-    lmd_threads_run(compute->threads, &stage, sizeof stage, 1, &work);
+/* As many rows as there are lanes. */
+static void add_errors(const error_work *work, lmd_threads *threads, int32_t n, double *out) {
+    const int32_t n_lanes = work->kernels->tile_cols;
+    lmd_stage stage = {.run = add_part,
+                       .n_items = lmd_ceil_div(work->sums->n_cols, work->kernels->tile_rows)};
+    lmd_threads_run(threads, &stage, sizeof stage, 1, (void *)work);
+    for (int32_t lane = 0; lane < n; lane++) {
+        out[lane] = 0.0;
+        for (int32_t part = 0; part < stage.n_items; part++)
+            out[lane] += work->parts[part * n_lanes + lane];
+    }
+}
+
+lmd_status lmd_input_sums_errors(lmd_input_sums *self, const lmd_compute *compute,
+                                 const float *differences, int32_t n, double *out,
+                                 lmd_err *err) {
+    const lmd_matrix_kernels *kernels = compute->kernels;
+    const size_t n_cols = (size_t)self->n_cols, n_lanes = (size_t)kernels->tile_cols;
+    const size_t n_threads = (size_t)lmd_threads_count(compute->threads);
+    lmd_arena arena = {0};
+    float *rows = lmd_arena_alloc(&arena, n_cols * n_lanes * sizeof *rows);
+    const error_work work = {
+        self, kernels, rows, lmd_arena_alloc(&arena, n_cols * n_lanes * sizeof(double)),
+        lmd_arena_alloc(&arena,
+                        n_threads * n_cols * (size_t)kernels->tile_rows * sizeof *rows)};
+    const bool has_room = rows && work.parts && work.panels;
+    lmd_input_sums_gram(self);
+    for (int32_t first = 0; has_room && first < n; first += kernels->tile_cols) {
+        for (int64_t lane = 0; lane < kernels->tile_cols; lane++)
+            for (int64_t k = 0; k < self->n_cols; k++)
+                rows[k * kernels->tile_cols + lane] =
+                    first + lane < n ? differences[(first + lane) * self->n_cols + k] : 0.0f;
+        add_errors(&work, compute->threads, lmd_min_i32(kernels->tile_cols, n - first),
+                   out + first);
+    }
+    lmd_arena_free(&arena);
+    return has_room ? LMD_OK : lmd_no_memory(err, "the errors of %d columns", self->n_cols);
 }
 
 double lmd_input_sums_shrink(const lmd_input_sums *self, const lmd_input_sums *other) {

@@ -31,9 +31,10 @@ lmd_status lmd_input_sums_add(lmd_input_sums *self, const lmd_compute *compute, 
 const float *lmd_input_sums_gram(lmd_input_sums *self);
 
 /* What differences [n, n_cols] of a weight's rows change in the outputs: out[r] is the row's
- * d gram d^T. Where the gram is kept. */
-void lmd_input_sums_errors(const lmd_input_sums *self, const lmd_compute *compute,
-                           const float *differences, int32_t n, double *out);
+ * d gram d^T. Where the gram is kept. LMD_NO_MEMORY. */
+lmd_status lmd_input_sums_errors(lmd_input_sums *self, const lmd_compute *compute,
+                                 const float *differences, int32_t n, double *out,
+                                 lmd_err *err);
 
 /* How much of this gram's off-diagonal is chance, judged by another text's: 0 .. 1. As
  * correlations, (1 - shrink) times this one's are the nearest to the other's. Where both keep

@@ -183,9 +183,12 @@ static PyObject *errors_of(lmd_input_sums *sums, const lmd_compute *compute, flo
     PyArrayObject *result = (PyArrayObject *)PyArray_SimpleNew(1, &n, NPY_DOUBLE);
     if (!result) return NULL;
     double *out = PyArray_DATA(result);
+    lmd_err err;
+    lmd_status status;
     Py_BEGIN_ALLOW_THREADS
-    lmd_input_sums_errors(sums, compute, rows, n_rows, out);
+    status = lmd_input_sums_errors(sums, compute, rows, n_rows, out, &err);
     Py_END_ALLOW_THREADS
+    if (lmd_py_check(status, &err) < 0) Py_CLEAR(result);
     return (PyObject *)result;
 }
 

@@ -157,9 +157,12 @@ void lmd_mirror(float *a, int32_t n) {
 /* ---- Cholesky: blocks of columns, from the left ---- */
 
 typedef struct factor {
+    const lmd_matrix_kernels *kernels;
     float *a;
-    int32_t n, first, width;                    /* the block of columns at hand */
-    float inverse[FACTOR_BLOCK * FACTOR_BLOCK]; /* of the block's own factor: upper */
+    int32_t n, first, width; /* the block of columns at hand */
+    /* Of the block's own factor L: [column of L^-T][row], FACTOR_BLOCK squared; and the same as
+     * panels for the kernels. */
+    float *inverse, *inverse_panels;
     float *negative; /* [n - first - width, width] the block's rows below, times -1 */
 } factor;
 
@@ -190,20 +193,28 @@ static bool factor_block(factor *self) {
     return true;
 }
 
-/* A row below the block becomes one of the factor: times the transpose of the inverse. */
-static void finish_row(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
-                       bool is_first) {
+/* Some rows below the block become those of the factor: times the transpose of the inverse. */
+static void finish_rows(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                        bool is_first) {
     const factor *self = arg;
-    const int32_t n = self->width;
-    float *row = self->a + (int64_t)(self->first + n + item) * self->n + self->first;
-    float *negative = self->negative + (int64_t)item * n;
-    float sums[FACTOR_BLOCK] = {0};
+    const int32_t n_rows = self->kernels->tile_rows, n_cols = self->kernels->tile_cols;
+    const int32_t begin = self->first + self->width, width = self->width;
+    const operand below = {self->a + (int64_t)begin * self->n + self->first, 1, self->n,
+                           self->n - begin, width};
+    float panel[FACTOR_BLOCK * LMD_MAX_TILE_ROWS];
     (void)stage, (void)thread_idx, (void)is_first;
-    for (int32_t k = 0; k < n; k++)
-        for (int32_t j = 0; j < n; j++) sums[j] += row[k] * self->inverse[k * FACTOR_BLOCK + j];
-    for (int32_t j = 0; j < n; j++) {
-        row[j] = sums[j];
-        negative[j] = -sums[j];
+    pack_panel(&below, item, n_rows, panel);
+    for (int32_t col = 0; col < width; col += n_cols) {
+        float tile[MAX_TILE] = {0};
+        self->kernels->product(tile, n_cols, panel, self->inverse_panels + col * width, width);
+        for (int32_t i = 0; i < lmd_min_i32(n_rows, below.n - item * n_rows); i++) {
+            const int64_t row = item * n_rows + i;
+            for (int32_t j = 0; j < lmd_min_i32(n_cols, width - col); j++) {
+                const float value = tile[i * n_cols + j];
+                self->a[(begin + row) * self->n + self->first + col + j] = value;
+                self->negative[row * width + col + j] = -value;
+            }
+        }
     }
 }
 
@@ -211,7 +222,12 @@ static void finish_row(void *arg, const lmd_stage *stage, int32_t item, int32_t 
 static lmd_status finish_block(const lmd_compute *compute, factor *self, lmd_err *err) {
     const int32_t begin = self->first + self->width, n_below = self->n - begin;
     if (n_below == 0) return LMD_OK;
-    lmd_stage stage = {.run = finish_row, .n_items = n_below};
+    const operand inverse = {self->inverse, FACTOR_BLOCK, 1, self->width, self->width};
+    const int32_t n_cols = self->kernels->tile_cols;
+    for (int32_t i = 0; i * n_cols < self->width; i++)
+        pack_panel(&inverse, i, n_cols, self->inverse_panels + i * n_cols * self->width);
+    lmd_stage stage = {.run = finish_rows,
+                       .n_items = lmd_ceil_div(n_below, self->kernels->tile_rows)};
     lmd_threads_run(compute->threads, &stage, sizeof stage, 1, self);
     const operand below = {self->a + (int64_t)begin * self->n + self->first, 1, self->n,
                            n_below, self->width};
@@ -225,11 +241,15 @@ static lmd_status finish_block(const lmd_compute *compute, factor *self, lmd_err
 }
 
 lmd_status lmd_cholesky(const lmd_compute *compute, float *a, int32_t n, lmd_err *err) {
+    enum { SQUARE = FACTOR_BLOCK * FACTOR_BLOCK };
     lmd_status status = LMD_OK;
-    factor self = {.a = a, .n = n};
-    const size_t n_bytes = (size_t)n * FACTOR_BLOCK * sizeof *self.negative;
-    self.negative = lmd_alloc_large(n_bytes);
-    if (!self.negative) return lmd_no_memory(err, "factoring a matrix of %d columns", n);
+    factor self = {.kernels = compute->kernels, .a = a, .n = n};
+    const size_t n_floats = (size_t)n * FACTOR_BLOCK + 2 * SQUARE,
+                 n_bytes = n_floats * sizeof *a;
+    self.inverse = lmd_alloc_large(n_bytes);
+    if (!self.inverse) return lmd_no_memory(err, "factoring a matrix of %d columns", n);
+    self.inverse_panels = self.inverse + SQUARE;
+    self.negative = self.inverse_panels + SQUARE;
     for (; self.first < n && status == LMD_OK; self.first += self.width) {
         self.width = lmd_min_i32(FACTOR_BLOCK, n - self.first);
         status = factor_block(&self)
@@ -238,6 +258,6 @@ lmd_status lmd_cholesky(const lmd_compute *compute, float *a, int32_t n, lmd_err
                                 "the matrix is not positive definite at columns %d to %d",
                                 self.first, self.first + self.width - 1);
     }
-    lmd_free_large(self.negative, n_bytes);
+    lmd_free_large(self.inverse, n_bytes);
     return status;
 }
