@@ -65,3 +65,10 @@ def test_the_top_level() -> None:
     with pytest.raises(ImportError, match="KVTransferConfig"):
         from lmdeploy_c import KVTransferConfig  # noqa: F401
     assert Path(lmdeploy_c.__file__).with_name("py.typed").exists()
+
+
+def test_the_data_of_the_package_are_small() -> None:
+    folder = Path(lmdeploy_c.__file__).parent / "lite" / "data"
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert sizes.keys() == {"README.md", "builtin.jsonl"}
+    assert sum(sizes.values()) < 300_000
