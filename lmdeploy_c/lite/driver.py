@@ -15,8 +15,7 @@ from ..files.checkpoint import fingerprint
 from ..messages import unsupported
 from ..progress import layers_progress
 from ..version import __version__
-from . import packing, rewrite
-from .calibration import windows_of
+from . import calibration_data, packing, rewrite
 from .layers import Layers, LayerSums, layer_of
 from .recipe import METHODS, LayerQuantizer, LayerResult, LinearReport, Recipe
 from .shards import MAX_SHARD_BYTES, Part, Tensor
@@ -159,7 +158,7 @@ def quantize(
     w_group_size: int | None = None,
     w_sym: bool = False,
     dtype: str = "float16",
-    calib_dataset: str | Path | None = "self",
+    calib_dataset: str | Path | Sequence[Any] | None = "builtin",
     calib_samples: int | None = None,
     calib_seqlen: int = 512,
     num_threads: int | None = None,
@@ -175,10 +174,12 @@ def quantize(
     scale; -1: a whole row; None: the largest of 128, 64 and 32 that fits the model. w_sym: zero is
     the middle code. dtype: of what stays a float. num_threads: None: all usable ones.
 
-    calib_dataset: what the model reads first, so that an error counts what it changes: "self", its
-    own samples, or a text file. None: no calibration: large weights count more, and only "rtn" can
-    do without. calib_samples: windows of it, at most; None: 24 of the model's own, 128 of a file.
-    calib_seqlen: tokens of a window.
+    calib_dataset: what the model reads first, so that an error counts what it changes: "builtin",
+    the text that comes with the package; "self", its own samples; a .txt, .jsonl or .json file; one
+    of LMDeploy's names of which there is a local copy; or a list of texts and objects, as a .jsonl
+    file's lines. None: no calibration: large weights count more, and only "rtn" can do without.
+    calib_samples: windows of it, at most; None: 4 tokens for each column of the widest linear, and
+    24 windows at least. calib_seqlen: tokens of a window.
 
     Returns what was done to each linear. Raises what `export` raises, and ValueError for a group
     size that does not fit and for a weight or an input that is not finite, by its tensor.
@@ -198,7 +199,7 @@ def quantize(
     unfinished = Unfinished(folder, job)
     windows = unfinished.windows() if calib_dataset is not None else None
     if calib_dataset is not None and windows is None:
-        windows = windows_of(
+        windows = calibration_data.windows(
             source, calib_dataset, samples=calib_samples, seqlen=calib_seqlen,
             num_threads=num_threads,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from lmdeploy_c import _C
 from lmdeploy_c.lite import quantize
-from lmdeploy_c.lite.calibration import own_windows, windows_of, windows_of_text
+from lmdeploy_c.lite.calibration_data import windows as windows_of
 from lmdeploy_c.lite.layers import INPUTS, Layers, input_of, layer_of
 from lmdeploy_c.lite.recipe import LEAST, importance
 from lmdeploy_c.lite.source import Source
@@ -149,29 +149,7 @@ def test_refusals(model: Path, tmp_path: Path) -> None:
         )
     with pytest.raises(FileNotFoundError, match="data sets are not downloaded"):
         quantize(GGUF, tmp_path / "out", calib_dataset="wikitext2")
-    with pytest.raises(ValueError, match="calibration text is empty"):
-        windows_of_text(Source(GGUF), " \n", 8, 8)
-    with pytest.raises(ValueError, match="at least 1, not 0 and 1"):
-        windows_of(Source(GGUF), "self", seqlen=0, samples=1)
     assert not (tmp_path / "out" / "config.json").exists()
-
-
-def test_windows_are_spread_over_the_text() -> None:
-    source = Source(GGUF)
-    found = windows_of_text(source, TEXT, 16, 3)
-    assert [len(w) for w in found] == [16, 16, 16]
-    every = windows_of_text(source, TEXT, 16, 10_000)
-    assert found == [every[int(i * len(every) / 3)] for i in range(3)]
-    assert len(windows_of_text(source, "ab", 512, 4)) == 1
-
-
-def test_own_samples_are_the_same_every_time() -> None:
-    source = Source(GGUF)
-    found = own_windows(source, 32, 26, 1)
-    assert found == own_windows(source, 32, 26, 2)
-    assert len(found) == 26 and len({tuple(w) for w in found}) > 20
-    assert all(16 < len(w) <= 32 for w in found)
-    assert sum(map(len, windows_of(source, "self", samples=2, seqlen=24))) > 16
 
 
 def test_errors_count_where_the_model_reads(tmp_path: Path) -> None:

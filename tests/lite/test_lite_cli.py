@@ -39,5 +39,10 @@ def test_mistakes(tmp_path: Path, capsys: Any) -> None:
     for name in ("auto_awq", "auto_gptq", "calibrate", "smooth_quant"):
         assert main(["lite", name]) == 2
         assert "lite quantize" in capsys.readouterr().err
+    (tmp_path / "set.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
+    for dataset, said in ((tmp_path / "set.jsonl", "line 2 is no document"),
+                          ("wikitxt", "no file: --calib-dataset")):  # fmt: skip
+        assert main(["lite", "quantize", str(MODEL), *work, f"--calib-dataset={dataset}"]) == 1
+        assert said in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["lite"])
