@@ -225,6 +225,23 @@ def write_model(path: Path, config: Mapping[str, Any], tensors: Tensors) -> Path
     return path
 
 
+def write_float_model(
+    path: Path,
+    arch: str = "llama",
+    group_size: int = 64,
+    dtype: type[np.floating[Any]] = np.float16,
+    **keys: Any,
+) -> Path:
+    """A directory of random linears of a dtype, whose rows such groups divide; the rest is fp16."""
+    config = {**config_of(arch, "awq", group_size), **keys}
+    del config["quantization_config"]
+    rng = np.random.default_rng(3)
+    tensors = other_tensors(rng, config)
+    for name, shape in linears_of(config).items():
+        tensors[f"{name}.weight"] = (rng.normal(size=shape) / np.sqrt(shape[1])).astype(dtype)
+    return write_model(path, config, tensors)
+
+
 def to_bf16(values: NDArray[Any]) -> NDArray[np.uint16]:
     """The upper halves of fp32 values, for a tensor that `call_bf16` names."""
     return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)

@@ -5,8 +5,8 @@
 #include <stdatomic.h>
 
 #include "base/half.h"
-#include "base/memory.h"
 #include "cpu/cpu_features.h"
+#include "quant/data_free.h"
 
 enum { ROWS_PER_ITEM = 4 };
 
@@ -14,49 +14,36 @@ typedef struct shared_job {
     const lmd_matrix_job *job;
     const lmd_cpu_kernels *kernels;
     lmd_matrix_codes out;
-    float *scratch;     /* [n_threads][group_size] */
     atomic_int bad_row; /* one with a weight that is not finite or too large; -1: none */
 } shared_job;
 
-static bool are_finite(const float *x, int32_t n) {
-    float probe = 0.0f; /* becomes NaN with the first that is not finite, and stays so */
-    for (int32_t i = 0; i < n; i++) probe += x[i] * 0.0f;
-    return probe == 0.0f;
-}
-
-static float mean_square(const float *x, int32_t n) {
-    double sum = 0.0;
-    for (int32_t i = 0; i < n; i++) sum += (double)x[i] * x[i];
-    return (float)(sum / n);
-}
-
-/* What the errors of a group's weights count: that of their columns, or by their own size, for
- * which there is scratch. */
-static const float *importance_of(const lmd_matrix_job *job, const float *weights, int32_t col,
-                                  float row_square, float *scratch) {
-    if (job->importance) return job->importance + col;
-    for (int32_t i = 0; i < job->group_size; i++)
-        scratch[i] = weights[i] * weights[i] + row_square;
-    return scratch;
+/* Writes the codes of a group, and returns their grid. */
+static lmd_grid quantize_group(const shared_job *shared, const float *weights, int32_t col,
+                               float row_square, uint8_t *codes) {
+    const lmd_matrix_job *job = shared->job;
+    const int32_t n = job->group_size;
+    if (job->search && !job->importance)
+        return shared->kernels->data_free_codes(weights, n, row_square, job->form, codes);
+    const lmd_grid grid = job->search ? lmd_grid_search(weights, job->importance + col, n,
+                                                        job->form, shared->kernels->grid_error)
+                                      : lmd_grid_min_max(weights, n, job->form);
+    lmd_grid_encode(weights, n, job->form, grid, codes);
+    return grid;
 }
 
 /* False: a weight is not finite, or too large. */
-static bool quantize_row(const shared_job *shared, int32_t row, float *scratch) {
+static bool quantize_row(const shared_job *shared, int32_t row) {
     const lmd_matrix_job *job = shared->job;
     const lmd_matrix_codes *out = &shared->out;
     const int32_t group_size = job->group_size, n_groups = job->n_cols / group_size;
-    const float *weights = job->weights + (int64_t)row * job->n_cols;
-    if (!are_finite(weights, job->n_cols)) return false;
-    const float row_square = mean_square(weights, job->n_cols);
-    for (int32_t g = 0; g < n_groups; g++, weights += group_size) {
-        lmd_grid grid = lmd_grid_min_max(weights, group_size, job->form);
-        if (job->search)
-            grid = lmd_grid_search(
-                weights, importance_of(job, weights, g * group_size, row_square, scratch),
-                group_size, job->form, shared->kernels->grid_error);
+    const int64_t first = (int64_t)row * job->n_cols;
+    const float row_square = lmd_row_square(job->weights + first, job->n_cols);
+    if (!isfinite(row_square)) return false;
+    for (int32_t g = 0; g < n_groups; g++) {
+        const int32_t col = g * group_size;
+        const lmd_grid grid = quantize_group(shared, job->weights + first + col, col,
+                                             row_square, out->codes + first + col);
         if (!isfinite(lmd_half_to_float(grid.scale))) return false;
-        lmd_grid_encode(weights, group_size, job->form, grid,
-                        out->codes + (int64_t)row * job->n_cols + g * group_size);
         out->scales[(int64_t)row * n_groups + g] = grid.scale;
         out->zeros[(int64_t)row * n_groups + g] = grid.zero;
     }
@@ -66,11 +53,10 @@ static bool quantize_row(const shared_job *shared, int32_t row, float *scratch) 
 static void quantize_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                           bool is_first) {
     shared_job *shared = arg;
-    float *scratch = shared->scratch + (int64_t)thread_idx * shared->job->group_size;
-    (void)stage, (void)is_first;
+    (void)stage, (void)thread_idx, (void)is_first;
     for (int32_t i = 0; i < ROWS_PER_ITEM; i++) {
         const int32_t row = item * ROWS_PER_ITEM + i;
-        if (row < shared->job->n_rows && !quantize_row(shared, row, scratch))
+        if (row < shared->job->n_rows && !quantize_row(shared, row))
             atomic_store(&shared->bad_row, row);
     }
 }
@@ -101,16 +87,10 @@ lmd_status lmd_quantize_matrix(const lmd_matrix_job *job, lmd_threads *threads,
     const lmd_cpu_kernels *kernels;
     LMD_TRY(check(job, err));
     LMD_TRY(lmd_cpu_kernels_select(&kernels, err));
-    const size_t n_scratch =
-        (size_t)lmd_threads_count(threads) * (size_t)job->group_size * sizeof(float);
-    float *scratch = lmd_alloc_large(n_scratch);
-    if (!scratch) return lmd_no_memory(err, "the search of grids");
-    shared_job shared = {
-        .job = job, .kernels = kernels, .out = out, .scratch = scratch, .bad_row = -1};
+    shared_job shared = {.job = job, .kernels = kernels, .out = out, .bad_row = -1};
     lmd_stage stage = {.run = quantize_item,
                        .n_items = (job->n_rows + ROWS_PER_ITEM - 1) / ROWS_PER_ITEM};
     lmd_threads_run(threads, &stage, sizeof stage, 1, &shared);
-    lmd_free_large(scratch, n_scratch);
     const int32_t bad_row = atomic_load(&shared.bad_row);
     if (bad_row < 0) return LMD_OK;
     return lmd_fail(err, LMD_INVALID,

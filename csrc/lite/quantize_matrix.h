@@ -1,4 +1,4 @@
-/* A matrix to codes: the quantisation that needs no data.
+/* A matrix to codes.
  * Owns: how a matrix is cut into groups and shared among threads, and what is refused. Must not
  * know: files, how codes are packed. One thread, which has a pool's workers help. */
 #ifndef LMD_LITE_QUANTIZE_MATRIX_H
@@ -10,8 +10,7 @@
 
 /* A matrix [n_rows, n_cols], row by row, whose rows are cut into groups of group_size columns.
  * importance: [n_cols] what a column's squared error counts, not negative and finite. NULL:
- * nothing is known of the inputs, and a weight's error counts its own square and the mean
- * square of its row, because what is large is seldom so for nothing (llama.cpp's rule). */
+ * nothing is known of the inputs, and weights count by quant/data_free.h's rule. */
 typedef struct lmd_matrix_job {
     const float *weights;
     const float *importance;

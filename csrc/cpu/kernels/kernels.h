@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "quant/data_free.h"
 #include "quant/grid.h"
 #include "quant/matrix_kernels.h"
 #include "quant/weight_codec.h"
@@ -165,6 +166,9 @@ typedef struct lmd_cpu_kernels {
 
     /* The quantizer's. */
     lmd_matrix_kernels matrix;
+
+    /* As lmd_data_free_codes (quant/data_free.h), with its bits. */
+    lmd_data_free_fn data_free_codes;
 
     /* Writes one position's key and value, [head_dim] each, into its head's part of a block. */
     void (*kv_write)(uint8_t *block, const float *key, const float *value,

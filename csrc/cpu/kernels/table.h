@@ -4,6 +4,7 @@
 #include "cpu/kernels/kv.h"
 #include "cpu/kernels/linear.h"
 #include "cpu/kernels/solve.h"
+#include "quant/data_free_search.h"
 
 static void panel(float *out, const uint8_t *weights, const lmd_weight_format *format,
                   const lmd_acts *acts, int32_t tile0, int32_t n_tiles, void *scratch) {
@@ -37,6 +38,7 @@ const lmd_cpu_kernels TABLE = {
     .weigh = weigh,
     .grid_error = grid_error,
     .matrix = {PRODUCT_ROWS, PRODUCT_COLS, product, round_block},
+    .data_free_codes = data_free_codes,
     .kv_write = kv_write,
     .attend_chunk = attend_chunk,
     .attend_fold = attend_fold,
