@@ -121,19 +121,19 @@ static lmd_status row_bytes(const row_origin *origin, int32_t n_cols, uint8_t *b
 typedef struct tile_rows {
     uint8_t *codes;             /* [16][padded_cols] unsigned */
     uint16_t *scales, *offsets; /* [16][n_groups] halves: the offset of cuda_layout.h */
-    float *values;              /* [padded_cols] of form F16: one row */
+    float *values;              /* [padded_cols] one row, of form F16 or before it is codes */
     uint8_t *stored;            /* one row of a tensor, as it was read */
 } tile_rows;
 
 /* One row as its format has it: codes as they are, groups of the format. */
-static lmd_status read_row(const row_origin *origin, int32_t n_cols, uint8_t *stored,
-                           uint8_t *codes, uint16_t *scales, uint16_t *offsets, lmd_err *err) {
+static lmd_status read_row(const row_origin *origin, int32_t n_cols, const tile_rows *scratch,
+                           const lmd_row_codes *out, lmd_err *err) {
     const lmd_weight_part *part = origin->part;
     if (!part->packed.packing) {
         const uint8_t *bytes;
-        LMD_TRY(row_bytes(origin, n_cols, stored, &bytes, err));
-        lmd_weight_decode_row(part->tensor->dtype, bytes, n_cols, codes, scales, offsets);
-        return LMD_OK;
+        LMD_TRY(row_bytes(origin, n_cols, scratch->stored, &bytes, err));
+        const lmd_row_decoder decoder = {part, n_cols, lmd_data_free_codes, scratch->values};
+        return lmd_part_decode_row(&decoder, bytes, out, err);
     }
     const int32_t row = part->row_map ? part->row_map[origin->row] : origin->row;
     const int32_t g = origin->format->group_size;
@@ -143,9 +143,9 @@ static lmd_status read_row(const row_origin *origin, int32_t n_cols, uint8_t *st
     const int32_t in_run = row % LMD_PACKED_ROWS;
     for (int32_t col = 0; col < n_cols; col += g) {
         lmd_packed_decode(&part->packed, row - in_run, col, g, run, run_scales, run_zeros);
-        memcpy(codes + col, run + in_run * g, (size_t)g);
-        scales[col / g] = run_scales[in_run];
-        offsets[col / g] = run_zeros[in_run];
+        memcpy(out->codes + col, run + in_run * g, (size_t)g);
+        out->scales[col / g] = run_scales[in_run];
+        out->offsets[col / g] = run_zeros[in_run];
     }
     return LMD_OK;
 }
@@ -165,9 +165,9 @@ static lmd_status read_code_row(const lmd_pack_plan *plan, const row_origin *ori
                                 int32_t lane, tile_rows *to, lmd_err *err) {
     const lmd_weight_format *format = origin->format;
     uint8_t *codes = to->codes + lane * plan->padded_cols;
-    uint16_t *scales = to->scales + lane * plan->n_groups;
     uint16_t *offsets = to->offsets + lane * plan->n_groups;
-    LMD_TRY(read_row(origin, plan->n_cols, to->stored, codes, scales, offsets, err));
+    const lmd_row_codes row = {codes, to->scales + lane * plan->n_groups, offsets};
+    LMD_TRY(read_row(origin, plan->n_cols, to, &row, err));
     for (int32_t g = 0; g < plan->n_cols / plan->group_size; g++)
         offsets[g] = offset_of(format, offsets[g]);
     if (format->kind != LMD_WEIGHT_I8) return LMD_OK;
@@ -235,8 +235,8 @@ static lmd_status read_values(const lmd_pack_plan *plan, const row_origin *origi
         lmd_weight_row_to_float(origin->part->tensor->dtype, bytes, plan->n_cols, values);
         return LMD_OK;
     }
-    LMD_TRY(read_row(origin, plan->n_cols, rows->stored, rows->codes, rows->scales,
-                     rows->offsets, err));
+    const lmd_row_codes row = {rows->codes, rows->scales, rows->offsets};
+    LMD_TRY(read_row(origin, plan->n_cols, rows, &row, err));
     for (int32_t k = 0; k < plan->n_cols; k++) {
         const int32_t g = k / format->group_size;
         const float scale = lmd_half_to_float(rows->scales[g]);

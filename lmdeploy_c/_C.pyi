@@ -93,6 +93,11 @@ class Model:
     progress: called as progress(done_bytes, total_bytes) while weights are packed; an exception
     raised by it (KeyboardInterrupt too) stops the load and is passed on.
     blank: matrices have the same sizes and made-up values, which are not read: for timing.
+    quantize: "w4" or "w8": the floats of the layers' linears become codes of 4 bits with zeros, or
+    of 8 bits, in the largest groups of 128, 64 and 32 that divide the rows of all of them, as
+    `Quantizer.quantize` makes them without importance. ValueError for a model that has codes
+    already, UnsupportedError where no group divides the rows, CheckpointError for a weight that is
+    not finite.
     Raises KeyError for a key that config lacks, TypeError for a value of a wrong type, ValueError
     for a wrong value, CheckpointError or UnsupportedError for what source holds, OSError for a file
     that cannot be read, MemoryError. A file that another program changes meanwhile gives an error,
@@ -108,6 +113,7 @@ class Model:
         num_threads: int | None = None,
         progress: Callable[[int, int], object] | None = None,
         blank: bool = False,
+        quantize: str | None = None,
     ) -> None: ...
     @property
     def config(self) -> dict[str, Any]:
@@ -480,9 +486,10 @@ class Quantizer:
 
         bits: 2 to 8. group_size: a multiple of 16 that divides n_in; -1: the whole row. symmetric:
         every zero is 2**(bits - 1). search: the grid of a group with the least squared error, each
-        column's times its importance [n_in] (None: each weight's own square and the mean square of
-        its row), among 24 widths and 5 zeros around
-        the widest grid, with the scale fitted to the codes; False: from the smallest to the largest
+        column's times its importance [n_in], among 24 widths and 5 zeros around the widest grid,
+        with the scale fitted to the codes; importance None: each weight's counts its own square and
+        the mean square of its row, and the search is quicker, among 5 widths, with scale and zero
+        fitted; search False: from the smallest to the largest
         weight, 0 included. Raises TypeError, and ValueError for a weight that is not finite.
         """
 
@@ -586,7 +593,11 @@ def alloc_bytes() -> int:
     """The bytes of these allocations, freed ones included."""
 
 def model_sizes(
-    config: Mapping[str, Any], source: Gguf | Sequence[TensorSpec], *, device: str = "cpu"
+    config: Mapping[str, Any],
+    source: Gguf | Sequence[TensorSpec],
+    *,
+    device: str = "cpu",
+    quantize: str | None = None,
 ) -> dict[str, int]:
     """What a Model of these arguments would take. Reads headers and small vectors, allocates no
     weight, and refuses what a Model refuses.

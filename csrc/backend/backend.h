@@ -37,11 +37,19 @@ typedef struct lmd_backend_config {
     lmd_matrices matrices;
 } lmd_backend_config;
 
+/* Codes that floats become while they are uploaded (quant/data_free.h):
+ *   4 bits  U4 ZERO    8 bits  I8 NONE, symmetric    0 bits: floats stay what they are */
+typedef struct lmd_upload_codes {
+    int32_t bits;
+    int32_t group_size; /* 32, 64 or 128 */
+} lmd_upload_codes;
+
 /* Rows taken from one matrix of a checkpoint: row i is the matrix's row row_map[i] (NULL: row
  * i). The matrix is a tensor, or packed tensors in which lmd_packed_check found groups; then
  * row_map keeps runs of LMD_PACKED_ROWS rows together. */
 typedef struct lmd_weight_part {
     const lmd_tensor_view *tensor; /* [>= n_rows, n_cols]; unused when packed */
+    lmd_upload_codes codes;        /* of a tensor of floats */
     lmd_packed_weight packed;      /* LMD_PACKING_NONE: the matrix is `tensor` */
     const int32_t *row_map;        /* [n_rows] */
     int32_t n_rows;

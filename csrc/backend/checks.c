@@ -50,6 +50,13 @@ static bool has_whole_runs(const lmd_weight_part *part) {
 
 static lmd_status find_format(const lmd_weight_part *part, lmd_weight_format *out,
                               lmd_err *err) {
+    if (part->codes.bits) {
+        const bool is_u4 = part->codes.bits == 4;
+        *out = (lmd_weight_format){is_u4 ? LMD_WEIGHT_U4 : LMD_WEIGHT_I8,
+                                   is_u4 ? LMD_OFFSET_ZERO : LMD_OFFSET_NONE,
+                                   part->codes.group_size, LMD_F32};
+        return LMD_OK;
+    }
     if (!part->packed.packing) return lmd_weight_format_of(part->tensor, out, err);
     if (!has_whole_runs(part))
         return lmd_fail(err, LMD_UNSUPPORTED,

@@ -12,7 +12,7 @@ extern "C" {
 #endif
 
 /* Raised whenever a struct or a function of the seam changes. */
-enum { LMD_DEVICE_LIBRARY_ABI = 2 };
+enum { LMD_DEVICE_LIBRARY_ABI = 3 };
 
 enum { LMD_DEVICE_NAME_LEN = 256 };
 

@@ -74,7 +74,7 @@ static lmd_status backend_upload(lmd_backend *self, const lmd_weight_source *src
     cpu_backend *cpu = (cpu_backend *)self;
     if (cpu->matrices == LMD_MATRICES_BLANK)
         return lmd_cpu_weight_blank(src, cpu->threads, &cpu->arena, out, err);
-    return lmd_cpu_weight_pack(src, cpu->threads, &cpu->arena, out, err);
+    return lmd_cpu_weight_pack(src, cpu->kernels, cpu->threads, &cpu->arena, out, err);
 }
 
 static lmd_status backend_upload_vector(lmd_backend *self, const float *values, int32_t n,

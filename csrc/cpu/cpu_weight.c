@@ -25,12 +25,14 @@ int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols) {
 
 /* What the items of one packing share. */
 typedef struct pack_job {
+    const lmd_cpu_kernels *kernels;
     const lmd_weight_part *part;
     const lmd_weight_segment *segment;
     int32_t n_cols;
     int32_t n_read;   /* panels of an item, which are read at once */
     uint8_t *scratch; /* [n_threads][scratch_bytes] */
-    size_t row_bytes; /* of scratch: codes, scales and offsets of one row; then what is read */
+    size_t row_bytes; /* of scratch: floats, scales, offsets and codes of one row; then what is
+                         read */
     size_t scratch_bytes;
     lmd_failure failure;
 } pack_job;
@@ -77,25 +79,31 @@ static void pack_code_row(uint8_t *panel, int32_t lane, const lmd_weight_format 
     }
 }
 
-static void pack_panel(const pack_job *job, int32_t panel_idx, const uint8_t *const *rows,
-                       uint8_t *scratch) {
+static lmd_status pack_panel(const pack_job *job, int32_t panel_idx, const uint8_t *const *rows,
+                             uint8_t *scratch, lmd_err *err) {
     const lmd_weight_segment *segment = job->segment;
     const lmd_dtype dtype = job->part->tensor->dtype;
     uint8_t *panel = job->segment->panels + panel_idx * segment->panel_bytes;
     size_t n_groups = segment->format.group_size ? (size_t)job->n_cols / 32 : 0;
-    uint16_t *scales = (uint16_t *)(void *)scratch;
-    uint16_t *offsets = scales + n_groups;
-    uint8_t *codes = (uint8_t *)(offsets + n_groups);
+    const lmd_row_decoder decoder = {job->part, job->n_cols, job->kernels->data_free_codes,
+                                     (float *)(void *)scratch};
+    lmd_row_codes row_codes;
+    row_codes.scales =
+        (uint16_t *)(void *)(decoder.scratch + lmd_part_scratch_len(job->part, job->n_cols));
+    row_codes.offsets = row_codes.scales + n_groups;
+    row_codes.codes = (uint8_t *)(row_codes.offsets + n_groups);
     for (int32_t lane = 0; lane < LMD_PANEL_ROWS; lane++) {
         int32_t row = panel_idx * LMD_PANEL_ROWS + lane;
-        if (row >= segment->n_rows) return; /* the arena has zeroed the rest */
+        if (row >= segment->n_rows) break; /* the arena has zeroed the rest */
         if (segment->format.kind == LMD_WEIGHT_FLOAT) {
             pack_float_row(panel, lane, rows[lane], job->n_cols, lmd_dtype_block_bytes(dtype));
         } else {
-            lmd_weight_decode_row(dtype, rows[lane], job->n_cols, codes, scales, offsets);
-            pack_code_row(panel, lane, &segment->format, job->n_cols, codes, scales, offsets);
+            LMD_TRY(lmd_part_decode_row(&decoder, rows[lane], &row_codes, err));
+            pack_code_row(panel, lane, &segment->format, job->n_cols, row_codes.codes,
+                          row_codes.scales, row_codes.offsets);
         }
     }
+    return LMD_OK;
 }
 
 static void pack_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
@@ -109,13 +117,11 @@ static void pack_item(void *arg, const lmd_stage *stage, int32_t item, int32_t t
     uint8_t *scratch = job->scratch + (size_t)thread_idx * job->scratch_bytes;
     const uint8_t *rows[MAX_READ_PANELS * LMD_PANEL_ROWS];
     lmd_err err;
-    if (lmd_part_rows(job->part, job->n_cols, first * LMD_PANEL_ROWS, n_rows,
-                      scratch + job->row_bytes, rows, &err) != LMD_OK) {
-        lmd_failure_note(&job->failure, &err);
-        return;
-    }
-    for (int32_t i = 0; i < n_panels; i++)
-        pack_panel(job, first + i, rows + i * LMD_PANEL_ROWS, scratch);
+    lmd_status status = lmd_part_rows(job->part, job->n_cols, first * LMD_PANEL_ROWS, n_rows,
+                                      scratch + job->row_bytes, rows, &err);
+    for (int32_t i = 0; status == LMD_OK && i < n_panels; i++)
+        status = pack_panel(job, first + i, rows + i * LMD_PANEL_ROWS, scratch, &err);
+    if (status != LMD_OK) lmd_failure_note(&job->failure, &err);
 }
 
 /* ---- packed tensors: an item is a panel where words lie by rows, otherwise a group of columns
@@ -290,16 +296,17 @@ static void set_scratch(pack_job *job) {
     job->scratch_bytes = whole_lines(lmd_packed_window_bytes(&part->packed));
     if (part->packed.packing) return;
     job->n_read = count_read(part, job->n_cols);
-    job->row_bytes = whole_lines((size_t)job->n_cols + (size_t)job->n_cols / 32 * 4);
+    job->row_bytes = whole_lines((size_t)lmd_part_scratch_len(part, job->n_cols) * 4 +
+                                 (size_t)job->n_cols + (size_t)job->n_cols / 32 * 4);
     job->scratch_bytes =
         job->row_bytes +
         whole_lines(lmd_part_rows_bytes(part, job->n_cols, job->n_read * LMD_PANEL_ROWS));
 }
 
 /* Packs one part into its segment, whose panels are zeros. */
-static lmd_status pack_part(const lmd_weight_part *part, const lmd_weight_segment *segment,
-                            int32_t n_cols, lmd_threads *threads, lmd_err *err) {
-    pack_job job = {.part = part, .segment = segment, .n_cols = n_cols};
+static lmd_status pack_part(pack_job job, lmd_threads *threads, lmd_err *err) {
+    const lmd_weight_part *part = job.part;
+    const lmd_weight_segment *segment = job.segment;
     set_scratch(&job);
     const size_t all_scratch = job.scratch_bytes * (size_t)lmd_threads_count(threads);
     job.scratch = lmd_realloc(NULL, all_scratch, 1);
@@ -309,7 +316,7 @@ static lmd_status pack_part(const lmd_weight_part *part, const lmd_weight_segmen
     if (part->packed.packing) {
         stage.run = pack_packed_item;
         if (!lmd_packed_by_rows(&part->packed))
-            stage.n_items = n_cols / segment->format.group_size;
+            stage.n_items = job.n_cols / segment->format.group_size;
     }
     lmd_threads_run(threads, &stage, sizeof stage, 1, &job);
     lmd_free(job.scratch);
@@ -317,25 +324,31 @@ static lmd_status pack_part(const lmd_weight_part *part, const lmd_weight_segmen
 }
 
 /* The same; packed tensors whose groups take words from all over are read whole. */
-static lmd_status load_and_pack(lmd_weight_part part, const lmd_weight_segment *segment,
-                                int32_t n_cols, lmd_threads *threads, lmd_err *err) {
+static lmd_status load_and_pack(pack_job job, lmd_threads *threads, lmd_err *err) {
+    lmd_weight_part part = *job.part;
     lmd_packed_in_memory tensors = {0};
     lmd_status status = LMD_OK;
+    job.part = &part;
     if (!has_windows(&part.packed)) status = lmd_packed_load(&part.packed, &tensors, err);
-    if (status == LMD_OK) status = pack_part(&part, segment, n_cols, threads, err);
+    if (status == LMD_OK) status = pack_part(job, threads, err);
     lmd_packed_free(&tensors);
     return status;
 }
 
-lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads,
-                               lmd_arena *arena, lmd_weight **out, lmd_err *err) {
+lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, const lmd_cpu_kernels *kernels,
+                               lmd_threads *threads, lmd_arena *arena, lmd_weight **out,
+                               lmd_err *err) {
     lmd_status status = LMD_OK;
     lmd_weight *weight = NULL;
     LMD_TRY(new_weight(src, &weight, err));
     LMD_TRY_OUT(allocate_panels(src, weight, arena, err));
-    for (int32_t i = 0; i < src->n_parts; i++)
-        LMD_TRY_OUT(
-            load_and_pack(src->parts[i], &weight->segments[i], src->n_cols, threads, err));
+    for (int32_t i = 0; i < src->n_parts; i++) {
+        const pack_job job = {.kernels = kernels,
+                              .part = &src->parts[i],
+                              .segment = &weight->segments[i],
+                              .n_cols = src->n_cols};
+        LMD_TRY_OUT(load_and_pack(job, threads, err));
+    }
     *out = weight;
     weight = NULL;
 out:

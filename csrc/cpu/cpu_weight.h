@@ -32,8 +32,9 @@ int64_t lmd_panel_bytes(const lmd_weight_format *format, int32_t n_cols);
 
 /* Packs a source's rows. LMD_BAD_FILE and LMD_UNSUPPORTED as lmd_weight_source_check says,
  * LMD_NO_MEMORY. */
-lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, lmd_threads *threads,
-                               lmd_arena *arena, lmd_weight **out, lmd_err *err);
+lmd_status lmd_cpu_weight_pack(const lmd_weight_source *src, const lmd_cpu_kernels *kernels,
+                               lmd_threads *threads, lmd_arena *arena, lmd_weight **out,
+                               lmd_err *err);
 /* Says how many bytes of panels lmd_cpu_weight_pack would make. */
 lmd_status lmd_cpu_weight_size(const lmd_weight_source *src, size_t *out, lmd_err *err);
 /* Makes a weight as large, of made-up panels: small finite values, in memory that has been

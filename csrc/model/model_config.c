@@ -60,6 +60,11 @@ lmd_status lmd_model_config_check(const lmd_model_config *config, lmd_err *err) 
     if (!(config->norm_eps >= 0.0 && config->norm_eps < 1.0))
         return lmd_fail(err, LMD_INVALID, "model config: norm_eps must be 0 to 1, not %g",
                         config->norm_eps);
+    if (config->quantize_bits && lmd_quantize_group_size(config) == 0)
+        return lmd_fail(err, LMD_UNSUPPORTED,
+                        "quantize: rows of %d, %d and %d weights do not all divide into groups "
+                        "of 32; leave quantize out",
+                        config->hidden_dim, config->n_head * config->head_dim, config->ffn_dim);
     return check_rope(&config->rope, err);
 }
 
@@ -92,4 +97,22 @@ lmd_status lmd_packing_of(const char *name, lmd_packing *out, lmd_err *err) {
                     "quant_method \"%.40s\" is not served; served: none, awq, gptq, "
                     "gptq_borrow, gptq_v2, compressed-tensors",
                     name);
+}
+
+int32_t lmd_quantize_group_size(const lmd_model_config *config) {
+    const int32_t n_q_rows = config->n_head * config->head_dim;
+    for (int32_t size = 128; size >= 32; size /= 2)
+        if (config->hidden_dim % size == 0 && n_q_rows % size == 0 &&
+            config->ffn_dim % size == 0)
+            return size;
+    return 0;
+}
+
+lmd_status lmd_quantize_bits_of(const char *name, int32_t *out, lmd_err *err) {
+    const bool is_w4 = strcmp(name, "w4") == 0;
+    if (!is_w4 && strcmp(name, "w8") != 0)
+        return lmd_fail(err, LMD_INVALID, "quantize must be \"w4\" or \"w8\", not \"%.40s\"",
+                        name);
+    *out = is_w4 ? 4 : 8;
+    return LMD_OK;
 }

@@ -37,8 +37,10 @@ typedef struct lmd_model_config {
     int32_t hidden_dim, ffn_dim, vocab_size, max_position;
     double norm_eps;
     lmd_rope_config rope;
-    lmd_packing packing;             /* how packed matrices are stored; NONE: there are none */
-    bool tie_embeddings;             /* lm_head is the embedding */
+    lmd_packing packing;   /* how packed matrices are stored; NONE: there are none */
+    int32_t quantize_bits; /* that floats of the layers' linears get while they are loaded: 4,
+                              8; 0: they stay floats */
+    bool tie_embeddings;   /* lm_head is the embedding */
     bool qkv_bias, o_bias, mlp_bias; /* biases of the linears */
     bool qk_norm;                    /* per-head RMS norm of q and k before RoPE */
     bool packed_qkv;                 /* one tensor, rows grouped by KV head: q heads, k, v */
@@ -50,6 +52,13 @@ lmd_status lmd_model_config_check(const lmd_model_config *config, lmd_err *err);
 
 /* "default", "linear", ... to the enum. LMD_UNSUPPORTED. */
 lmd_status lmd_rope_type_of(const char *name, lmd_rope_type *out, lmd_err *err);
+
+/* Columns of a group where linears are quantised: the largest of 128, 64 and 32 that divides
+ * the rows of all of them; 0: none does, which the check refuses. */
+int32_t lmd_quantize_group_size(const lmd_model_config *config);
+
+/* "w4" or "w8" to the bits. LMD_INVALID. */
+lmd_status lmd_quantize_bits_of(const char *name, int32_t *out, lmd_err *err);
 
 /* "none", "awq", "gptq", "gptq_borrow", "gptq_v2" or "compressed-tensors" to the enum.
  * LMD_UNSUPPORTED. */

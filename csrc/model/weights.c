@@ -17,6 +17,7 @@ typedef struct loader {
     size_t done_bytes;
     int32_t *q_map, *k_map, *v_map; /* rows of q, k, v in their tensors; NULL: in order */
     int32_t n_q_rows, n_kv_rows;
+    lmd_upload_codes codes; /* that floats of the layers' linears become; of 0 bits: none */
     lmd_loaded_tensor loaded[2 * LMD_MAX_WEIGHT_PARTS]; /* qzeros and g_idx of a source's parts,
                                                            as they were checked */
     int32_t n_loaded;
@@ -116,6 +117,17 @@ static lmd_status find_packed(loader *self, const char *weight_name, int64_t n_r
     return LMD_OK;
 }
 
+/* Sets a linear's codes. LMD_INVALID where it is no floats. */
+static lmd_status set_codes(const loader *self, lmd_weight_part *part, lmd_err *err) {
+    if (!self->codes.bits) return LMD_OK;
+    part->codes = self->codes;
+    if (!part->packed.packing && part->tensor->dtype <= LMD_BF16) return LMD_OK;
+    return lmd_fail(err, LMD_INVALID,
+                    "quantize: tensor \"%s\" is quantised already; leave quantize out, or load "
+                    "the model of floats that it was made of",
+                    part->packed.packing ? part->packed.qweight->name : part->tensor->name);
+}
+
 /* Finds a matrix, packed or not: all of its n_rows rows in their order. */
 static lmd_status find_part(loader *self, lmd_tensor_role role, int32_t layer, int32_t n_rows,
                             int32_t n_cols, lmd_weight_part *out, lmd_err *err) {
@@ -126,6 +138,7 @@ static lmd_status find_part(loader *self, lmd_tensor_role role, int32_t layer, i
         LMD_TRY(find_packed(self, name, n_rows, n_cols, &part.packed, err));
     if (!part.packed.packing)
         LMD_TRY(find(self, role, layer, n_rows, n_cols, &part.tensor, err));
+    if (role != LMD_EMBED && role != LMD_HEAD) LMD_TRY(set_codes(self, &part, err));
     *out = part;
     return LMD_OK;
 }
@@ -492,6 +505,8 @@ static lmd_status load_all(loader *self, lmd_err *err) {
     const bool sizes_alone = self->sizes_alone;
     LMD_TRY(lmd_arch_of(&model->config, &self->arch, err));
     LMD_TRY(make_row_maps(self, err));
+    self->codes = (lmd_upload_codes){model->config.quantize_bits,
+                                     lmd_quantize_group_size(&model->config)};
     LMD_TRY(load_rope_factors(self, err));
     self->sizes_alone = true;
     LMD_TRY(visit_all(self, err));

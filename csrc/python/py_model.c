@@ -23,12 +23,22 @@ typedef struct model_object {
 typedef struct sizes_args {
     PyObject *config, *source;
     const char *device;
+    int32_t quantize_bits; /* 0: floats stay floats */
 } sizes_args;
+
+static int read_quantize(PyObject *value, const char *name, void *out) {
+    const char *text;
+    lmd_err err;
+    if (value == Py_None) return 0;
+    if (lmd_py_text(value, name, &text) < 0) return -1;
+    return lmd_py_check(lmd_quantize_bits_of(text, out, &err), &err);
+}
 
 static const lmd_py_field sizes_fields[] = {
     {"config", lmd_py_object, offsetof(sizes_args, config)},
     {"source", lmd_py_object, offsetof(sizes_args, source)},
     {"device", lmd_py_text, offsetof(sizes_args, device)},
+    {"quantize", read_quantize, offsetof(sizes_args, quantize_bits)},
     {NULL, NULL, 0},
 };
 
@@ -52,6 +62,7 @@ static PyObject *read_and_measure(const sizes_args *call, PyTypeObject *gguf_typ
     lmd_model_config config;
     lmd_py_checkpoint checkpoint;
     PyObject *dict = lmd_py_model_config(call->config, &config);
+    config.quantize_bits = call->quantize_bits;
     Py_XDECREF(dict);
     if (!dict || lmd_py_checkpoint_read(&checkpoint, gguf_type, call->source) < 0) return NULL;
     PyObject *sizes = measure(&config, checkpoint.tensors, call->device);
@@ -77,6 +88,7 @@ typedef struct model_args {
     int32_t n_threads;
     PyObject *progress; /* NULL: none */
     bool blank;
+    int32_t quantize_bits; /* 0: floats stay floats */
 } model_args;
 
 static int read_progress(PyObject *value, const char *name, void *out) {
@@ -95,6 +107,7 @@ static const lmd_py_field model_fields[] = {
     {"num_threads", lmd_py_num_threads, offsetof(model_args, n_threads)},
     {"progress", read_progress, offsetof(model_args, progress)},
     {"blank", lmd_py_bool, offsetof(model_args, blank)},
+    {"quantize", read_quantize, offsetof(model_args, quantize_bits)},
     {NULL, NULL, 0},
 };
 
@@ -176,6 +189,7 @@ static PyObject *make(PyTypeObject *type, const model_args *call) {
     lmd_model *model;
     PyObject *dict = lmd_py_model_config(call->config, &config);
     if (!dict) return NULL;
+    config.quantize_bits = call->quantize_bits;
     if (load(call, &config, lmd_py_type_beside(type, LMD_PY_GGUF), &model) == 0)
         return wrap(type, model, dict);
     Py_DECREF(dict);
@@ -261,7 +275,8 @@ static PyType_Slot model_slots[] = {
     {Py_tp_traverse, model_traverse},
     {Py_tp_getset, model_getset},
     {Py_tp_doc, "Model(config, source, *, device='cpu', num_threads=None, progress=None, "
-                "blank=False)\n\nA model's weights in a backend's layout, with the backend's "
+                "blank=False, quantize=None)\n\nA model's weights in a backend's layout, with "
+                "the backend's "
                 "thread pool."},
     {0, NULL},
 };

@@ -109,6 +109,12 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
         "Token budget of a step; None: 512 on the CPU, 8192 on a GPU.",
     ),
     ("--cache-block-seq-len", int, "Tokens in a KV block."),
+    (
+        "--quantize",
+        str,
+        "w4 or w8: the floats of the layers become codes of 4 or 8 bits while they are loaded. "
+        "None: as the files have them.",
+    ),
     ("--model-format", str, "hf, awq, gptq or gguf; None: as found."),
     ("--dtype", str, "auto."),
     ("--rope-scaling-factor", float, "0: as the model says."),

@@ -48,7 +48,10 @@ def decode_time(config: TurbomindEngineConfig, checkpoint: Checkpoint, context: 
 
     def read_bytes(n_layer: int) -> int:
         part = {**shape, "n_layer": n_layer}
-        return _C.model_sizes(part, checkpoint.source, device=config.device)["read_bytes"]
+        sizes = _C.model_sizes(
+            part, checkpoint.source, device=config.device, quantize=config.quantize
+        )
+        return sizes["read_bytes"]
 
     shape, all_layers = checkpoint.config, checkpoint.config["n_layer"]
     one, whole = read_bytes(1), read_bytes(all_layers)
@@ -61,6 +64,7 @@ def decode_time(config: TurbomindEngineConfig, checkpoint: Checkpoint, context: 
         device=config.device,
         num_threads=config.num_threads,
         blank=True,
+        quantize=config.quantize,
     )
     block_len = config.cache_block_seq_len
     n_blocks = context // block_len

@@ -128,6 +128,7 @@ def load_model(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Model:
             device=config.device,
             num_threads=config.num_threads,
             progress=progress,
+            quantize=config.quantize,
         )
     if model.device == "cpu":
         warn_of_slow_kernels(model.isa)

@@ -214,7 +214,7 @@ def compute_sizes(config: TurbomindEngineConfig, checkpoint: Checkpoint) -> Size
     from .. import _C
 
     shape, device = checkpoint.config, find_device(config)
-    weights = _C.model_sizes(shape, checkpoint.source, device=device.name)
+    weights = _C.model_sizes(shape, checkpoint.source, device=device.name, quantize=config.quantize)
     available = device.free_bytes
 
     def refused(why: str) -> str:

@@ -142,6 +142,7 @@ class TextEngine:
             "block_len": kv.block_len,
             "kv_bits": list(self.sizes.kv_bits),
             "fast_activations": config.fast_activations,
+            "quantize": config.quantize,
         }
 
     @functools.cached_property

@@ -134,6 +134,10 @@ class TurbomindEngineConfig(_EngineConfig):
         filename: which GGUF file of a repository or a folder: its name, or a pattern such as
             "*q8_0.gguf". Of a model in parts any part. None: the only one, or of a repository
             Q4_K_M, else the nearest to it.
+        quantize: "w4" or "w8" makes codes of 4 or 8 bits of the floats of the layers' linears while
+            they are loaded, without calibration; embedding, norms and lm_head stay as they are.
+            Groups are the largest of 128, 64 and 32 that divide the rows of all linears. None: as
+            the checkpoint has them.
         others: LMDeploy's; accepted at their defaults and refused, never ignored, otherwise.
     """
 
@@ -188,6 +192,7 @@ class TurbomindEngineConfig(_EngineConfig):
     batch_invariant: bool = False
     kv_bits: int | tuple[int, int] | None = None
     filename: str | None = None
+    quantize: str | None = only(None, "w4", "w8")
 
     def check(self) -> None:
         super().check()

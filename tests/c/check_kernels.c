@@ -79,7 +79,8 @@ static matrix pack_part(lmd_threads *threads, const lmd_weight_part *part, lmd_d
     lmd_weight_source src = {.n_parts = 1, .n_cols = k, .parts = {*part}};
     matrix m = {NULL, dtype, part->n_rows, k};
     lmd_err err;
-    if (lmd_cpu_weight_pack(&src, threads, &arena, &m.weight, &err) != LMD_OK) {
+    if (lmd_cpu_weight_pack(&src, &lmd_cpu_kernels_ref, threads, &arena, &m.weight, &err) !=
+        LMD_OK) {
         printf("pack failed: %s\n", err.message);
         exit(1);
     }
