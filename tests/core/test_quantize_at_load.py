@@ -65,7 +65,7 @@ def test_the_same_as_a_file_that_was_quantised_before(
     form, bits, is_symmetric = FILES[quantize]
     write_quantised(
         floats, tmp_path / "file", format=form, w_bits=bits, w_sym=is_symmetric,
-        w_group_size=group, dtype="auto", calib_dataset=None,
+        w_group_size=group, dtype="auto", calib_dataset=None, method="rtn",
     )  # fmt: skip
     model, before = load(floats, quantize), load(tmp_path / "file")
     assert model.weight_bytes == before.weight_bytes == sizes(floats, quantize)["weight_bytes"]
