@@ -486,7 +486,7 @@ class Quantizer:
 
         bits: 2 to 8. group_size: a multiple of 16 that divides n_in; -1: the whole row. symmetric:
         every zero is 2**(bits - 1). search: the grid of a group with the least squared error, each
-        column's times its importance [n_in], among 24 widths and 5 zeros around the widest grid,
+        column's times its importance [n_in], among 14 widths and 3 zeros around the widest grid,
         with the scale fitted to the codes; importance None: each weight's counts its own square and
         the mean square of its row, and the search is quicker, among 5 widths, with scale and zero
         fitted; search False: from the smallest to the largest

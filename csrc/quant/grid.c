@@ -172,24 +172,36 @@ static line fitted_line(const group *of, lmd_grid grid) {
     return (line){scale, (sum(y) - scale * sum(x)) / sum(one)};
 }
 
+/* The grids of a width, a part of the widest grid's, with zeros around the one that puts the
+ * weights into the middle. */
+static void try_width(candidate *best, float *best_width, const group *of, range found,
+                      float width) {
+    const float apart = of->form.has_min ? 0.6f : 1.0f; /* of two zeros, in steps */
+    const uint16_t scale = half_scale(full_scale(found, of->form) * width);
+    const float middle = 0.5f * found.max + 0.5f * found.min;
+    const float centred = 0.5f * largest_code(of->form) - middle / lmd_half_to_float(scale);
+    const float before = best->error;
+    for (int32_t j = -1; j <= 1; j++) {
+        if (of->form.is_symmetric && j != 0) continue;
+        try_grid(best, of, grid_with_zero(scale, centred + apart * (float)j, of->form));
+    }
+    if (best->error < before) *best_width = width;
+}
+
 lmd_grid lmd_grid_search(const float *weights, const float *importance, int32_t n,
                          lmd_grid_form form, lmd_grid_error_fn error) {
-    enum { NEAREST_ZEROS = 5, FITS = 2 };
+    enum { FITS = 2 };
+    const float step = 0.05f;
     const group of = {weights, importance, n, form, error};
     const range found = range_of(weights, n, form);
-    const float middle = 0.5f * found.max + 0.5f * found.min, full = full_scale(found, form);
-    const float apart = form.has_min ? 0.4f : 1.0f; /* of two zeros, in steps */
     candidate best = {lmd_grid_min_max(weights, n, form), INFINITY};
+    float width = 1.0f;
     try_grid(&best, &of, best.grid);
-    for (int32_t i = 0; i < LMD_GRID_WIDTHS; i++) {
-        const float width = 0.53f + 0.025f * (float)i; /* up to 1.105 */
-        const uint16_t scale = half_scale(full * width);
-        const float centred = 0.5f * largest_code(form) - middle / lmd_half_to_float(scale);
-        for (int32_t j = 0; j < (form.is_symmetric ? 1 : NEAREST_ZEROS); j++) {
-            const float zero = centred + apart * (float)(j - NEAREST_ZEROS / 2);
-            try_grid(&best, &of, grid_with_zero(scale, zero, form));
-        }
-    }
+    for (int32_t i = 0; i < LMD_GRID_WIDTHS; i++)
+        try_width(&best, &width, &of, found, 0.55f + step * (float)i); /* up to 1.1 */
+    const float coarse = width;
+    try_width(&best, &width, &of, found, coarse - 0.5f * step);
+    try_width(&best, &width, &of, found, coarse + 0.5f * step);
     for (int32_t i = 0; i < FITS; i++) {
         const line fit = fitted_line(&of, best.grid);
         lmd_grid grid = {half_scale(fit.scale), best.grid.zero, lmd_float_to_half(fit.min)};

@@ -43,13 +43,13 @@ float lmd_grid_error(const float *weights, const float *importance, int32_t n,
  * before the zero is chosen. */
 lmd_grid lmd_grid_min_max(const float *weights, int32_t n, lmd_grid_form form);
 
-/* The grid with the least error among those of LMD_GRID_WIDTHS widths around lmd_grid_min_max's
- * and some zeros each, after which the scale (and minimum) is fitted to the codes twice.
- * importance: [n], not negative. */
+/* The grid with the least error among those of LMD_GRID_WIDTHS widths, of two more around the
+ * best of these, and of three zeros each; after which the scale (and minimum) is fitted to the
+ * codes twice. importance: [n], not negative. */
 lmd_grid lmd_grid_search(const float *weights, const float *importance, int32_t n,
                          lmd_grid_form form, lmd_grid_error_fn error);
 
-enum { LMD_GRID_WIDTHS = 24 };
+enum { LMD_GRID_WIDTHS = 12 };
 
 /* The nearest code of each weight, ties to even, clamped. */
 void lmd_grid_encode(const float *weights, int32_t n, lmd_grid_form form, lmd_grid grid,

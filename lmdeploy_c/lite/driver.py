@@ -3,6 +3,7 @@ directory when all is done."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -68,6 +69,10 @@ def _recipe(method: str | Recipe) -> Recipe:
     if method not in METHODS:
         raise ValueError(f"method must be {', '.join(METHODS)}, not {method!r}")
     return METHODS[method]
+
+
+def _digest(windows: Sequence[Sequence[int]]) -> str:
+    return hashlib.blake2b(repr([list(w) for w in windows]).encode(), digest_size=16).hexdigest()
 
 
 class _Job:
@@ -191,19 +196,30 @@ def quantize(
     if calib_dataset is None and (recipe.scales or recipe.solver):
         raise ValueError(f'method {method!r} needs calib_dataset; "rtn" does without')
     rewrite.check_work_dir(source, folder)
-    calibration = [str(calib_dataset), calib_samples, calib_seqlen]
     job = {
         "version": __version__, "model": fingerprint(source.checkpoint), "recipe": repr(recipe),
-        "format": format, "scheme": vars(scheme), "dtype": stored, "calibration": calibration,
+        "format": format, "scheme": vars(scheme), "dtype": stored,
     }  # fmt: skip
-    unfinished = Unfinished(folder, job)
-    windows = unfinished.windows() if calib_dataset is not None else None
-    if calib_dataset is not None and windows is None:
-        windows = calibration_data.windows(
-            source, calib_dataset, samples=calib_samples, seqlen=calib_seqlen,
-            num_threads=num_threads,
-        )  # fmt: skip
+
+    def find_windows(dataset: Any) -> list[list[int]]:
+        return calibration_data.windows(
+            source, dataset, samples=calib_samples, seqlen=calib_seqlen, num_threads=num_threads
+        )
+
+    if calib_dataset in (None, "self"):
+        # A model's own samples take long and are always the same: the folder keeps them.
+        windows, calibration = None, f"{calib_dataset} {calib_samples} {calib_seqlen}"
+    else:
+        windows = find_windows(calib_dataset)
+        calibration = _digest(windows)
+    unfinished = Unfinished(folder, {**job, "calibration": calibration})
+    if calib_dataset == "self":
+        windows = unfinished.windows() or find_windows("self")
         unfinished.keep_windows(windows)
+    if windows and recipe.solver:
+        config = source.checkpoint.config
+        widest = max(config["hidden_dim"], config["ffn_dim"])
+        calibration_data.enough(sum(map(len, windows)), widest)
     at_work = _Job(source, recipe, scheme, form, stored, unfinished, num_threads)
     at_work.run(windows)
     reports, parts = at_work.reports(), at_work.parts()
