@@ -52,7 +52,7 @@ TRACE_KINDS: tuple[str, ...]
 FINISH_REASONS: tuple[FinishReason | None, ...]
 
 #: (name, dtype, shape, path, byte offset in the file, bytes); dtype is a type's name as GGUF writes
-#: it, such as "BF16", or "I32", the words of packed weights.
+#: it, such as "BF16", or "I32" and "I8", the words and bytes of packed weights.
 TensorSpec = tuple[str, str, tuple[int, ...], str, int, int]
 
 class Gguf:

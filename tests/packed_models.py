@@ -21,6 +21,7 @@ Tensors = dict[str, NDArray[Any]]
 
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+INT_QUANTIZED = {"quant_method": "compressed-tensors", "format": "int-quantized", "bits": 8}
 #: Form -> quantization_config without group_size.
 FORMS: dict[str, dict[str, Any]] = {
     "awq": {"quant_method": "awq", "bits": 4, "version": "gemm", "zero_point": True},
@@ -30,16 +31,33 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "gptq_v2": {"quant_method": "gptq", "bits": 4, "sym": True, "checkpoint_format": "gptq_v2"},
     "gptq-8": {"quant_method": "gptq", "bits": 8, "sym": True, "desc_act": False},
+    "gptq-3": {"quant_method": "gptq", "bits": 3, "sym": False, "desc_act": False},
+    "gptq_borrow-3": {
+        "quant_method": "gptq", "bits": 3, "sym": False, "meta": {"quantizer": ["gptqmodel:7.7.0"]},
+    },
+    "gptq_v2-3": {"quant_method": "gptq", "bits": 3, "sym": True, "checkpoint_format": "gptq_v2"},
     "compressed": {**COMPRESSED, "bits": 4, "config_groups": {"group_0": {
         "targets": ["Linear"], "input_activations": None,
         "weights": {"type": "int", "num_bits": 4, "strategy": "group", "symmetric": False},
     }}},
     "compressed_sym": {**COMPRESSED, "bits": 4, "config_groups": {"W4A16": ["Linear"]}},
     "compressed-8": {**COMPRESSED, "bits": 8, "config_groups": {"W8A16": ["Linear"]}},
+    "compressed-3": {**COMPRESSED, "bits": 3, "config_groups": {"group_0": {
+        "targets": ["Linear"], "format": "pack-quantized",
+        "weights": {"type": "int", "num_bits": 3, "strategy": "channel", "symmetric": False},
+    }}},
+    "compressed_sym-3": {**COMPRESSED, "bits": 3, "config_groups": {"W3A16": ["Linear"]}},
+    "int-quantized": {**INT_QUANTIZED, "config_groups": {"group_0": {
+        "targets": ["Linear"], "format": "int-quantized",
+        "weights": {"type": "int", "num_bits": 8, "strategy": "channel", "symmetric": True},
+        "input_activations": {"type": "int", "num_bits": 8, "strategy": "token", "dynamic": True},
+    }}},
+    "int-quantized_asym": {**INT_QUANTIZED, "config_groups": {"W8A8": ["Linear"]}},
 }  # fmt: skip
 #: Names of codes, zeros and scales after a module's name.
 WORD_NAMES = ("qweight", "qzeros", "scales")
 COMPRESSED_NAMES = ("weight_packed", "weight_zero_point", "weight_scale")
+BYTE_NAMES = ("weight", "weight_zero_point", "weight_scale")
 #: Group size -> hidden_size, intermediate_size; -1 once of whole rows of 96 = 3 x 32.
 SIZES = {32: (96, 160), 64: (128, 192), 128: (128, 384), -1: (96, 320)}
 ARCHITECTURES = {
@@ -57,9 +75,15 @@ INTERNLM2_NAMES = ["attention.wo", "feed_forward.w1", "feed_forward.w3", "feed_f
 
 
 def unpack(words: NDArray[np.int32], bits: int, axis: int, order: list[int]) -> NDArray[np.int64]:
-    """Every word becomes 32 / bits codes along an axis; code i of a word goes to order[i]."""
+    """Every word becomes 32 / bits codes along an axis; code i of a word goes to order[i]. Of 3
+    bits, code i has the bits from 3 * i on of all words together."""
     per_word = 32 // bits
     words = np.moveaxis(words, axis, -1).astype(np.int64) & 0xFFFFFFFF
+    if bits == 3:
+        stream = (words[..., None] >> np.arange(32) & 1).reshape(*words.shape[:-1], -1)
+        n = stream.shape[-1] // 3
+        threes = stream[..., : 3 * n].reshape(*stream.shape[:-1], n, 3)
+        return np.moveaxis((threes * [1, 2, 4]).sum(-1), -1, axis)
     codes = np.zeros((*words.shape, per_word), np.int64)
     for i in range(per_word):
         codes[..., order[i]] = words >> (bits * i) & (2**bits - 1)
@@ -67,11 +91,13 @@ def unpack(words: NDArray[np.int32], bits: int, axis: int, order: list[int]) -> 
 
 
 def names_of(form: str) -> tuple[str, str, str]:
+    if form.startswith("int-quantized"):
+        return BYTE_NAMES
     return COMPRESSED_NAMES if form.startswith("compressed") else WORD_NAMES
 
 
 def g_idx_of(form: str) -> str:
-    return "weight_g_idx" if form.startswith("compressed") else "g_idx"
+    return "weight_g_idx" if form.startswith(("compressed", "int-quantized")) else "g_idx"
 
 
 def decode(
@@ -83,19 +109,22 @@ def decode(
     words, zero_words, scales = (packed.get(name) for name in names_of(form))
     assert words is not None and scales is not None
     scales = scales.astype(np.float32)
-    if form.startswith("compressed"):  # rows first: [N, K], and zeros and scales [N, K / g]
+    if form.startswith("int-quantized"):
+        codes, scales = words.astype(np.int64).T, scales.T
+        zeros = np.zeros(scales.shape) if zero_words is None else zero_words.T
+    elif form.startswith("compressed"):  # rows first: [N, K], and zeros and scales [N, K / g]
         codes, scales = unpack(words, bits, 1, order).T, scales.T
         zeros = np.full(scales.shape, 2 ** (bits - 1))
         if zero_words is not None:
-            zeros = unpack(zero_words, bits, 0, order).T
+            zeros = unpack(zero_words, bits, 0, order).T[:, : scales.shape[1]]
     else:
         assert zero_words is not None
         codes = unpack(words, bits, 1 if form == "awq" else 0, order)  # [K, N]
         if form == "gptq_borrow":  # 1 is added to the zeros of a word as to one number
             ones = np.uint32(sum(1 << at for at in range(0, 32, bits)))
             zero_words = (zero_words.view(np.uint32) + ones).view(np.int32)
-        zeros = unpack(zero_words, bits, 1, order)  # [K / g, N]
-    if form in ("gptq", "gptq-8"):
+        zeros = unpack(zero_words, bits, 1, order)[:, : scales.shape[1]]  # [K / g, N]
+    if form in ("gptq", "gptq-8", "gptq-3", "gptq_borrow-3"):
         zeros = (zeros + 1) % 2**bits
     group_size = len(codes) // len(scales)
     in_order = np.arange(len(codes)) // group_size
@@ -114,6 +143,7 @@ def random_packed(
     """Random tensors of one packed linear; some scales are zero or negative."""
     bits = bits or int(FORMS[form]["bits"])
     n_groups = 1 if group_size == -1 else n_in // group_size
+    zero_words = -(-n_out * bits // 32)
     shape = (n_in, n_out * bits // 32) if form == "awq" else (n_in * bits // 32, n_out)
 
     def words(*shape: int) -> NDArray[np.int32]:
@@ -121,18 +151,26 @@ def random_packed(
 
     scales = rng.uniform(0.5, 1.5, (n_groups, n_out)) * (4.0 / 2**bits) / np.sqrt(n_in)
     scales *= rng.choice([1.0, 1.0, 1.0, -1.0, 0.0], scales.shape)
+    if form.startswith("int-quantized"):
+        stored: Tensors = {
+            "weight": rng.integers(-128, 128, (n_out, n_in), np.int8),
+            "weight_scale": np.ascontiguousarray(scales.T.astype(np.float16)),
+        }
+        if form.endswith("asym"):
+            stored["weight_zero_point"] = rng.integers(-128, 128, (n_out, n_groups), np.int8)
+        return stored
     if form.startswith("compressed"):
         compressed: Tensors = {
             "weight_packed": words(n_out, n_in * bits // 32),
             "weight_scale": np.ascontiguousarray(scales.T.astype(np.float16)),
             "weight_shape": np.array([n_out, n_in]),
         }
-        if form == "compressed":
-            compressed["weight_zero_point"] = words(n_out * bits // 32, n_groups)
+        if form in ("compressed", "compressed-3"):
+            compressed["weight_zero_point"] = words(zero_words, n_groups)
         return compressed
     packed: Tensors = {
         "qweight": words(*shape),
-        "qzeros": words(n_groups, n_out * bits // 32),
+        "qzeros": words(n_groups, zero_words),
         "scales": scales.astype(np.float16),
     }
     if bits == 8:
@@ -296,11 +334,12 @@ def with_orders(
 
 def dense_tensors(form: str, tensors: Tensors) -> Tensors:
     """The same model, every matrix that has a qweight decoded to fp32."""
-    dense = {k: v for k, v in tensors.items() if k.endswith((".weight", ".bias"))}
+    floats = {k: v for k, v in tensors.items() if v.dtype != np.int8}
+    dense = {k: v for k, v in floats.items() if k.endswith((".weight", ".bias"))}
     names = names_of(form)
     for key in tensors:
         name, _, suffix = key.rpartition(".")
-        if suffix == names[0]:
+        if suffix == names[0] and tensors[key].dtype in (np.int32, np.int8):
             found = {s: tensors.get(f"{name}.{s}") for s in (*names, g_idx_of(form))}
             packed = {s: array for s, array in found.items() if array is not None}
             dense[f"{name}.weight"] = decode(form, packed)

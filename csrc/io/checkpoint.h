@@ -30,6 +30,7 @@ typedef enum lmd_dtype {
     LMD_IQ4_NL,
     LMD_IQ4_XS,
     LMD_I32,   /* words of packed weights; after every type that stores weights by itself */
+    LMD_I8,    /* codes of one byte, whose scales are another tensor */
     LMD_OTHER, /* what is not read: a tensor of it may lie in a file as long as nobody needs it
                 */
     LMD_DTYPE_COUNT

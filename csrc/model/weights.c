@@ -75,6 +75,18 @@ static const packed_names word_names = {"qweight", "scales", "qzeros", "g_idx"};
 static const packed_names compressed_names = {"weight_packed", "weight_scale",
                                               "weight_zero_point", "weight_g_idx"};
 
+/* Finds the codes of a packed matrix, words or bytes; NULL: it is not packed. `suffix` is the
+ * end of `name`. */
+static const lmd_tensor_view *find_codes(const loader *self, const packed_names *names,
+                                         const char *name, char *suffix) {
+    strcpy(suffix, names->qweight);
+    const lmd_tensor_view *words = lmd_checkpoint_find(self->checkpoint, name);
+    if (words || names != &compressed_names) return words;
+    strcpy(suffix, "weight");
+    const lmd_tensor_view *weight = lmd_checkpoint_find(self->checkpoint, name);
+    return weight && weight->dtype == LMD_I8 ? weight : NULL;
+}
+
 /* Reads a tensor that decides what a packed matrix becomes, once: what is checked is what will
  * be decoded. It stays until the source was uploaded. */
 static lmd_status load_once(loader *self, const lmd_tensor_view **view, lmd_err *err) {
@@ -87,8 +99,8 @@ static void forget_loaded(loader *self) {
     self->n_loaded = 0;
 }
 
-/* Finds and checks the packed tensors of a matrix, which are there in place of "x.weight".
- * Leaves out->packing NONE where they are not. */
+/* Finds and checks the packed tensors of a matrix, which are there in place of "x.weight", or
+ * are that and its scales. Leaves out->packing NONE where they are not. */
 static lmd_status find_packed(loader *self, const char *weight_name, int64_t n_rows,
                               int64_t n_cols, lmd_packed_weight *out, lmd_err *err) {
     const lmd_packing packing = self->model->config.packing;
@@ -100,8 +112,7 @@ static lmd_status find_packed(loader *self, const char *weight_name, int64_t n_r
     if (stem_len + sizeof "weight_zero_point" > sizeof name) return LMD_OK;
     memcpy(name, weight_name, stem_len);
     char *suffix = name + stem_len;
-    strcpy(suffix, names->qweight);
-    packed.qweight = lmd_checkpoint_find(self->checkpoint, name);
+    packed.qweight = find_codes(self, names, name, suffix);
     if (!packed.qweight) return LMD_OK;
     strcpy(suffix, names->scales);
     LMD_TRY(find_name(self, name, &packed.scales, err));

@@ -19,6 +19,22 @@ static bool is_compressed(const lmd_packed_weight *self) {
     return self->packing == LMD_PACKING_COMPRESSED;
 }
 
+/* Whether codes and zeros are bytes, not words. */
+static bool is_bytes(const lmd_packed_weight *self) { return self->qweight->dtype == LMD_I8; }
+
+/* 8 codes of 3 bits, from code 8 * run of a line of words on, which is a row of the tensor, or
+ * a column of it. */
+static uint32_t read_run3(const lmd_tensor_view *view, int64_t line, bool is_column,
+                          int32_t run) {
+    uint32_t bits = 0;
+    for (int32_t i = 0; i < 3; i++) {
+        const int32_t byte = 3 * run + i, at = byte / 4;
+        const uint32_t word = is_column ? read_word(view, at, line) : read_word(view, line, at);
+        bits |= (word >> byte % 4 * 8 & 0xff) << i * 8;
+    }
+    return bits;
+}
+
 /* Where tensors of one value for each group and row hold that of a group and a row. */
 static int64_t value_at(const lmd_packed_weight *self, const lmd_tensor_view *view,
                         int32_t group, int32_t row) {
@@ -45,15 +61,26 @@ void lmd_packed_free(lmd_packed_in_memory *self) {
 
 static int32_t middle_code(const lmd_packed_weight *self) { return 1 << (self->bits - 1); }
 
+/* Zeros that are read together: of a word, of 3 bits 8 of them. */
+static int32_t zeros_in_word(const lmd_packed_weight *self) { return self->bits == 8 ? 4 : 8; }
+
+static uint32_t read_zeros(const lmd_packed_weight *self, int32_t row, int32_t group) {
+    const int32_t word = row / zeros_in_word(self);
+    if (self->bits == 3)
+        return read_run3(self->qzeros, group, is_compressed(self), self->zero_row / 8 + word);
+    if (is_compressed(self)) return read_word(self->qzeros, word, group);
+    return read_word(self->qzeros, group, word);
+}
+
 /* The word that holds the zero of a row, zeros as they are. */
 static uint32_t zeros_word(const lmd_packed_weight *self, int32_t row, int32_t group) {
-    const uint32_t ones = self->bits == 4 ? 0x11111111u : 0x01010101u;
-    const int32_t word = row * self->bits / 32;
+    static const uint32_t ones_of[] = {[3] = 0x00249249u, [4] = 0x11111111u, [8] = 0x01010101u};
+    const uint32_t ones = ones_of[self->bits];
     if (!self->qzeros) return ones << (self->bits - 1);
-    if (is_compressed(self)) return read_word(self->qzeros, word, group);
-    const uint32_t stored = read_word(self->qzeros, group, word);
-    if (self->packing == LMD_PACKING_GPTQ_BORROW) return stored + ones;
-    if (self->packing != LMD_PACKING_GPTQ) return stored;
+    const uint32_t stored = read_zeros(self, row, group);
+    const bool may_borrow = self->packing == LMD_PACKING_GPTQ_BORROW;
+    if (may_borrow && self->bits != 3) return stored + ones;
+    if (!may_borrow && self->packing != LMD_PACKING_GPTQ) return stored;
     /* 1 is added to each zero: the top bits apart, so that nothing carries into a neighbour. */
     const uint32_t top = ones << (self->bits - 1);
     return ((stored & ~top) + ones) ^ (stored & top);
@@ -61,13 +88,16 @@ static uint32_t zeros_word(const lmd_packed_weight *self, int32_t row, int32_t g
 
 /* The zero of a row in its word. */
 static int32_t zero_in(const lmd_packed_weight *self, uint32_t word, int32_t row) {
-    int32_t at = row % (32 / self->bits);
+    int32_t at = row % zeros_in_word(self);
     /* AWQ's nibbles 0 to 3 belong to rows 0 2 4 6, nibbles 4 to 7 to rows 1 3 5 7. */
     if (is_awq(self)) at = at / 2 + at % 2 * 4;
     return (int32_t)(word >> (at * self->bits) & ((1u << self->bits) - 1));
 }
 
 static int32_t zero_of(const lmd_packed_weight *self, int32_t row, int32_t group) {
+    if (self->qzeros && is_bytes(self))
+        return ((const int8_t *)self->qzeros->data)[value_at(self, self->qzeros, group, row)] +
+               middle_code(self);
     return zero_in(self, zeros_word(self, row, group), row);
 }
 
@@ -80,25 +110,26 @@ static bool has_middle_zeros(const lmd_packed_weight *self, int32_t n_rows, int3
 
 /* ---- checks ---- */
 
-static lmd_status check_matrix(const lmd_tensor_view *view, int64_t n_rows, int64_t n_cols,
-                               lmd_err *err) {
-    if (view->dtype == LMD_I32 && view->n_dims == 2 && view->dims[0] == n_rows &&
+static lmd_status check_matrix(const lmd_tensor_view *view, lmd_dtype dtype, int64_t n_rows,
+                               int64_t n_cols, lmd_err *err) {
+    if (view->dtype == dtype && view->n_dims == 2 && view->dims[0] == n_rows &&
         view->dims[1] == n_cols)
         return LMD_OK;
     return lmd_fail(err, LMD_BAD_FILE,
                     "tensor \"%s\" is %s with shape %lld x %lld, but the config and its "
-                    "neighbours ask for I32 with shape %lld x %lld",
+                    "neighbours ask for %s with shape %lld x %lld",
                     view->name, lmd_view_dtype_name(view), (long long)view->dims[0],
-                    (long long)view->dims[1], (long long)n_rows, (long long)n_cols);
+                    (long long)view->dims[1], lmd_dtype_name(dtype), (long long)n_rows,
+                    (long long)n_cols);
 }
 
 static lmd_status check_words(const lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
                               lmd_err *err) {
-    const int64_t bits = self->bits;
-    if (is_awq(self)) return check_matrix(self->qweight, n_cols, n_rows * bits / 32, err);
-    if (is_compressed(self))
-        return check_matrix(self->qweight, n_rows, n_cols * bits / 32, err);
-    return check_matrix(self->qweight, n_cols * bits / 32, n_rows, err);
+    const int64_t bits = self->bits, words = n_cols * bits / 32;
+    if (is_awq(self))
+        return check_matrix(self->qweight, LMD_I32, n_cols, n_rows * bits / 32, err);
+    if (is_compressed(self)) return check_matrix(self->qweight, LMD_I32, n_rows, words, err);
+    return check_matrix(self->qweight, LMD_I32, words, n_rows, err);
 }
 
 /* Reads bits: words are as many as the codes of one dimension need. */
@@ -110,6 +141,10 @@ static lmd_status find_bits(lmd_packed_weight *self, int64_t n_rows, int64_t n_c
                         "tensor \"%s\": %lld output rows of %lld values are not served packed, "
                         "only multiples of %d and of 32",
                         qweight->name, (long long)n_rows, (long long)n_cols, LMD_PACKED_ROWS);
+    if (is_compressed(self) && is_bytes(self)) {
+        self->bits = 8;
+        return check_matrix(qweight, LMD_I8, n_rows, n_cols, err);
+    }
     const int64_t n_words = qweight->dims[is_awq(self) || is_compressed(self)];
     const int64_t n_codes = is_awq(self) ? n_rows : n_cols;
     const int64_t bits = n_words * 32 / n_codes;
@@ -118,10 +153,10 @@ static lmd_status find_bits(lmd_packed_weight *self, int64_t n_rows, int64_t n_c
         return check_words(self, n_rows, n_cols, err);
     self->bits = (int32_t)bits;
     LMD_TRY(check_words(self, n_rows, n_cols, err));
-    if (bits == 4 || (bits == 8 && !is_awq(self))) return LMD_OK;
+    if (bits == 4 || ((bits == 3 || bits == 8) && !is_awq(self))) return LMD_OK;
     return lmd_fail(err, LMD_UNSUPPORTED,
                     "tensor \"%s\" has codes of %d bits, which are not served; served: 4, and "
-                    "8 for GPTQ and compressed-tensors",
+                    "3 and 8 for GPTQ and compressed-tensors",
                     qweight->name, self->bits);
 }
 
@@ -129,7 +164,7 @@ static lmd_status find_bits(lmd_packed_weight *self, int64_t n_rows, int64_t n_c
 static lmd_status find_groups(lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
                               lmd_err *err) {
     const lmd_tensor_view *scales = self->scales;
-    const int64_t zero_words = n_rows * self->bits / 32;
+    const int64_t zero_words = (n_rows * self->bits + 31) / 32;
     const int32_t group_dim = is_compressed(self);
     const int64_t n_groups = scales->dims[group_dim];
     if (scales->dtype > LMD_BF16 || scales->n_dims != 2 || scales->dims[!group_dim] != n_rows)
@@ -146,8 +181,10 @@ static lmd_status find_groups(lmd_packed_weight *self, int64_t n_rows, int64_t n
             scales->name, (long long)n_cols, (long long)n_groups);
     self->group_size = (int32_t)(n_cols / n_groups);
     if (!self->qzeros) return LMD_OK;
-    if (is_compressed(self)) return check_matrix(self->qzeros, zero_words, n_groups, err);
-    return check_matrix(self->qzeros, n_groups, zero_words, err);
+    if (is_bytes(self)) return check_matrix(self->qzeros, LMD_I8, n_rows, n_groups, err);
+    if (is_compressed(self))
+        return check_matrix(self->qzeros, LMD_I32, zero_words, n_groups, err);
+    return check_matrix(self->qzeros, LMD_I32, n_groups, zero_words, err);
 }
 
 static int32_t group_of(const lmd_packed_weight *self, int32_t col) {
@@ -227,6 +264,14 @@ static uint64_t spread_nibbles(uint32_t word) {
     return (x | x << 4) & 0x0f0f0f0f0f0f0f0fu;
 }
 
+/* 8 codes of 3 bits as bytes, in order. */
+static uint64_t spread_threes(uint32_t bits) {
+    uint64_t x = bits;
+    x = (x | x << 20) & 0x00000fff00000fffu;
+    x = (x | x << 10) & 0x003f003f003f003fu;
+    return (x | x << 5) & 0x0707070707070707u;
+}
+
 /* Byte i of split_nibbles of an AWQ word belongs to row awq_rows[i] of the run. */
 static const uint8_t awq_rows[LMD_PACKED_ROWS] = {0, 4, 1, 5, 2, 6, 3, 7};
 
@@ -284,6 +329,26 @@ static void decode_compressed4(const lmd_tensor_view *qweight, int32_t first_row
         }
 }
 
+static void decode_3_bits(const lmd_packed_weight *self, int32_t first_row, int32_t first_col,
+                          int32_t n_cols, uint8_t *codes) {
+    const bool is_column = !is_compressed(self);
+    for (int32_t k = 0; k < n_cols; k += 8)
+        for (int32_t i = 0; i < LMD_PACKED_ROWS; i++) {
+            const uint32_t run =
+                read_run3(self->qweight, first_row + i, is_column, (first_col + k) / 8);
+            const uint64_t x = spread_threes(run);
+            memcpy(codes + i * n_cols + k, &x, sizeof x);
+        }
+}
+
+/* Bytes are stored in the canonical form. */
+static void decode_bytes(const lmd_tensor_view *qweight, int32_t first_row, int32_t first_col,
+                         int32_t n_cols, uint8_t *codes) {
+    const uint8_t *from = (const uint8_t *)qweight->data + first_col;
+    for (int32_t i = 0; i < LMD_PACKED_ROWS; i++)
+        memcpy(codes + i * n_cols, from + (first_row + i) * qweight->dims[1], (size_t)n_cols);
+}
+
 static void decode_8_bits(const lmd_packed_weight *self, int32_t first_row, int32_t first_col,
                           int32_t n_cols, uint8_t *codes) {
     for (int32_t k = 0; k < n_cols; k += 4)
@@ -296,21 +361,24 @@ static void decode_8_bits(const lmd_packed_weight *self, int32_t first_row, int3
         }
 }
 
+/* A code of the canonical form, of words that are not AWQ's. */
+static uint8_t code_at(const lmd_packed_weight *self, int32_t row, int32_t col) {
+    const lmd_tensor_view *qweight = self->qweight;
+    const bool is_column = !is_compressed(self);
+    if (is_bytes(self)) return ((const uint8_t *)qweight->data)[row * qweight->dims[1] + col];
+    if (self->bits == 3) return read_run3(qweight, row, is_column, col / 8) >> col % 8 * 3 & 7;
+    const int32_t per_word = 32 / self->bits, at = col / per_word;
+    const uint32_t mask = (1u << self->bits) - 1, flip = self->bits == 8 ? 0x80 : 0;
+    const uint32_t word = is_column ? read_word(qweight, at, row) : read_word(qweight, row, at);
+    return (uint8_t)((word >> col % per_word * self->bits & mask) ^ flip);
+}
+
 /* Columns in an order of their own: each is looked up in its words. */
 static void decode_ordered(const lmd_packed_weight *self, int32_t first_row, int32_t first_col,
                            int32_t n_cols, uint8_t *codes) {
-    const int32_t per_word = 32 / self->bits;
-    const uint32_t mask = (1u << self->bits) - 1, flip = self->bits == 8 ? 0x80 : 0;
-    for (int32_t k = 0; k < n_cols; k++) {
-        const int32_t col = self->order[first_col + k], words = col / per_word;
-        const int32_t shift = col % per_word * self->bits;
-        for (int32_t i = 0; i < LMD_PACKED_ROWS; i++) {
-            const int32_t row = first_row + i;
-            const uint32_t word = is_compressed(self) ? read_word(self->qweight, row, words)
-                                                      : read_word(self->qweight, words, row);
-            codes[i * n_cols + k] = (uint8_t)((word >> shift & mask) ^ flip);
-        }
-    }
+    for (int32_t k = 0; k < n_cols; k++)
+        for (int32_t i = 0; i < LMD_PACKED_ROWS; i++)
+            codes[i * n_cols + k] = code_at(self, first_row + i, self->order[first_col + k]);
 }
 
 static void decode_codes(const lmd_packed_weight *self, int32_t first_row, int32_t first_col,
@@ -319,8 +387,12 @@ static void decode_codes(const lmd_packed_weight *self, int32_t first_row, int32
         decode_ordered(self, first_row, first_col, n_cols, codes);
     else if (is_awq(self))
         decode_awq(self->qweight, first_row, first_col, n_cols, codes);
+    else if (is_bytes(self))
+        decode_bytes(self->qweight, first_row, first_col, n_cols, codes);
     else if (self->bits == 8)
         decode_8_bits(self, first_row, first_col, n_cols, codes);
+    else if (self->bits == 3)
+        decode_3_bits(self, first_row, first_col, n_cols, codes);
     else if (is_compressed(self))
         decode_compressed4(self->qweight, first_row, first_col, n_cols, codes);
     else
@@ -356,7 +428,7 @@ void lmd_packed_decode(const lmd_packed_weight *self, int32_t first_row, int32_t
     const int32_t group = first_col / self->group_size;
     decode_codes(self, first_row, first_col, n_cols, codes);
     decode_scales(self, first_row, group, scales);
-    if (self->bits != 4) return;
+    if (self->bits == 8) return;
     const uint32_t word = zeros_word(self, first_row, group); /* of all LMD_PACKED_ROWS rows */
     for (int32_t i = 0; i < LMD_PACKED_ROWS; i++)
         zeros[i] = lmd_float_to_half((float)zero_in(self, word, i));
@@ -380,11 +452,19 @@ static line_range scale_lines(const lmd_packed_weight *self, int32_t first) {
     return (line_range){first / self->group_size, 1};
 }
 
+/* Words of 3 bits begin anew with every 32 rows only. */
+static int32_t zero_row_of(const lmd_packed_weight *self, int32_t first) {
+    return self->bits == 3 && is_compressed(self) ? first % 32 : 0;
+}
+
 static line_range zero_lines(const lmd_packed_weight *self, int32_t first) {
-    if (is_compressed(self))
+    if (!is_compressed(self)) return (line_range){first / self->group_size, 1};
+    if (is_bytes(self)) return (line_range){first, LMD_PACKED_ROWS};
+    if (self->bits != 3)
         return (line_range){(int64_t)first * self->bits / 32,
                             LMD_PACKED_ROWS * self->bits / 32};
-    return (line_range){first / self->group_size, 1};
+    const int64_t from = (int64_t)first / 32 * 3, left = self->qzeros->dims[0] - from;
+    return (line_range){from, left < 3 ? left : 3};
 }
 
 static size_t line_bytes(const lmd_tensor_view *view) {
@@ -420,6 +500,7 @@ lmd_status lmd_packed_read_window(const lmd_packed_weight *self, int32_t first, 
     out->weight = *self;
     out->weight.qweight = &out->qweight;
     out->weight.scales = &out->scales;
+    out->weight.zero_row = zero_row_of(self, first);
     LMD_TRY(read_lines(self->qweight, word_lines(self, first), &buffer, &out->qweight, err));
     LMD_TRY(read_lines(self->scales, scale_lines(self, first), &buffer, &out->scales, err));
     if (self->qzeros) {

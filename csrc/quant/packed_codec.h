@@ -1,5 +1,5 @@
-/* Decoding of weights packed into 32-bit words: AWQ (gemm), GPTQ and compressed-tensors
- * (pack-quantized).
+/* Decoding of weights packed into 32-bit words, AWQ (gemm), GPTQ and compressed-tensors
+ * (pack-quantized), or stored as bytes, compressed-tensors (int-quantized).
  * Owns: the order of codes and zeros in the words, what shapes the tensors must have, and which
  * of their bytes a part of the matrix needs. Checking and decoding are pure, of tensors in
  * memory: no state, no allocation, data of any alignment, any bits. Any thread. */
@@ -11,15 +11,19 @@
 #include "quant/weight_codec.h"
 
 /* A matrix of N output rows and K columns in groups of g columns, which share a scale and a
- * zero; a word holds 32 / bits codes, the first in its lowest bits: AWQ          qweight
- * [K][N/8]       rows 0 2 4 6 1 3 5 7 of a run of 8 qzeros  [K/g][N/8]     in the same order
- *   GPTQ         qweight [K*bits/32][N] columns in order
+ * zero. Codes follow one another from the lowest bits of a word on; those of 3 bits go on in
+ * the next word, 32 codes in 3 words, and the last word may have bits to spare:
+ *   AWQ          qweight [K][N/8]         rows 0 2 4 6 1 3 5 7 of a run of 8
+ *                qzeros  [K/g][N/8]       in the same order
+ *   GPTQ         qweight [K*bits/32][N]   columns in order
  *                qzeros  [K/g][N*bits/32] rows in order, each zero stored minus 1, wrapping
  *   GPTQ_BORROW  the same, but 1 was taken off all zeros of a word at once, as from one number:
- *                a zero of 0 borrows from the next one (gptqmodel writes this)
+ *                a zero of 0 borrows from the next one (gptqmodel writes this; its zeros of 3
+ *                bits are GPTQ's)
  *   GPTQ_V2      the same, zeros as they are
- *   COMPRESSED   qweight [N][K*bits/32] columns in order
+ *   COMPRESSED   qweight [N][K*bits/32]   columns in order
  *                qzeros  [N*bits/32][K/g] rows in order
+ *                or, of 8 bits, both I8, less 128: qweight [N][K], qzeros [N][K/g]
  * and scales [K/g][N], of COMPRESSED [N][K/g]. value = scale * (code - zero). Words are I32,
  * scales F16, BF16 or F32. Without qzeros every zero is the middle of the codes. g_idx [K],
  * where there is one, says the group of each column. */
@@ -41,10 +45,11 @@ typedef struct lmd_packed_weight {
      * k of the canonical form is column order[k] of the tensors. NULL: columns are in order. */
     const int32_t *order;
     /* Set by lmd_packed_check: */
-    int32_t bits;       /* 4 or 8 */
+    int32_t bits;       /* 3, 4 or 8 */
     int32_t group_size; /* g */
     int32_t cut;        /* columns of a group in the canonical form: g, or what divides it */
     bool has_groups;    /* the canonical form has groups; if not, it is fp32 values */
+    int32_t zero_row;   /* row 0 is this row of qzeros: not 0 in windows of 3 bits alone */
 } lmd_packed_weight;
 
 enum {
@@ -77,7 +82,7 @@ bool lmd_packed_order(const lmd_packed_weight *self, int32_t n_cols,
 
 /* The canonical form of a checked weight that has_groups, exact but for scales, which become
  * halves:
- *   4 bits  U4 ZERO    8 bits  I8 NONE (code - 128)
+ *   3 and 4 bits  U4 ZERO    8 bits  I8 NONE (code - 128)
  * in groups of `cut`: of g; if g exceeds 128, of the largest of 128, 64 and 32 that divides g,
  * because activations are never quantised in larger groups. A multiple of 32 that divides this
  * may take its place, for a matrix whose parts have different groups. */

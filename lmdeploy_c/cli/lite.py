@@ -36,15 +36,19 @@ def add_parser(commands: Commands[Any]) -> None:
     text = "compress a model: write it with 4-bit weights, or exactly as a directory"
     lite = commands.add_parser("lite", help=text, description=_sentence(text))
     inside = lite.add_subparsers(dest="lite_command", metavar="COMMAND", required=True)
-    quantize = _add_command(inside, "quantize", "write a model with 4-bit or 8-bit weights")
+    quantize = _add_command(inside, "quantize", "write a model with 3-bit, 4-bit or 8-bit weights")
     quantize.add_argument(
         "--method",
         default="best",
         help="best; or awq, awq-searched, gptq, rtn (each weight to the nearest code), which are "
         "cheaper.",
     )
-    quantize.add_argument("--format", default="awq", help="awq, gptq or compressed-tensors.")
-    quantize.add_argument("--w-bits", type=int, default=4, help="4; or 8, but not in awq.")
+    quantize.add_argument(
+        "--format", default="awq", help="awq, gptq, compressed-tensors or int-quantized."
+    )
+    quantize.add_argument(
+        "--w-bits", type=int, default=4, help="4; 3 or 8, but not in awq; of int-quantized 8."
+    )
     quantize.add_argument(
         "--w-group-size",
         type=int,

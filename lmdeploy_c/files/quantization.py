@@ -27,7 +27,7 @@ FILES = ("quantize_config.json", "quant_config.json", "quantization_config.json"
 OLDER_NAMES = {"w_bit": "bits", "wbits": "bits", "q_group_size": "group_size",
                "method": "quant_method"}  # fmt: skip
 #: Bits that are served, by method; of auto-round those of the packing that it names.
-BITS = {"awq": (4,), "gptq": (4, 8), "compressed-tensors": (4, 8)}
+BITS = {"awq": (4,), "gptq": (3, 4, 8), "compressed-tensors": (3, 4, 8)}
 #: Columns of a group that stay packed in any number of rows; -1: whole rows. Of the others,
 #: multiples of 32 are cut into such ones, and the rest become fp32 when they are loaded.
 GROUP_SIZES = (32, 64, 128, -1)
@@ -37,11 +37,16 @@ ARITHMETIC = re.compile(
     r"|^activation$|^kv_cache_scheme$|^static_kv_dtype$|^static_attention_dtype$|^(in|out)put_activations$"
 )
 PACKED_SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
-WORDS = ("qweight", "weight_packed")  # the tensor that every packed matrix has
+WORDS = ("qweight", "weight_packed")  # the tensor that every packed matrix has; else one of I8
 #: modules_to_not_convert: every packed tensor's name is searched for each of its names.
 MAX_NAMES, MAX_SEARCHES = 10_000, 1 << 24
-#: compressed-tensors: names of presets that stand in place of a group's settings.
-PRESETS = ("W4A16", "W4A16_ASYM", "W8A16")
+#: compressed-tensors: format -> names of presets that stand in place of a group's settings.
+PRESETS = {
+    "pack-quantized": ("W3A16", "W4A16", "W4A16_ASYM", "W8A16"),
+    "int-quantized": ("W8A8", "INT8", "W4A8", "W3A8"),
+}
+#: What int-quantized may say of activations, which the engine has in finer steps than that.
+ACTIVATIONS = {"type": ("int",), "num_bits": (8,), "strategy": ("token",), "dynamic": (True,)}
 
 
 def _get(source: Settings, key: str, kind: type, default: Any = None) -> Any:
@@ -69,7 +74,7 @@ def _named(source: Any) -> dict[str, Any]:
 
 
 def is_packed(specs: Sequence[TensorSpec]) -> bool:
-    return any(spec[0].rpartition(".")[2] in WORDS for spec in specs)
+    return any(spec[0].rpartition(".")[2] in WORDS or spec[1] == "I8" for spec in specs)
 
 
 def with_settings(
@@ -227,36 +232,45 @@ def _check_order(source: Settings, specs: Sequence[TensorSpec]) -> None:
             raise _refuse(found, "static, weight, null")
 
 
-def _check_group(name: str, group: Any) -> None:
+def _check_args(args: Settings, served: Mapping[str, tuple[Any, ...]], where: str) -> None:
+    """Checks the settings of a group's weights or activations."""
+    for key, values in served.items():
+        if args.get(key) not in values:
+            text = ", ".join(str(value) for value in values if value)
+            raise _refuse(f"{where}{key} {args.get(key)!r:.40}", text or "none")
+
+
+def _check_group(name: str, group: Any, form: str) -> None:
     """Checks the settings of a group of modules; a list of modules is for the preset `name`."""
     where = f"config_groups {name!r:.40}: "
     if isinstance(group, list):
-        if name not in PRESETS:
-            raise _refuse(f"{where}a preset of that name", ", ".join(PRESETS))
+        if name not in PRESETS[form]:
+            raise _refuse(f"{where}a preset of that name", ", ".join(PRESETS[form]))
         return
     if not isinstance(group, Mapping):
         raise ValueError(f"quantization_config: {where}must be an object, not {group!r:.40}")
+    form = _get(group, "format", str, form)
+    if form not in PRESETS:
+        raise _refuse(f"{where}format {form!r:.40}", ", ".join(PRESETS))
+    activations = _get(group, "input_activations", Mapping, {})
+    if form == "int-quantized" and activations:
+        _check_args(activations, ACTIVATIONS, f"{where}input_activations: ")
+        group = {key: value for key, value in group.items() if key != "input_activations"}
     _check_arithmetic(group, where)
-    if _get(group, "format", str, "pack-quantized") != "pack-quantized":
-        raise _refuse(f"{where}format {group['format']!r:.40}", "pack-quantized")
-    weights = _get(group, "weights", Mapping)
     served = {"type": ("int",), "num_bits": BITS["compressed-tensors"],
               "strategy": ("group", "channel", None), "dynamic": (False, None)}  # fmt: skip
-    for key, values in served.items():
-        if weights.get(key) not in values:
-            text = ", ".join(str(value) for value in values if value)
-            raise _refuse(f"{where}{key} {weights.get(key)!r:.40}", text or "none")
+    _check_args(_get(group, "weights", Mapping), served, where)
 
 
 def _read_compressed(source: Settings) -> str:
     form = _get(source, "format", str, "pack-quantized")
-    if form not in ("pack-quantized", "mixed-precision"):
-        raise _refuse(f"format {form!r:.40}", "pack-quantized")
+    if form not in (*PRESETS, "mixed-precision"):
+        raise _refuse(f"format {form!r:.40}", ", ".join(PRESETS))
     sparsity = _get(source, "sparsity_config", Mapping, {}).get("format")
     if sparsity not in (None, "dense"):
         raise _refuse(f"sparsity_config with format {sparsity!r:.40}", "dense")
     for name, group in _get(source, "config_groups", Mapping).items():
-        _check_group(name, group)
+        _check_group(name, group, form if form in PRESETS else "pack-quantized")
     return "compressed-tensors"
 
 

@@ -22,7 +22,7 @@ MAX_CONFIG_BYTES = 4 << 20  # settings; the longest known list every module and 
 MAX_DEPTH = 64  # lists and objects inside one another
 MAX_NAME_BYTES = 255  # of a tensor; longer ones are passed over, for no model has any
 #: The types that are read. A tensor of another one is refused where it is needed (in C).
-BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4}
+BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I8": 1}
 MAX_DIMS = 64  # far above any tensor's; what else there may be is C's to say
 PICKLES = (
     ".bin and .pt files are pickles, which are never loaded: save the model as safetensors, as "

@@ -53,13 +53,23 @@ def group_size_for(source: Source, wanted: int | None) -> int:
     )
 
 
-def _check_form(form: str, scheme: packing.Scheme) -> packing.Format:
+def _check_form(form: str, scheme: packing.Scheme, source: Source) -> packing.Format:
     if form not in packing.FORMATS:
         raise ValueError(f"format must be {', '.join(packing.FORMATS)}, not {form!r}")
     found = packing.FORMATS[form]
     if scheme.bits not in found.bits:
         served = " or ".join(map(str, found.bits))
         raise unsupported(f"w_bits of {form} must be {served}, not {scheme.bits}")
+    if found.by_row and (scheme.group_size != -1 or not scheme.symmetric):
+        raise unsupported(
+            f"{form} has one scale for each row and no zeros: it needs w_group_size -1 and w_sym"
+        )
+    for name in source.linears():
+        n_out = source.tensors[name].shape[0]
+        if form == "gptq" and n_out * scheme.bits % 32:
+            raise ValueError(
+                f"{name} has {n_out} rows; gptq packs {scheme.bits}-bit zeros of 32 rows at a time"
+            )
     return found
 
 
@@ -174,10 +184,12 @@ def quantize(
     result, where the same call is made again.
 
     model: a path, a model id, or None for the embedded model. method: "best"; "awq",
-    "awq-searched", "gptq" or "rtn", which are cheaper. format: "awq", "gptq" or
-    "compressed-tensors". w_bits: 4, or 8 of the latter two. w_group_size: columns that share a
-    scale; -1: a whole row; None: the largest of 128, 64 and 32 that fits the model. w_sym: zero is
-    the middle code. dtype: of what stays a float. num_threads: None: all usable ones.
+    "awq-searched", "gptq" or "rtn", which are cheaper. format: "awq", "gptq", "compressed-tensors"
+    (pack-quantized) or "int-quantized" (the same tool's, for 8-bit weights beside 8-bit
+    activations). w_bits: 4; of gptq and compressed-tensors also 3 and 8, of int-quantized 8.
+    w_group_size: columns that share a scale; -1: a whole row, as int-quantized needs; None: the
+    largest of 128, 64 and 32 that fits the model. w_sym: zero is the middle code; int-quantized
+    needs it. dtype: of what stays a float. num_threads: None: all usable ones.
 
     calib_dataset: what the model reads first, so that an error counts what it changes: "builtin",
     the text that comes with the package; "self", its own samples; a .txt, .jsonl or .json file; one
@@ -192,7 +204,7 @@ def quantize(
     source = Source(model)
     recipe, folder = _recipe(method), Path(work_dir)
     scheme = packing.Scheme(w_bits, group_size_for(source, w_group_size), w_sym)
-    form, stored = _check_form(format, scheme), rewrite.stored_dtype(source, dtype)
+    form, stored = _check_form(format, scheme, source), rewrite.stored_dtype(source, dtype)
     if calib_dataset is None and (recipe.scales or recipe.solver):
         raise ValueError(f'method {method!r} needs calib_dataset; "rtn" does without')
     rewrite.check_work_dir(source, folder)

@@ -43,15 +43,24 @@ class Codes:
     zeros: NDArray[np.uint8]  # [n_out, n_groups]
 
 
+def _n_words(n: int, bits: int) -> int:
+    """Words that n codes fill; the last one may have bits to spare."""
+    return -(-n * bits // 32)
+
+
 def _words(values: NDArray[np.uint8], bits: int, axis: int) -> NDArray[np.int32]:
-    """Packs neighbours along an axis into words, the first in the lowest bits."""
-    per_word = 32 // bits
-    values = np.moveaxis(values, axis, -1)
-    parts = values.reshape(*values.shape[:-1], -1, per_word)
-    words = np.zeros(parts.shape[:-1], np.uint32)
-    for i in range(per_word):
-        words |= parts[..., i].astype(np.uint32) << np.uint32(bits * i)
-    return np.ascontiguousarray(np.moveaxis(words, -1, axis)).view(np.int32)
+    """Packs neighbours along an axis into words, one after another from the lowest bits on; a code
+    may begin in one word and end in the next."""
+    lines = np.moveaxis(values, axis, -1)
+    n, ahead = lines.shape[-1], lines.shape[:-1]
+    lines = np.pad(lines, [(0, 0)] * len(ahead) + [(0, -n % 32)])
+    runs = lines.reshape(*ahead, -1, 8)  # of 8 codes, which are `bits` bytes
+    packed = np.zeros(runs.shape[:-1], "<u8")
+    for i in range(8):
+        packed |= runs[..., i].astype("<u8") << np.uint64(bits * i)
+    of_run = packed.view(np.uint8).reshape(*ahead, -1, 8)[..., :bits]
+    words = of_run.reshape(*ahead, -1).view("<i4")[..., : _n_words(n, bits)]
+    return np.ascontiguousarray(np.moveaxis(words, -1, axis))
 
 
 # ---- AWQ ----
@@ -106,8 +115,8 @@ def _gptq(made: Codes) -> Arrays:
 def _gptq_shapes(scheme: Scheme, n_out: int, n_in: int) -> Shapes:
     n_groups, bits = scheme.n_groups(n_in), scheme.bits
     return {
-        "qweight": ("I32", (n_in * bits // 32, n_out)),
-        "qzeros": ("I32", (n_groups, n_out * bits // 32)),
+        "qweight": ("I32", (_n_words(n_in, bits), n_out)),
+        "qzeros": ("I32", (n_groups, _n_words(n_out, bits))),
         "scales": ("F16", (n_groups, n_out)),
         "g_idx": ("I32", (n_in,)),
     }
@@ -125,7 +134,7 @@ def _gptq_config(scheme: Scheme) -> dict[str, Any]:
     }
 
 
-# ---- compressed-tensors ----
+# ---- compressed-tensors: codes in words, or as bytes beside 8-bit activations (W8A8) ----
 
 
 def _compressed(made: Codes) -> Arrays:
@@ -142,16 +151,31 @@ def _compressed(made: Codes) -> Arrays:
 def _compressed_shapes(scheme: Scheme, n_out: int, n_in: int) -> Shapes:
     n_groups, bits = scheme.n_groups(n_in), scheme.bits
     shapes: Shapes = {
-        "weight_packed": ("I32", (n_out, n_in * bits // 32)),
+        "weight_packed": ("I32", (n_out, _n_words(n_in, bits))),
         "weight_scale": ("F16", (n_out, n_groups)),
         "weight_shape": ("I64", (2,)),
     }
     if not scheme.symmetric:
-        shapes["weight_zero_point"] = ("I32", (n_out * bits // 32, n_groups))
+        shapes["weight_zero_point"] = ("I32", (_n_words(n_out, bits), n_groups))
     return shapes
 
 
-def _compressed_config(scheme: Scheme) -> dict[str, Any]:
+def _int_quantized(made: Codes) -> Arrays:
+    return {
+        "weight": (made.codes ^ np.uint8(0x80)).view(np.int8),  # code - 128
+        "weight_scale": np.ascontiguousarray(made.scales),
+    }
+
+
+def _int_quantized_shapes(scheme: Scheme, n_out: int, n_in: int) -> Shapes:
+    return {
+        "weight": ("I8", (n_out, n_in)),
+        "weight_scale": ("F16", (n_out, scheme.n_groups(n_in))),
+    }
+
+
+def _settings(scheme: Scheme, form: str, activations: dict[str, Any] | None) -> dict[str, Any]:
+    """quantization_config of a format of compressed-tensors."""
     of_rows = scheme.group_size == -1
     weights = {
         "num_bits": scheme.bits,
@@ -164,16 +188,33 @@ def _compressed_config(scheme: Scheme) -> dict[str, Any]:
     group = {
         "targets": ["Linear"],
         "weights": weights,
-        "input_activations": None,
+        "input_activations": activations,
         "output_activations": None,
+        "format": form,
     }
     return {
         "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
+        "format": form,
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
         "ignore": ["lm_head"],
     }
+
+
+def _compressed_config(scheme: Scheme) -> dict[str, Any]:
+    return _settings(scheme, "pack-quantized", None)
+
+
+def _int_quantized_config(scheme: Scheme) -> dict[str, Any]:
+    """Activations are quantised by whoever runs the model, each token by its largest value."""
+    activations = {
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "token",
+        "dynamic": True,
+    }
+    return _settings(scheme, "int-quantized", activations)
 
 
 @dataclass(frozen=True)
@@ -184,10 +225,14 @@ class Format:
     pack: Callable[[Codes], Arrays]  # with the keys of `shapes`, in their order
     shapes: Callable[[Scheme, int, int], Shapes]  # of a matrix [n_out, n_in]
     config: Callable[[Scheme], dict[str, Any]]  # config.json's quantization_config
+    by_row: bool = False  # its schemes are symmetric, with one scale for each row
 
 
 FORMATS = {
     "awq": Format((4,), _awq, _awq_shapes, _awq_config),
-    "gptq": Format((4, 8), _gptq, _gptq_shapes, _gptq_config),
-    "compressed-tensors": Format((4, 8), _compressed, _compressed_shapes, _compressed_config),
+    "gptq": Format((3, 4, 8), _gptq, _gptq_shapes, _gptq_config),
+    "compressed-tensors": Format((3, 4, 8), _compressed, _compressed_shapes, _compressed_config),
+    "int-quantized": Format(
+        (8,), _int_quantized, _int_quantized_shapes, _int_quantized_config, by_row=True
+    ),
 }

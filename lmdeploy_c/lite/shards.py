@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_SHARD_BYTES = 4 << 30
-BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8}
+BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8, "I8": 1}
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,31 @@ def test_one_zero_scale_and_one_extreme(tmp_path: Path) -> None:
     assert_as_dense(tmp_path, "gptq_v2", config, tensors)
 
 
+def test_three_bits_are_kept_as_four(tmp_path: Path) -> None:
+    """Exactly, and no larger; bytes as 8 bits."""
+
+    def n_bytes(form: str) -> int:
+        config = pm.config_of("llama", form, 64)
+        tensors = pm.packed_tensors(np.random.default_rng(8), form, config)
+        return load_model(pm.write_model(tmp_path / form, config, tensors)).weight_bytes
+
+    four = n_bytes("compressed")
+    assert n_bytes("compressed-3") == n_bytes("compressed_sym-3") == n_bytes("gptq-3") == four
+    assert n_bytes("int-quantized") == n_bytes("compressed-8") < 2 * four
+
+
+def test_bytes_that_nothing_explains(tmp_path: Path) -> None:
+    config = pm.config_of("llama", "int-quantized", 64)
+    tensors = pm.packed_tensors(np.random.default_rng(9), "int-quantized", config)
+    for method, error, message in (
+        (None, BAD, "packed, but nothing says how"),
+        ({"quant_method": "gptq", "bits": 8}, NOT_SERVED, "weights of type I8"),
+    ):
+        config["quantization_config"] = method
+        with pytest.raises(error, match=message):
+            load_model(pm.write_model(tmp_path, config, tensors))
+
+
 # ---- as today's tools write them ----
 
 
@@ -188,7 +213,7 @@ def test_zeros_by_the_tool_that_wrote_them(
     assert_equal_logits(tmp_path, config, tensors, dense)
 
 
-@pytest.mark.parametrize("form", ["awq", "gptq", "compressed"])
+@pytest.mark.parametrize("form", ["awq", "gptq", "compressed", "compressed-3", "int-quantized"])
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 def test_scales_of_other_types(tmp_path: Path, form: str, dtype: str) -> None:
     config = pm.config_of("llama", form, 32)
@@ -212,7 +237,10 @@ def test_scales_of_other_types(tmp_path: Path, form: str, dtype: str) -> None:
 # ---- desc_act: g_idx says the group of each column ----
 
 
-FORMS_WITH_ORDER = ["gptq", "gptq_borrow", "gptq-8", "compressed", "compressed_sym", "compressed-8"]
+FORMS_WITH_ORDER = [
+    "gptq", "gptq_borrow", "gptq-8", "gptq-3", "compressed", "compressed_sym", "compressed-8",
+    "compressed-3", "compressed_sym-3", "int-quantized",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", FORMS_WITH_ORDER)
@@ -414,6 +442,32 @@ TENSORS: list[tuple[str, str, Any, type[Exception], str]] = [
     ("gptq", "short g_idx", replaced("g_idx", lambda a: a[:-1]), BAD, f'"{UP}.g_idx"'),
     ("gptq", "float g_idx", replaced("g_idx", lambda a: a.astype(np.float32)), BAD,
      f'"{UP}.g_idx" is F32'),
+    ("compressed-3", "10 codes a word", replaced("weight_packed", lambda a: np.zeros(
+        (len(a), 13), np.int32)), BAD, f'"{UP}.weight_packed" is I32 with shape 192 x 13'),
+    ("compressed-3", "a word less", replaced("weight_packed", lambda a: a[:, 1:]), BAD,
+     f'"{UP}.weight_packed" is I32 with shape 192 x 11'),
+    ("compressed-3", "words of zeros for 4 bits", replaced("weight_zero_point", lambda a: np.zeros(
+        (24, 2), np.int32)), BAD,
+     f'"{UP}.weight_zero_point" is I32 with shape 24 x 2, .* I32 with shape 18 x 2'),
+    ("compressed", "2 bits", replaced("weight_packed", lambda a: a[:, ::2]), NOT_SERVED,
+     f'"{UP}.weight_packed" has codes of 2 bits'),
+    ("gptq-3", "a row less", replaced("qweight", lambda a: a[1:]), BAD, f'"{UP}.qweight"'),
+    ("int-quantized", "no scale", without("weight_scale"), BAD, f'no tensor "{UP}.weight_scale"'),
+    ("int-quantized", "no weight", without("weight"), BAD, f'no tensor "{UP}.weight"'),
+    ("int-quantized", "transposed", replaced("weight", lambda a: a.T), BAD,
+     f'"{UP}.weight" is I8 with shape 128 x 192, .* I8 with shape 192 x 128'),
+    ("int-quantized", "unsigned", replaced("weight", lambda a: a.view(np.uint8)), NOT_SERVED,
+     f'"{UP}.weight": weights of type U8'),
+    ("int-quantized", "one scale", replaced("weight_scale", lambda a: a[:1, 0]), BAD,
+     f'"{UP}.weight_scale" is F16 with shape 1 x 1'),
+    ("int-quantized", "scale of a token", replaced("weight_scale", lambda a: a[:1]), BAD,
+     f'"{UP}.weight_scale" is F16'),
+    ("int-quantized", "packed zeros", replaced("weight_zero_point", lambda a: np.zeros(
+        (48, 2), np.int32)), BAD,
+     f'"{UP}.weight_zero_point" is I32 with shape 48 x 2, .* I8 with shape 192 x 2'),
+    ("int-quantized", "a norm of bytes",
+     lambda t: t.update({"model.norm.weight": np.zeros(128, np.int8)}), NOT_SERVED,
+     '"model.norm.weight": weights of type I8'),
     ("gptq", "a norm of words",
      lambda t: t.update({"model.norm.weight": np.zeros(128, np.int32)}), NOT_SERVED,
      '"model.norm.weight": weights of type I32'),
@@ -457,10 +511,21 @@ def test_packed_tensors_without_a_quantization_config(tmp_path: Path) -> None:
         load_model(pm.write_model(tmp_path, config, tensors))
 
 
+def w8a8(activations: dict[str, Any], form: str = "int-quantized", **weights: Any) -> Any:
+    """config_groups with changes."""
+    served = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
+    group = {
+        "weights": {"num_bits": 8, "type": "int", "strategy": "channel", **weights},
+        "input_activations": {**served, **activations},
+        "format": form,
+    }
+    return {"config_groups": {"g": group}}
+
+
 CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("awq", {"bits": 3}, "awq with 3 bits .*served: 4"),
     ("awq", {"bits": 8}, "awq with 8 bits"),
-    ("gptq", {"bits": 3}, "gptq with 3 bits .*served: 4, 8"),
+    ("gptq", {"bits": 5}, "gptq with 5 bits .*served: 3, 4, 8"),
     ("gptq", {"bits": 2}, "gptq with 2 bits"),
     ("awq", {"version": "gemv"}, "version 'gemv'"),
     ("awq", {"checkpoint_format": "gemv_fast", "version": None}, "gemv_fast"),
@@ -468,7 +533,8 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("gptq", {"checkpoint_format": "marlin"}, "'marlin'"),
     ("gptq", {"is_marlin_format": True}, "is_marlin_format"),
     ("gptq", {"pack_dtype": "int16"}, "int16"),
-    ("gptq", {"dynamic": {"+:.*down.*": {"bits": 3}}}, "dynamic.*down.* 3 bits"),
+    ("gptq", {"checkpoint_format": "gptq_p", "bits": 3}, "'gptq_p'"),
+    ("gptq", {"dynamic": {"+:.*down.*": {"bits": 2}}}, "dynamic.*down.* 2 bits"),
     ("gptq", {"dynamic": {".*": {"rotation": "hadamard"}}}, "dynamic.*rotation"),
     ("gptq", {"dynamic": {".*": {"checkpoint_format": "marlin"}}}, "one checkpoint_format"),
     ("gptq", {"rotation": "hadamard"}, "rotation 'hadamard'"),
@@ -486,13 +552,23 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("compressed", {"transform_config": {"config_groups": {"R1": {}}}}, "transform_config"),
     ("compressed", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparse-24"),
     ("compressed", {"config_groups": {"W8A8": ["Linear"]}}, "W8A8"),
-    ("compressed", {"config_groups": {"g": {"weights": {"num_bits": 3, "type": "int"}}}},
-     "num_bits 3"),
+    ("compressed", {"config_groups": {"g": {"weights": {"num_bits": 5, "type": "int"}}}},
+     "num_bits 5"),
     ("compressed", {"config_groups": {"g": {"weights": {"num_bits": 4, "type": "float"}}}},
      "type 'float'"),
     ("compressed", {"config_groups": {"g": {"weights": {"num_bits": 4, "type": "int"},
                                             "input_activations": {"num_bits": 8}}}},
      "input_activations"),
+    ("int-quantized", {"format": "float-quantized"}, "float-quantized"),
+    ("int-quantized", {"config_groups": {"W4A16": ["Linear"]}}, "W4A16.*served: W8A8, INT8"),
+    ("int-quantized", w8a8({"num_bits": 4}), "input_activations: num_bits 4"),
+    ("int-quantized", w8a8({"type": "float"}), "input_activations: type 'float'"),
+    ("int-quantized", w8a8({"dynamic": False}), "input_activations: dynamic False .*served: True"),
+    ("int-quantized", w8a8({"strategy": "tensor"}), "input_activations: strategy 'tensor'"),
+    ("int-quantized", w8a8({}, strategy="tensor"), "'g': strategy 'tensor'"),
+    ("int-quantized", w8a8({}, num_bits=6), "num_bits 6"),
+    ("compressed", w8a8({}, form="pack-quantized"), "input_activations"),
+    ("int-quantized", w8a8({}, form="naive-quantized"), "naive-quantized"),
     ("gptq", {"quant_method": "bitsandbytes"}, "bitsandbytes.*served: awq, gptq"),
     ("gptq", {"quant_method": None, "desc_act": None}, "quant_method None"),
 ]  # fmt: skip
@@ -580,7 +656,7 @@ def test_model_format_must_agree(tmp_path: Path) -> None:
                 check_model_format(engine_config, checkpoint)
 
 
-@pytest.mark.parametrize("form", ["awq", "gptq", "compressed"])
+@pytest.mark.parametrize("form", ["awq", "gptq", "compressed", "compressed-3", "int-quantized"])
 def test_mutants_never_kill_the_process(tmp_path: Path, form: str) -> None:
     """Wrong types, shapes, places or names: each model loads, or is refused as documented."""
     rng = np.random.default_rng(12)
@@ -588,7 +664,7 @@ def test_mutants_never_kill_the_process(tmp_path: Path, form: str) -> None:
     tensors = pm.packed_tensors(rng, form, config)
     checkpoint = open_checkpoint(pm.write_model(tmp_path, config, tensors))
     original = list(checkpoint.source)  # type: ignore[arg-type]
-    per_value = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8}
+    per_value = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8, "I8": 1}
     outcomes = {"loads": 0, "refused": 0}
     for _ in range(1500):
         specs, model_config = list(original), dict(checkpoint.config)
