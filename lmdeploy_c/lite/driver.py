@@ -65,11 +65,10 @@ def _check_form(form: str, scheme: packing.Scheme, source: Source) -> packing.Fo
             f"{form} has one scale for each row and no zeros: it needs w_group_size -1 and w_sym"
         )
     for name in source.linears():
-        n_out = source.tensors[name].shape[0]
-        if form == "gptq" and n_out * scheme.bits % 32:
-            raise ValueError(
-                f"{name} has {n_out} rows; gptq packs {scheme.bits}-bit zeros of 32 rows at a time"
-            )
+        try:
+            found.shapes(scheme, *source.tensors[name].shape)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     return found
 
 

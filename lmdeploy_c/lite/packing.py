@@ -114,6 +114,8 @@ def _gptq(made: Codes) -> Arrays:
 
 def _gptq_shapes(scheme: Scheme, n_out: int, n_in: int) -> Shapes:
     n_groups, bits = scheme.n_groups(n_in), scheme.bits
+    if n_out * bits % 32:
+        raise ValueError(f"gptq packs {bits}-bit zeros of 32 rows at a time, not of {n_out}")
     return {
         "qweight": ("I32", (_n_words(n_in, bits), n_out)),
         "qzeros": ("I32", (n_groups, _n_words(n_out, bits))),
@@ -223,7 +225,7 @@ class Format:
 
     bits: tuple[int, ...]
     pack: Callable[[Codes], Arrays]  # with the keys of `shapes`, in their order
-    shapes: Callable[[Scheme, int, int], Shapes]  # of a matrix [n_out, n_in]
+    shapes: Callable[[Scheme, int, int], Shapes]  # of a matrix [n_out, n_in]; ValueError
     config: Callable[[Scheme], dict[str, Any]]  # config.json's quantization_config
     by_row: bool = False  # its schemes are symmetric, with one scale for each row
 

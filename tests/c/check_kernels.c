@@ -116,15 +116,17 @@ static uint32_t stored_word(int64_t i) {
     return word;
 }
 
+static int words_of(int n_codes, int bits) { return (n_codes * bits + 31) / 32; }
+
 /* extreme: 1 some scales are 0; 2 every code is the largest and every zero is 0, for the
  * largest sums there are. */
 static matrix make_packed(lmd_threads *threads, packed_case c, int n, int k, int extreme) {
-    const int n_groups = k / c.group_size, per_word = 32 / c.bits;
+    const int n_groups = k / c.group_size, zero_words = words_of(n, c.bits);
     const bool awq = c.packing == LMD_PACKING_AWQ;
     for (int i = 0; i < n * k * c.bits / 8; i++)
         stored[i] = extreme == 2 ? 0xff : (uint8_t)random_u32();
     const uint32_t no_zero = c.packing == LMD_PACKING_GPTQ ? 0xffffffff : 0; /* -1, wrapping */
-    for (int i = 0; i < n * n_groups / per_word; i++) {
+    for (int i = 0; i < zero_words * n_groups; i++) {
         zeros[i] = extreme == 2 ? no_zero : random_u32();
         if (c.bits == 8) zeros[i] = 0x7f7f7f7f;
     }
@@ -132,11 +134,11 @@ static matrix make_packed(lmd_threads *threads, packed_case c, int n, int k, int
         scales[i] =
             lmd_float_to_half(extreme == 1 && i % 3 == 0 ? 0.0f : random_float() * 0.1f);
     lmd_tensor_view words = {.name = "qweight", .dtype = LMD_I32, .n_dims = 2, .data = stored};
-    words.dims[0] = awq ? k : k / per_word;
-    words.dims[1] = awq ? n / per_word : n;
+    words.dims[0] = awq ? k : words_of(k, c.bits);
+    words.dims[1] = awq ? n / 8 : n;
     lmd_tensor_view zero = {.name = "qzeros", .dtype = LMD_I32, .n_dims = 2, .data = zeros};
     zero.dims[0] = n_groups;
-    zero.dims[1] = n / per_word;
+    zero.dims[1] = zero_words;
     lmd_tensor_view scale = {.name = "scales", .dtype = LMD_F16, .n_dims = 2, .data = scales};
     scale.dims[0] = n_groups;
     scale.dims[1] = n;
@@ -152,9 +154,9 @@ static matrix make_packed(lmd_threads *threads, packed_case c, int n, int k, int
 }
 
 /* One value, computed as the formats define it. */
-static float packed_value(packed_case c, int n, int row, int col) {
+static float packed_value(packed_case c, int n, int k, int row, int col) {
     static const int nibble_of_row[8] = {0, 4, 1, 5, 2, 6, 3, 7};
-    const int per_word = 32 / c.bits, group = col / c.group_size;
+    const int zero_words = words_of(n, c.bits), group = col / c.group_size;
     const int mask = (1 << c.bits) - 1;
     int code, zero;
     if (c.packing == LMD_PACKING_AWQ) {
@@ -162,20 +164,30 @@ static float packed_value(packed_case c, int n, int row, int col) {
         code = (int)(stored_word(col * (n / 8) + row / 8) >> shift & 15);
         zero = (int)(zeros[group * (n / 8) + row / 8] >> shift & 15);
     } else {
-        code = (int)(stored_word(col / per_word * n + row) >> (col % per_word * c.bits)) & mask;
-        uint32_t word = zeros[group * (n / per_word) + row / per_word];
-        if (c.packing == LMD_PACKING_GPTQ_BORROW) word += 0x11111111u;
-        zero = (int)(word >> (row % per_word * c.bits)) & mask;
+        uint64_t word =
+            0; /* two words: a code of 3 bits may begin in one and end in the next */
+        const int bit = col * c.bits, zero_bit = row * c.bits;
+        for (int i = 0; i < 2 && bit / 32 + i < words_of(k, c.bits); i++)
+            word |= (uint64_t)stored_word((bit / 32 + i) * n + row) << i * 32;
+        code = (int)(word >> bit % 32) & mask;
+        word = zeros[group * zero_words + zero_bit / 32];
+        if (zero_bit / 32 + 1 < zero_words)
+            word |= (uint64_t)zeros[group * zero_words + zero_bit / 32 + 1] << 32;
+        if (c.packing == LMD_PACKING_GPTQ_BORROW) word = (uint32_t)word + 0x11111111u;
+        zero = (int)(word >> zero_bit % 32) & mask;
         if (c.packing == LMD_PACKING_GPTQ) zero = (zero + 1) & mask;
     }
     return lmd_half_to_float(scales[group * n + row]) * (float)(code - zero);
 }
 
 static const packed_case packed_cases[] = {
-    {LMD_PACKING_AWQ, 4, 32},      {LMD_PACKING_AWQ, 4, 64},   {LMD_PACKING_AWQ, 4, 128},
-    {LMD_PACKING_GPTQ, 4, 64},     {LMD_PACKING_GPTQ, 4, 128}, {LMD_PACKING_GPTQ_V2, 4, 128},
-    {LMD_PACKING_GPTQ_V2, 4, 384}, {LMD_PACKING_AWQ, 4, 192},  {LMD_PACKING_GPTQ, 4, 96},
-    {LMD_PACKING_GPTQ, 8, 32},     {LMD_PACKING_GPTQ, 8, 128}, {LMD_PACKING_GPTQ_BORROW, 4, 64},
+    {LMD_PACKING_AWQ, 4, 32},      {LMD_PACKING_AWQ, 4, 64},
+    {LMD_PACKING_AWQ, 4, 128},     {LMD_PACKING_GPTQ, 4, 64},
+    {LMD_PACKING_GPTQ, 4, 128},    {LMD_PACKING_GPTQ_V2, 4, 128},
+    {LMD_PACKING_GPTQ_V2, 4, 384}, {LMD_PACKING_AWQ, 4, 192},
+    {LMD_PACKING_GPTQ, 4, 96},     {LMD_PACKING_GPTQ, 8, 32},
+    {LMD_PACKING_GPTQ, 8, 128},    {LMD_PACKING_GPTQ_BORROW, 4, 64},
+    {LMD_PACKING_GPTQ, 3, 64},     {LMD_PACKING_GPTQ_V2, 3, 128},
 };
 enum { N_PACKED_CASES = sizeof packed_cases / sizeof *packed_cases };
 
@@ -186,7 +198,7 @@ static void check_packed_values(lmd_threads *threads, packed_case c, int n, int 
     for (int r = 0; r < n; r++) {
         lmd_cpu_weight_row(w.weight, r, row);
         for (int i = 0; i < k; i++)
-            check(row[i] == packed_value(c, n, r, i), "packed value", "all", c.group_size, r,
+            check(row[i] == packed_value(c, n, k, r, i), "packed value", "all", c.group_size, r,
                   i);
     }
     lmd_cpu_weight_free(w.weight);

@@ -17,7 +17,8 @@ def test_the_table_of_methods_is_the_codes() -> None:
         known = quantization.BITS.get(method)
         assert bits == (", ".join(map(str, known)) if known else "as its packing")
         if method == "compressed-tensors":
-            assert all(preset in served for preset in quantization.PRESETS)
+            for form, presets in quantization.PRESETS.items():
+                assert all(name in served for name in (form, *presets))
 
 
 def test_every_place_and_name_of_settings_is_on_the_page() -> None:

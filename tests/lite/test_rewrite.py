@@ -25,8 +25,14 @@ FORMS = [
     ("awq", 4, False, "awq"), ("awq", 4, True, "awq"), ("gptq", 4, True, "gptq"),
     ("gptq", 4, False, "gptq_v2"), ("gptq", 8, True, "gptq-8"),
     ("compressed-tensors", 4, False, "compressed"), ("compressed-tensors", 8, True, "compressed-8"),
-    ("compressed-tensors", 4, True, "compressed_sym"),
+    ("compressed-tensors", 4, True, "compressed_sym"), ("gptq", 3, True, "gptq-3"),
+    ("gptq", 3, False, "gptq_v2-3"), ("compressed-tensors", 3, False, "compressed-3"),
+    ("compressed-tensors", 3, True, "compressed_sym-3"),
+    ("int-quantized", 8, True, "int-quantized"),
 ]  # fmt: skip
+#: int-quantized has one scale for each row.
+FORMS_IN_GROUPS = [(*form, group) for form in FORMS for group in (32, -1)
+                   if form[0] != "int-quantized" or group == -1]  # fmt: skip
 
 
 def quantize(*args: Any, **options: Any) -> list[LinearReport]:
@@ -117,14 +123,14 @@ def test_the_tokenizer_comes_along(tmp_path: Path, name: str) -> None:
 # ---- quantised ----
 
 
-@pytest.mark.parametrize(("form", "bits", "symmetric", "oracle"), FORMS)
-@pytest.mark.parametrize("group", [32, -1])
+@pytest.mark.parametrize(("form", "bits", "symmetric", "oracle", "group"), FORMS_IN_GROUPS)
 def test_codes_mean_what_they_should(
     tmp_path: Path, form: str, bits: int, symmetric: bool, oracle: str, group: int
 ) -> None:
     """Decoded by the format's definition in NumPy, the matrices are near the original ones, and
     the engine computes with just these."""
-    model = pm.write_float_model(tmp_path / "model")
+    head_dim = 64 if form == "gptq" else 32  # it packs 32 zeros of 3 bits together
+    model = pm.write_float_model(tmp_path / "model", head_dim=head_dim)
     done = quantize(
         model, tmp_path / "out", format=form, w_bits=bits, w_group_size=group, w_sym=symmetric
     )
@@ -132,7 +138,7 @@ def test_codes_mean_what_they_should(
     dense = pm.dense_tensors(oracle, tensors)
     original = load_file(model / "model.safetensors")
     assert dense.keys() == original.keys()
-    most = {4: 0.012 if group == 32 else 0.03, 8: 1e-4}[bits]
+    most = {3: 0.06 if group == 32 else 0.13, 4: 0.012 if group == 32 else 0.03, 8: 1e-4}[bits]
     for linear in done:
         exact = original[linear.name].astype(np.float64)
         error = float(np.square(dense[linear.name] - exact).sum() / np.square(exact).sum())
@@ -209,6 +215,12 @@ def test_refusals(tmp_path: Path) -> None:
         quantize(model, tmp_path / "again", format="gguf")
     with pytest.raises(_C.UnsupportedError, match="w_bits of awq must be 4, not 8"):
         quantize(model, tmp_path / "again", w_bits=8)
+    for options in ({}, {"w_sym": True}, {"w_group_size": -1}):
+        with pytest.raises(_C.UnsupportedError, match="one scale for each row and no zeros"):
+            quantize(model, tmp_path / "again", format="int-quantized", w_bits=8, **options)
+    small = pm.write_float_model(tmp_path / "small", head_dim=24)  # k and v have 48 rows
+    with pytest.raises(ValueError, match="k_proj.weight: gptq packs 3-bit zeros of 32 rows"):
+        quantize(small, tmp_path / "again", format="gptq", w_bits=3)
     odd = pm.write_float_model(tmp_path / "odd", intermediate_size=196)
     with pytest.raises(ValueError, match=r"_proj\.weight has shape \(128, 196\); packed are"):
         quantize(odd, tmp_path / "again")
