@@ -275,10 +275,15 @@ class Tokenizer:
             found = [i for i in found if self._texts[i] == token][:MAX_INDEXES]
         return found or own
 
+    def rules(self) -> dict[str, Any]:
+        """The vocabulary and its rules, as a tokenizer.json has them."""
+        rules: dict[str, Any] = json.loads(self._tokenizer.rules())
+        return rules
+
     def save(self, path: str | Path) -> None:
         """Writes the vocabulary and its rules as a tokenizer.json, which puts around a text what
         `encode` does. Raises OSError."""
-        rules = json.loads(self._tokenizer.rules())
+        rules = self.rules()
         if self.before_text or self.after_text:
             rules["post_processor"] = self._post_processor()
         Path(path).write_text(json.dumps(rules, ensure_ascii=False, indent=2), encoding="utf-8")

@@ -197,20 +197,14 @@ def _listed_bpe(
         "ignore_merges": pre.ignore_merges,
         "byte_fallback": not pre.byte_level,
     }
-    steps: list[dict[str, Any]] = [
-        {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
-        for split in pre.splits
-    ]
     if pre.byte_level:
-        flags = {"add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        steps.append({"type": "ByteLevel", **flags})
-        decoder = {"type": "ByteLevel", **flags, "add_prefix_space": True, "use_regex": True}
+        flags = {"add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+        decoder = {"type": "ByteLevel", **flags}
         normalizer = None
     else:
         decoder = {"type": "Sequence", "decoders": _sentencepiece_decoders()}
         normalizer = _replace(" ", "▁")
-    pre_tokenizer = {"type": "Sequence", "pretokenizers": steps}
-    return {"model": model, "normalizer": normalizer, "pre_tokenizer": pre_tokenizer,
+    return {"model": model, "normalizer": normalizer, "pre_tokenizer": pre.steps(),
             "decoder": decoder}  # fmt: skip
 
 

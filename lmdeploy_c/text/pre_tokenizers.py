@@ -8,6 +8,7 @@ tokenizer.json. They are written for Oniguruma, where `\p{...}`, `\s` and `[a&&b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..messages import unsupported
 
@@ -112,6 +113,17 @@ class PreTokenizer:
     ignore_merges: bool = False
     add_bos: bool = False
     byte_level: bool = True
+
+    def steps(self) -> dict[str, Any]:
+        """The same as a pre_tokenizer of tokenizer.json."""
+        steps: list[dict[str, Any]] = [
+            {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
+            for split in self.splits
+        ]
+        if self.byte_level:
+            flags = {"add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+            steps.append({"type": "ByteLevel", **flags})
+        return {"type": "Sequence", "pretokenizers": steps}
 
 
 def _row(names: str, *splits: str, **flags: bool) -> PreTokenizer:

@@ -104,6 +104,12 @@ class LibraryTokenizer:
             ids: list[int] = self._real.encode(text, add_special_tokens=False).ids
         return ids
 
+    def pieces(self, text: str) -> list[str]:
+        """What the pre-tokenizer cuts a text into, in the characters of the vocabulary."""
+        with _guarded("the tokenizer cannot read the text"):
+            cut = self._real.pre_tokenizer
+            return [text] if cut is None else [piece for piece, _ in cut.pre_tokenize_str(text)]
+
     def fewest_tokens(self, text: str) -> int:
         """Tokens that a text has at least, found without tokenising it; 0 where that is open."""
         return self._bound.fewest_tokens(text)
