@@ -28,6 +28,7 @@ class Scheme:
     bits: int
     group_size: int  # columns; -1: the whole row
     symmetric: bool
+    minima: bool = False  # value = scale * code + min, where the solver gives it; GGUF's Q4_1 alone
 
     def n_groups(self, n_in: int) -> int:
         return 1 if self.group_size == -1 else n_in // self.group_size
@@ -40,7 +41,7 @@ class Codes:
     scheme: Scheme
     codes: NDArray[np.uint8]  # [n_out, n_in]
     scales: NDArray[np.float16]  # [n_out, n_groups]
-    zeros: NDArray[np.uint8]  # [n_out, n_groups]
+    zeros: NDArray[Any]  # [n_out, n_groups] uint8; or minima, fp16
 
 
 def _n_words(n: int, bits: int) -> int:

@@ -19,7 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_SHARD_BYTES = 4 << 30
-BYTES_PER_VALUE = {"F32": 4, "F16": 2, "BF16": 2, "I32": 4, "I64": 8, "I8": 1}
+#: A type's name as GGUF writes it -> the values of a block, and its bytes.
+BLOCKS = {
+    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "I32": (1, 4), "I64": (1, 8), "I8": (1, 1), "U8": (1, 1),
+    "Q4_0": (32, 18), "Q4_1": (32, 20), "Q8_0": (32, 34),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,13 @@ class Tensor:
     """A tensor to write."""
 
     name: str
-    dtype: str  # a key of BYTES_PER_VALUE
+    dtype: str  # a key of BLOCKS
     shape: tuple[int, ...]
 
     @property
     def n_bytes(self) -> int:
-        return math.prod(self.shape) * BYTES_PER_VALUE[self.dtype]
+        block_len, block_bytes = BLOCKS[self.dtype]
+        return math.prod(self.shape) // block_len * block_bytes
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Part:
     """Tensors that are made together, when their turn comes."""
 
     tensors: tuple[Tensor, ...]
-    make: Callable[[], Sequence[NDArray[Any]]]  # contiguous, of those shapes; BF16: bits as uint16
+    #: Of those shapes; BF16: bits as uint16, blocks: the bytes of each row.
+    make: Callable[[], Sequence[NDArray[Any]]]
 
     @property
     def n_bytes(self) -> int:
@@ -83,18 +89,27 @@ def _header(tensors: Sequence[Tensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def write_parts(
+    file: BinaryIO, parts: Sequence[Part], done: Callable[[int], object], alignment: int = 1
+) -> None:
+    """Writes the tensors one after another, each followed by zeros up to the alignment (bytes)."""
+    for part in parts:
+        for tensor, array in zip(part.tensors, part.make(), strict=True):
+            is_same = array.shape == tensor.shape or BLOCKS[tensor.dtype][0] > 1
+            if not is_same or array.nbytes != tensor.n_bytes:
+                raise AssertionError(f"{tensor}, but it was made as {array.shape}")
+            file.write(np.ascontiguousarray(array).data)
+            file.write(bytes(-tensor.n_bytes % alignment))
+        done(part.n_bytes)
+
+
 def write_shard(
     path: Path, parts: Sequence[Part], done: Callable[[int], object] = lambda n_bytes: None
 ) -> None:
     """Writes one file of tensors. Raises OSError and whatever a part raises."""
     with whole_file(path) as file:
         file.write(_header([tensor for part in parts for tensor in part.tensors]))
-        for part in parts:
-            for tensor, array in zip(part.tensors, part.make(), strict=True):
-                if array.shape != tensor.shape or array.nbytes != tensor.n_bytes:
-                    raise AssertionError(f"{tensor}, but it was made as {array.shape}")
-                file.write(np.ascontiguousarray(array).data)
-            done(part.n_bytes)
+        write_parts(file, parts, done)
 
 
 def _cut(parts: Sequence[Part], max_bytes: int) -> list[list[Part]]:
