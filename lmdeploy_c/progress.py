@@ -69,6 +69,21 @@ def bytes_progress(what: str) -> Iterator[Callable[[int, int], object] | None]:
         yield progress
 
 
+@contextmanager
+def adding_bytes(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """The same, but the function takes the bytes that were done since it was called last."""
+    n_done = 0
+    with bytes_progress(what) as progress:
+
+        def add(n_bytes: int) -> None:
+            nonlocal n_done
+            n_done += n_bytes
+            if progress:
+                progress(n_done, total)
+
+        yield add
+
+
 def loading_progress() -> AbstractContextManager[Callable[[int, int], object] | None]:
     """Gives the `progress` argument of `_C.Model`."""
     return bytes_progress("loading")

@@ -17,6 +17,16 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
+def _w_type(text: str) -> str | dict[str, str]:
+    """A type, or PATTERN=TYPE,PATTERN=TYPE."""
+    if "=" not in text:
+        return text
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(pattern and kind for pattern, _, kind in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a type nor PATTERN=TYPE,...")
+    return {pattern: kind for pattern, _, kind in pairs}
+
+
 def _add_command(commands: Commands[Any], name: str, text: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
@@ -44,7 +54,7 @@ def add_parser(commands: Commands[Any]) -> None:
         "cheaper.",
     )
     quantize.add_argument(
-        "--format", default="awq", help="awq, gptq, compressed-tensors or int-quantized."
+        "--format", default="awq", help="awq, gptq, compressed-tensors, int-quantized or gguf."
     )
     quantize.add_argument(
         "--w-bits", type=int, default=4, help="4; 3 or 8, but not in awq; of int-quantized 8."
@@ -57,6 +67,13 @@ def add_parser(commands: Commands[Any]) -> None:
         "fits the model.",
     )
     quantize.add_argument("--w-sym", action="store_true", help="Zero is the middle code.")
+    quantize.add_argument(
+        "--w-type",
+        type=_w_type,
+        default=None,
+        help="Of gguf, in place of --w-bits and --w-sym: q4_1, q4_0 or q8_0; or a type for each "
+        "tensor, such as '*down_proj*=q8_0,*_proj*=q4_1,*embed*=q8_0'.",
+    )
     quantize.add_argument(
         "--dtype", default="float16", help="Of what stays a float: float16, bfloat16 or float32."
     )
@@ -80,7 +97,8 @@ def add_parser(commands: Commands[Any]) -> None:
         "--num-threads", type=int, default=None, help="Threads; None: all usable ones."
     )
     quantize.set_defaults(run=run_quantize)
-    export = _add_command(inside, "export", "write a model as a Hugging Face directory of floats")
+    export = _add_command(inside, "export", "write a model's floats: a directory or a GGUF file")
+    export.add_argument("--format", default="hf", help="hf, a Hugging Face directory, or gguf.")
     export.add_argument(
         "--dtype",
         default="auto",
@@ -127,8 +145,8 @@ def run_kl(args: argparse.Namespace) -> int:
 def run_export(args: argparse.Namespace) -> int:
     from ..lite import export
 
-    folder = export(args.model_path, args.work_dir, dtype=args.dtype)
-    print(f"{folder}: {_size(folder)}. Try it: {PROG} chat {folder}")
+    made = export(args.model_path, args.work_dir, format=args.format, dtype=args.dtype)
+    print(f"{made}: {_size(made)}. Try it: {PROG} chat {made}")
     return 0
 
 
@@ -143,6 +161,7 @@ def run_quantize(args: argparse.Namespace) -> int:
         w_bits=args.w_bits,
         w_group_size=args.w_group_size,
         w_sym=args.w_sym,
+        w_type=args.w_type,
         dtype=args.dtype,
         calib_dataset=None if args.calib_dataset == "none" else args.calib_dataset,
         calib_samples=args.calib_samples,
@@ -150,11 +169,13 @@ def run_quantize(args: argparse.Namespace) -> int:
         num_threads=args.num_threads,
     )
     plain, error = (
-        100 * sum(getattr(linear, name) for linear in done) / len(done)
+        100 * sum(getattr(linear, name) for linear in done) / max(len(done), 1)
         for name in ("min_max_error", "error")
     )
+    types = args.w_type if isinstance(args.w_type, str) else "types of their own"
+    how = f"{args.w_bits} bits" if args.w_type is None else types
     print(
-        f"{len(done)} linears in {args.w_bits} bits: squared error {error:.2f} % of the outputs' "
+        f"{len(done)} linears in {how}: squared error {error:.2f} % of the outputs' "
         f"squares, on average (min-max grids: {plain:.2f} %)\n"
         f"{args.work_dir}: {_size(Path(args.work_dir))}. Try it: {PROG} chat {args.work_dir}"
     )
@@ -169,7 +190,9 @@ def run_later(args: argparse.Namespace) -> int:
     return 2
 
 
-def _size(folder: Path) -> str:
+def _size(made: Path) -> str:
+    """Of a file, or of a directory's weights."""
     from ..units import format_size
 
-    return format_size(sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+    weights = [*made.glob("*.safetensors"), *made.glob("*.gguf")] if made.is_dir() else [made]
+    return format_size(sum(file.stat().st_size for file in weights))

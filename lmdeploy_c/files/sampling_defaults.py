@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("lmdeploy_c")
 
 #: Fields of a GenerationConfig -> their names in GGUF metadata, after "general.sampling.".
-_GGUF_NAMES = {
+GGUF_NAMES = {
     "temperature": "temp",
     "top_p": "top_p",
     "top_k": "top_k",
@@ -29,7 +29,7 @@ def sampling_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
     warning."""
     named = _of_gguf(checkpoint.metadata) or checkpoint.generation_config
     found = {}
-    for name in ("do_sample", *_GGUF_NAMES):
+    for name in ("do_sample", *GGUF_NAMES):
         value = named.get(name)
         if value is None:
             continue
@@ -44,6 +44,6 @@ def sampling_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _of_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A file that says how to sample says that it is sampled from."""
-    values = {name: metadata.get(f"general.sampling.{key}") for name, key in _GGUF_NAMES.items()}
+    values = {name: metadata.get(f"general.sampling.{key}") for name, key in GGUF_NAMES.items()}
     named = {name: value for name, value in values.items() if value is not None}
     return {"do_sample": True, **named} if named.keys() - {"repetition_penalty"} else named

@@ -13,63 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files.checkpoint import fingerprint
-from ..messages import unsupported
 from ..progress import layers_progress
 from ..version import __version__
-from . import calibration_data, packing, rewrite
+from . import calibration_data, rewrite
+from .floats import as_dtype
 from .layers import Layers, LayerSums, layer_of
 from .recipe import METHODS, LayerQuantizer, LayerResult, LinearReport, Recipe
 from .shards import MAX_SHARD_BYTES, Part, Tensor
 from .source import Source
+from .target import Directory, GgufFile, target_of
 from .unfinished import Unfinished
 
 if TYPE_CHECKING:
     from .._C import Quantizer
-
-GROUP_SIZES = (128, 64, 32)
-
-
-def group_size_for(source: Source, wanted: int | None) -> int:
-    """The group size to use: the wanted one where it divides every linear's columns (-1: rows),
-    or the largest of GROUP_SIZES that does. ValueError, also for linears that no word packs."""
-    shapes = {name: source.tensors[name].shape for name in source.linears()}
-    for name, shape in shapes.items():
-        if len(shape) != 2 or shape[0] % 8 or shape[1] % 32:
-            raise ValueError(
-                f"{name} has shape {shape}; packed are matrices whose rows are a multiple of 8 and "
-                "whose columns are one of 32"
-            )
-    widths = {name: shape[1] for name, shape in shapes.items()}
-    if wanted == -1:
-        return -1
-    for size in GROUP_SIZES if wanted is None else (wanted,):
-        odd = next((name for name, n in widths.items() if size < 1 or n % size), None)
-        if odd is None:
-            return size
-    fitting = [size for size in GROUP_SIZES if all(n % size == 0 for n in widths.values())]
-    raise ValueError(
-        f"groups of {size} do not divide the {widths[str(odd)]} columns of {odd}; "
-        + (f"w_group_size may be {', '.join(map(str, fitting))} or -1" if fitting else "use -1")
-    )
-
-
-def _check_form(form: str, scheme: packing.Scheme, source: Source) -> packing.Format:
-    if form not in packing.FORMATS:
-        raise ValueError(f"format must be {', '.join(packing.FORMATS)}, not {form!r}")
-    found = packing.FORMATS[form]
-    if scheme.bits not in found.bits:
-        served = " or ".join(map(str, found.bits))
-        raise unsupported(f"w_bits of {form} must be {served}, not {scheme.bits}")
-    if found.by_row and (scheme.group_size != -1 or not scheme.symmetric):
-        raise unsupported(
-            f"{form} has one scale for each row and no zeros: it needs w_group_size -1 and w_sym"
-        )
-    for name in source.linears():
-        try:
-            found.shapes(scheme, *source.tensors[name].shape)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    return found
 
 
 def _recipe(method: str | Recipe) -> Recipe:
@@ -88,17 +44,19 @@ class _Job:
     """One model on its way through a recipe."""
 
     def __init__(
-        self, source: Source, recipe: Recipe, scheme: packing.Scheme, form: packing.Format,
-        stored: str, unfinished: Unfinished, num_threads: int | None,
+        self, source: Source, recipe: Recipe, target: Directory | GgufFile,
+        unfinished: Unfinished, num_threads: int | None,
     ) -> None:  # fmt: skip
         from .._C import Quantizer
 
-        self._source, self._scheme, self._form, self._stored = source, scheme, form, stored
+        self._source, self._stored = source, target.stored
+        self._scheme, self._form = target.scheme, target.form
         self._recipe, self._unfinished, self._num_threads = recipe, unfinished, num_threads
         self._quantizer: Quantizer = Quantizer(num_threads)
         self.n_layer: int = source.checkpoint.config["n_layer"]
-        linears = source.linears()
-        self._linears = [[n for n in linears if layer_of(n) == i] for i in range(self.n_layer)]
+        self._linears = [
+            [n for n in target.linears if layer_of(n) == i] for i in range(self.n_layer)
+        ]
 
     def run(self, windows: Sequence[Sequence[int]] | None) -> None:
         """Quantises the layers that are not done yet. windows: to calibrate by, or None."""
@@ -146,17 +104,13 @@ class _Job:
             else:
                 value = result.floats.get(name)
                 value = self._source.read(name) if value is None else value
-                array = rewrite.as_dtype(self._stored, name, np.ascontiguousarray(value))
+                array = as_dtype(self._stored, name, np.ascontiguousarray(value))
                 found[Tensor(name, self._stored, value.shape)] = array
         return found
 
-    def parts(self) -> list[Part]:
-        """The new model's tensors: those outside of layers, and layers that are done."""
-        outside = [name for name in self._source.tensors if layer_of(name) < 0]
-        parts = [rewrite.kept(self._source, name, self._stored) for name in outside]
-        for layer in range(self.n_layer):
-            parts += self._unfinished.tensors(layer)
-        return parts
+    def layers(self) -> list[Part]:
+        """The tensors of layers, each a part."""
+        return [p for layer in range(self.n_layer) for p in self._unfinished.tensors(layer)]
 
     def reports(self) -> list[LinearReport]:
         return [r for layer in range(self.n_layer) for r in self._unfinished.reports(layer)]
@@ -171,6 +125,7 @@ def quantize(
     w_bits: int = 4,
     w_group_size: int | None = None,
     w_sym: bool = False,
+    w_type: str | Mapping[str, str] | None = None,
     dtype: str = "float16",
     calib_dataset: str | Path | Sequence[Any] | None = "builtin",
     calib_samples: int | None = None,
@@ -184,11 +139,18 @@ def quantize(
 
     model: a path, a model id, or None for the embedded model. method: "best"; "awq",
     "awq-searched", "gptq" or "rtn", which are cheaper. format: "awq", "gptq", "compressed-tensors"
-    (pack-quantized) or "int-quantized" (the same tool's, for 8-bit weights beside 8-bit
-    activations). w_bits: 4; of gptq and compressed-tensors also 3 and 8, of int-quantized 8.
+    (pack-quantized), "int-quantized" (the same tool's, for 8-bit weights beside 8-bit activations)
+    or "gguf". w_bits: 4; of gptq and compressed-tensors also 3 and 8, of int-quantized 8.
     w_group_size: columns that share a scale; -1: a whole row, as int-quantized needs; None: the
     largest of 128, 64 and 32 that fits the model. w_sym: zero is the middle code; int-quantized
     needs it. dtype: of what stays a float. num_threads: None: all usable ones.
+
+    gguf: model.gguf in the directory, in groups of 32. w_type: "q4_1", "q4_0" or "q8_0" (None: by
+    w_bits and w_sym, which say the same), with embedding and lm_head in Q8_0; or a type for each
+    tensor: patterns of names -> types, "f16", "bf16" and "f32" too, of which the first that matches
+    counts. The method makes the linears of 4 bits, if there are any; other blocks are rounded, and
+    all of them, without calibration, by method "rtn". Matrices whose columns are no multiple of 32
+    stay floats.
 
     calib_dataset: what the model reads first, so that an error counts what it changes: "builtin",
     the text that comes with the package; "self", its own samples; a .txt, .jsonl or .json file; one
@@ -202,14 +164,16 @@ def quantize(
     """
     source = Source(model)
     recipe, folder = _recipe(method), Path(work_dir)
-    scheme = packing.Scheme(w_bits, group_size_for(source, w_group_size), w_sym)
-    form, stored = _check_form(format, scheme, source), rewrite.stored_dtype(source, dtype)
     if calib_dataset is None and (recipe.scales or recipe.solver):
         raise ValueError(f'method {method!r} needs calib_dataset; "rtn" does without')
+    target = target_of(source, format, w_bits, w_group_size, w_sym, w_type, dtype, max_shard_bytes)
     rewrite.check_work_dir(source, folder)
+    is_plain = not (recipe.scales or recipe.solver)
+    if isinstance(target, GgufFile) and (is_plain or not target.linears):
+        return target.write(folder, [])
     job = {
         "version": __version__, "model": fingerprint(source.checkpoint), "recipe": repr(recipe),
-        "format": format, "scheme": vars(scheme), "dtype": stored,
+        "target": target.key,
     }  # fmt: skip
 
     def find_windows(dataset: Any) -> list[list[int]]:
@@ -231,12 +195,9 @@ def quantize(
         config = source.checkpoint.config
         widest = max(config["hidden_dim"], config["ffn_dim"])
         calibration_data.enough(sum(map(len, windows)), widest)
-    at_work = _Job(source, recipe, scheme, form, stored, unfinished, num_threads)
+    at_work = _Job(source, recipe, target, unfinished, num_threads)
     at_work.run(windows)
-    reports, parts = at_work.reports(), at_work.parts()
-    config = rewrite.config_of(source, stored)
-    config["quantization_config"] = form.config(scheme)
-    rewrite.begin(source, folder)
-    rewrite.write(source, folder, parts, config, "writing", max_shard_bytes)
+    reports = at_work.reports()
+    reports += target.write(folder, at_work.layers())
     unfinished.remove()
     return reports

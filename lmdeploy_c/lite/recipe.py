@@ -184,7 +184,7 @@ class LayerQuantizer:
         if recipe.solver and sums is not None:
             return self._quantizer.solve(
                 weight, sums, group_size=size, scales=scales, progress=self._progress,
-                **self._grid, **recipe.solver.arguments(),
+                minima=self._scheme.minima, **self._grid, **recipe.solver.arguments(),
             )  # fmt: skip
         return self._quantizer.quantize(
             weight if scales is None else weight * scales,

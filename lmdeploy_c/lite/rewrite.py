@@ -1,4 +1,4 @@
-"""Rewrites a model as a Hugging Face directory of floats."""
+"""Rewrites a model as a Hugging Face directory, or a GGUF file, of floats."""
 
 from __future__ import annotations
 
@@ -6,39 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..progress import bytes_progress
-from . import tokenizer_files
+from ..progress import adding_bytes
+from . import gguf_model, tokenizer_files
+from .floats import DTYPES, as_dtype
 from .shards import MAX_SHARD_BYTES, Part, Tensor, write_json, write_shards
 from .source import Source
-
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-# ---- values ----
-
-
-def _to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The nearest bf16, ties to even."""
-    bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-
-
-def as_dtype(dtype: str, name: str, values: NDArray[np.float32]) -> NDArray[Any]:
-    if dtype == "F32":
-        return values
-    if dtype == "BF16":
-        return _to_bf16(values)
-    with np.errstate(over="ignore"):
-        halves = values.astype(np.float16)
-    if not np.isfinite(halves).all():
-        raise ValueError(
-            f'tensor "{name}" has values that float16 cannot hold (or that are not finite): '
-            "choose dtype bfloat16 or float32"
-        )
-    return halves
 
 
 def kept(source: Source, name: str, dtype: str) -> Part:
@@ -71,18 +43,20 @@ def config_of(source: Source, stored: str) -> dict[str, Any]:
 
 
 def check_work_dir(source: Source, folder: Path) -> None:
-    """ValueError where the directory to write is the model itself."""
-    if source.path.is_dir() and folder.exists() and folder.samefile(source.path):
-        raise ValueError(f'work_dir "{folder}" is the model itself: choose another directory')
+    """ValueError where the directory to write is, or has, the model itself."""
+    for path in (folder, folder / gguf_model.FILE):
+        if path.exists() and path.samefile(source.path):
+            raise ValueError(f'"{path}" is the model itself: choose another work_dir')
 
 
 def begin(source: Source, work_dir: str | Path) -> Path:
-    """The directory to write into. While it is written it has no config.json, so that nothing
-    half-written can be loaded."""
+    """The directory to write into. While it is written it has no config.json and no GGUF file, so
+    that nothing half-written can be loaded."""
     folder = Path(work_dir)
     check_work_dir(source, folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
+    (folder / gguf_model.FILE).unlink(missing_ok=True)
     for old in folder.glob("model*.safetensors*"):
         old.unlink()
     return folder
@@ -96,15 +70,7 @@ def write(
     what: str,
     max_shard_bytes: int,
 ) -> None:
-    total, written = sum(part.n_bytes for part in parts), 0
-    with bytes_progress(what) as progress:
-
-        def done(n_bytes: int) -> None:
-            nonlocal written
-            written += n_bytes
-            if progress:
-                progress(written, total)
-
+    with adding_bytes(what, sum(part.n_bytes for part in parts)) as done:
         write_shards(folder, parts, done, max_shard_bytes)
     tokenizer_files.write(source, folder)
     write_json(folder / "config.json", config)
@@ -114,21 +80,30 @@ def export(
     model: str | Path | None = None,
     work_dir: str | Path = "./work_dir",
     *,
+    format: str = "hf",
     dtype: str = "auto",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Writes a model as a Hugging Face directory of floats, and returns the directory.
+    """Writes a model's floats: as a Hugging Face directory, which is returned, or as model.gguf in
+    the directory, whose path is returned.
 
-    model: a path, a model id, or None for the embedded model. dtype: "auto" keeps every value
-    exactly (fp32 for the codes of a GGUF file), or "float32", "float16", "bfloat16".
+    model: a path, a model id, or None for the embedded model. format: "hf" or "gguf". dtype: "auto"
+    keeps every value exactly (fp32 for the codes of a GGUF file), or "float32", "float16",
+    "bfloat16". max_shard_bytes: of a directory's files.
 
     Raises what `pipeline` raises for a model that cannot be opened; UnsupportedError for a model
-    that is quantised for another engine; ValueError for a value that dtype cannot hold; OSError.
+    that is quantised for another engine, or that the format cannot express; ValueError for a value
+    that dtype cannot hold; OSError.
     """
+    if format not in ("hf", "gguf"):
+        raise ValueError(f"format must be hf or gguf, not {format!r}")
     source = Source(model)
     stored = stored_dtype(source, dtype)
+    if format == "gguf":
+        file = gguf_model.GgufModel(source, gguf_model.float_types(source, DTYPES.get(dtype)))
+        return file.write(begin(source, work_dir), "exporting")
+    config = config_of(source, stored)
     folder = begin(source, work_dir)
     parts = [kept(source, name, stored) for name in source.tensors]
-    config = config_of(source, stored)
     write(source, folder, parts, config, "exporting", max_shard_bytes)
     return folder

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 MAX_SHARD_BYTES = 4 << 30
 #: A type's name as GGUF writes it -> the values of a block, and its bytes.
 BLOCKS = {
-    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "I32": (1, 4), "I64": (1, 8), "I8": (1, 1), "U8": (1, 1),
-    "Q4_0": (32, 18), "Q4_1": (32, 20), "Q8_0": (32, 34),
+    "F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "I32": (1, 4), "I64": (1, 8),
+    "I8": (1, 1), "U8": (1, 1), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q8_0": (32, 34),
 }  # fmt: skip
 
 

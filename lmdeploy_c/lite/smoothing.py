@@ -94,12 +94,14 @@ def searched(
     return min(candidates, key=error)
 
 
-def values_of(
-    codes: NDArray[np.uint8], scales: NDArray[np.float16], zeros: NDArray[np.uint8]
-) -> Array:
-    """scale * (code - zero): [n_out, n_in]."""
+def values_of(codes: NDArray[np.uint8], scales: NDArray[np.float16], zeros: NDArray[Any]) -> Array:
+    """scale * (code - zero), or of zeros in fp16, which are minima, scale * code + min: [n_out,
+    n_in]."""
     size = codes.shape[1] // scales.shape[1]
     shape = (len(codes), -1, size)
-    values = codes.reshape(shape).astype(np.float32) - zeros[..., None]
+    values: Array = codes.reshape(shape).astype(np.float32)
+    are_minima = zeros.dtype == np.float16
+    values -= 0 if are_minima else zeros[..., None]
     values *= scales[..., None].astype(np.float32)
+    values += zeros[..., None] if are_minima else 0
     return values.reshape(codes.shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ GGUF_LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+ROPE_FREQS = "rope_freqs.weight"  # of a GGUF file; a directory has no such tensor
 #: The linears of a layer, by the end of their module's name.
 LINEARS = re.compile(
     r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj"
@@ -55,11 +57,11 @@ class Stored:
 class Source:
     """A model's tensors, opened; none is read yet.
 
-    path: the GGUF file or directory. config: its config.json (a GGUF file's: what it would be, in
-    fp32). tensors: name -> Stored, in the order of the file; shapes are rows first.
+    path: the GGUF file or directory. tensors: name -> Stored, in the order of the file; shapes are
+    rows first.
 
     Raises what `open_checkpoint` raises, and UnsupportedError for a model that is quantised for
-    another engine, or that no config.json can describe.
+    another engine.
     """
 
     def __init__(self, model: str | Path | None = None) -> None:
@@ -75,17 +77,19 @@ class Source:
         specs = source if isinstance(source, list) else source.specs
         #: As `_C.Model` takes them, under the names of the file.
         self.specs = specs
-        if self.is_gguf:
-            found = self.checkpoint
-            self.config = hf_config.of_config(
-                config, "float32", found.bos_token_id, found.eos_token_ids
-            )
-            names = [self._hf_name(spec[0]) for spec in specs]
-        else:
-            self.config = dict(self.checkpoint.hf_config)
-            names = [spec[0] for spec in specs]
+        names = [self._hf_name(spec[0]) if self.is_gguf else spec[0] for spec in specs]
+        self._rope_freqs = next((spec for spec in specs if spec[0] == ROPE_FREQS), None)
         self._specs = {n: s for n, s in zip(names, specs, strict=True) if n is not None}
         self.tensors = {n: Stored(s[1], tuple(s[2])) for n, s in self._specs.items()}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Its config.json; a GGUF file's: what it would be, in fp32. Raises UnsupportedError for a
+        GGUF file that no config.json can describe."""
+        found = self.checkpoint
+        if not self.is_gguf:
+            return dict(found.hf_config)
+        return hf_config.of_config(found.config, "float32", found.bos_token_id, found.eos_token_ids)
 
     def _hf_name(self, name: str) -> str | None:
         """None for a tensor of a GGUF file that the model does not need."""
@@ -112,6 +116,12 @@ class Source:
         from .._C import dequantize
 
         return self._in_order_of_heads(name, dequantize(self._specs[name]))
+
+    def rope_freqs(self) -> NDArray[np.float32] | None:
+        """What a GGUF file divides the plain frequencies of RoPE by, where it says so."""
+        from .._C import dequantize
+
+        return None if self._rope_freqs is None else dequantize(self._rope_freqs)
 
     def linears(self) -> list[str]:
         """The names of the layers' linears."""

@@ -30,6 +30,25 @@ def test_export(tmp_path: Path, capsys: Any) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in out.iterdir()}
 
 
+def test_gguf(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    quantize = ["lite", "quantize", str(MODEL), "--format", "gguf", "--method", "rtn", "--work-dir"]
+    assert main([*quantize, str(out), "--w-type", "q8_0"]) == 0
+    assert "linears in q8_0: squared error 0.00 %" in capsys.readouterr().out
+    assert main([*quantize, str(out), "--w-type", "*down_proj*=q8_0,*_proj*=q4_0"]) == 0
+    said = capsys.readouterr().out
+    assert "linears in types of their own" in said and f"chat {out}" in said
+    assert [path.name for path in out.iterdir()] == ["model.gguf"]
+    with pipeline(out, TurbomindEngineConfig(session_len=64)) as pipe:
+        assert pipe("a", do_preprocess=False).generate_token_len > 0
+    assert main(["lite", "export", str(MODEL), "--format=gguf", f"--work-dir={tmp_path}"]) == 0
+    assert f"chat {tmp_path}/model.gguf" in capsys.readouterr().out
+    assert main([*quantize, str(out), "--w-type", "*embed*=q8_0"]) == 0
+    assert "0 linears in types of their own" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*quantize, str(out), "--w-type", "*=,q8_0"])
+
+
 def test_mistakes(tmp_path: Path, capsys: Any) -> None:
     work = ["--work-dir", str(tmp_path / "out")]
     assert main(["lite", "quantize", str(MODEL), *work, "--w-group-size", "48"]) == 1

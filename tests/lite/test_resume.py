@@ -50,11 +50,13 @@ def stop_after(monkeypatch: Any, n: int) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("method", ["best", "awq", "gptq"])
+@pytest.mark.parametrize(
+    ("method", "form"), [("best", "awq"), ("awq", "awq"), ("gptq", "awq"), ("best", "gguf")]
+)
 def test_a_stopped_run_continues_with_the_same_bits(
-    tmp_path: Path, text: Path, monkeypatch: Any, method: str
+    tmp_path: Path, text: Path, monkeypatch: Any, method: str, form: str
 ) -> None:
-    options = {**OPTIONS, "method": method, "calib_dataset": text}
+    options = {**OPTIONS, "method": method, "format": form, "calib_dataset": text}
     whole = quantize(GGUF, tmp_path / "whole", **options)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:

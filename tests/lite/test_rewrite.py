@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from lmdeploy_c import _C, Tokenizer
 from lmdeploy_c.files.checkpoint import open_checkpoint
-from lmdeploy_c.lite import LinearReport, driver, export
+from lmdeploy_c.lite import LinearReport, export, target
 from lmdeploy_c.lite import quantize as calibrated
 from lmdeploy_c.lite.source import Source
 
@@ -163,8 +163,8 @@ def test_architectures(tmp_path: Path, arch: str) -> None:
 def test_group_sizes(tmp_path: Path) -> None:
     model = pm.write_float_model(tmp_path / "model")  # 128 and 192 columns
     source = Source(model)
-    assert driver.group_size_for(source, None) == 64
-    assert driver.group_size_for(source, -1) == -1
+    assert target.group_size_for(source, None) == 64
+    assert target.group_size_for(source, -1) == -1
     with pytest.raises(ValueError, match=r"groups of 128 do not divide the 192 columns of .*down"):
         quantize(model, tmp_path / "out", w_group_size=128)
     assert not (tmp_path / "out").exists()
@@ -212,7 +212,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype must be auto, float32"):
         export(model, tmp_path / "again", dtype="fp16")
     with pytest.raises(ValueError, match="format must be awq, gptq"):
-        quantize(model, tmp_path / "again", format="gguf")
+        quantize(model, tmp_path / "again", format="ggml")
     with pytest.raises(_C.UnsupportedError, match="w_bits of awq must be 4, not 8"):
         quantize(model, tmp_path / "again", w_bits=8)
     for options in ({}, {"w_sym": True}, {"w_group_size": -1}):
