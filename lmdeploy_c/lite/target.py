@@ -149,7 +149,7 @@ def target_of(
     source: Source, format: str, w_bits: int, w_group_size: int | None, w_sym: bool,
     w_type: str | Mapping[str, str] | None, dtype: str, max_shard_bytes: int,
 ) -> Directory | GgufFile:  # fmt: skip
-    """What `quantize` was asked for. ValueError, UnsupportedError for what does not fit together."""
+    """What `quantize` was asked for. ValueError, UnsupportedError for what does not go together."""
     if format == "gguf":
         if w_group_size not in (None, gguf_packing.BLOCK_LEN):
             raise ValueError(f"w_group_size of gguf must be 32, not {w_group_size}")
