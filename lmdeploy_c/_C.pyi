@@ -570,6 +570,10 @@ class InputSums:
     def gram(self) -> NDArray[np.float32] | None:
         """A copy of the sum of x^T x over the weighted rows, [n_cols, n_cols]; None: not kept."""
 
+    def in_order(self, order: ArrayLike) -> InputSums:
+        """New sums with the columns in another order: the new column i is the old order[i]. order:
+        [n_cols], each column once. Raises TypeError, ValueError, MemoryError."""
+
     def shrink(self, other: InputSums) -> float:
         """How much of this gram's off-diagonal is chance, judged by another text's: as
         correlations, (1 - shrink) times this one's are the nearest to the other's. 0 to 1.

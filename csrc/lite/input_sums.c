@@ -70,6 +70,44 @@ const float *lmd_input_sums_gram(lmd_input_sums *self) {
     return self->gram;
 }
 
+/* ---- another order of columns ---- */
+
+static lmd_status check_order(const int32_t *order, int32_t n, lmd_err *err) {
+    lmd_status status = LMD_OK;
+    bool *is_seen = lmd_calloc((size_t)n, sizeof *is_seen);
+    if (!is_seen) return lmd_no_memory(err, "an order of %d columns", n);
+    for (int32_t i = 0; i < n && status == LMD_OK; i++) {
+        if (order[i] < 0 || order[i] >= n || is_seen[order[i]])
+            status = lmd_fail(err, LMD_INVALID,
+                              "order must have each of 0 to %d once; item %d is %d", n - 1, i,
+                              order[i]);
+        else
+            is_seen[order[i]] = true;
+    }
+    lmd_free(is_seen);
+    return status;
+}
+
+lmd_status lmd_input_sums_in_order(lmd_input_sums *self, const int32_t *order,
+                                   lmd_input_sums **out, lmd_err *err) {
+    const int32_t n = self->n_cols;
+    lmd_input_sums *made;
+    LMD_TRY(check_order(order, n, err));
+    LMD_TRY(lmd_input_sums_new(n, self->gram != NULL, &made, err));
+    const float *gram = lmd_input_sums_gram(self);
+    made->n_tokens = self->n_tokens;
+    for (int32_t i = 0; i < n; i++) {
+        made->squares[i] = self->squares[order[i]];
+        made->absolute[i] = self->absolute[order[i]];
+        made->largest[i] = self->largest[order[i]];
+        const float *from = gram ? gram + (int64_t)order[i] * n : NULL;
+        for (int32_t j = 0; from && j <= i; j++)
+            made->gram[(int64_t)i * n + j] = from[order[j]];
+    }
+    *out = made;
+    return LMD_OK;
+}
+
 /* ---- what the sums say ---- */
 
 /* d gram d^T of some rows d, in parts: each is of tile_rows columns j, the sum of

@@ -27,6 +27,11 @@ void lmd_input_sums_free(lmd_input_sums *self);
 lmd_status lmd_input_sums_add(lmd_input_sums *self, const lmd_compute *compute, float *rows,
                               const double *weights, int32_t n, lmd_err *err);
 
+/* New sums of the same rows with their columns in another order: the new column i is the old
+ * order[i]. LMD_INVALID where order [n_cols] does not have each column once, LMD_NO_MEMORY. */
+lmd_status lmd_input_sums_in_order(lmd_input_sums *self, const int32_t *order,
+                                   lmd_input_sums **out, lmd_err *err);
+
 /* The whole symmetric matrix; NULL where it is not kept. */
 const float *lmd_input_sums_gram(lmd_input_sums *self);
 

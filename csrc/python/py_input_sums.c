@@ -114,6 +114,63 @@ static PyObject *sums_shrink(PyObject *obj, PyObject *args, PyObject *kwargs) {
     return result;
 }
 
+/* ---- another order of columns ---- */
+
+typedef struct order_args {
+    PyObject *order;
+} order_args;
+
+static const lmd_py_field order_fields[] = {
+    {"order", lmd_py_object, offsetof(order_args, order)},
+    {NULL, NULL, 0},
+};
+
+/* An object that owns the sums, or NULL; then they are freed. */
+static PyObject *object_of(PyTypeObject *type, lmd_input_sums *sums) {
+    sums_object *self = (sums_object *)type->tp_alloc(type, 0);
+    if (!self) {
+        lmd_input_sums_free(sums);
+        return NULL;
+    }
+    self->sums = sums;
+    self->pid = getpid();
+    return (PyObject *)self;
+}
+
+static PyObject *in_order(PyObject *obj, PyArrayObject *order) {
+    lmd_input_sums *made = NULL;
+    lmd_err err;
+    lmd_status status = LMD_OK;
+    lmd_input_sums *sums = lmd_py_input_sums_borrow(Py_TYPE(obj), obj, "the object");
+    if (!sums) return NULL;
+    const npy_intp n = PyArray_DIM(order, 0);
+    if (n != sums->n_cols) {
+        PyErr_Format(PyExc_ValueError, "order has %zd items; there are %d columns",
+                     (Py_ssize_t)n, sums->n_cols);
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        status = lmd_input_sums_in_order(sums, PyArray_DATA(order), &made, &err);
+        Py_END_ALLOW_THREADS
+        if (lmd_py_check(status, &err) < 0) made = NULL;
+    }
+    lmd_py_input_sums_give_back(obj);
+    return made ? object_of(Py_TYPE(obj), made) : NULL;
+}
+
+static PyObject *sums_in_order(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_signature signature = {"in_order", 1, 1, order_fields};
+    order_args call;
+    PyArrayObject *order;
+    PyObject *result = NULL, *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    if (!values) return NULL;
+    if (lmd_py_int32_array(call.order, "order", &order) == 0) {
+        result = in_order(obj, order);
+        Py_DECREF(order);
+    }
+    Py_DECREF(values);
+    return result;
+}
+
 /* ---- the type ---- */
 
 typedef struct new_args {
@@ -133,13 +190,10 @@ static PyObject *sums_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
     if (!values) return NULL;
     Py_DECREF(values);
-    sums_object *self = (sums_object *)type->tp_alloc(type, 0);
-    if (!self) return NULL;
+    lmd_input_sums *sums;
     lmd_err err;
-    self->pid = getpid();
-    const lmd_status status = lmd_input_sums_new(call.n_cols, call.gram, &self->sums, &err);
-    if (lmd_py_check(status, &err) < 0) Py_CLEAR(self);
-    return (PyObject *)self;
+    const lmd_status status = lmd_input_sums_new(call.n_cols, call.gram, &sums, &err);
+    return lmd_py_check(status, &err) < 0 ? NULL : object_of(type, sums);
 }
 
 static void sums_dealloc(PyObject *obj) {
@@ -174,6 +228,8 @@ static PyMethodDef sums_methods[] = {
     {"shrink", (PyCFunction)(void (*)(void))sums_shrink, METH_VARARGS | METH_KEYWORDS,
      "shrink(other) -> float\n\nHow much of the gram's off-diagonal is chance, by another "
      "text's."},
+    {"in_order", (PyCFunction)(void (*)(void))sums_in_order, METH_VARARGS | METH_KEYWORDS,
+     "in_order(order) -> InputSums\n\nThe sums with the columns in another order."},
     {NULL, NULL, 0, NULL},
 };
 

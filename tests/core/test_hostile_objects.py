@@ -241,6 +241,7 @@ ROWS: dict[str, Values] = {
     "InputSums.absolute": nothing,
     "InputSums.largest": nothing,
     "InputSums.gram": nothing,
+    "InputSums.in_order": lambda world: {"order": np.arange(32)},
     "InputSums.shrink": lambda world: {"other": some_sums()},
     "dequantize": lambda world: {"spec": world.gguf.specs[0]},
     "cpu_info": nothing,

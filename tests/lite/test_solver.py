@@ -140,6 +140,22 @@ def test_sums_have_the_same_bits_for_every_number_of_threads():
     assert all((g == grams[0]).all() for g in grams)
 
 
+def test_sums_in_another_order_are_those_of_the_columns_in_it():
+    rows, order = inputs(96), np.random.default_rng(4).permutation(96)
+    got, wanted = sums_of(rows).in_order(order), sums_of(rows[:, order])
+    assert got.n_cols == 96 and got.n_tokens == len(rows)
+    for name in ("squares", "absolute", "largest"):
+        assert (getattr(got, name)() == getattr(wanted, name)()).all()
+    assert got.gram() == pytest.approx(wanted.gram(), rel=1e-5, abs=1e-3)
+    assert (got.gram() == got.gram().T).all()
+    few = _C.InputSums(3, gram=False)
+    assert few.in_order([2, 0, 1]).gram() is None
+    for order, text in (([0, 1], "2 items; there are 3"), ([0, 1, 1], "item 2 is 1"),
+                        ([0, 1, 3], "item 2 is 3"), ([-1, 0, 1], "item 0 is -1")):  # fmt: skip
+        with pytest.raises(ValueError, match=text):
+            few.in_order(order)
+
+
 def test_output_errors_are_those_of_numpy():
     rows = inputs(100)
     differences = matrix(37, 100)
