@@ -126,6 +126,7 @@ def quantize(
     w_group_size: int | None = None,
     w_sym: bool = False,
     w_type: str | Mapping[str, str] | None = None,
+    desc_act: bool = False,
     dtype: str = "float16",
     calib_dataset: str | Path | Sequence[Any] | None = "builtin",
     calib_samples: int | None = None,
@@ -143,7 +144,9 @@ def quantize(
     or "gguf". w_bits: 4; of gptq and compressed-tensors also 3 and 8, of int-quantized 8.
     w_group_size: columns that share a scale; -1: a whole row, as int-quantized needs; None: the
     largest of 128, 64 and 32 that fits the model. w_sym: zero is the middle code; int-quantized
-    needs it. dtype: of what stays a float. num_threads: None: all usable ones.
+    needs it. desc_act: groups are of columns that carry as much instead of neighbours, and the
+    columns that carry most are rounded first; of format "gptq", with method "gptq" or "best".
+    dtype: of what stays a float. num_threads: None: all usable ones.
 
     gguf: model.gguf in the directory, in groups of 32. w_type: "q4_1", "q4_0" or "q8_0" (None: by
     w_bits and w_sym, which say the same), with embedding and lm_head in Q8_0; or a type for each
@@ -166,7 +169,11 @@ def quantize(
     recipe, folder = _recipe(method), Path(work_dir)
     if calib_dataset is None and (recipe.scales or recipe.solver):
         raise ValueError(f'method {method!r} needs calib_dataset; "rtn" does without')
-    target = target_of(source, format, w_bits, w_group_size, w_sym, w_type, dtype, max_shard_bytes)
+    if desc_act and not recipe.solver:
+        raise ValueError('desc_act is for methods "gptq" and "best"')
+    target = target_of(
+        source, format, w_bits, w_group_size, w_sym, w_type, desc_act, dtype, max_shard_bytes
+    )
     rewrite.check_work_dir(source, folder)
     is_plain = not (recipe.scales or recipe.solver)
     if isinstance(target, GgufFile) and (is_plain or not target.linears):

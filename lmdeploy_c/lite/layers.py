@@ -121,14 +121,25 @@ class Layers:
         """Takes the texts through the next layer. watch: and gives what its linears read; gram:
         with the products of columns."""
         model = self._open(layer)
-        if not watch:
-            self._hidden = [self._quantizer.run_layer(model, h) for h in self._hidden]
-            return None
-        sums = LayerSums(self.new_sums(gram), self.new_sums(gram))
+        sums = LayerSums(self.new_sums(gram), self.new_sums(gram)) if watch else None
         for i, hidden in enumerate(self._hidden):
-            into = sums.held_out if self._is_held_out[i] else sums.calibration
-            self._hidden[i] = self._quantizer.run_layer(model, hidden, tuple(into.values()))
+            into = None
+            if sums is not None:
+                of_text = sums.held_out if self._is_held_out[i] else sums.calibration
+                into = tuple(of_text.values())
+            try:
+                self._hidden[i] = self._quantizer.run_layer(model, hidden, into)
+            except ValueError as error:
+                raise self._explained(layer, error) from None
         return sums
+
+    def _explained(self, layer: int, error: ValueError) -> ValueError:
+        """The error of a run, with the tensor that it comes from, or the layer."""
+        names = [n for n in self._source.tensors if layer_of(n) == layer or n in EMBEDDINGS]
+        for name in names:
+            if not np.isfinite(self._source.read(name)).all():
+                return ValueError(f'tensor "{name}" has a NaN or an infinity')
+        return ValueError(f"layer {layer}: {error}")
 
     def hidden(self) -> list[NDArray[Any]]:
         """The states after the layers that were run, a text each: [n_tokens, hidden]."""

@@ -29,6 +29,7 @@ class Scheme:
     group_size: int  # columns; -1: the whole row
     symmetric: bool
     minima: bool = False  # value = scale * code + min, where the solver gives it; GGUF's Q4_1 alone
+    desc_act: bool = False  # groups are of columns that carry as much, instead of neighbours
 
     def n_groups(self, n_in: int) -> int:
         return 1 if self.group_size == -1 else n_in // self.group_size
@@ -42,6 +43,7 @@ class Codes:
     codes: NDArray[np.uint8]  # [n_out, n_in]
     scales: NDArray[np.float16]  # [n_out, n_groups]
     zeros: NDArray[Any]  # [n_out, n_groups] uint8; or minima, fp16
+    g_idx: NDArray[np.int32] | None = None  # [n_in] each column's group; None: neighbours'
 
 
 def _n_words(n: int, bits: int) -> int:
@@ -104,12 +106,14 @@ def _awq_config(scheme: Scheme) -> dict[str, Any]:
 
 
 def _gptq(made: Codes) -> Arrays:
-    n_in, bits = made.codes.shape[1], made.scheme.bits
+    n_in, bits, g_idx = made.codes.shape[1], made.scheme.bits, made.g_idx
+    if g_idx is None:
+        g_idx = (np.arange(n_in) // (n_in // made.scales.shape[1])).astype(np.int32)
     return {
         "qweight": _words(made.codes.T, bits, 0),
         "qzeros": _words(made.zeros.T - np.uint8(made.scheme.symmetric), bits, 1),
         "scales": np.ascontiguousarray(made.scales.T),
-        "g_idx": (np.arange(n_in) // (n_in // made.scales.shape[1])).astype(np.int32),
+        "g_idx": g_idx,
     }
 
 
@@ -132,7 +136,7 @@ def _gptq_config(scheme: Scheme) -> dict[str, Any]:
         "bits": scheme.bits,
         "group_size": scheme.group_size,
         "sym": scheme.symmetric,
-        "desc_act": False,
+        "desc_act": scheme.desc_act,
         "lm_head": False,
     }
 
@@ -229,11 +233,12 @@ class Format:
     shapes: Callable[[Scheme, int, int], Shapes]  # of a matrix [n_out, n_in]; ValueError
     config: Callable[[Scheme], dict[str, Any]]  # config.json's quantization_config
     by_row: bool = False  # its schemes are symmetric, with one scale for each row
+    desc_act: bool = False  # whether it has schemes of that kind
 
 
 FORMATS = {
     "awq": Format((4,), _awq, _awq_shapes, _awq_config),
-    "gptq": Format((3, 4, 8), _gptq, _gptq_shapes, _gptq_config),
+    "gptq": Format((3, 4, 8), _gptq, _gptq_shapes, _gptq_config, desc_act=True),
     "compressed-tensors": Format((3, 4, 8), _compressed, _compressed_shapes, _compressed_config),
     "int-quantized": Format(
         (8,), _int_quantized, _int_quantized_shapes, _int_quantized_config, by_row=True

@@ -38,12 +38,15 @@ class Solver:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method. scales: None, "plain" or "searched" (smoothing.py); solver: None rounds each weight
-    to its group's grid; search: such a grid is the one with the least error."""
+    """A method. scales: None, "plain" or "searched" (smoothing.py), alpha: the power of the inputs
+    in plain ones; solver: None rounds each weight to its group's grid; search: such a grid is the
+    one with the least error; absmax: it is the one whose largest code is the largest |weight|."""
 
     scales: str | None = None
     solver: Solver | None = None
     search: bool = True
+    alpha: float = 0.5
+    absmax: bool = False
 
     @property
     def reads_grams(self) -> bool:
@@ -148,7 +151,7 @@ class LayerQuantizer:
     def _scales(self, weight: Array, sums: InputSums, is_dead: NDArray[np.bool_]) -> Array:
         size = self._scheme.group_size
         if self._recipe.scales == "plain":
-            return smoothing.plain(weight, sums, size, is_dead)
+            return smoothing.plain(weight, sums, size, is_dead, self._recipe.alpha)
         return smoothing.searched(weight, sums, size, is_dead, self._quantizer, **self._grid)
 
     # ---- codes ----
@@ -161,23 +164,43 @@ class LayerQuantizer:
         weight = np.concatenate(parts) if len(parts) > 1 else parts[0]
         ends = np.cumsum([len(part) for part in parts])
         try:
-            made = self._codes(weight, scales, sums.calibration[group] if sums else None)
+            made, order = self._in_order(weight, scales, sums.calibration[group] if sums else None)
             plain = self._quantizer.quantize(
                 weight, group_size=self._scheme.group_size, search=False, **self._grid
             )
         except ValueError as error:
             raise ValueError(f"{', '.join(members)}: {error}") from None
-        values = smoothing.values_of(*made)
+        values, codes, g_idx = smoothing.values_of(*made), made[0], None
+        if order is not None:
+            places = np.argsort(order)
+            values, codes = values[:, places], codes[:, places]
+            g_idx = (places // (len(places) // made[1].shape[1])).astype(np.int32)
         if scales is not None:
             values /= scales
         for name, begin, end in zip(members, [0, *ends[:-1]], ends, strict=True):
             at = slice(begin, end)
-            result.codes[name] = packing.Codes(self._scheme, *(x[at] for x in made))
+            parts_of = (x[at] for x in (codes, *made[1:]))
+            result.codes[name] = packing.Codes(self._scheme, *parts_of, g_idx=g_idx)
             errors = [
                 self._error(weight[at], v[at], sums.held_out[group] if sums else None)
                 for v in (smoothing.values_of(*plain), values)
             ]
             result.reports.append(LinearReport(name, *errors))
+
+    def _in_order(
+        self, weight: Array, scales: Array | None, sums: InputSums | None
+    ) -> tuple[Any, NDArray[np.intp] | None]:
+        """Codes, and the order of their columns: None, or, where the scheme is desc_act, those that
+        carry most first."""
+        if not self._scheme.desc_act or sums is None:
+            return self._codes(weight, scales, sums), None
+        squares = sums.squares()
+        if scales is not None:
+            squares = squares / np.square(scales, dtype=np.float64)
+        order = np.argsort(-squares, kind="stable")
+        weight = np.ascontiguousarray(weight[:, order])
+        scales = None if scales is None else scales[order]
+        return self._codes(weight, scales, sums.in_order(order)), order
 
     def _codes(self, weight: Array, scales: Array | None, sums: InputSums | None) -> Any:
         recipe, size = self._recipe, self._scheme.group_size
@@ -186,6 +209,9 @@ class LayerQuantizer:
                 weight, sums, group_size=size, scales=scales, progress=self._progress,
                 minima=self._scheme.minima, **self._grid, **recipe.solver.arguments(),
             )  # fmt: skip
+        if recipe.absmax:
+            weight = weight if scales is None else weight * scales
+            return absmax_codes(weight, self._scheme)
         return self._quantizer.quantize(
             weight if scales is None else weight * scales,
             group_size=size,
@@ -202,6 +228,20 @@ class LayerQuantizer:
         rows = slice(None, None, -(-len(weight) // ROWS))
         over = self._quantizer.output_errors(sums, values[rows] - weight[rows]).sum()
         return float(over / (self._quantizer.output_errors(sums, weight[rows]).sum() or 1.0))
+
+
+def absmax_codes(
+    weight: Array, scheme: packing.Scheme
+) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.uint8]]:
+    """A matrix as `Quantizer.quantize` gives it, on symmetric grids whose largest code is the
+    largest |weight| of a group: |code - zero| is 127 at most where bits are 8."""
+    middle = 1 << (scheme.bits - 1)
+    groups = weight.reshape(len(weight), scheme.n_groups(weight.shape[1]), -1)
+    scales = (np.abs(groups).max(-1) / (middle - 1)).astype(np.float16)
+    steps = scales[..., None].astype(np.float32)
+    codes = np.divide(groups, steps, out=np.zeros_like(groups), where=steps > 0)
+    codes = np.clip(np.rint(codes), 1 - middle, middle - 1).reshape(weight.shape) + middle
+    return codes.astype(np.uint8), scales, np.full(scales.shape, middle, np.uint8)
 
 
 def importance(sums: InputSums, scales: Array | None = None) -> Array:

@@ -37,7 +37,7 @@ def can_fold(read: str, config: Mapping[str, Any]) -> bool:
 
 
 def _weight_scale(weight: Array, group_size: int) -> NDArray[np.float64]:
-    """How large a column's weights are in their groups, on average over rows."""
+    """A column's size: its |weights| over the largest of their groups, on average over rows."""
     n_in = weight.shape[1]
     size = n_in if group_size == -1 else group_size
     groups = np.abs(weight.reshape(len(weight), n_in // size, size))
@@ -47,27 +47,29 @@ def _weight_scale(weight: Array, group_size: int) -> NDArray[np.float64]:
     return scale
 
 
-def _normalised(scales: NDArray[np.float64], is_dead: NDArray[np.bool_]) -> Array:
-    """Around 1; 1 for what is 0 in the norm before, and where nothing was read."""
-    scales = np.where(np.isfinite(scales) & ~is_dead, np.maximum(scales, LEAST), np.nan)
-    if np.isnan(scales).all():
-        return np.ones(len(scales), np.float32)
-    scales = scales / np.sqrt(np.nanmax(scales) * np.nanmin(scales))
-    return np.where(np.isnan(scales), 1.0, scales).astype(np.float32)
-
-
-def _power(x: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
-    return np.power(np.maximum(x, LEAST), exponent)
+def _scales(
+    inputs: NDArray[np.float64], weights: NDArray[np.float64], ratio: float,
+    is_dead: NDArray[np.bool_],
+) -> Array:  # fmt: skip
+    """inputs^ratio / weights^(1 - ratio), at least LEAST, divided by the root of the largest times
+    the smallest. A dead column gets 1 and counts nowhere: one that the norm before multiplies by 0
+    (is_dead), that no token used, or whose weights are all 0."""
+    scales = np.ones(len(inputs))
+    live = ~is_dead & (inputs > 0) & (weights > 0)
+    if live.any():
+        over = np.maximum(weights[live] ** (1 - ratio), LEAST)
+        found = np.maximum(inputs[live] ** ratio / over, LEAST)
+        scales[live] = found / np.sqrt(found.max() * found.min())
+    return scales.astype(np.float32)
 
 
 def plain(
     weight: Array, sums: InputSums, group_size: int, is_dead: NDArray[np.bool_], alpha: float = 0.5
 ) -> Array:
-    """LMDeploy's scales without a search, which are SmoothQuant's too: the root of the largest
-    |input| over that of the weights. [n_in]"""
+    """The scales without a search: the largest |input| to the power alpha, over the columns' sizes
+    to the power 1 - alpha. SmoothQuant has them too, with whole rows as groups. [n_in]"""
     size = _weight_scale(weight, group_size)
-    largest = sums.largest().astype(np.float64)
-    return _normalised(_power(largest, alpha) / _power(size, 1 - alpha), is_dead)
+    return _scales(sums.largest().astype(np.float64), size, alpha, is_dead)
 
 
 def searched(
@@ -78,14 +80,12 @@ def searched(
     quantizer: Quantizer,
     **grid: Any,
 ) -> Array:
-    """The scales with the least error of outputs among 1 and mean|input|^r / |weight|^(1 - r), r
-    from 0 to 0.95 in 20 steps. grid: as `Quantizer.quantize`. [n_in]"""
+    """The scales with the least error of the linears' outputs among 1 and mean|input|^r / size^(1 -
+    r), r from 0 to 0.95 in 20 steps. grid: as `Quantizer.quantize`. [n_in]"""
     size, mean = _weight_scale(weight, group_size), sums.absolute() / max(sums.n_tokens, 1)
     rows = np.ascontiguousarray(weight[:: -(-len(weight) // ROWS)])
     candidates = [np.ones(weight.shape[1], np.float32)]
-    for i in range(N_RATIOS):
-        ratio = i / N_RATIOS
-        candidates.append(_normalised(_power(mean, ratio) / _power(size, 1 - ratio), is_dead))
+    candidates += [_scales(mean, size, i / N_RATIOS, is_dead) for i in range(N_RATIOS)]
 
     def error(scales: Array) -> float:
         made = quantizer.quantize(rows * scales, group_size=group_size, search=False, **grid)

@@ -60,6 +60,8 @@ def _check_form(form: str, scheme: packing.Scheme, source: Source) -> packing.Fo
             found.shapes(scheme, *source.tensors[name].shape)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+    if scheme.desc_act and not found.desc_act:
+        raise unsupported(f"{form} has no groups in another order: desc_act is for gptq")
     return found
 
 
@@ -147,14 +149,16 @@ class _Rounded:
 
 def target_of(
     source: Source, format: str, w_bits: int, w_group_size: int | None, w_sym: bool,
-    w_type: str | Mapping[str, str] | None, dtype: str, max_shard_bytes: int,
+    w_type: str | Mapping[str, str] | None, desc_act: bool, dtype: str, max_shard_bytes: int,
 ) -> Directory | GgufFile:  # fmt: skip
     """What `quantize` was asked for. ValueError, UnsupportedError for what does not go together."""
     if format == "gguf":
         if w_group_size not in (None, gguf_packing.BLOCK_LEN):
             raise ValueError(f"w_group_size of gguf must be 32, not {w_group_size}")
+        if desc_act:
+            raise unsupported("gguf has no groups in another order: desc_act is for gptq")
         return GgufFile(source, w_type or gguf_model.type_named(w_bits, w_sym), dtype)
     if w_type is not None:
         raise ValueError(f"w_type is of format gguf, not {format}")
-    scheme = packing.Scheme(w_bits, group_size_for(source, w_group_size), w_sym)
+    scheme = packing.Scheme(w_bits, group_size_for(source, w_group_size), w_sym, desc_act)
     return Directory(source, format, scheme, dtype, max_shard_bytes)
