@@ -1,16 +1,16 @@
-"""`lmdeploy_c lite`: compress a model. A command each for exact export and for quantisation."""
+"""`lmdeploy_c lite`: compress a model. A command each for exact export, for quantisation, and for
+how good the result is; LMDeploy's own are in lite_commands.py."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import Any
 
+from . import lite_commands
 from .options import Commands, Formatter, add_model
-from .output import PROG, complain
-
-#: LMDeploy's commands that need calibration, which this release does not have.
-LATER = ("auto_awq", "auto_gptq", "calibrate", "smooth_quant")
+from .output import PROG
 
 
 def _sentence(text: str) -> str:
@@ -106,8 +106,7 @@ def add_parser(commands: Commands[Any]) -> None:
     )
     export.set_defaults(run=run_export)
     _add_measures(inside)
-    for name in LATER:
-        inside.add_parser(name).set_defaults(run=run_later)
+    lite_commands.add_parsers(functools.partial(_add_command, inside))
 
 
 def _add_measures(inside: Commands[Any]) -> None:
@@ -146,7 +145,7 @@ def run_export(args: argparse.Namespace) -> int:
     from ..lite import export
 
     made = export(args.model_path, args.work_dir, format=args.format, dtype=args.dtype)
-    print(f"{made}: {_size(made)}. Try it: {PROG} chat {made}")
+    print(f"{made}: {lite_commands.size_of(made)}. Try it: {PROG} chat {made}")
     return 0
 
 
@@ -168,31 +167,7 @@ def run_quantize(args: argparse.Namespace) -> int:
         calib_seqlen=args.calib_seqlen,
         num_threads=args.num_threads,
     )
-    plain, error = (
-        100 * sum(getattr(linear, name) for linear in done) / max(len(done), 1)
-        for name in ("min_max_error", "error")
-    )
     types = args.w_type if isinstance(args.w_type, str) else "types of their own"
     how = f"{args.w_bits} bits" if args.w_type is None else types
-    print(
-        f"{len(done)} linears in {how}: squared error {error:.2f} % of the outputs' "
-        f"squares, on average (min-max grids: {plain:.2f} %)\n"
-        f"{args.work_dir}: {_size(Path(args.work_dir))}. Try it: {PROG} chat {args.work_dir}"
-    )
+    print(lite_commands.result_of(done, how, Path(args.work_dir)))
     return 0
-
-
-def run_later(args: argparse.Namespace) -> int:
-    complain(
-        f"lite {args.lite_command} needs calibration, which this release does not have; "
-        f"`{PROG} lite quantize` writes 4-bit weights without"
-    )
-    return 2
-
-
-def _size(made: Path) -> str:
-    """Of a file, or of a directory's weights."""
-    from ..units import format_size
-
-    weights = [*made.glob("*.safetensors"), *made.glob("*.gguf")] if made.is_dir() else [made]
-    return format_size(sum(file.stat().st_size for file in weights))

@@ -1,18 +1,26 @@
-"""Compressing models, LMDeploy's `lite`: `quantize` and `export` write a model, `perplexity` and
-`divergence` say how good the result is."""
+"""Compressing models, LMDeploy's `lite`: `quantize` and `export` write a model, and so do its own
+`auto_awq`, `auto_gptq` and `smooth_quant`; `calibrate` says what linears read, `perplexity` and
+`divergence` how good the result is."""
 
+from .commands import auto_awq, auto_gptq, smooth_quant
 from .driver import quantize
 from .evaluate import Comparison, Mean, TextScore, divergence, perplexity
 from .recipe import LinearReport
 from .rewrite import export
+from .statistics import InputReport, calibrate
 
 __all__ = [
     "Comparison",
+    "InputReport",
     "LinearReport",
     "Mean",
     "TextScore",
+    "auto_awq",
+    "auto_gptq",
+    "calibrate",
     "divergence",
     "export",
     "perplexity",
     "quantize",
+    "smooth_quant",
 ]

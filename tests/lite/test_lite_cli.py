@@ -55,9 +55,6 @@ def test_mistakes(tmp_path: Path, capsys: Any) -> None:
     assert "groups of 48 do not divide" in capsys.readouterr().err
     assert main(["lite", "quantize", str(tmp_path / "none"), *work]) == 1
     assert "no file or directory" in capsys.readouterr().err
-    for name in ("auto_awq", "auto_gptq", "calibrate", "smooth_quant"):
-        assert main(["lite", name]) == 2
-        assert "lite quantize" in capsys.readouterr().err
     (tmp_path / "set.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
     for dataset, said in ((tmp_path / "set.jsonl", "line 2 is no document"),
                           ("wikitxt", "no file: --calib-dataset")):  # fmt: skip
