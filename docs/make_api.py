@@ -30,7 +30,9 @@ SECTIONS = {
     "Errors": ["Interrupted", "RequestError", "CheckpointError", "UnsupportedError"],
     "Compression": [
         *("lite.quantize", "lite.export", "lite.perplexity", "lite.divergence"),
-        *("lite.LinearReport", "lite.Comparison", "lite.TextScore", "lite.Mean"),
+        *("lite.auto_awq", "lite.auto_gptq", "lite.smooth_quant", "lite.calibrate"),
+        *("lite.LinearReport", "lite.InputReport"),
+        *("lite.Comparison", "lite.TextScore", "lite.Mean"),
     ],
     "The core": ["Engine", "Model", "Quantizer", "Scheduler"],
 }

@@ -179,8 +179,9 @@ class LayerQuantizer:
             values /= scales
         for name, begin, end in zip(members, [0, *ends[:-1]], ends, strict=True):
             at = slice(begin, end)
-            parts_of = (x[at] for x in (codes, *made[1:]))
-            result.codes[name] = packing.Codes(self._scheme, *parts_of, g_idx=g_idx)
+            result.codes[name] = packing.Codes(
+                self._scheme, codes[at], made[1][at], made[2][at], g_idx
+            )
             errors = [
                 self._error(weight[at], v[at], sums.held_out[group] if sums else None)
                 for v in (smoothing.values_of(*plain), values)

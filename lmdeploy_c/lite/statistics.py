@@ -13,10 +13,10 @@ from .calibration_data import windows as windows_of
 from .commands import logger, open_source
 from .documents import Dataset
 from .layers import INPUTS, Layers, input_of, layer_of
-from .shards import Part, Tensor, write_shard
+from .shards import whole_file
 from .source import Source
 
-FILE = "inputs_stats.safetensors"
+FILE = "inputs_stats.npz"
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ def _report(source: Source, layer: int, group: str, sums: object) -> InputReport
 
 def _write(folder: Path, reports: list[InputReport]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for kind in ("absmax", "absmean"):
-        for report in reports:
-            for name in report.linears:
-                values = getattr(report, kind)
-                tensor = Tensor(f"{kind}.{name}", "F32", values.shape)
-                parts.append(Part((tensor,), lambda values=values: [values]))  # type: ignore[misc]
-    write_shard(folder / FILE, parts)
+    arrays = {
+        f"{kind}.{name}": getattr(report, kind)
+        for kind in ("absmax", "absmean")
+        for report in reports
+        for name in report.linears
+    }
+    with whole_file(folder / FILE) as file:
+        np.savez(file, **arrays)
 
 
 def calibrate(
@@ -91,9 +91,9 @@ def calibrate(
     *,
     num_threads: int | None = None,
 ) -> list[InputReport]:
-    """Writes what a model's linears read into work_dir/inputs_stats.safetensors: for each linear
-    "absmax.NAME" and "absmean.NAME", fp32 [n_in], where LMDeploy has a pickle of these. Returns the
-    same, an item for each input of each layer.
+    """Writes what a model's linears read into work_dir/inputs_stats.npz, for numpy.load: for each
+    linear "absmax.NAME" and "absmean.NAME", fp32 [n_in], where LMDeploy has a pickle of these.
+    Returns the same, an item for each input of each layer.
 
     model, work_dir, calib_dataset, calib_samples, calib_seqlen, num_threads: as `quantize`. w_bits,
     w_group_size, search_scale, dtype and batch_size are LMDeploy's and change nothing: texts are

@@ -14,6 +14,7 @@ import pytest
 from conftest import GOLDEN
 
 from lmdeploy_c.lite import driver, quantize
+from lmdeploy_c.lite.commands import smooth_recipe
 from lmdeploy_c.lite.unfinished import FOLDER
 
 GGUF = GOLDEN / "gguf" / "llama-float.gguf"
@@ -51,12 +52,22 @@ def stop_after(monkeypatch: Any, n: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("method", "form"), [("best", "awq"), ("awq", "awq"), ("gptq", "awq"), ("best", "gguf")]
-)
+    "changes",
+    [
+        {"method": "best"},
+        {"method": "best", "format": "gguf", "w_group_size": None},
+        {"method": "awq"},
+        {"method": "gptq"},
+        {"method": "gptq", "format": "gptq", "desc_act": True},
+        {"method": smooth_recipe(), "format": "int-quantized", "w_bits": 8, "w_sym": True,
+         "w_group_size": -1},
+    ],
+    ids=["best", "gguf", "awq", "gptq", "desc_act", "smooth_quant"],
+)  # fmt: skip
 def test_a_stopped_run_continues_with_the_same_bits(
-    tmp_path: Path, text: Path, monkeypatch: Any, method: str, form: str
+    tmp_path: Path, text: Path, monkeypatch: Any, changes: dict[str, Any]
 ) -> None:
-    options = {**OPTIONS, "method": method, "format": form, "calib_dataset": text}
+    options = {**OPTIONS, **changes, "calib_dataset": text}
     whole = quantize(GGUF, tmp_path / "whole", **options)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
