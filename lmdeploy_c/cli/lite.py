@@ -75,6 +75,11 @@ def add_parser(commands: Commands[Any]) -> None:
         "tensor, such as '*down_proj*=q8_0,*_proj*=q4_1,*embed*=q8_0'.",
     )
     quantize.add_argument(
+        "--desc-act",
+        action="store_true",
+        help="Columns that carry most come first, and share groups; of gptq.",
+    )
+    quantize.add_argument(
         "--dtype", default="float16", help="Of what stays a float: float16, bfloat16 or float32."
     )
     quantize.add_argument(
@@ -161,6 +166,7 @@ def run_quantize(args: argparse.Namespace) -> int:
         w_group_size=args.w_group_size,
         w_sym=args.w_sym,
         w_type=args.w_type,
+        desc_act=args.desc_act,
         dtype=args.dtype,
         calib_dataset=None if args.calib_dataset == "none" else args.calib_dataset,
         calib_samples=args.calib_samples,

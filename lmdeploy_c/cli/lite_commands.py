@@ -52,7 +52,7 @@ COMMANDS: dict[str, tuple[str, tuple[Flag, ...]]] = {
         ),
     ),
     "auto_gptq": (
-        "write a model with 4-bit or 8-bit weights in GPTQ's format, by GPTQ",
+        "write a model with 3-bit, 4-bit or 8-bit weights in GPTQ's format, by GPTQ",
         (
             *WEIGHTS,
             (

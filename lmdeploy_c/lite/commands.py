@@ -138,9 +138,9 @@ def auto_gptq(
     error is made good by the columns after it. To the diagonal of H a hundredth of its mean is
     added.
 
-    Arguments: as `auto_awq`, and w_bits: 4 or 8. w_sym: zero is the middle code; True, as LMDeploy
-    has it. desc_act: the columns that carry most come first, and groups are of such. calib_samples
-    must not be 0. Returns and raises: as `quantize`.
+    Arguments: as `auto_awq`, and w_bits: 3, 4 or 8. w_sym: zero is the middle code; True, as
+    LMDeploy has it. desc_act: the columns that carry most come first, and groups are of such.
+    calib_samples must not be 0. Returns and raises: as `quantize`.
     """
     source = open_source(
         model, revision=revision, batch_size=batch_size, trust_remote_code=trust_remote_code
