@@ -14,9 +14,10 @@ from ..files.checkpoint import resolve_model
 from ..messages import unsupported
 from . import rewrite
 from .documents import Dataset
-from .driver import GROUP_SIZES, group_size_for, quantize
+from .driver import quantize
 from .recipe import LinearReport, Recipe
 from .source import Source
+from .target import GROUP_SIZES, group_size_for
 
 logger = logging.getLogger("lmdeploy_c")
 

@@ -160,5 +160,5 @@ def target_of(
         return GgufFile(source, w_type or gguf_model.type_named(w_bits, w_sym), dtype)
     if w_type is not None:
         raise ValueError(f"w_type is of format gguf, not {format}")
-    scheme = packing.Scheme(w_bits, group_size_for(source, w_group_size), w_sym, desc_act)
+    scheme = packing.Scheme(w_bits, group_size_for(source, w_group_size), w_sym, desc_act=desc_act)
     return Directory(source, format, scheme, dtype, max_shard_bytes)
