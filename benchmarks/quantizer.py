@@ -2,7 +2,7 @@
 
     python benchmarks/quantizer.py [MODEL] [--quick] [--csv FILE]
 
-Each method writes a model with 4-bit weights (and some with 3 bits), which is compared with the
+Each method writes a model with 4-bit weights (some with 3 or 8 bits), which is compared with the
 original on texts that it was not calibrated by: modules and the licence of Python's own library.
 Seconds are divided by those that the counted operations would take at the fp32 peak, which NumPy's
 product of two matrices measures beside them. Prints a table in Markdown and appends CSV rows.
@@ -26,6 +26,7 @@ from common import ROOT, Neighbours, append_csv, machine
 
 from lmdeploy_c import lite
 from lmdeploy_c.lite import calibration_data
+from lmdeploy_c.lite.commands import smooth_recipe
 from lmdeploy_c.lite.recipe import METHODS, Recipe
 from lmdeploy_c.lite.source import Source
 
@@ -50,11 +51,14 @@ CASES = (
     Case("AWQ, plain scales", "awq", {}, True),
     Case("AWQ, 20 ratios, min-max", Recipe(scales="searched", search=False), {}),
     Case("GPTQ", "gptq", {}),
+    Case("GPTQ, desc_act, symmetric", "gptq", {"format": "gptq", "desc_act": True, "w_sym": True}),
     Case("best", "best", {}, True),
     Case("best in {scale, min}, GGUF's Q4_1", "best", {"format": "gguf", "w_type": "q4_1"}),
     Case("AWQ, 20 ratios, min-max, 3 bits", Recipe(scales="searched", search=False),
          {"format": "compressed-tensors", "w_bits": 3}),
     Case("best, 3 bits", "best", {"format": "compressed-tensors", "w_bits": 3}),
+    Case("SmoothQuant, 8 bits a row", smooth_recipe(),
+         {"format": "int-quantized", "w_bits": 8, "w_group_size": -1, "w_sym": True}),
 )  # fmt: skip
 
 
