@@ -558,6 +558,11 @@ class InputSums:
     def n_cols(self) -> int: ...
     @property
     def n_tokens(self) -> int: ...
+    @property
+    def first_token_mass(self) -> float:
+        """The part of the sum of all squares, not weighted, that the first row of each call
+        carries: of each text's first token. 0 where nothing was added."""
+
     def squares(self) -> NDArray[np.float64]:
         """[n_cols] of the weighted rows: the gram's diagonal."""
 

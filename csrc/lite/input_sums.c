@@ -39,6 +39,19 @@ void lmd_input_sums_free(lmd_input_sums *self) {
     lmd_free(self);
 }
 
+/* The sum of x[i]^2, in 16 chains. */
+static double sum_of_squares(const float *x, int32_t n) {
+    enum { CHAINS = 16 };
+    float chains[CHAINS] = {0};
+    int32_t i = 0;
+    for (; i + CHAINS <= n; i += CHAINS)
+        for (int32_t c = 0; c < CHAINS; c++) chains[c] += x[i + c] * x[i + c];
+    double sum = 0.0;
+    for (int32_t c = 0; c < CHAINS; c++) sum += (double)chains[c];
+    for (; i < n; i++) sum += (double)x[i] * x[i];
+    return sum;
+}
+
 /* Weighs a row, and adds it to the columns' sums. Returns a NaN where a number is not finite.
  */
 static float add_row(lmd_input_sums *self, float *row, double weight) {
@@ -58,8 +71,13 @@ static float add_row(lmd_input_sums *self, float *row, double weight) {
 lmd_status lmd_input_sums_add(lmd_input_sums *self, const lmd_compute *compute, float *rows,
                               const double *weights, int32_t n, lmd_err *err) {
     float probe = 0.0f;
-    for (int32_t t = 0; t < n; t++)
-        probe += add_row(self, rows + (int64_t)t * self->n_cols, weights ? weights[t] : 1.0);
+    for (int32_t t = 0; t < n; t++) {
+        float *row = rows + (int64_t)t * self->n_cols;
+        const double mass = sum_of_squares(row, self->n_cols);
+        self->total += mass;
+        if (t == 0) self->first += mass;
+        probe += add_row(self, row, weights ? weights[t] : 1.0);
+    }
     if (!(probe == 0.0f)) return lmd_fail(err, LMD_INVALID, "an input is a NaN or infinite");
     self->n_tokens += n;
     return self->gram ? lmd_gram_add(compute, rows, n, self->n_cols, self->gram, err) : LMD_OK;

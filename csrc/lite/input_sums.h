@@ -10,9 +10,10 @@
 typedef struct lmd_input_sums {
     int32_t n_cols;
     int64_t n_tokens;
-    double *squares;  /* [n_cols] of weighted rows: the diagonal of gram */
-    double *absolute; /* [n_cols] of |x|, not weighted */
-    float *largest;   /* [n_cols] |x| */
+    double *squares;     /* [n_cols] of weighted rows: the diagonal of gram */
+    double *absolute;    /* [n_cols] of |x|, not weighted */
+    float *largest;      /* [n_cols] |x| */
+    double total, first; /* of x^2, not weighted: of all rows; of each text's first row */
     float *gram; /* [n_cols, n_cols] of weighted rows X^T X, the lower triangle; NULL: not kept
                   */
 } lmd_input_sums;
@@ -22,7 +23,8 @@ lmd_status lmd_input_sums_new(int32_t n_cols, bool has_gram, lmd_input_sums **ou
                               lmd_err *err);
 void lmd_input_sums_free(lmd_input_sums *self);
 
-/* Adds rows [n, n_cols], which are weighted in place: row t by the root of weights[t], NULL: 1.
+/* Adds a text's rows [n, n_cols], which are weighted in place: row t by the root of weights[t],
+ * NULL: 1.
  * LMD_INVALID for a number that is not finite, LMD_NO_MEMORY; then the sums are of no use. */
 lmd_status lmd_input_sums_add(lmd_input_sums *self, const lmd_compute *compute, float *rows,
                               const double *weights, int32_t n, lmd_err *err);

@@ -213,9 +213,17 @@ static PyObject *get_n_tokens(PyObject *obj, void *closure) {
     return PyLong_FromLongLong(((sums_object *)obj)->sums->n_tokens);
 }
 
+static PyObject *get_first_token_mass(PyObject *obj, void *closure) {
+    (void)closure;
+    const lmd_input_sums *sums = ((sums_object *)obj)->sums;
+    return PyFloat_FromDouble(sums->total > 0.0 ? sums->first / sums->total : 0.0);
+}
+
 static PyGetSetDef sums_getset[] = {
     {"n_cols", get_n_cols, NULL, "Columns of the input.", NULL},
     {"n_tokens", get_n_tokens, NULL, "Tokens that were added.", NULL},
+    {"first_token_mass", get_first_token_mass, NULL,
+     "The part of the sum of squares that texts' first tokens carry.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
