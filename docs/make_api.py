@@ -31,7 +31,7 @@ SECTIONS = {
     "Compression": [
         *("lite.quantize", "lite.export", "lite.perplexity", "lite.divergence"),
         *("lite.auto_awq", "lite.auto_gptq", "lite.smooth_quant", "lite.calibrate"),
-        *("lite.LinearReport", "lite.InputReport"),
+        *("lite.Report", "lite.LayerReport", "lite.LinearReport", "lite.Need", "lite.InputReport"),
         *("lite.Comparison", "lite.TextScore", "lite.Mean"),
     ],
     "The core": ["Engine", "Model", "Quantizer", "Scheduler"],

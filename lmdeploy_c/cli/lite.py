@@ -101,6 +101,7 @@ def add_parser(commands: Commands[Any]) -> None:
     quantize.add_argument(
         "--num-threads", type=int, default=None, help="Threads; None: all usable ones."
     )
+    _add_report(quantize)
     quantize.set_defaults(run=run_quantize)
     export = _add_command(inside, "export", "write a model's floats: a directory or a GGUF file")
     export.add_argument("--format", default="hf", help="hf, a Hugging Face directory, or gguf.")
@@ -112,6 +113,29 @@ def add_parser(commands: Commands[Any]) -> None:
     export.set_defaults(run=run_export)
     _add_measures(inside)
     lite_commands.add_parsers(functools.partial(_add_command, inside))
+
+
+def _add_report(quantize: argparse.ArgumentParser) -> None:
+    quantize.add_argument(
+        "--mixed",
+        metavar="SIZE",
+        default=None,
+        help="8 bits for the linears that need them most, as many as fit: 110MB, of the file, or "
+        "4.5bpw, bits per weight. In format compressed-tensors or gguf.",
+    )
+    quantize.add_argument(
+        "--no-evaluate",
+        action="store_true",
+        help="Do not compare the new model with the original one at the end, for which both are in "
+        "memory.",
+    )
+    quantize.add_argument(
+        "--report",
+        metavar="FILE",
+        default=None,
+        help="Write what was done: FILE.html, a page with pictures (needs matplotlib), or "
+        "FILE.json, which WORK_DIR has as report.json anyway.",
+    )
 
 
 def _add_measures(inside: Commands[Any]) -> None:
@@ -156,8 +180,11 @@ def run_export(args: argparse.Namespace) -> int:
 
 def run_quantize(args: argparse.Namespace) -> int:
     from ..lite import quantize
+    from ..lite.report import check_file
 
-    done = quantize(
+    if args.report is not None:
+        check_file(args.report)
+    report = quantize(
         args.model_path,
         args.work_dir,
         method=args.method,
@@ -171,9 +198,11 @@ def run_quantize(args: argparse.Namespace) -> int:
         calib_dataset=None if args.calib_dataset == "none" else args.calib_dataset,
         calib_samples=args.calib_samples,
         calib_seqlen=args.calib_seqlen,
+        mixed=args.mixed,
+        evaluate=not args.no_evaluate,
         num_threads=args.num_threads,
     )
-    types = args.w_type if isinstance(args.w_type, str) else "types of their own"
-    how = f"{args.w_bits} bits" if args.w_type is None else types
-    print(lite_commands.result_of(done, how, Path(args.work_dir)))
+    if args.report is not None:
+        report.save(args.report)
+    print(lite_commands.result_of(report, Path(args.work_dir)))
     return 0

@@ -108,7 +108,7 @@ def run(name: str, flags: list[str], args: argparse.Namespace) -> int:
     if name == "calibrate":
         print(_outliers(done, args.work_dir))
     else:
-        print(result_of(done, f"{given.get('w_bits', 8)} bits", Path(args.work_dir)))
+        print(result_of(done, Path(args.work_dir)))
     return 0
 
 
@@ -120,17 +120,9 @@ def _outliers(reports: list[Any], work_dir: str) -> str:
     return "\n".join([*lines, *(f"  {report}" for report in worst)])
 
 
-def result_of(reports: list[Any], how: str, folder: Path) -> str:
-    """What a command says of a model that it wrote. how: "4 bits"."""
-    plain, error = (
-        100 * sum(getattr(linear, name) for linear in reports) / max(len(reports), 1)
-        for name in ("min_max_error", "error")
-    )
-    return (
-        f"{len(reports)} linears in {how}: squared error {error:.3g} % of the outputs' "
-        f"squares, on average (min-max grids: {plain:.3g} %)\n"
-        f"{folder}: {size_of(folder)}. Try it: {PROG} chat {folder}"
-    )
+def result_of(report: Any, folder: Path) -> str:
+    """What a command says of a model that it wrote."""
+    return f"{report}\n{folder}: {size_of(folder)}. Try it: {PROG} chat {folder}"
 
 
 def size_of(made: Path) -> str:

@@ -5,15 +5,18 @@
 from .commands import auto_awq, auto_gptq, smooth_quant
 from .driver import quantize
 from .evaluate import Comparison, Mean, TextScore, divergence, perplexity
-from .recipe import LinearReport
+from .report import LayerReport, LinearReport, Need, Report
 from .rewrite import export
 from .statistics import InputReport, calibrate
 
 __all__ = [
     "Comparison",
     "InputReport",
+    "LayerReport",
     "LinearReport",
     "Mean",
+    "Need",
+    "Report",
     "TextScore",
     "auto_awq",
     "auto_gptq",

@@ -15,7 +15,8 @@ from ..messages import unsupported
 from . import rewrite
 from .documents import Dataset
 from .driver import quantize
-from .recipe import LinearReport, Recipe
+from .recipe import Recipe
+from .report import Report
 from .source import Source
 from .target import GROUP_SIZES, group_size_for
 
@@ -87,7 +88,7 @@ def auto_awq(
     *,
     method: str | None = None,
     num_threads: int | None = None,
-) -> list[LinearReport]:
+) -> Report:
     """Writes a model with 4-bit weights in AWQ's format, by LMDeploy's method: each linear's
     columns are scaled by what they carry, and what comes before it undoes that.
 
@@ -134,7 +135,7 @@ def auto_gptq(
     desc_act: bool = False,
     method: str = "gptq",
     num_threads: int | None = None,
-) -> list[LinearReport]:
+) -> Report:
     """Writes a model in GPTQ's format, by its paper's method (arXiv 2210.17323): each column's
     error is made good by the columns after it. To the diagonal of H a hundredth of its mean is
     added.
@@ -180,7 +181,7 @@ def smooth_quant(
     *,
     alpha: float = 0.5,
     num_threads: int | None = None,
-) -> list[LinearReport]:
+) -> Report:
     """Writes a model with 8-bit weights and smoothed activations (SmoothQuant, arXiv 2211.10438) in
     compressed-tensors' format of W8A8, int-quantized: who runs it quantises activations per token.
 

@@ -4,8 +4,12 @@ directory when all is done."""
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files.checkpoint import fingerprint
+from ..messages import unsupported
 from ..progress import layers_progress
 from ..version import __version__
-from . import calibration_data, rewrite
+from . import calibration_data, held_out, rewrite
+from . import mixed as mixing
 from .floats import as_dtype
-from .layers import Layers, LayerSums, layer_of
-from .recipe import METHODS, LayerQuantizer, LayerResult, LinearReport, Recipe
+from .layers import Layers, LayerSums, input_of, layer_of
+from .packing import Codes, Scheme
+from .recipe import METHODS, LayerQuantizer, LayerResult, Recipe, bits_name
+from .report import FILE, LayerReport, LinearReport, Report, channels, peak_memory
 from .shards import MAX_SHARD_BYTES, Part, Tensor
 from .source import Source
 from .target import Directory, GgufFile, target_of
-from .unfinished import Unfinished
+from .unfinished import WIDE, Unfinished
 
 if TYPE_CHECKING:
     from .._C import Quantizer
+
+logger = logging.getLogger("lmdeploy_c")
 
 
 def _recipe(method: str | Recipe) -> Recipe:
@@ -41,16 +51,16 @@ def _digest(windows: Sequence[Sequence[int]]) -> str:
 
 
 class _Job:
-    """One model on its way through a recipe."""
+    """One model on its way through a recipe. wide: linears get codes of this scheme too."""
 
     def __init__(
         self, source: Source, recipe: Recipe, target: Directory | GgufFile,
-        unfinished: Unfinished, num_threads: int | None,
+        unfinished: Unfinished, num_threads: int | None, wide: Scheme | None = None,
     ) -> None:  # fmt: skip
         from .._C import Quantizer
 
         self._source, self._stored = source, target.stored
-        self._scheme, self._form = target.scheme, target.form
+        self._scheme, self._form, self._wide = target.scheme, target.form, wide
         self._recipe, self._unfinished, self._num_threads = recipe, unfinished, num_threads
         self._quantizer: Quantizer = Quantizer(num_threads)
         self.n_layer: int = source.checkpoint.config["n_layer"]
@@ -65,8 +75,9 @@ class _Job:
         )
         with bar as progress:
             quantise = LayerQuantizer(
-                self._recipe, self._scheme, self._source.checkpoint.config, self._quantizer
-            )
+                self._recipe, self._scheme, self._source.checkpoint.config, self._quantizer,
+                wide=self._wide,
+            )  # fmt: skip
             layers = None
             for layer in range(self.n_layer):
                 is_done = self._unfinished.has(layer)
@@ -74,33 +85,67 @@ class _Job:
                     layers = Layers(
                         self._source, windows, self._quantizer, num_threads=self._num_threads
                     )
-                sums = None
+                sums, began = None, time.monotonic()
                 if layers is not None and not (is_done and layer == self.n_layer - 1):
                     progress(0, f"layer {layer + 1} of {self.n_layer}: reads")
                     sums = layers.run(layer, watch=not is_done, gram=self._recipe.reads_grams)
                 progress(0, f"layer {layer + 1} of {self.n_layer}: quantises")
                 if not is_done:
-                    self._quantise(layer, quantise, sums)
+                    self._quantise(layer, quantise, sums, began)
                 progress(self._n_weights([layer]), "")
 
     def _n_weights(self, layers: Sequence[int] | range) -> int:
         shapes = (self._source.tensors[name].shape for i in layers for name in self._linears[i])
         return sum(rows * cols for rows, cols in shapes)
 
-    def _quantise(self, layer: int, quantise: LayerQuantizer, sums: LayerSums | None) -> None:
+    def _quantise(
+        self, layer: int, quantise: LayerQuantizer, sums: LayerSums | None, began: float
+    ) -> None:
         names = [name for name in self._source.tensors if layer_of(name) == layer]
         result = quantise(self._linears[layer], self._source.read, names, sums)
-        self._unfinished.keep(layer, self._tensors(names, result), result.reports)
+        linears = tuple(self._facts(linear, sums) for linear in result.reports)
+        wide = [self._packed(name, codes) for name, codes in result.wide.items()]
+        self._unfinished.keep(
+            layer,
+            self._tensors(names, result),
+            {tensor: array for packed in wide for tensor, array in packed.items()},
+            LayerReport(linears, time.monotonic() - began, peak_memory()),
+        )
+
+    def _n_bytes(self, name: str, scheme: Scheme) -> int:
+        rows, cols = self._source.tensors[name].shape
+        return self._form.n_bytes(scheme, rows, cols)
+
+    def _facts(self, linear: LinearReport, sums: LayerSums | None) -> LinearReport:
+        """A report with what is known of the linear besides its errors."""
+        rows, cols = self._source.tensors[linear.name].shape
+        linear = replace(
+            linear,
+            shape=(rows, cols),
+            bits=self._scheme.bits,
+            group_size=self._scheme.group_size,
+            before_bytes=self._source.n_bytes(linear.name),
+            after_bytes=self._n_bytes(linear.name, self._scheme),
+        )
+        if sums is None:
+            return linear
+        read = sums.calibration[input_of(linear.name)]
+        n_outliers, outliers = channels(read)
+        return replace(
+            linear, n_outliers=n_outliers, outliers=outliers, first_token_mass=read.first_token_mass
+        )
+
+    def _packed(self, name: str, codes: Codes) -> Mapping[Tensor, NDArray[Any]]:
+        stem, arrays = name.removesuffix("weight"), self._form.pack(codes)
+        shapes = self._form.shapes(codes.scheme, *codes.codes.shape)
+        return {Tensor(stem + s, *what): arrays[s] for s, what in shapes.items()}
 
     def _tensors(self, names: Sequence[str], result: LayerResult) -> Mapping[Tensor, NDArray[Any]]:
         """All tensors of a layer as they are written."""
         found: dict[Tensor, NDArray[Any]] = {}
         for name in names:
             if name in result.codes:
-                stem, codes = name.removesuffix("weight"), result.codes[name]
-                shapes = self._form.shapes(self._scheme, *codes.codes.shape)
-                arrays = self._form.pack(codes)
-                found |= {Tensor(stem + s, *what): arrays[s] for s, what in shapes.items()}
+                found |= self._packed(name, result.codes[name])
             else:
                 value = result.floats.get(name)
                 value = self._source.read(name) if value is None else value
@@ -108,12 +153,65 @@ class _Job:
                 found[Tensor(name, self._stored, value.shape)] = array
         return found
 
-    def layers(self) -> list[Part]:
-        """The tensors of layers, each a part."""
-        return [p for layer in range(self.n_layer) for p in self._unfinished.tensors(layer)]
+    # ---- the result ----
 
-    def reports(self) -> list[LinearReport]:
-        return [r for layer in range(self.n_layer) for r in self._unfinished.reports(layer)]
+    def reports(self, room: int) -> list[LayerReport]:
+        """By layer. room: bytes for linears that get the wide scheme, those that gain most."""
+        found = [self._unfinished.report(layer) for layer in range(self.n_layer)]
+        if self._wide is None:
+            return found
+        wide = {x.name: self._widened(x, self._wide) for report in found for x in report.linears}
+        chosen = mixing.choose(mixing.units(found, wide), room)
+        return [
+            replace(
+                report,
+                linears=tuple(wide[x.name] if x.unit in chosen else x for x in report.linears),
+            )
+            for report in found
+        ]
+
+    def _widened(self, linear: LinearReport, wide: Scheme) -> LinearReport:
+        error, n_bytes = linear.tried[bits_name(wide)], self._n_bytes(linear.name, wide)
+        return replace(linear, error=error, bits=wide.bits, after_bytes=n_bytes)
+
+    def layers(self, reports: Sequence[LayerReport]) -> list[Part]:
+        """The tensors of layers, each a part: linears in the bits that their reports say."""
+        parts = []
+        for layer, report in enumerate(reports):
+            wide = {_module(x.name) for x in report.linears if x.bits != self._scheme.bits}
+            kept = self._unfinished.tensors(layer)
+            parts += [part for part in kept if _module(part.tensors[0].name) not in wide]
+            if wide:
+                others = self._unfinished.tensors(layer, WIDE)
+                parts += [part for part in others if _module(part.tensors[0].name) in wide]
+        return parts
+
+
+def _module(tensor: str) -> str:
+    return tensor.rpartition(".")[0]
+
+
+def _with_others(
+    reports: Sequence[LayerReport], others: Sequence[LinearReport], n_layer: int
+) -> tuple[LayerReport, ...]:
+    """Reports by layer, with linears that were made while the file was written."""
+    found = list(reports) or [LayerReport((), 0.0, peak_memory())] * n_layer
+    for linear in others:
+        i = layer_of(linear.name)
+        found[i] = replace(found[i], linears=(*found[i].linears, linear))
+    return tuple(found)
+
+
+def _evaluation(
+    source: Source, folder: Path, windows: Sequence[Sequence[int]], num_threads: int | None
+) -> dict[str, Any]:
+    """What a Report says of the new model beside the original one."""
+    try:
+        return {"evaluation": held_out.evaluate(source, folder, windows, num_threads)}
+    except (MemoryError, ValueError) as error:
+        # The model is written: what cannot be measured here does not take it away.
+        logger.warning("the new model is not evaluated: %s", error)
+        return {"not_evaluated": str(error)}
 
 
 def quantize(
@@ -131,9 +229,11 @@ def quantize(
     calib_dataset: str | Path | Sequence[Any] | None = "builtin",
     calib_samples: int | None = None,
     calib_seqlen: int = 512,
+    mixed: str | None = None,
+    evaluate: bool = True,
     num_threads: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> list[LinearReport]:
+) -> Report:
     """Writes a model with the linears of its layers quantised. Embedding, norms and lm_head stay
     floats. One layer is in memory at a time; a run that was stopped continues, with the same
     result, where the same call is made again.
@@ -162,8 +262,15 @@ def quantize(
     calib_samples: windows of it, at most; None: 4 tokens for each column of the widest linear, and
     24 windows at least. calib_seqlen: tokens of a window.
 
-    Returns what was done to each linear. Raises what `export` raises, and ValueError for a group
-    size that does not fit and for a weight or an input that is not finite, by its tensor.
+    mixed: a size, "110MB" of the file or "4.5bpw" (bits per weight of the linears, scales and
+    zeros included): linears get 8 bits in place of w_bits where that takes away most of the error,
+    as many as the size has room for. In formats "compressed-tensors" and "gguf". evaluate: at the
+    end, compares the new model with the original one on texts that no calibration has; both are in
+    memory then. Where they do not fit, the report says so.
+
+    Returns a report, a sequence of what was done to each linear; work_dir has it as report.json.
+    Raises what `export` raises, and ValueError for a group size or a size that does not fit and for
+    a weight or an input that is not finite, by its tensor.
     """
     source = Source(model)
     recipe, folder = _recipe(method), Path(work_dir)
@@ -175,12 +282,44 @@ def quantize(
         source, format, w_bits, w_group_size, w_sym, w_type, desc_act, dtype, max_shard_bytes
     )
     rewrite.check_work_dir(source, folder)
+
+    def finish(
+        reports: Sequence[LayerReport], layers: Sequence[Part],
+        windows: Sequence[Sequence[int]] | None, seconds: float,
+    ) -> Report:  # fmt: skip
+        began = time.monotonic()
+        rounded = target.write(folder, layers, reports)
+        written = time.monotonic()
+        evaluation = _evaluation(source, folder, windows or [], num_threads) if evaluate else {}
+        report = Report(
+            model=str(source.path),
+            work_dir=str(folder),
+            method=method if isinstance(method, str) else repr(method),
+            format=format,
+            layers=_with_others(reports, rounded, source.checkpoint.config["n_layer"]),
+            before_bytes=sum(source.n_bytes(name) for name in source.tensors),
+            after_bytes=sum(file.stat().st_size for file in rewrite.weights_of(folder)),
+            seconds={
+                "texts": seconds,
+                "layers": math.fsum(layer.seconds for layer in reports),
+                "writing": written - began,
+                "evaluating": time.monotonic() - written,
+            },
+            **evaluation,
+        )
+        report.save(folder / FILE)
+        return report
+
     is_plain = not (recipe.scales or recipe.solver)
     if isinstance(target, GgufFile) and (is_plain or not target.linears):
-        return target.write(folder, [])
+        if mixed is not None:
+            raise unsupported("mixed in a GGUF file whose linears are all rounded: use method best")
+        return finish([], [], None, 0.0)
+    wide = target.wide() if mixed is not None else None
+    room = mixing.room(mixed, source, target, wide) if mixed is not None and wide else 0
     job = {
         "version": __version__, "model": fingerprint(source.checkpoint), "recipe": repr(recipe),
-        "target": target.key,
+        "target": target.key, "wide": wide and vars(wide),
     }  # fmt: skip
 
     def find_windows(dataset: Any) -> list[list[int]]:
@@ -188,6 +327,7 @@ def quantize(
             source, dataset, samples=calib_samples, seqlen=calib_seqlen, num_threads=num_threads
         )
 
+    began = time.monotonic()
     if calib_dataset in (None, "self"):
         # A model's own samples take long and are always the same: the folder keeps them.
         windows, calibration = None, f"{calib_dataset} {calib_samples} {calib_seqlen}"
@@ -198,13 +338,14 @@ def quantize(
     if calib_dataset == "self":
         windows = unfinished.windows() or find_windows("self")
         unfinished.keep_windows(windows)
+    seconds = time.monotonic() - began
     if windows and recipe.solver:
         config = source.checkpoint.config
         widest = max(config["hidden_dim"], config["ffn_dim"])
         calibration_data.enough(sum(map(len, windows)), widest)
-    at_work = _Job(source, recipe, target, unfinished, num_threads)
+    at_work = _Job(source, recipe, target, unfinished, num_threads, wide)
     at_work.run(windows)
-    reports = at_work.reports()
-    reports += target.write(folder, at_work.layers())
+    reports = at_work.reports(room)
+    report = finish(reports, at_work.layers(reports), windows, seconds)
     unfinished.remove()
-    return reports
+    return report

@@ -8,7 +8,7 @@ errors.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..engine.scores import cross_entropies
 from ..engine.text_engine import TextEngine
 from ..messages import TurbomindEngineConfig
+from ..text.chat_template import ChatTemplateConfig
 
 WINDOW = 512  # tokens
 ROWS = 128  # of logits that are compared at once
@@ -109,7 +110,7 @@ def _open(
     model: str | Path | None, window: int, config: TurbomindEngineConfig | None
 ) -> closing[TextEngine]:
     config = config or TurbomindEngineConfig(session_len=window, max_batch_size=1)
-    return closing(TextEngine(model, config))
+    return closing(TextEngine(model, config, ChatTemplateConfig("base")))
 
 
 def _logits(engine: TextEngine, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -195,7 +196,24 @@ def divergence(
         ids = a.tokenizer.encode(text)
         if ids != b.tokenizer.encode(text) or a.vocab_size != b.vocab_size:
             raise ValueError("the two models do not have the same tokens for this text")
-        windows = [_compare(a, b, tokens) for tokens in _cut(ids, window)]
+        return _comparison([_compare(a, b, tokens) for tokens in _cut(ids, window)])
+
+
+def compare(
+    reference: str | Path | None,
+    model: str | Path | None,
+    texts: Mapping[str, Sequence[Sequence[int]]],
+    config: TurbomindEngineConfig,
+) -> dict[str, Comparison]:
+    """How far a model is from a reference that has the same tokens: on each text, and as "all" on
+    all of them. texts: by their names, windows of 2 tokens to config.session_len."""
+    with _open(reference, 0, config) as a, _open(model, 0, config) as b:
+        found = {k: [_compare(a, b, ids) for ids in windows] for k, windows in texts.items()}
+    of_all = [window for windows in found.values() for window in windows]
+    return {name: _comparison(windows) for name, windows in [*found.items(), ("all", of_all)]}
+
+
+def _comparison(windows: Sequence[_Window]) -> Comparison:
     return Comparison(
         kl=_mean([w.kl for w in windows]),
         same_top=_mean([w.same_top for w in windows]),

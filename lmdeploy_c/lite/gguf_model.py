@@ -26,7 +26,7 @@ from . import gguf_config, gguf_tokenizer
 from .floats import as_dtype
 from .gguf_packing import BLOCK_LEN, ROUND, BlockCodes, pack, round_to_nearest
 from .gguf_tensors import Piece, pieces
-from .gguf_writer import write_gguf
+from .gguf_writer import file_bytes, write_gguf
 from .shards import Part, Tensor
 from .source import LINEARS, ROPE_FREQS, Source
 
@@ -249,6 +249,11 @@ class GgufModel:
         made = [_part(source, name, types[name], found[name], quantise, ready) for name in found]
         self._parts = [*_rope_freqs(source), *made]
         self._metadata = _metadata(source, self._parts)
+
+    @property
+    def n_bytes(self) -> int:
+        """What the file takes."""
+        return file_bytes(self._metadata, self._parts)
 
     def write(self, folder: Path, what: str) -> Path:
         """Writes `FILE`, which is not there until it is whole, and returns its path. what: the word

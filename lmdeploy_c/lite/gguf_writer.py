@@ -74,6 +74,21 @@ def _directory(tensors: Sequence[Tensor]) -> bytes:
     return b"".join(entries)
 
 
+def _head(metadata: Mapping[str, Any], parts: Sequence[Part]) -> bytes:
+    """What stands before the tensors."""
+    tensors = [tensor for part in parts for tensor in part.tensors]
+    head = b"GGUF" + struct.pack("<IQQ", VERSION, len(tensors), len(metadata))
+    head += b"".join(_string(key) + _value(value) for key, value in metadata.items())
+    head += _directory(tensors)
+    return head + bytes(-len(head) % ALIGNMENT)
+
+
+def file_bytes(metadata: Mapping[str, Any], parts: Sequence[Part]) -> int:
+    """What `write_gguf` would write."""
+    sizes = (tensor.n_bytes for part in parts for tensor in part.tensors)
+    return len(_head(metadata, parts)) + sum(size + -size % ALIGNMENT for size in sizes)
+
+
 def write_gguf(
     path: Path,
     metadata: Mapping[str, Any],
@@ -88,11 +103,7 @@ def write_gguf(
     TENSOR_TYPES, shapes rows first; the columns of blocks are a multiple of 32. done: is called
     with the bytes of each part that was written.
     """
-    tensors = [tensor for part in parts for tensor in part.tensors]
-    head = b"GGUF" + struct.pack("<IQQ", VERSION, len(tensors), len(metadata))
-    head += b"".join(_string(key) + _value(value) for key, value in metadata.items())
-    head += _directory(tensors)
+    head = _head(metadata, parts)
     with whole_file(path) as file:
         file.write(head)
-        file.write(bytes(-len(head) % ALIGNMENT))
         write_parts(file, parts, done, ALIGNMENT)

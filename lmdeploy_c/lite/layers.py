@@ -31,6 +31,7 @@ EMBEDDINGS = (
     "model.embed_tokens.weight",
     "model.tok_embeddings.weight",
 )
+HELD_OUT = 6  # every so many-th text is kept from calibration
 FINAL_NORMS = ("output_norm.weight", "model.norm.weight")
 
 
@@ -38,6 +39,11 @@ def layer_of(name: str) -> int:
     """The layer of a tensor's name; -1: none."""
     found = LAYER.fullmatch(name)
     return int(found[2]) if found else -1
+
+
+def is_held_out(i: int, every: int = HELD_OUT) -> bool:
+    """Whether the i-th text is kept from calibration; every 0: none is."""
+    return every > 0 and i % every == every - 1
 
 
 def input_of(name: str) -> str:
@@ -66,7 +72,7 @@ class Layers:
         windows: Sequence[Sequence[int]],
         quantizer: Quantizer,
         *,
-        held_out: int = 6,
+        held_out: int = HELD_OUT,
         num_threads: int | None = None,
     ) -> None:
         config = source.checkpoint.config
@@ -79,9 +85,7 @@ class Layers:
             "down": config["ffn_dim"],
         }
         self._hidden = self._embed(windows)
-        self._is_held_out = [
-            held_out > 0 and i % held_out == held_out - 1 for i in range(len(windows))
-        ]
+        self._is_held_out = [is_held_out(i, held_out) for i in range(len(windows))]
         self.n_tokens = sum(
             len(w) for w, is_held in zip(windows, self._is_held_out, strict=True) if not is_held
         )

@@ -6,12 +6,14 @@ n_in / group]; value = scale * (code - zero).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .shards import Tensor
 
 Arrays = dict[str, NDArray[Any]]
 #: Suffix of a tensor's name -> its type in the file and its shape.
@@ -181,8 +183,10 @@ def _int_quantized_shapes(scheme: Scheme, n_out: int, n_in: int) -> Shapes:
     }
 
 
-def _settings(scheme: Scheme, form: str, activations: dict[str, Any] | None) -> dict[str, Any]:
-    """quantization_config of a format of compressed-tensors."""
+def _group(
+    scheme: Scheme, form: str, activations: dict[str, Any] | None, targets: Sequence[str]
+) -> dict[str, Any]:
+    """Modules of one scheme, in the settings of compressed-tensors."""
     of_rows = scheme.group_size == -1
     weights = {
         "num_bits": scheme.bits,
@@ -192,24 +196,38 @@ def _settings(scheme: Scheme, form: str, activations: dict[str, Any] | None) -> 
         "group_size": None if of_rows else scheme.group_size,
         "dynamic": False,
     }
-    group = {
-        "targets": ["Linear"],
+    return {
+        "targets": list(targets),
         "weights": weights,
         "input_activations": activations,
         "output_activations": None,
         "format": form,
     }
+
+
+def _settings(form: str, groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """quantization_config of a format of compressed-tensors."""
     return {
         "quant_method": "compressed-tensors",
         "format": form,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": group},
+        "config_groups": {f"group_{i}": group for i, group in enumerate(groups)},
         "ignore": ["lm_head"],
     }
 
 
 def _compressed_config(scheme: Scheme) -> dict[str, Any]:
-    return _settings(scheme, "pack-quantized", None)
+    return _settings("pack-quantized", [_group(scheme, "pack-quantized", None, ["Linear"])])
+
+
+def _compressed_mixed_config(schemes: Mapping[str, Scheme]) -> dict[str, Any]:
+    """Every module is named: where one group is of all "Linear", vLLM takes it for q, k and v that
+    another group names."""
+    modules: dict[Scheme, list[str]] = {}
+    for module, scheme in schemes.items():
+        modules.setdefault(scheme, []).append(module)
+    form = "pack-quantized"
+    return _settings(form, [_group(s, form, None, names) for s, names in modules.items()])
 
 
 def _int_quantized_config(scheme: Scheme) -> dict[str, Any]:
@@ -221,7 +239,7 @@ def _int_quantized_config(scheme: Scheme) -> dict[str, Any]:
         "strategy": "token",
         "dynamic": True,
     }
-    return _settings(scheme, "int-quantized", activations)
+    return _settings("int-quantized", [_group(scheme, "int-quantized", activations, ["Linear"])])
 
 
 @dataclass(frozen=True)
@@ -234,12 +252,25 @@ class Format:
     config: Callable[[Scheme], dict[str, Any]]  # config.json's quantization_config
     by_row: bool = False  # its schemes are symmetric, with one scale for each row
     desc_act: bool = False  # whether it has schemes of that kind
+    #: `config` of modules with schemes of their own; None: it cannot be said.
+    mixed_config: Callable[[Mapping[str, Scheme]], dict[str, Any]] | None = None
+
+    def n_bytes(self, scheme: Scheme, n_out: int, n_in: int) -> int:
+        """What the tensors of a matrix take."""
+        shapes = self.shapes(scheme, n_out, n_in).items()
+        return sum(Tensor(suffix, *what).n_bytes for suffix, what in shapes)
 
 
 FORMATS = {
     "awq": Format((4,), _awq, _awq_shapes, _awq_config),
     "gptq": Format((3, 4, 8), _gptq, _gptq_shapes, _gptq_config, desc_act=True),
-    "compressed-tensors": Format((3, 4, 8), _compressed, _compressed_shapes, _compressed_config),
+    "compressed-tensors": Format(
+        (3, 4, 8),
+        _compressed,
+        _compressed_shapes,
+        _compressed_config,
+        mixed_config=_compressed_mixed_config,
+    ),
     "int-quantized": Format(
         (8,), _int_quantized, _int_quantized_shapes, _int_quantized_config, by_row=True
     ),

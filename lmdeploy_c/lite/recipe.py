@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from . import packing, smoothing
 from .layers import INPUTS, LayerSums, input_of
+from .report import LinearReport
 
 if TYPE_CHECKING:
     from .._C import InputSums, Quantizer
@@ -63,22 +64,13 @@ METHODS = {
 }
 
 
-@dataclass(frozen=True)
-class LinearReport:
-    """What quantisation did to one linear: the squared error of its outputs on tokens that it was
-    not calibrated by, as a part of the outputs' squares (without calibration: of its weights), on
-    grids from the smallest to the largest weight, and as written."""
-
-    name: str
-    min_max_error: float
-    error: float
-
-
 @dataclass
 class LayerResult:
-    """A layer quantised: the codes of its linears, the floats that changed, and reports."""
+    """A layer quantised: the codes of its linears, also in more bits where both are wanted; the
+    floats that changed; and reports."""
 
     codes: dict[str, packing.Codes] = field(default_factory=dict)
+    wide: dict[str, packing.Codes] = field(default_factory=dict)
     floats: dict[str, Array] = field(default_factory=dict)
     reports: list[LinearReport] = field(default_factory=list)
 
@@ -86,7 +78,8 @@ class LayerResult:
 class LayerQuantizer:
     """Quantises layers by a recipe.
 
-    config: the model's, normalised. sums of a layer: None: no calibration.
+    config: the model's, normalised. wide: a scheme of more bits, in which there shall be codes too:
+    rounded to grids alone, because their errors are small. sums of a layer: None: no calibration.
     """
 
     def __init__(
@@ -96,7 +89,9 @@ class LayerQuantizer:
         config: Mapping[str, Any],
         quantizer: Quantizer,
         progress: Callable[[int], object] = lambda n_weights: None,
+        wide: packing.Scheme | None = None,
     ) -> None:
+        self._wide = wide
         self._recipe, self._scheme, self._config = recipe, scheme, config
         self._quantizer, self._progress = quantizer, progress
         self._grid: dict[str, Any] = {"bits": scheme.bits, "symmetric": scheme.symmetric}
@@ -163,8 +158,12 @@ class LayerQuantizer:
         """The linears of one input, together."""
         weight = np.concatenate(parts) if len(parts) > 1 else parts[0]
         ends = np.cumsum([len(part) for part in parts])
+        read, held_out = (s[group] if s else None for s in _both(sums))
+        wide = None
         try:
-            made, order = self._in_order(weight, scales, sums.calibration[group] if sums else None)
+            made, order = self._in_order(weight, scales, read)
+            if self._wide:
+                wide = self._rounded(weight, scales, read, self._wide)
             plain = self._quantizer.quantize(
                 weight, group_size=self._scheme.group_size, search=False, **self._grid
             )
@@ -175,18 +174,23 @@ class LayerQuantizer:
             places = np.argsort(order)
             values, codes = values[:, places], codes[:, places]
             g_idx = (places // (len(places) // made[1].shape[1])).astype(np.int32)
+        every = [values, *([smoothing.values_of(*wide)] if wide else [])]
         if scales is not None:
-            values /= scales
+            every = [values / scales for values in every]
         for name, begin, end in zip(members, [0, *ends[:-1]], ends, strict=True):
             at = slice(begin, end)
             result.codes[name] = packing.Codes(
                 self._scheme, codes[at], made[1][at], made[2][at], g_idx
             )
-            errors = [
-                self._error(weight[at], v[at], sums.held_out[group] if sums else None)
-                for v in (smoothing.values_of(*plain), values)
-            ]
-            result.reports.append(LinearReport(name, *errors))
+            min_max, written, *in_wide = (
+                self._error(weight[at], values[at], held_out)
+                for values in (smoothing.values_of(*plain), *every)
+            )
+            tried = {}
+            if self._wide and wide:
+                result.wide[name] = packing.Codes(self._wide, *(x[at] for x in wide))
+                tried = {bits_name(self._scheme): written, bits_name(self._wide): in_wide[0]}
+            result.reports.append(LinearReport(name, min_max, written, tried))
 
     def _in_order(
         self, weight: Array, scales: Array | None, sums: InputSums | None
@@ -213,12 +217,18 @@ class LayerQuantizer:
         if recipe.absmax:
             weight = weight if scales is None else weight * scales
             return absmax_codes(weight, self._scheme)
+        return self._rounded(weight, scales, sums, self._scheme)
+
+    def _rounded(
+        self, weight: Array, scales: Array | None, sums: InputSums | None, scheme: packing.Scheme
+    ) -> Any:
         return self._quantizer.quantize(
             weight if scales is None else weight * scales,
-            group_size=size,
-            search=recipe.search,
+            bits=scheme.bits,
+            group_size=scheme.group_size,
+            symmetric=scheme.symmetric,
+            search=self._recipe.search,
             importance=None if sums is None else importance(sums, scales),
-            **self._grid,
         )
 
     def _error(self, weight: Array, values: Array, sums: InputSums | None) -> float:
@@ -243,6 +253,15 @@ def absmax_codes(
     codes = np.divide(groups, steps, out=np.zeros_like(groups), where=steps > 0)
     codes = np.clip(np.rint(codes), 1 - middle, middle - 1).reshape(weight.shape) + middle
     return codes.astype(np.uint8), scales, np.full(scales.shape, middle, np.uint8)
+
+
+def _both(sums: LayerSums | None) -> tuple[dict[str, InputSums] | None, ...]:
+    return (sums.calibration, sums.held_out) if sums else (None, None)
+
+
+def bits_name(scheme: packing.Scheme) -> str:
+    """What a report calls codes of a scheme beside those of another."""
+    return f"{scheme.bits} bits"
 
 
 def importance(sums: InputSums, scales: Array | None = None) -> Array:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..progress import adding_bytes
-from . import gguf_model, tokenizer_files
+from . import gguf_model, report, tokenizer_files
 from .floats import DTYPES, as_dtype
 from .shards import MAX_SHARD_BYTES, Part, Tensor, write_json, write_shards
 from .source import Source
@@ -49,14 +49,19 @@ def check_work_dir(source: Source, folder: Path) -> None:
             raise ValueError(f'"{path}" is the model itself: choose another work_dir')
 
 
+def weights_of(folder: Path) -> list[Path]:
+    """The files of weights that a directory has."""
+    return [*folder.glob("model*.safetensors"), *folder.glob(gguf_model.FILE)]
+
+
 def begin(source: Source, work_dir: str | Path) -> Path:
     """The directory to write into. While it is written it has no config.json and no GGUF file, so
     that nothing half-written can be loaded."""
     folder = Path(work_dir)
     check_work_dir(source, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").unlink(missing_ok=True)
-    (folder / gguf_model.FILE).unlink(missing_ok=True)
+    for name in ("config.json", gguf_model.FILE, report.FILE):
+        (folder / name).unlink(missing_ok=True)
     for old in folder.glob("model*.safetensors*"):
         old.unlink()
     return folder

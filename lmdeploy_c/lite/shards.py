@@ -89,6 +89,11 @@ def _header(tensors: Sequence[Tensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def header_bytes(tensors: Sequence[Tensor]) -> int:
+    """What a file of these tensors takes besides them."""
+    return len(_header(tensors))
+
+
 def write_parts(
     file: BinaryIO, parts: Sequence[Part], done: Callable[[int], object], alignment: int = 1
 ) -> None:

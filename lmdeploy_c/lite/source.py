@@ -123,6 +123,10 @@ class Source:
 
         return None if self._rope_freqs is None else dequantize(self._rope_freqs)
 
+    def n_bytes(self, name: str) -> int:
+        """What a tensor takes in its file."""
+        return self._specs[name][5]
+
     def linears(self) -> list[str]:
         """The names of the layers' linears."""
         return [name for name in self.tensors if LINEARS.fullmatch(name)]

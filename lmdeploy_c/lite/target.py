@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from numpy.typing import NDArray
 from ..messages import unsupported
 from . import gguf_model, gguf_packing, packing, rewrite
 from .layers import layer_of
-from .recipe import LinearReport
-from .shards import Part
+from .report import LayerReport, LinearReport
+from .shards import Part, Tensor, header_bytes
 from .source import Source
 
 GROUP_SIZES = (128, 64, 32)
+WIDE_BITS, WIDE_TYPE = 8, "Q8_0"  # of linears that get more bits than the others
 
 
 def group_size_for(source: Source, wanted: int | None) -> int:
@@ -65,6 +67,12 @@ def _check_form(form: str, scheme: packing.Scheme, source: Source) -> packing.Fo
     return found
 
 
+def _wider(scheme: packing.Scheme) -> packing.Scheme:
+    if scheme.bits >= WIDE_BITS:
+        raise ValueError(f"mixed chooses between w_bits and {WIDE_BITS}: w_bits must be fewer")
+    return replace(scheme, bits=WIDE_BITS)
+
+
 class Directory:
     """A Hugging Face directory. key: what its contents depend on. scheme, form: of the linears;
     stored: the type of the floats."""
@@ -78,16 +86,51 @@ class Directory:
         self.key: list[Any] = [form, vars(scheme), self.stored]
         self._source, self._max_shard_bytes = source, max_shard_bytes
         self._config = rewrite.config_of(source, self.stored)
-        self._config["quantization_config"] = self.form.config(scheme)
+        self._name = form
 
-    def write(self, folder: Path, layers: Sequence[Part]) -> list[LinearReport]:
-        """layers: the tensors of layers; what is outside of them is the source's. Gives reports on
-        linears that were made of floats while it wrote: none."""
+    def wide(self) -> packing.Scheme:
+        """What linears get that need more bits than the others. UnsupportedError, ValueError."""
+        if self.form.mixed_config is None:
+            able = " or ".join(k for k, f in packing.FORMATS.items() if f.mixed_config)
+            raise unsupported(
+                f"mixed bits in format {self._name}, whose readers take one number of bits for all "
+                f"linears: use format {able} or gguf"
+            )
+        return _wider(self.scheme)
+
+    def n_bytes(self) -> int:
+        """What the file takes, without mixed bits."""
+        tensors = [
+            Tensor(name, self.stored, stored.shape)
+            for name, stored in self._source.tensors.items()
+            if name not in set(self.linears)
+        ]
+        for name in self.linears:
+            shapes = self.form.shapes(self.scheme, *self._source.tensors[name].shape)
+            stem = name.removesuffix("weight")
+            tensors += [Tensor(stem + suffix, *what) for suffix, what in shapes.items()]
+        return sum(tensor.n_bytes for tensor in tensors) + header_bytes(tensors)
+
+    def _settings(self, reports: Sequence[LayerReport]) -> dict[str, Any]:
+        linears = [linear for report in reports for linear in report.linears]
+        if self.form.mixed_config is None or all(x.bits == self.scheme.bits for x in linears):
+            return self.form.config(self.scheme)
+        return self.form.mixed_config({
+            x.name.removesuffix(".weight"): replace(self.scheme, bits=x.bits) for x in linears
+        })  # fmt: skip
+
+    def write(
+        self, folder: Path, layers: Sequence[Part], reports: Sequence[LayerReport]
+    ) -> list[LinearReport]:
+        """layers: the tensors of layers, whose linears have the bits of the reports; what is
+        outside of them is the source's. Gives reports on linears that were made of floats while it
+        wrote: none."""
         outside = [name for name in self._source.tensors if layer_of(name) < 0]
         parts = [rewrite.kept(self._source, name, self.stored) for name in outside]
         rewrite.begin(self._source, folder)
+        config = {**self._config, "quantization_config": self._settings(reports)}
         rewrite.write(
-            self._source, folder, [*parts, *layers], self._config, "writing", self._max_shard_bytes
+            self._source, folder, [*parts, *layers], config, "writing", self._max_shard_bytes
         )
         return []
 
@@ -101,9 +144,20 @@ class GgufFile:
     def __init__(self, source: Source, w_type: str | Mapping[str, str], dtype: str) -> None:
         self._source = source
         self._types = gguf_model.types_of(source, w_type, rewrite.stored_dtype(source, dtype))
-        self._rounded = _Rounded(source.linears())
+        self._rounded = _Rounded(source)
         self._ready: dict[str, Part] = {}
-        self._file = gguf_model.GgufModel(source, self._types, self._rounded, self._ready)
+        self._file = self._model(self._types)
+
+    def _model(self, types: Mapping[str, str]) -> gguf_model.GgufModel:
+        return gguf_model.GgufModel(self._source, types, self._rounded, self._ready)
+
+    def wide(self) -> packing.Scheme:
+        """What linears get that need more bits than the others. ValueError."""
+        return gguf_packing.scheme_of(WIDE_TYPE) if _wider(self.scheme) else self.scheme
+
+    def n_bytes(self) -> int:
+        """What the file takes, without mixed bits."""
+        return self._file.n_bytes
 
     @property
     def key(self) -> list[Any]:
@@ -121,18 +175,27 @@ class GgufFile:
     def linears(self) -> list[str]:
         return [n for n in self._source.linears() if self._types[n] == self._solved_type]
 
-    def write(self, folder: Path, layers: Sequence[Part]) -> list[LinearReport]:
+    def write(
+        self, folder: Path, layers: Sequence[Part], reports: Sequence[LayerReport]
+    ) -> list[LinearReport]:
         """Without layers all blocks are rounded."""
         self._ready |= {part.tensors[0].name: part for part in layers}
-        self._file.write(rewrite.begin(self._source, folder), "writing")
+        wide = {
+            linear.name: WIDE_TYPE
+            for report in reports
+            for linear in report.linears
+            if linear.bits != self.scheme.bits
+        }
+        file = self._model({**self._types, **wide}) if wide else self._file
+        file.write(rewrite.begin(self._source, folder), "writing")
         return self._rounded.reports
 
 
 class _Rounded:
     """Rounds matrices to the nearest code, and reports on linears, by their weights."""
 
-    def __init__(self, linears: Sequence[str]) -> None:
-        self._linears = set(linears)
+    def __init__(self, source: Source) -> None:
+        self._source, self._linears = source, set(source.linears())
         self.reports: list[LinearReport] = []
 
     def __call__(
@@ -143,7 +206,19 @@ class _Rounded:
             squares = float(np.square(values, dtype=np.float64).sum()) or 1.0
             misses = gguf_packing.dequantized(made) - values
             error = float(np.square(misses, dtype=np.float64).sum()) / squares
-            self.reports.append(LinearReport(name, error, error))
+            rows, cols = values.shape
+            self.reports.append(
+                LinearReport(
+                    name,
+                    error,
+                    error,
+                    shape=(rows, cols),
+                    bits=gguf_packing.scheme_of(dtype).bits,
+                    group_size=gguf_packing.BLOCK_LEN,
+                    before_bytes=self._source.n_bytes(name),
+                    after_bytes=Tensor(name, dtype, (rows, cols)).n_bytes,
+                )
+            )
         return made
 
 
@@ -151,7 +226,7 @@ def target_of(
     source: Source, format: str, w_bits: int, w_group_size: int | None, w_sym: bool,
     w_type: str | Mapping[str, str] | None, desc_act: bool, dtype: str, max_shard_bytes: int,
 ) -> Directory | GgufFile:  # fmt: skip
-    """What `quantize` was asked for. ValueError, UnsupportedError for what does not go together."""
+    """What `quantize` was asked for. ValueError, UnsupportedError for what does not fit."""
     if format == "gguf":
         if w_group_size not in (None, gguf_packing.BLOCK_LEN):
             raise ValueError(f"w_group_size of gguf must be 32, not {w_group_size}")

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import safetensors
-from .recipe import LinearReport
+from .report import LayerReport, layer_of_json, plain
 from .shards import Part, Tensor, write_json, write_shard
 
 FOLDER = "unfinished"
 REMOVED = "unfinished.removed"
 JOB = "job.json"
+WIDE = "-wide"
 #: Types of what is kept: halves are never rounded again, so that bf16 is not needed.
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I32": np.int32, "I64": np.int64,
           "I8": np.int8, "U8": np.uint8}  # fmt: skip
@@ -43,8 +44,8 @@ class Unfinished:
             return False
         return bool(found == json.loads(json.dumps(job)))
 
-    def _path(self, layer: int) -> Path:
-        return self.folder / f"layer-{layer:05}.safetensors"
+    def _path(self, layer: int, kind: str = "") -> Path:
+        return self.folder / f"layer-{layer:05}{kind}.safetensors"
 
     # ---- windows ----
 
@@ -67,25 +68,26 @@ class Unfinished:
     # ---- layers ----
 
     def has(self, layer: int) -> bool:
-        """Whether the layer is done. Its report is written first, so that both are there."""
+        """Whether the layer is done. Its tensors are written last, so that all is there."""
         return self._path(layer).is_file()
 
     def keep(
-        self, layer: int, tensors: Mapping[Tensor, NDArray[Any]], reports: Sequence[LinearReport]
-    ) -> None:
-        path = self._path(layer)
-        write_json(path.with_suffix(".json"), {"linears": [vars(report) for report in reports]})
-        parts = [Part((tensor,), lambda a=array: [a]) for tensor, array in tensors.items()]  # type: ignore[misc]
-        write_shard(path, parts)
+        self, layer: int, tensors: Mapping[Tensor, NDArray[Any]],
+        wide: Mapping[Tensor, NDArray[Any]], report: LayerReport,
+    ) -> None:  # fmt: skip
+        """wide: the linears' tensors in more bits, where it is decided later what is written."""
+        write_json(self._path(layer).with_suffix(".json"), plain(report))
+        for kind, arrays in (((WIDE, wide),) if wide else ()) + (("", tensors),):
+            parts = [Part((tensor,), lambda a=array: [a]) for tensor, array in arrays.items()]  # type: ignore[misc]
+            write_shard(self._path(layer, kind), parts)
 
-    def reports(self, layer: int) -> list[LinearReport]:
-        text = self._path(layer).with_suffix(".json").read_text("utf-8")
-        return [LinearReport(**linear) for linear in json.loads(text)["linears"]]
+    def report(self, layer: int) -> LayerReport:
+        return layer_of_json(json.loads(self._path(layer).with_suffix(".json").read_text("utf-8")))
 
-    def tensors(self, layer: int) -> list[Part]:
-        """The layer's tensors, each read when its turn comes."""
-        parts = []
-        for name, dtype, shape, path, offset, n_bytes in safetensors.read_specs(self._path(layer)):
+    def tensors(self, layer: int, kind: str = "") -> list[Part]:
+        """The layer's tensors, each read when its turn comes. kind: WIDE: those in more bits."""
+        parts, file = [], self._path(layer, kind)
+        for name, dtype, shape, path, offset, n_bytes in safetensors.read_specs(file):
 
             def read(
                 dtype: str = dtype, shape: tuple[int, ...] = shape, path: str = path,
