@@ -96,7 +96,8 @@ def prose(thing: object, facts: dict[str, str]) -> str:
 
 
 def members(cls: type) -> Iterator[str]:
-    for name, member in vars(cls).items():
+    ours = [c for c in reversed(cls.__mro__) if c.__module__.startswith("lmdeploy_c.lite")]
+    for name, member in {k: v for c in ours or [cls] for k, v in vars(c).items()}.items():
         shown = not name.startswith("_") or name in SPECIAL
         function = getattr(member, "__func__", member)
         if not shown or not inspect.getdoc(function):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,15 @@ SLOWER = 5.0 if "san" in os.environ.get("LD_PRELOAD", "") else 1.0
 NEAR_TIE = 0.05  # a gap between the two largest logits below which either token is right
 #: Where the tests' models run; LMDEPLOY_C_TEST_DEVICE=cuda takes them to a GPU.
 DEVICE = os.environ.get("LMDEPLOY_C_TEST_DEVICE", "cpu")
+
+
+def notebook_cells(path: Path) -> list[str]:
+    """The code of a notebook, cell by cell, on a tiny model in place of the embedded one."""
+    cells = json.loads(path.read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    tiny = f"MODEL = {str(GOLDEN / 'gguf' / 'llama-float.gguf')!r}\n"
+    assert sum("MODEL = None" in cell for cell in code) == 1
+    return [cell.replace("MODEL = None", tiny, 1) for cell in code]
 
 
 def device_name() -> str:

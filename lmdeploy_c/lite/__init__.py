@@ -5,7 +5,8 @@
 from .commands import auto_awq, auto_gptq, smooth_quant
 from .driver import quantize
 from .evaluate import Comparison, Mean, TextScore, divergence, perplexity
-from .report import LayerReport, LinearReport, Need, Report
+from .report import Report
+from .report_values import LayerReport, LinearReport, Need
 from .rewrite import export
 from .statistics import InputReport, calibrate
 

@@ -26,7 +26,8 @@ from .floats import as_dtype
 from .layers import Layers, LayerSums, input_of, layer_of
 from .packing import Codes, Scheme
 from .recipe import METHODS, LayerQuantizer, LayerResult, Recipe, bits_name
-from .report import FILE, LayerReport, LinearReport, Report, channels, peak_memory
+from .report import FILE, Report, peak_memory
+from .report_values import LayerReport, LinearReport, channels
 from .shards import MAX_SHARD_BYTES, Part, Tensor
 from .source import Source
 from .target import Directory, GgufFile, target_of

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..units import format_size, parse_size
 from .packing import Scheme
-from .report import LayerReport, LinearReport
+from .report_values import LayerReport, LinearReport
 from .source import Source
 from .target import Directory, GgufFile
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from . import packing, smoothing
 from .layers import INPUTS, LayerSums, input_of
-from .report import LinearReport
+from .report_values import LinearReport
 
 if TYPE_CHECKING:
     from .._C import InputSums, Quantizer

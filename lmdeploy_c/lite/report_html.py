@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..units import format_size
@@ -12,7 +13,7 @@ from .report_plots import pictures
 from .report_text import bits_text, mean_text, rise, seconds_text, short
 
 if TYPE_CHECKING:
-    from .report import LinearReport, Report
+    from .report_values import LinearReport, ReportValues
 
 N_NEEDS = 10
 STYLE = """
@@ -49,7 +50,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def _tiles(report: Report) -> str:
+def _tiles(report: ReportValues) -> str:
     tiles = [
         (
             f"{format_size(report.before_bytes)} → {format_size(report.after_bytes)}",
@@ -79,7 +80,7 @@ def _tiles(report: Report) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _evaluation(report: Report) -> str:
+def _evaluation(report: ReportValues) -> str:
     if not report.evaluation:
         return f"<p>Not evaluated: {escape(report.not_evaluated or 'it was not asked for')}.</p>"
     head = ["text", "tokens", "KL, nats", "same likeliest token", "cross-entropy", "as written", ""]
@@ -123,7 +124,7 @@ def _linears(linears: Iterable[LinearReport]) -> str:
     return _table(head, rows)
 
 
-def _needs(report: Report) -> str:
+def _needs(report: ReportValues) -> str:
     needs = report.needs()[:N_NEEDS]
     if not needs:
         return ""
@@ -138,7 +139,7 @@ def _needs(report: Report) -> str:
     )
 
 
-def _plots(report: Report, needs_plots: bool) -> str:
+def _plots(report: ReportValues, needs_plots: bool) -> str:
     try:
         return "".join(pictures(report))
     except ImportError as error:
@@ -147,13 +148,13 @@ def _plots(report: Report, needs_plots: bool) -> str:
         return f"<p>{escape(str(error))}</p>"
 
 
-def fragment(report: Report, needs_plots: bool = False) -> str:
+def fragment(report: ReportValues, needs_plots: bool = False) -> str:
     """The report as a part of a page, such as a notebook. needs_plots: without matplotlib there is
     an ImportError; else a sentence stands in the pictures' place."""
     took = ", ".join(f"{what} {seconds_text(s)}" for what, s in report.seconds.items())
     return (
-        f'<div class="lmd"><style>{STYLE}</style><h1>{escape(report.model)}</h1>'
-        f"<p>{len(report)} linears in {bits_text(report)}, method {escape(report.method)}, format "
+        f'<div class="lmd"><style>{STYLE}</style><h1>{escape(Path(report.model).name)}</h1>'
+        f"<p>{escape(report.model)}: {len(report)} linears in {bits_text(report)}, method {escape(report.method)}, format "
         f"{escape(report.format)}, in {escape(report.work_dir)}</p>"
         f"{_tiles(report)}<h2>Held-out texts</h2>{_evaluation(report)}"
         f"{_plots(report, needs_plots) if len(report) else ''}"
@@ -166,7 +167,7 @@ def fragment(report: Report, needs_plots: bool = False) -> str:
     )
 
 
-def page(report: Report) -> str:
+def page(report: ReportValues) -> str:
     """The whole page. ImportError where there is no matplotlib."""
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'

@@ -14,7 +14,7 @@ from .layers import layer_of
 from .report_text import short
 
 if TYPE_CHECKING:
-    from .report import LinearReport, Report
+    from .report_values import LinearReport, ReportValues
 
 INK, SOFT, GRID = "#1f2933", "#5f6c7b", "#e4e8ee"
 BLUE, ORANGE = "#2f6db5", "#d9772b"
@@ -49,7 +49,9 @@ def matplotlib() -> Any:
         ) from error
 
 
-def _svg(draw: Callable[[Any, Report], None], report: Report, size: tuple[float, float]) -> str:
+def _svg(
+    draw: Callable[[Any, ReportValues], None], report: ReportValues, size: tuple[float, float]
+) -> str:
     """A picture of some inches. It is drawn beside pyplot, whose state is the user's."""
     library = matplotlib()
     figures = importlib.import_module("matplotlib.figure")
@@ -63,7 +65,7 @@ def _svg(draw: Callable[[Any, Report], None], report: Report, size: tuple[float,
     return text[text.index("<svg") :]
 
 
-def _columns(report: Report) -> list[str]:
+def _columns(report: ReportValues) -> list[str]:
     """Modules of a layer, in the order of the first one: the columns of the pictures by layer."""
     return list(dict.fromkeys(_module(linear) for linear in report))
 
@@ -72,7 +74,7 @@ def _module(linear: LinearReport) -> str:
     return short(linear.name).partition(".")[2]
 
 
-def _by_layer(report: Report, value: Callable[[LinearReport], float]) -> np.ndarray[Any, Any]:
+def _by_layer(report: ReportValues, value: Callable[[LinearReport], float]) -> np.ndarray[Any, Any]:
     """[modules, layers]; NaN where there is none."""
     columns = _columns(report)
     table = np.full((len(columns), len(report.layers)), np.nan)
@@ -81,7 +83,7 @@ def _by_layer(report: Report, value: Callable[[LinearReport], float]) -> np.ndar
     return table
 
 
-def _map(figure: Any, axes: Any, report: Report, table: Any, label: str, **how: Any) -> None:
+def _map(figure: Any, axes: Any, report: ReportValues, table: Any, label: str, **how: Any) -> None:
     columns = [name.rpartition(".")[2] for name in _columns(report)]
     image = axes.pcolormesh(table, edgecolors="white", linewidth=0.8, **how)
     axes.set_yticks(np.arange(len(columns)) + 0.5, columns)
@@ -101,7 +103,7 @@ def _map(figure: Any, axes: Any, report: Report, table: Any, label: str, **how: 
     bar.set_label(label)
 
 
-def _errors(figure: Any, report: Report) -> None:
+def _errors(figure: Any, report: ReportValues) -> None:
     colours = importlib.import_module("matplotlib.colors")
     table = 100 * _by_layer(report, lambda linear: linear.error)
     positive = table[table > 0]
@@ -116,14 +118,14 @@ def _errors(figure: Any, report: Report) -> None:
             axes.text(x + 0.5, y + 0.5, str(linear.bits), ha="center", va="center", size=7.5)
 
 
-def _first_tokens(figure: Any, report: Report) -> None:
+def _first_tokens(figure: Any, report: ReportValues) -> None:
     table = 100 * _by_layer(report, lambda linear: linear.first_token_mass)
     axes = figure.subplots()
     _map(figure, axes, report, table, "%", cmap="PuBu", vmin=0, vmax=100)
     axes.set_title("What each text's first token carries of the inputs' squares, in %")
 
 
-def _grids(figure: Any, report: Report) -> None:
+def _grids(figure: Any, report: ReportValues) -> None:
     axes = figure.subplots()
     layers = range(len(report.layers))
     for name, colour, value in (
@@ -143,7 +145,7 @@ def _grids(figure: Any, report: Report) -> None:
     axes.set_title("Mean squared error by layer, in %")
 
 
-def _texts(figure: Any, report: Report) -> None:
+def _texts(figure: Any, report: ReportValues) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     names = list(report.evaluation)
     at = np.arange(len(names))
@@ -166,7 +168,7 @@ def _texts(figure: Any, report: Report) -> None:
         axes.tick_params(length=0)
 
 
-def pictures(report: Report) -> list[str]:
+def pictures(report: ReportValues) -> list[str]:
     """SVG of each. ImportError where there is no matplotlib."""
     rows = max(len(_columns(report)), 3)
     high = 0.9 + 0.27 * rows

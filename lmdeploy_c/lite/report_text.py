@@ -10,7 +10,7 @@ from ..units import format_size
 
 if TYPE_CHECKING:
     from .evaluate import Comparison, Mean
-    from .report import LinearReport, Report
+    from .report_values import LinearReport, ReportValues
 
 N_NEEDS = 3
 
@@ -63,7 +63,7 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _evaluation(report: Report) -> list[str]:
+def _evaluation(report: ReportValues) -> list[str]:
     if not report.evaluation:
         return [f"not evaluated: {report.not_evaluated}"] if report.not_evaluated else []
     rows = [["held-out text", "KL, nats", "same token", "cross-entropy", "as written", ""]]
@@ -76,7 +76,7 @@ def _evaluation(report: Report) -> list[str]:
     return [*_table(rows), ""]
 
 
-def _worst(report: Report) -> list[str]:
+def _worst(report: ReportValues) -> list[str]:
     head = ["worst linears", "error", "min-max", "bits/weight", "first tokens", "outliers"]
     rows = [head]
     for linear in report.worst():
@@ -88,7 +88,7 @@ def _worst(report: Report) -> list[str]:
     return _table(rows)
 
 
-def text_of(report: Report) -> str:
+def text_of(report: ReportValues) -> str:
     n_weights = sum(linear.n_weights for linear in report)
     head = f"{len(report)} linears in {bits_text(report)}"
     if len(report):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..messages import unsupported
 from . import gguf_model, gguf_packing, packing, rewrite
 from .layers import layer_of
-from .report import LayerReport, LinearReport
+from .report_values import LayerReport, LinearReport
 from .shards import Part, Tensor, header_bytes
 from .source import Source
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..files import safetensors
-from .report import LayerReport, layer_of_json, plain
+from .report import layer_of_json, plain
+from .report_values import LayerReport
 from .shards import Part, Tensor, write_json, write_shard
 
 FOLDER = "unfinished"

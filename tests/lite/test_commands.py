@@ -220,7 +220,7 @@ def test_commands(tmp_path: Path, calibration: dict[str, Any], capsys: Any) -> N
         out = tmp_path / name
         assert main(["lite", name, str(GGUF), "--work-dir", str(out), *data]) == 0
         said = capsys.readouterr().out
-        assert "linears in 4 bits: squared error" in said and f"chat {out}" in said
+        assert "linears in 4 bits, " in said and f"chat {out}" in said
         with pipeline(out, TurbomindEngineConfig(session_len=64)) as pipe:
             assert pipe("a", do_preprocess=False).generate_token_len > 0
     assert main(["lite", "calibrate", str(GGUF), "--work-dir", str(tmp_path), *data]) == 0

@@ -105,6 +105,6 @@ def test_command(tmp_path: Path, calibration: dict[str, Any], capsys: Any) -> No
     options = ["--calib-dataset", data, "--calib-seqlen", "64", "--work-dir", str(out)]
     assert main(["lite", "smooth_quant", str(GGUF), "--alpha", "0.6", *options]) == 0
     said = capsys.readouterr().out
-    assert "linears in 8 bits: squared error" in said and f"chat {out}" in said
+    assert "linears in 8 bits, " in said and f"chat {out}" in said
     with pipeline(out, TurbomindEngineConfig(session_len=64)) as pipe:
         assert pipe("a", do_preprocess=False).generate_token_len > 0

@@ -11,7 +11,10 @@ from queue import Empty
 from typing import Any
 
 import pytest
+from conftest import notebook_cells
 from scripted_models import write_directory
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.ipynb"))
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +127,13 @@ def test_stop_in_a_kernels_event_loop(model: Path, kernel: Any) -> None:
         "('tick tocktick tock', 2)",
         "",
     )
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_example(path: Path, kernel: Any, tmp_path: Path) -> None:
+    """Cell by cell, on a tiny model; what a cell ends in is shown."""
+    assert execute(kernel, f"import os; os.chdir({str(tmp_path)!r})") == ("", "")
+    for cell in notebook_cells(path):
+        printed, error = execute(kernel, cell)
+        assert error == "", printed
+        assert printed or cell.startswith("from ")
