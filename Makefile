@@ -46,7 +46,7 @@ test: $(VENV)/.test-tools kernels ## the whole suite
 	$(PYTEST) tests
 
 # ipykernel brings what the tests need, and is too heavy for every run.
-test-notebook: $(VENV)/.test-tools ## IPython's output cache, and a notebook's stop in a real kernel
+test-notebook: $(VENV)/.test-tools ## IPython's output cache, a notebook's stop in a real kernel, the examples' notebooks
 	$(BIN)/pip install -q ipykernel
 	$(PYTEST) tests/pipeline/test_notebook.py
 

@@ -154,8 +154,8 @@ def fragment(report: ReportValues, needs_plots: bool = False) -> str:
     took = ", ".join(f"{what} {seconds_text(s)}" for what, s in report.seconds.items())
     return (
         f'<div class="lmd"><style>{STYLE}</style><h1>{escape(Path(report.model).name)}</h1>'
-        f"<p>{escape(report.model)}: {len(report)} linears in {bits_text(report)}, method {escape(report.method)}, format "
-        f"{escape(report.format)}, in {escape(report.work_dir)}</p>"
+        f"<p>{len(report)} linears in {bits_text(report)}, method {escape(report.method)}, format "
+        f"{escape(report.format)}: {escape(report.model)}, written to {escape(report.work_dir)}</p>"
         f"{_tiles(report)}<h2>Held-out texts</h2>{_evaluation(report)}"
         f"{_plots(report, needs_plots) if len(report) else ''}"
         f"<h2>The linears with the largest errors</h2>{_linears(report.worst(10))}"
