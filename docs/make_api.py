@@ -96,8 +96,11 @@ def prose(thing: object, facts: dict[str, str]) -> str:
 
 
 def members(cls: type) -> Iterator[str]:
-    ours = [c for c in reversed(cls.__mro__) if c.__module__.startswith("lmdeploy_c.lite")]
-    for name, member in {k: v for c in ours or [cls] for k, v in vars(c).items()}.items():
+    found: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if base.__module__.startswith("lmdeploy_c."):
+            found |= {name: member for name, member in vars(base).items() if name not in found}
+    for name, member in found.items():
         shown = not name.startswith("_") or name in SPECIAL
         function = getattr(member, "__func__", member)
         if not shown or not inspect.getdoc(function):

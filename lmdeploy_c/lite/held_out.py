@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..engine.loading import make_tokenizer
+from ..files.checkpoint import open_checkpoint, resolve_model
 from ..messages import TurbomindEngineConfig
+from ..units import format_size
 from .evaluate import Comparison, compare
 from .layers import is_held_out
 from .source import Source
@@ -140,12 +142,26 @@ def windows_of_texts(
     return {name: windows for name, windows in long_enough.items() if windows}
 
 
+def _check_memory(source: Source, folder: Path) -> None:
+    """MemoryError where this process may not hold both models."""
+    from .._C import host_memory, model_sizes
+
+    both = [source.checkpoint, open_checkpoint(resolve_model(folder))]
+    needed = sum(model_sizes(c.config, c.source)["weight_bytes"] for c in both)
+    usable = host_memory()["usable_bytes"]
+    if 0 < usable < needed:
+        raise MemoryError(
+            f"both models take {format_size(needed)} of memory, and {format_size(usable)} are there"
+        )
+
+
 def evaluate(
     source: Source, folder: Path, calibration: Sequence[Sequence[int]], num_threads: int | None
 ) -> dict[str, Comparison]:
     """The model in a folder beside its source, by text: `evaluate.compare`. Both are in memory.
     MemoryError where they do not fit, and what `windows_of_texts` raises."""
     texts = windows_of_texts(source, calibration)
+    _check_memory(source, folder)
     longest = max(len(window) for windows in texts.values() for window in windows)
     config = TurbomindEngineConfig(
         session_len=longest + 1, max_batch_size=1, num_threads=num_threads

@@ -26,13 +26,13 @@ class Report(ReportValues):
     """What `quantize` did: a sequence of `LinearReport`, with what is said of the whole.
 
     Attributes:
-    model, work_dir: what was quantised, and where it was written.
-    method, format: as `quantize` was called.
-    layers: of linears.
-    before_bytes, after_bytes: the model's tensors in its files, and the files that were written.
-    seconds: by what took them: texts (the calibration's), layers, writing, evaluating.
-    evaluation: the new model beside the original one on held-out texts, by their names; "all"
-        is of all. Empty: it was not asked for, or could not be (`not_evaluated` says why).
+        model, work_dir: what was quantised, and where it was written.
+        method, format: as `quantize` was called.
+        layers: of linears.
+        before_bytes, after_bytes: the model's tensors in its files, and the written files.
+        seconds: by what took them: texts (the calibration's), layers, writing, evaluating.
+        evaluation: the new model beside the original one on held-out texts, by their names; "all"
+            is of all. Empty: it was not asked for, or could not be (`not_evaluated` says why).
     """
 
     def save(self, path: str | Path) -> Path:

@@ -38,16 +38,16 @@ class LinearReport:
     """What quantisation did to one linear.
 
     Attributes:
-    name: its tensor in the original model.
-    min_max_error, error: the squared error of its outputs on tokens that it was not calibrated by,
-        as a part of the outputs' squares (without calibration: of its weights), on grids from the
-        smallest to the largest weight, and as written.
-    tried: alternatives by name, "8 bits" for one, and their errors; what was kept has `error`.
-    shape: rows and columns.
-    bits, group_size: of its codes; -1: a group is a row.
-    before_bytes, after_bytes: in the original file, and as written with scales and zeros.
-    n_outliers, outliers: columns of its input that stand out, and the foremost of them.
-    first_token_mass: the part of its inputs' squares that the first tokens of texts carry, 0 to 1.
+        name: its tensor in the original model.
+        min_max_error, error: the squared error of its outputs on tokens that it was not calibrated
+            by, as a part of the outputs' squares (without calibration: of its weights), on grids of
+            w_bits from the smallest to the largest weight, and as written.
+        tried: alternatives by name, "8 bits" for one, and their errors; what was kept has `error`.
+        shape: rows and columns.
+        bits, group_size: of its codes; -1: a group is a row.
+        before_bytes, after_bytes: in the original file, and as written with scales and zeros.
+        n_outliers, outliers: columns of its input that stand out, and the foremost of them.
+        first_token_mass: the part of its inputs' squares that texts' first tokens carry, 0 to 1.
     """
 
     name: str

@@ -153,6 +153,9 @@ def test_what_cannot_be_evaluated_is_said(
     found = quantize(GGUF, tmp_path / "full", **options)
     assert found.not_evaluated == "the original needs 9.0 GiB"
     assert "not evaluated: the original needs 9.0 GiB" in str(found)
+    monkeypatch.setattr(_C, "host_memory", lambda: {"usable_bytes": 1000})
+    small = quantize(GGUF, tmp_path / "small", **options)
+    assert re.match(r"both models take .* KiB of memory, and 1000 bytes", small.not_evaluated)
     assert "is not evaluated" in caplog.text and (tmp_path / "full" / "config.json").exists()
 
 
