@@ -209,7 +209,7 @@ def _evaluation(
     """What a Report says of the new model beside the original one."""
     try:
         return {"evaluation": held_out.evaluate(source, folder, windows, num_threads)}
-    except (MemoryError, ValueError) as error:
+    except (MemoryError, RuntimeError, ValueError) as error:
         # The model is written: what cannot be measured here does not take it away.
         logger.warning("the new model is not evaluated: %s", error)
         return {"not_evaluated": str(error)}
