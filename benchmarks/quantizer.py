@@ -104,7 +104,7 @@ def measure(model: str | None, case: Case, n_tokens: int, seqlen: int) -> dict[s
         began = time.perf_counter()
         done = lite.quantize(
             model, folder, method=case.method, calib_seqlen=seqlen,
-            calib_samples=n_tokens // seqlen, **case.options,
+            calib_samples=n_tokens // seqlen, evaluate=False, **case.options,
         )  # fmt: skip
         seconds = time.perf_counter() - began
         busy = neighbours.share()

@@ -128,48 +128,59 @@ lmd_status lmd_input_sums_in_order(lmd_input_sums *self, const int32_t *order,
 
 /* ---- what the sums say ---- */
 
-/* d gram d^T of some rows d, in parts: each is of tile_rows columns j, the sum of
- * d_j * (d gram)_j. */
+/* d gram d^T of rows d, in parts: each is of tile_rows columns j, the sum of d_j * (d gram)_j.
+ * A strip is of tile_cols rows, one in each lane. */
 typedef struct error_work {
     const lmd_input_sums *sums;
     const lmd_matrix_kernels *kernels;
-    const float *rows; /* [n_cols][tile_cols] a row in each lane */
-    double *parts;     /* [n_parts][tile_cols] */
-    float *panels;     /* [n_threads][n_cols][tile_rows] */
+    int32_t n_strips, n_parts;
+    float *strips; /* [n_strips][n_cols][tile_cols] */
+    double *parts; /* [n_strips][n_parts][tile_cols] */
+    float *panels; /* [n_threads][n_cols][tile_rows] */
 } error_work;
+
+static const float *strip_at(const error_work *work, int32_t strip) {
+    return work->strips + (int64_t)strip * work->sums->n_cols * work->kernels->tile_cols;
+}
+
+static double *part_at(const error_work *work, int32_t strip, int32_t part) {
+    return work->parts + ((int64_t)strip * work->n_parts + part) * work->kernels->tile_cols;
+}
 
 static void add_part(void *arg, const lmd_stage *stage, int32_t part, int32_t thread_idx,
                      bool is_first) {
     const error_work *work = arg;
     const int32_t n = work->sums->n_cols, n_rows = work->kernels->tile_rows;
     const int32_t n_lanes = work->kernels->tile_cols, begin = part * n_rows;
-    const int32_t end = lmd_min_i32(begin + n_rows, n);
+    const int32_t width = lmd_min_i32(n_rows, n - begin);
     float *panel = work->panels + (int64_t)thread_idx * n * n_rows;
-    float tile[LMD_MAX_TILE_ROWS * LMD_MAX_TILE_COLS] = {0};
     (void)stage, (void)is_first;
-    for (int32_t k = 0; k < n; k++)
-        for (int32_t j = begin; j < begin + n_rows; j++)
-            panel[k * n_rows + j - begin] =
-                j < end ? work->sums->gram[(int64_t)k * n + j] : 0.0f;
-    work->kernels->product(tile, n_lanes, panel, work->rows, n);
-    for (int32_t lane = 0; lane < n_lanes; lane++) {
-        double sum = 0.0;
-        for (int32_t j = begin; j < end; j++)
-            sum += (double)work->rows[j * n_lanes + lane] * tile[(j - begin) * n_lanes + lane];
-        work->parts[part * n_lanes + lane] = sum;
+    for (int32_t k = 0; k < n; k++) {
+        const float *gram = work->sums->gram + (int64_t)k * n + begin;
+        for (int32_t j = 0; j < width; j++) panel[k * n_rows + j] = gram[j];
+        for (int32_t j = width; j < n_rows; j++) panel[k * n_rows + j] = 0.0f;
+    }
+    for (int32_t s = 0; s < work->n_strips; s++) {
+        const float *rows = strip_at(work, s);
+        double *sums = part_at(work, s, part);
+        float tile[LMD_MAX_TILE_ROWS * LMD_MAX_TILE_COLS] = {0};
+        work->kernels->product(tile, n_lanes, panel, rows, n);
+        for (int32_t lane = 0; lane < n_lanes; lane++) {
+            sums[lane] = 0.0;
+            for (int32_t j = 0; j < width; j++)
+                sums[lane] +=
+                    (double)rows[(begin + j) * n_lanes + lane] * tile[j * n_lanes + lane];
+        }
     }
 }
 
-/* As many rows as there are lanes. */
-static void add_errors(const error_work *work, lmd_threads *threads, int32_t n, double *out) {
-    const int32_t n_lanes = work->kernels->tile_cols;
-    lmd_stage stage = {.run = add_part,
-                       .n_items = lmd_ceil_div(work->sums->n_cols, work->kernels->tile_rows)};
-    lmd_threads_run(threads, &stage, sizeof stage, 1, (void *)work);
-    for (int32_t lane = 0; lane < n; lane++) {
-        out[lane] = 0.0;
-        for (int32_t part = 0; part < stage.n_items; part++)
-            out[lane] += work->parts[part * n_lanes + lane];
+/* Copies differences [n, n_cols] into strips, with rows of zeros after the last. */
+static void fill_strips(error_work *work, const float *differences, int32_t n) {
+    const int32_t n_lanes = work->kernels->tile_cols, n_cols = work->sums->n_cols;
+    for (int32_t row = 0; row < work->n_strips * n_lanes; row++) {
+        float *lane = (float *)strip_at(work, row / n_lanes) + row % n_lanes;
+        for (int32_t k = 0; k < n_cols; k++)
+            lane[k * n_lanes] = row < n ? differences[(int64_t)row * n_cols + k] : 0.0f;
     }
 }
 
@@ -177,23 +188,30 @@ lmd_status lmd_input_sums_errors(lmd_input_sums *self, const lmd_compute *comput
                                  const float *differences, int32_t n, double *out,
                                  lmd_err *err) {
     const lmd_matrix_kernels *kernels = compute->kernels;
-    const size_t n_cols = (size_t)self->n_cols, n_lanes = (size_t)kernels->tile_cols;
-    const size_t n_threads = (size_t)lmd_threads_count(compute->threads);
+    error_work work = {.sums = self,
+                       .kernels = kernels,
+                       .n_strips = lmd_ceil_div(n, kernels->tile_cols),
+                       .n_parts = lmd_ceil_div(self->n_cols, kernels->tile_rows)};
+    const size_t n_cols = (size_t)self->n_cols, n_parts = (size_t)work.n_parts;
+    const size_t n_rows = (size_t)work.n_strips * (size_t)kernels->tile_cols;
+    const size_t n_panels = (size_t)lmd_threads_count(compute->threads);
     lmd_arena arena = {0};
-    float *rows = lmd_arena_alloc(&arena, n_cols * n_lanes * sizeof *rows);
-    const error_work work = {
-        self, kernels, rows, lmd_arena_alloc(&arena, n_cols * n_lanes * sizeof(double)),
-        lmd_arena_alloc(&arena,
-                        n_threads * n_cols * (size_t)kernels->tile_rows * sizeof *rows)};
-    const bool has_room = rows && work.parts && work.panels;
-    lmd_input_sums_gram(self);
-    for (int32_t first = 0; has_room && first < n; first += kernels->tile_cols) {
-        for (int64_t lane = 0; lane < kernels->tile_cols; lane++)
-            for (int64_t k = 0; k < self->n_cols; k++)
-                rows[k * kernels->tile_cols + lane] =
-                    first + lane < n ? differences[(first + lane) * self->n_cols + k] : 0.0f;
-        add_errors(&work, compute->threads, lmd_min_i32(kernels->tile_cols, n - first),
-                   out + first);
+    work.strips = lmd_arena_alloc(&arena, n_rows * n_cols * sizeof *work.strips);
+    work.parts = lmd_arena_alloc(&arena, n_rows * n_parts * sizeof *work.parts);
+    work.panels = lmd_arena_alloc(&arena, n_panels * n_cols * (size_t)kernels->tile_rows *
+                                              sizeof *work.panels);
+    const bool has_room = work.strips && work.parts && work.panels;
+    if (has_room) {
+        lmd_stage stage = {.run = add_part, .n_items = work.n_parts};
+        lmd_input_sums_gram(self);
+        fill_strips(&work, differences, n);
+        lmd_threads_run(compute->threads, &stage, sizeof stage, 1, &work);
+    }
+    for (int32_t row = 0; has_room && row < n; row++) {
+        out[row] = 0.0;
+        for (int32_t part = 0; part < work.n_parts; part++)
+            out[row] +=
+                part_at(&work, row / kernels->tile_cols, part)[row % kernels->tile_cols];
     }
     lmd_arena_free(&arena);
     return has_room ? LMD_OK : lmd_no_memory(err, "the errors of %d columns", self->n_cols);
