@@ -14,8 +14,8 @@ float lmd_row_square(const float *weights, int32_t n_cols);
 /* Writes the codes [n] of a group of finite weights on a good grid, and returns the grid. The
  * error of a weight counts its square and row_square, the mean square of its row, because what
  * is large is seldom so for nothing (llama.cpp's rule). Tried are lmd_grid_min_max's grid, five
- * widths around it, and two grids that are fitted to codes: a fifteenth of lmd_grid_search's,
- * with an error that is 0.6 to 1.5 % above its. The form has no minima. */
+ * widths around it, and two grids that are fitted to codes: a fifth of lmd_grid_search's, with
+ * an error that is a few percent above its. The form has no minima. */
 lmd_grid lmd_data_free_codes(const float *weights, int32_t n, float row_square,
                              lmd_grid_form form, uint8_t *codes);
 /* A function of the kernels' table has its bits. */

@@ -266,9 +266,9 @@ def test_types_that_are_not_served_are_passed_over(
     """A model that needs no such tensor loads. The numbers are those of the gguf package."""
     if name != "unknown" and tensor_type in {q.value for q in Q}:
         assert Q(tensor_type).name == name
-    tensors = [gb.tensor("odd", [96, 2], tensor_type, 0), gb.tensor("w", [2], gb.F32_TENSOR, 128)]
+    tensors = [gb.tensor("odd", [96, 2], tensor_type, 0), gb.tensor("w", [2], gb.F32_TENSOR, 256)]
     file = open_bytes(
-        tmp_path, gb.gguf_file((), tensors, bytes(128) + np.float32([1, 2]).tobytes())
+        tmp_path, gb.gguf_file((), tensors, bytes(256) + np.float32([1, 2]).tobytes())
     )
     assert file.tensors == {"odd": (name, (2, 96)), "w": ("F32", (2,))}
     assert file.dequantize("w").tolist() == [1, 2]

@@ -54,7 +54,8 @@ def test_packed_weights_are_those_of_the_model(tmp_path: Path, form: str, arch: 
         assert packed == load_model(path).weight_bytes
         dense_config = {k: v for k, v in config.items() if k != "quantization_config"}
         dense = write_model(tmp_path / f"d{group_size}", dense_config, dense_tensors(form, tensors))
-        assert packed < 0.6 * planned(dense).weight_bytes
+        share = 1.0 if form == "int-quantized_asym" else 0.6  # the former becomes floats
+        assert packed <= share * planned(dense).weight_bytes
 
 
 def test_the_plan_and_the_pipeline_tell_one_story(smollm2_path: Path) -> None:

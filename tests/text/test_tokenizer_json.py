@@ -333,6 +333,7 @@ class Failing:
 
 USES = {
     "encode": lambda t: t.encode("a"),
+    "pieces": lambda t: t.pieces("a"),
     "around": lambda t: t.around(),
     "decode": lambda t: t.decode([0]),
     "id_of": lambda t: t.id_of("a"),
