@@ -86,9 +86,6 @@ class Layers:
         }
         self._hidden = self._embed(windows)
         self._is_held_out = [is_held_out(i, held_out) for i in range(len(windows))]
-        self.n_tokens = sum(
-            len(w) for w, is_held in zip(windows, self._is_held_out, strict=True) if not is_held
-        )
 
     def _embed(self, windows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
         name = next(n for n in self._source.tensors if n in EMBEDDINGS)

@@ -4,7 +4,7 @@ function of a layer's weights and of what it reads."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -277,8 +277,3 @@ def _check_finite(name: str, weight: Array) -> None:
     is_finite = np.isfinite(weight).all(1)
     if not is_finite.all():
         raise ValueError(f'tensor "{name}": row {is_finite.argmin()} has a NaN or an infinity')
-
-
-def with_solver(recipe: Recipe, **changes: Any) -> Recipe:
-    """The recipe with other arguments of its solver."""
-    return replace(recipe, solver=replace(recipe.solver or Solver(), **changes))
