@@ -57,7 +57,7 @@ CORE_TESTS := tests/core tests/files
 TOO_LONG := greedy_answers or cross_entropy or fast_activations
 
 # What an instruction set computes: models against goldens, and the same bits however they are run.
-ISA_TESTS := $(patsubst %,tests/core/test_%.py,golden exactness packed_weights kv_quant smollm2)
+ISA_TESTS := $(patsubst %,tests/core/test_%.py,golden exactness packed_weights kv_quant smollm2 solver)
 
 test-ref: $(VENV)/.test-tools ## goldens and exactness on the reference kernels; ALL=1 the whole suite
 	LMDEPLOY_C_ISA=ref $(PYTEST) $(if $(ALL),tests,$(ISA_TESTS) -k "not ($(TOO_LONG))")

@@ -267,6 +267,19 @@ def test_codes_have_the_same_bits_for_every_number_of_threads():
         assert all((a == b).all() for a, b in zip(one, made[0], strict=True))
 
 
+@pytest.mark.parametrize("isa", [n for n, usable in _C.cpu_info()["isas"].items() if usable])
+def test_codes_have_the_same_bits_on_every_instruction_set(monkeypatch, isa):
+    weight, rows = matrix(50, 160), inputs(160, 90)
+    wanted = _C.Quantizer(2).solve(weight, sums_of(rows), group_size=GROUP)
+    monkeypatch.setenv("LMDEPLOY_C_ISA", isa)
+    sums = sums_of(rows)
+    got = _C.Quantizer(2).solve(weight, sums, group_size=GROUP)
+    assert all((a == b).all() for a, b in zip(got, wanted, strict=True))
+    gram = sums.gram()
+    monkeypatch.delenv("LMDEPLOY_C_ISA")
+    assert (gram == sums_of(rows).gram()).all()
+
+
 def test_dead_columns_and_zero_weights_are_served():
     rows, weight = inputs(64), matrix(20, 64)
     rows[:, :40] = 0.0
