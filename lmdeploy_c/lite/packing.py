@@ -231,7 +231,7 @@ def _compressed_mixed_config(schemes: Mapping[str, Scheme]) -> dict[str, Any]:
 
 
 def _int_quantized_config(scheme: Scheme) -> dict[str, Any]:
-    """Activations are quantised by whoever runs the model, each token by its largest value."""
+    """The engine that runs the model quantises activations, each token by its largest value."""
     activations = {
         "num_bits": 8,
         "type": "int",

@@ -33,9 +33,6 @@ class Solver:
     shrink: float = 0.25
     damp: float = 0.01
 
-    def arguments(self) -> dict[str, Any]:
-        return dict(vars(self))
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -88,12 +85,10 @@ class LayerQuantizer:
         scheme: packing.Scheme,
         config: Mapping[str, Any],
         quantizer: Quantizer,
-        progress: Callable[[int], object] = lambda n_weights: None,
         wide: packing.Scheme | None = None,
     ) -> None:
-        self._wide = wide
         self._recipe, self._scheme, self._config = recipe, scheme, config
-        self._quantizer, self._progress = quantizer, progress
+        self._quantizer, self._wide = quantizer, wide
         self._grid: dict[str, Any] = {"bits": scheme.bits, "symmetric": scheme.symmetric}
 
     def __call__(
@@ -177,14 +172,14 @@ class LayerQuantizer:
         every = [values, *([smoothing.values_of(*wide)] if wide else [])]
         if scales is not None:
             every = [values / scales for values in every]
+        every = [smoothing.values_of(*plain), *every]
         for name, begin, end in zip(members, [0, *ends[:-1]], ends, strict=True):
             at = slice(begin, end)
             result.codes[name] = packing.Codes(
                 self._scheme, codes[at], made[1][at], made[2][at], g_idx
             )
-            min_max, written, *in_wide = (
-                self._error(weight[at], values[at], held_out)
-                for values in (smoothing.values_of(*plain), *every)
+            min_max, written, *in_wide = self._errors(
+                weight[at], [values[at] for values in every], held_out
             )
             tried = {}
             if self._wide and wide:
@@ -211,8 +206,8 @@ class LayerQuantizer:
         recipe, size = self._recipe, self._scheme.group_size
         if recipe.solver and sums is not None:
             return self._quantizer.solve(
-                weight, sums, group_size=size, scales=scales, progress=self._progress,
-                minima=self._scheme.minima, **self._grid, **recipe.solver.arguments(),
+                weight, sums, group_size=size, scales=scales, minima=self._scheme.minima,
+                **self._grid, **vars(recipe.solver),
             )  # fmt: skip
         if recipe.absmax:
             weight = weight if scales is None else weight * scales
@@ -231,14 +226,25 @@ class LayerQuantizer:
             importance=None if sums is None else importance(sums, scales),
         )
 
-    def _error(self, weight: Array, values: Array, sums: InputSums | None) -> float:
+    def _errors(
+        self, weight: Array, candidates: Sequence[Array], sums: InputSums | None
+    ) -> list[float]:
+        """What each of some values in place of a weight does to its outputs."""
         if sums is None or sums.n_tokens == 0 or not self._recipe.reads_grams:
             squares = sums.squares() if sums is not None and sums.n_tokens else 1.0
-            over = (np.square(values - weight, dtype=np.float64) * squares).sum()
-            return float(over / ((np.square(weight, dtype=np.float64) * squares).sum() or 1.0))
-        rows = slice(None, None, -(-len(weight) // ROWS))
-        over = self._quantizer.output_errors(sums, values[rows] - weight[rows]).sum()
-        return float(over / (self._quantizer.output_errors(sums, weight[rows]).sum() or 1.0))
+
+            def size(rows: Array) -> float:
+                return float((np.square(rows, dtype=np.float64) * squares).sum())
+        else:
+            every = slice(None, None, -(-len(weight) // ROWS))
+            weight, candidates = weight[every], [values[every] for values in candidates]
+            gram = sums
+
+            def size(rows: Array) -> float:
+                return float(self._quantizer.output_errors(gram, rows).sum())
+
+        whole = size(weight) or 1.0
+        return [size(values - weight) / whole for values in candidates]
 
 
 def absmax_codes(
