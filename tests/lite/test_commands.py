@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import packed_models as pm
 import pytest
-from conftest import GOLDEN, exact_kv_bits, load_model, logits_tolerance, make_engine, read_all
+from conftest import GOLDEN, logits_tolerance
+from lite_models import logits_of
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
@@ -35,15 +36,6 @@ def calibration(tmp_path: Path) -> dict[str, Any]:
 def config_of(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return found
-
-
-def logits_of(path: Path) -> NDArray[np.float32]:
-    ids = np.random.default_rng(7).integers(0, 64, 40)
-    engine = make_engine(load_model(path), kv_bits=exact_kv_bits())
-    logits = read_all(engine.submit(ids, max_new_tokens=0, output_logits="all")).logits
-    engine.close()
-    assert logits is not None
-    return logits
 
 
 def error_of(path: Path, exact: NDArray[np.float32]) -> float:

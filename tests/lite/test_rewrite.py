@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import packed_models as pm
 import pytest
-from conftest import GOLDEN, exact_kv_bits, load_model, logits_tolerance, make_engine, read_all
+from conftest import GOLDEN, logits_tolerance
+from lite_models import logits_of
 from safetensors.numpy import load_file, save_file
 
 from lmdeploy_c import _C, Tokenizer
@@ -38,15 +39,6 @@ FORMS_IN_GROUPS = [(*form, group) for form in FORMS for group in (32, -1)
 def quantize(*args: Any, **options: Any) -> list[LinearReport]:
     """Without calibration: these models have no tokenizer."""
     return calibrated(*args, method="rtn", calib_dataset=None, **options)
-
-
-def logits_of(path: Path) -> np.ndarray:
-    ids = np.random.default_rng(7).integers(0, 64, 40)
-    engine = make_engine(load_model(path), kv_bits=exact_kv_bits())
-    logits = read_all(engine.submit(ids, max_new_tokens=0, output_logits="all")).logits
-    engine.close()
-    assert logits is not None
-    return logits
 
 
 # ---- export ----

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import packed_models as pm
 import pytest
-from conftest import GOLDEN, exact_kv_bits, load_model, logits_tolerance, make_engine, read_all
-from numpy.typing import NDArray
+from conftest import GOLDEN, logits_tolerance
+from lite_models import logits_of
 from safetensors.numpy import load_file
 
 from lmdeploy_c import TurbomindEngineConfig, lite, pipeline
@@ -28,15 +28,6 @@ TEXT = "the quick brown fox jumps over the lazy dog, and so on; " * 20
 def calibration(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "text").write_text(TEXT)
     return {"calib_dataset": tmp_path / "text", "calib_seqlen": 64}
-
-
-def logits_of(path: Path) -> NDArray[np.float32]:
-    ids = np.random.default_rng(7).integers(0, 64, 40)
-    engine = make_engine(load_model(path), kv_bits=exact_kv_bits())
-    logits = read_all(engine.submit(ids, max_new_tokens=0, output_logits="all")).logits
-    engine.close()
-    assert logits is not None
-    return logits
 
 
 @pytest.mark.parametrize("group_size", [32, -1])

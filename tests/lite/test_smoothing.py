@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import packed_models as pm
 import pytest
-from conftest import exact_kv_bits, load_model, make_engine, read_all
+from lite_models import logits_of
 from numpy.typing import NDArray
 
 from lmdeploy_c import _C
@@ -117,15 +117,6 @@ CASES = [
     ("qwen2", MHA), ("qwen3", {}), ("qwen3", MHA), ("internlm2", {}), ("internlm2", MHA),
     ("internlm2", {"bias": True}),
 ]  # fmt: skip
-
-
-def logits_of(path: Path) -> Floats:
-    ids = np.random.default_rng(7).integers(0, 64, 40)
-    engine = make_engine(load_model(path), kv_bits=exact_kv_bits())
-    logits = read_all(engine.submit(ids, max_new_tokens=0, output_logits="all")).logits
-    engine.close()
-    assert logits is not None
-    return logits
 
 
 def float_model(path: Path, arch: str, keys: dict[str, Any], zeros: bool = False) -> Path:
