@@ -25,7 +25,7 @@ def test_random_templates_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """`make fuzz` renders many more, with the limits of use, and measures memory."""
     small_limits(monkeypatch)
     before = copy.deepcopy(template_grammar.VALUES)
-    ends = {"text": 0, "too large": 0, "longer than": 0}
+    ends = {"text": 0, "too large": 0, "longer than": 0}  # the machine's speed decides between two
     for seed in range(N_TEMPLATES):
         source = template_grammar.Grammar(seed).template()
         start = time.thread_time()
@@ -37,7 +37,7 @@ def test_random_templates_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
         assert before == template_grammar.VALUES, f"seed {seed}"
         for end in ends:
             ends[end] += end in said
-    assert ends["text"] > 3 and ends["too large"] > 40, ends
+    assert ends["text"] > 3 and ends["too large"] + ends["longer than"] > 40, ends
 
 
 LOOP = "{% set ns = namespace(l=(), t='xy', m=none) %}{% for i in range(150) %}"
