@@ -501,15 +501,17 @@ class Quantizer:
         self,
         model: Model,
         hidden: ArrayLike,
+        lengths: ArrayLike,
         sums: Sequence[InputSums | None] | None = None,
     ) -> NDArray[np.float32]:
-        """A text's hidden states [n, hidden] after the layer of a model that has just one.
+        """Hidden states [n_tokens, hidden] of texts, one after another, after the layer of a model
+        that has just one. The texts go through it in steps of many tokens.
 
-        n: 1 to 2**16. sums: four, to which what these linears read is added: q, k and v; o; gate
-        and up; down. A token counts 1 in the first and the third, and in the others 1 over the mean
-        square of its residual stream. Raises TypeError, ValueError for other sizes and for what is
-        not finite, RuntimeError where sums are in use, UnsupportedError for a device other than the
-        CPU."""
+        lengths: of the texts, each 1 to 2**16 tokens; they add up to n_tokens. sums: four, to which
+        what these linears read is added: q, k and v; o; gate and up; down. A token counts 1 in the
+        first and the third, and in the others 1 over the mean square of its residual stream. Raises
+        TypeError, ValueError for other sizes and for what is not finite, RuntimeError where sums
+        are in use, UnsupportedError for a device other than the CPU."""
 
     def output_errors(self, sums: InputSums, differences: ArrayLike) -> NDArray[np.float64]:
         """What differences [n, n_cols] of a weight's rows change in its outputs on the tokens of

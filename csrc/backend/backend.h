@@ -113,11 +113,19 @@ typedef struct lmd_attention_args {
     lmd_buffer *out; /* [n_tokens, n_head * head_dim] */
 } lmd_attention_args;
 
-/* Is shown a buffer's rows in fp32: what an operation at that place of the layer reads. It runs
- * inside a step, on one thread at a time, in the order of the operations. */
+/* Rows [first, first + n) of a buffer in fp32: what an operation at that place of the layer
+ * reads. */
+typedef struct lmd_seen_rows {
+    int32_t layer, place;
+    int32_t first, n, n_cols;
+    float *x; /* [n, n_cols] */
+} lmd_seen_rows;
+
+/* Is shown a buffer's rows, and may write those of the residual stream. It runs inside a step,
+ * in the order of the operations; of one buffer, several threads show parts of the rows at
+ * once. */
 typedef struct lmd_observer {
-    void (*see)(void *user, int32_t layer, int32_t place, const float *rows, int32_t n_rows,
-                int32_t n_cols);
+    void (*see)(void *user, const lmd_seen_rows *rows);
     void *user;
 } lmd_observer;
 

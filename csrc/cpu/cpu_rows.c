@@ -127,13 +127,21 @@ void lmd_cpu_quantize(lmd_workspace *workspace, lmd_buffer *buffer, const lmd_ac
 
 /* ---- observation ---- */
 
+enum { OBSERVED_ROWS = 64 }; /* of an item */
+
 static void observe_item(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                          bool is_first) {
     const lmd_cpu_op *op = (const lmd_cpu_op *)stage;
     const lmd_cpu_observe_op *observe = &op->observe;
-    (void)arg, (void)item, (void)thread_idx, (void)is_first;
-    observe->observer->see(observe->observer->user, observe->layer, observe->place,
-                           op->in->memory.x, op->n_rows, op->in->n_cols);
+    const int32_t first = item * OBSERVED_ROWS, n_cols = op->in->n_cols;
+    const lmd_seen_rows rows = {.layer = observe->layer,
+                                .place = observe->place,
+                                .first = first,
+                                .n = lmd_min_i32(OBSERVED_ROWS, op->n_rows - first),
+                                .n_cols = n_cols,
+                                .x = op->in->memory.x + (int64_t)first * n_cols};
+    (void)arg, (void)thread_idx, (void)is_first;
+    observe->observer->see(observe->observer->user, &rows);
 }
 
 void lmd_cpu_observe(lmd_workspace *workspace, lmd_buffer *buffer, int32_t layer, int32_t place,
@@ -144,7 +152,7 @@ void lmd_cpu_observe(lmd_workspace *workspace, lmd_buffer *buffer, int32_t layer
         lmd_cpu_record_add(workspace, observe_item, NULL, workspace->plan->n_tokens);
     op->in = buffer;
     op->observe = (lmd_cpu_observe_op){observer, layer, place};
-    op->stage.n_items = 1;
+    op->stage.n_items = lmd_ceil_div(op->n_rows, OBSERVED_ROWS);
 }
 
 /* ---- sampling ---- */

@@ -69,13 +69,14 @@ static float add_row(lmd_input_sums *self, float *row, double weight) {
 }
 
 lmd_status lmd_input_sums_add(lmd_input_sums *self, const lmd_compute *compute, float *rows,
-                              const double *weights, int32_t n, lmd_err *err) {
+                              const double *weights, const int32_t *positions, int32_t n,
+                              lmd_err *err) {
     float probe = 0.0f;
     for (int32_t t = 0; t < n; t++) {
         float *row = rows + (int64_t)t * self->n_cols;
         const double mass = sum_of_squares(row, self->n_cols);
         self->total += mass;
-        if (t == 0) self->first += mass;
+        if ((positions ? positions[t] : t) == 0) self->first += mass;
         probe += add_row(self, row, weights ? weights[t] : 1.0);
     }
     if (!(probe == 0.0f)) return lmd_fail(err, LMD_INVALID, "an input is a NaN or infinite");

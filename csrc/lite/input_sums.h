@@ -23,11 +23,12 @@ lmd_status lmd_input_sums_new(int32_t n_cols, bool has_gram, lmd_input_sums **ou
                               lmd_err *err);
 void lmd_input_sums_free(lmd_input_sums *self);
 
-/* Adds a text's rows [n, n_cols], which are weighted in place: row t by the root of weights[t],
- * NULL: 1.
+/* Adds rows [n, n_cols], which are weighted in place: row t by the root of weights[t], NULL: 1.
+ * positions: of the rows in their texts; NULL: 0 .. n - 1.
  * LMD_INVALID for a number that is not finite, LMD_NO_MEMORY; then the sums are of no use. */
 lmd_status lmd_input_sums_add(lmd_input_sums *self, const lmd_compute *compute, float *rows,
-                              const double *weights, int32_t n, lmd_err *err);
+                              const double *weights, const int32_t *positions, int32_t n,
+                              lmd_err *err);
 
 /* New sums of the same rows with their columns in another order: the new column i is the old
  * order[i]. LMD_INVALID where order [n_cols] does not have each column once, LMD_NO_MEMORY. */

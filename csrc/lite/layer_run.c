@@ -1,4 +1,4 @@
-/* One layer of a model, watched: see layer_run.h. */
+/* One layer of a model on the hidden states of texts: see layer_run.h. */
 #include "lite/layer_run.h"
 
 #include <string.h>
@@ -7,183 +7,279 @@
 #include "base/memory.h"
 #include "model/decoder.h"
 
-enum { BLOCK_LEN = 64, MAX_TOKENS = 1 << 16 };
+enum {
+    BLOCK_LEN = 64,
+    MAX_TEXT_LEN = 1 << 16,
+    MIN_STEP_LEN = 256, /* tokens */
+    MAX_STEP_LEN = 2048,
+    STEP_BYTES = 256 << 20
+};
 
-/* What the observer copies while the layer runs. */
-typedef struct watcher {
-    lmd_input_sums *const *sums;  /* [LMD_INPUT_COUNT] */
-    float *rows[LMD_INPUT_COUNT]; /* [n_tokens, columns]; NULL: not wanted */
-    double *weights[2]; /* [n_tokens] of what is added to the stream after attention, and after
-                           the feed-forward part */
-    float *hidden;
-    int32_t n_seen; /* residual streams so far */
+/* Whole texts, or a piece of one that is longer than a step. */
+typedef struct layer_step {
+    int32_t first, n_texts;
+    int32_t history_len; /* tokens of the first text in steps before */
+    int32_t n_tokens, n_blocks;
+} layer_step;
+
+struct lmd_layer_run {
+    const lmd_model *model;
+    lmd_texts texts;
+    int32_t step_len; /* most tokens of a step */
+    layer_step step;  /* the one that ran last; of no tokens at first */
+    lmd_executor *executor;
+    lmd_layer_inputs inputs;
+    float *hidden; /* the caller's, while a step runs */
+    /* The plan's. */
+    int64_t plan_id, *seq_ids;                  /* [max n_texts] */
+    int32_t *slots, *history_lens, *input_lens; /* [max n_texts] */
+    int32_t *token_offsets, *block_offsets;     /* [max n_texts + 1] */
+    int32_t *token_ids, *positions;             /* [max n_tokens] */
+    int32_t *block_ids;                         /* [max n_blocks] */
     lmd_arena arena;
-} watcher;
+};
 
 int32_t lmd_input_width(const lmd_model_config *config, int32_t input) {
     if (input == LMD_O_INPUT) return config->n_head * config->head_dim;
     return input == LMD_DOWN_INPUT ? config->ffn_dim : config->hidden_dim;
 }
 
-static void weigh_tokens(double *weights, const float *rows, int32_t n_rows, int32_t n_cols) {
-    for (int32_t r = 0; r < n_rows; r++, rows += n_cols) {
+/* ---- cutting texts into steps ---- */
+
+static int32_t blocks_of(int32_t n_tokens) { return lmd_ceil_div(n_tokens, BLOCK_LEN); }
+
+static layer_step next_step(const lmd_layer_run *self) {
+    const lmd_texts *texts = &self->texts;
+    const layer_step *last = &self->step;
+    layer_step next = {.first = last->first + last->n_texts};
+    const int32_t n_done = last->history_len + last->n_tokens; /* where it is of one text */
+    if (last->n_texts == 1 && n_done < texts->lengths[last->first])
+        next = (layer_step){.first = last->first, .history_len = n_done};
+    if (next.first == texts->n) return next;
+    const int32_t n_left = texts->lengths[next.first] - next.history_len;
+    if (next.history_len > 0 || n_left > self->step_len) {
+        next.n_texts = 1;
+        next.n_tokens = lmd_min_i32(n_left, self->step_len);
+        next.n_blocks = blocks_of(next.history_len + next.n_tokens);
+        return next;
+    }
+    for (int32_t i = next.first; i < texts->n; i++, next.n_texts++) {
+        if (next.n_tokens + texts->lengths[i] > self->step_len) break;
+        next.n_tokens += texts->lengths[i];
+        next.n_blocks += blocks_of(texts->lengths[i]);
+    }
+    return next;
+}
+
+/* The most of every step, each number by itself. */
+static layer_step largest_step(const lmd_layer_run *self) {
+    lmd_layer_run walk = *self;
+    layer_step most = {0};
+    for (;;) {
+        walk.step = next_step(&walk);
+        if (walk.step.n_tokens == 0) return most;
+        most.n_texts = lmd_max_i32(most.n_texts, walk.step.n_texts);
+        most.n_tokens = lmd_max_i32(most.n_tokens, walk.step.n_tokens);
+        most.n_blocks = lmd_max_i32(most.n_blocks, walk.step.n_blocks);
+    }
+}
+
+/* Each column that the decoder keeps takes 4 bytes, and 3 more where it is quantised. */
+static int32_t step_len(const lmd_model_config *config, const bool *keeps) {
+    const int64_t n_q = (int64_t)config->n_head * config->head_dim;
+    const int64_t n_kv = (int64_t)config->n_kv_head * config->head_dim;
+    int64_t n_bytes =
+        7 * (2 * (int64_t)config->hidden_dim + 2 * (n_q + n_kv) + config->ffn_dim);
+    for (int32_t i = 0; i < LMD_INPUT_COUNT; i++)
+        if (keeps[i]) n_bytes += 4 * (int64_t)lmd_input_width(config, i);
+    const int64_t n = STEP_BYTES / n_bytes;
+    return n < MIN_STEP_LEN ? MIN_STEP_LEN : n > MAX_STEP_LEN ? MAX_STEP_LEN : (int32_t)n;
+}
+
+/* ---- what the observer does ---- */
+
+static void copy_rows(float *to, const float *from, int32_t n, int32_t n_cols) {
+    memcpy(to, from, (size_t)n * (size_t)n_cols * sizeof *to);
+}
+
+static void weigh_tokens(double *weights, const lmd_seen_rows *rows) {
+    const float *row = rows->x;
+    for (int32_t r = 0; r < rows->n; r++, row += rows->n_cols) {
         double sum = 0.0;
-        for (int32_t c = 0; c < n_cols; c++) sum += (double)rows[c] * rows[c];
-        weights[r] = sum > 0.0 ? n_cols / sum : 0.0;
+        for (int32_t c = 0; c < rows->n_cols; c++) sum += (double)row[c] * row[c];
+        weights[r] = sum > 0.0 ? rows->n_cols / sum : 0.0;
     }
 }
 
-/* The stream before attention, before the feed-forward part, and after the layer. */
-static void see_residual(watcher *self, const float *rows, int32_t n_rows, int32_t n_cols) {
-    if (self->n_seen < 2) weigh_tokens(self->weights[self->n_seen], rows, n_rows, n_cols);
-    if (self->n_seen == 2)
-        memcpy(self->hidden, rows, (size_t)n_rows * (size_t)n_cols * sizeof *rows);
-    self->n_seen++;
-}
-
-static int32_t input_of(lmd_place place) {
-    switch (place) {
-    case LMD_PLACE_QKV: return LMD_QKV_INPUT;
-    case LMD_PLACE_O: return LMD_O_INPUT;
-    case LMD_PLACE_GATE_UP: return LMD_GATE_UP_INPUT;
-    default: return LMD_DOWN_INPUT;
-    }
-}
-
-static void see(void *user, int32_t layer, int32_t place, const float *rows, int32_t n_rows,
-                int32_t n_cols) {
-    watcher *self = user;
-    (void)layer;
-    if (place == LMD_PLACE_RESIDUAL) {
-        see_residual(self, rows, n_rows, n_cols);
+/* The stream before attention: the embedding's rows are replaced by the hidden states. The
+ * stream after the layer, which is that before the next one's attention, replaces these. */
+static void see_stream(lmd_layer_run *self, const lmd_seen_rows *rows) {
+    float *hidden = self->hidden + (int64_t)rows->first * rows->n_cols;
+    double *weights = self->inputs.weights[LMD_O_INPUT];
+    if (rows->layer > 0) {
+        copy_rows(hidden, rows->x, rows->n, rows->n_cols);
         return;
     }
-    float *copy = self->rows[input_of((lmd_place)place)];
-    if (copy) memcpy(copy, rows, (size_t)n_rows * (size_t)n_cols * sizeof *rows);
+    copy_rows(rows->x, hidden, rows->n, rows->n_cols);
+    if (weights) weigh_tokens(weights + rows->first, rows);
 }
 
-/* ---- a step in which each token's embedding is its hidden state ---- */
-
-static lmd_status run_step(lmd_executor *executor, int32_t n,
-                           int32_t *scratch /* [n + blocks] */, lmd_err *err) {
-    const int64_t seq_id = 0;
-    const int32_t slot = 0, history_len = 0, n_blocks = lmd_ceil_div(n, BLOCK_LEN);
-    const int32_t token_offsets[2] = {0, n}, block_offsets[2] = {0, n_blocks};
-    for (int32_t i = 0; i < n; i++) scratch[i] = i;
-    for (int32_t i = 0; i < n_blocks; i++) scratch[n + i] = i;
-    const lmd_plan plan = {.plan_id = 1,
-                           .n_seqs = 1,
-                           .n_tokens = n,
-                           .seq_ids = &seq_id,
-                           .slots = &slot,
-                           .history_lens = &history_len,
-                           .input_lens = &n,
-                           .token_offsets = token_offsets,
-                           .token_ids = scratch,
-                           .positions = scratch,
-                           .block_offsets = block_offsets,
-                           .block_ids = scratch + n};
-    lmd_plan_result result;
-    LMD_TRY(executor->ops->submit(executor, &plan, err));
-    LMD_TRY(executor->ops->sample(executor, &plan, err));
-    return executor->ops->collect(executor, plan.plan_id, &result, err);
+static void see_input(lmd_layer_run *self, const lmd_seen_rows *rows, int32_t input) {
+    float *kept = self->inputs.rows[input];
+    if (kept)
+        copy_rows(kept + (int64_t)rows->first * rows->n_cols, rows->x, rows->n, rows->n_cols);
 }
 
-static lmd_status run_embedded(const lmd_model *model, watcher *self, int32_t n, lmd_err *err) {
-    lmd_status status = LMD_OK;
-    lmd_executor *executor = NULL;
-    const int32_t n_blocks = lmd_ceil_div(n, BLOCK_LEN);
-    int32_t *scratch = lmd_calloc((size_t)(n + n_blocks), sizeof *scratch);
-    const lmd_decoder_config config = {.session_len = n,
-                                       .max_tokens = n,
-                                       .max_seqs = 1,
-                                       .n_blocks = n_blocks,
+static void see(void *user, const lmd_seen_rows *rows) {
+    lmd_layer_run *self = user;
+    double *weights = self->inputs.weights[LMD_DOWN_INPUT];
+    switch ((lmd_place)rows->place) {
+    case LMD_PLACE_ATTN_RESIDUAL: see_stream(self, rows); break;
+    case LMD_PLACE_QKV: see_input(self, rows, LMD_QKV_INPUT); break;
+    case LMD_PLACE_O: see_input(self, rows, LMD_O_INPUT); break;
+    case LMD_PLACE_FFN_RESIDUAL:
+        if (weights) weigh_tokens(weights + rows->first, rows);
+        break;
+    case LMD_PLACE_GATE_UP: see_input(self, rows, LMD_GATE_UP_INPUT); break;
+    case LMD_PLACE_DOWN: see_input(self, rows, LMD_DOWN_INPUT); break;
+    }
+}
+
+/* ---- lifetime ---- */
+
+static lmd_status check(const lmd_model *model, lmd_texts texts, lmd_err *err) {
+    if (model->config.n_layer != 1)
+        return lmd_fail(err, LMD_INVALID, "the model must have one layer, not %d",
+                        model->config.n_layer);
+    for (int32_t i = 0; i < texts.n; i++)
+        if (texts.lengths[i] < 1 || texts.lengths[i] > MAX_TEXT_LEN)
+            return lmd_fail(err, LMD_INVALID, "a text must have 1 to %d tokens, not %d",
+                            MAX_TEXT_LEN, texts.lengths[i]);
+    return LMD_OK;
+}
+
+/* An array of the run's, of zeros. */
+static bool add_array(lmd_layer_run *self, void *slot, size_t n, size_t size) {
+    void *array = lmd_arena_alloc(&self->arena, n * size);
+    memcpy(slot, &array, sizeof array);
+    return array;
+}
+
+static bool add_inputs(lmd_layer_run *self, const bool *keeps, size_t n) {
+    for (int32_t i = 0; i < LMD_INPUT_COUNT; i++) {
+        const size_t n_cols = (size_t)lmd_input_width(&self->model->config, i);
+        const bool is_weighted = i == LMD_O_INPUT || i == LMD_DOWN_INPUT;
+        if (!keeps[i]) continue;
+        if (!add_array(self, &self->inputs.rows[i], n * n_cols, sizeof(float))) return false;
+        if (is_weighted && !add_array(self, &self->inputs.weights[i], n, sizeof(double)))
+            return false;
+    }
+    return true;
+}
+
+static bool add_plan(lmd_layer_run *self, const layer_step *most) {
+    const size_t n = (size_t)most->n_texts, n_tokens = (size_t)most->n_tokens;
+    return add_array(self, &self->seq_ids, n, sizeof *self->seq_ids) &&
+           add_array(self, &self->slots, n, sizeof *self->slots) &&
+           add_array(self, &self->history_lens, n, sizeof *self->history_lens) &&
+           add_array(self, &self->input_lens, n, sizeof *self->input_lens) &&
+           add_array(self, &self->token_offsets, n + 1, sizeof *self->token_offsets) &&
+           add_array(self, &self->block_offsets, n + 1, sizeof *self->block_offsets) &&
+           add_array(self, &self->token_ids, n_tokens, sizeof *self->token_ids) &&
+           add_array(self, &self->positions, n_tokens, sizeof *self->positions) &&
+           add_array(self, &self->block_ids, (size_t)most->n_blocks, sizeof *self->block_ids);
+}
+
+static lmd_status allocate(lmd_layer_run *self, const bool *keeps, lmd_err *err) {
+    const layer_step most = largest_step(self);
+    int32_t longest = 1;
+    for (int32_t i = 0; i < self->texts.n; i++)
+        longest = lmd_max_i32(longest, self->texts.lengths[i]);
+    if (most.n_tokens == 0) return LMD_OK;
+    if (!add_inputs(self, keeps, (size_t)most.n_tokens) || !add_plan(self, &most))
+        return lmd_no_memory(err, "a step of %d tokens", most.n_tokens);
+    self->inputs.positions = self->positions;
+    const lmd_decoder_config config = {.session_len = longest,
+                                       .max_tokens = most.n_tokens,
+                                       .max_seqs = most.n_texts,
+                                       .n_blocks = most.n_blocks,
                                        .block_len = BLOCK_LEN,
                                        .k_bits = 16,
                                        .v_bits = 16,
                                        .observer = {see, self}};
-    if (!scratch) LMD_TRY_OUT(lmd_no_memory(err, "a text of %d tokens", n));
-    LMD_TRY_OUT(lmd_decoder_new(model, &config, &executor, err));
-    LMD_TRY_OUT(run_step(executor, n, scratch, err));
-out:
-    if (executor) executor->ops->free(executor);
-    lmd_free(scratch);
+    return lmd_decoder_new(self->model, &config, &self->executor, err);
+}
+
+lmd_status lmd_layer_run_new(const lmd_model *model, lmd_texts texts,
+                             const bool keeps[LMD_INPUT_COUNT], lmd_layer_run **out,
+                             lmd_err *err) {
+    LMD_TRY(check(model, texts, err));
+    lmd_layer_run *self = lmd_calloc(1, sizeof *self);
+    if (!self) return lmd_no_memory(err, "a run of a layer");
+    self->model = model;
+    self->texts = texts;
+    self->step_len = step_len(&model->config, keeps);
+    const lmd_status status = allocate(self, keeps, err);
+    if (status != LMD_OK)
+        lmd_layer_run_free(self);
+    else
+        *out = self;
     return status;
 }
 
-/* Uploads the hidden states as the embedding of tokens 0 .. n - 1, and runs these. */
-static lmd_status run(const lmd_model *model, watcher *self, int32_t n, lmd_err *err) {
-    const int32_t width = model->config.hidden_dim;
-    const lmd_tensor_view states = {.name = "hidden states",
-                                    .dtype = LMD_F32,
-                                    .n_dims = 2,
-                                    .dims = {n, width, 1, 1},
-                                    .data = self->hidden,
-                                    .n_bytes = (size_t)n * (size_t)width * sizeof(float)};
-    const lmd_weight_source source = {
-        .n_parts = 1, .n_cols = width, .parts = {{.tensor = &states, .n_rows = n}}};
-    lmd_backend *backend = model->backend;
-    lmd_model embedded = *model;
-    LMD_TRY(backend->ops->upload(backend, &source, &embedded.embed, err));
-    embedded.config.vocab_size = n;
-    const lmd_status status = run_embedded(&embedded, self, n, err);
-    backend->ops->weight_free(backend, embedded.embed);
-    return status;
+void lmd_layer_run_free(lmd_layer_run *self) {
+    if (!self) return;
+    if (self->executor) self->executor->ops->free(self->executor);
+    lmd_arena_free(&self->arena);
+    lmd_free(self);
 }
 
-static lmd_status allocate(watcher *self, const lmd_model_config *config, int32_t n,
-                           lmd_err *err) {
-    bool has_room = true;
-    for (int32_t i = 0; i < 2; i++) {
-        self->weights[i] = lmd_arena_alloc(&self->arena, (size_t)n * sizeof(double));
-        has_room = has_room && self->weights[i];
+/* ---- a step ---- */
+
+/* Every token is token 0, whose embedding see_stream replaces. */
+static lmd_plan plan_step(lmd_layer_run *self) {
+    const layer_step *step = &self->step;
+    int32_t n_tokens = 0, n_blocks = 0;
+    for (int32_t i = 0; i < step->n_texts; i++) {
+        const int32_t history_len = i == 0 ? step->history_len : 0;
+        const int32_t n_left = self->texts.lengths[step->first + i] - history_len;
+        const int32_t n = lmd_min_i32(n_left, step->n_tokens - n_tokens);
+        self->seq_ids[i] = step->first + i;
+        self->slots[i] = i;
+        self->history_lens[i] = history_len;
+        self->input_lens[i] = n;
+        for (int32_t t = 0; t < n; t++) self->positions[n_tokens++] = history_len + t;
+        for (int32_t b = 0; b < blocks_of(history_len + n); b++, n_blocks++)
+            self->block_ids[n_blocks] = n_blocks;
+        self->token_offsets[i + 1] = n_tokens;
+        self->block_offsets[i + 1] = n_blocks;
     }
-    for (int32_t i = 0; i < LMD_INPUT_COUNT; i++) {
-        if (!self->sums[i]) continue;
-        const size_t n_cols = (size_t)lmd_input_width(config, i);
-        self->rows[i] = lmd_arena_alloc(&self->arena, (size_t)n * n_cols * sizeof(float));
-        has_room = has_room && self->rows[i];
+    return (lmd_plan){.plan_id = ++self->plan_id,
+                      .n_seqs = step->n_texts,
+                      .n_tokens = n_tokens,
+                      .seq_ids = self->seq_ids,
+                      .slots = self->slots,
+                      .history_lens = self->history_lens,
+                      .input_lens = self->input_lens,
+                      .token_offsets = self->token_offsets,
+                      .token_ids = self->token_ids,
+                      .positions = self->positions,
+                      .block_offsets = self->block_offsets,
+                      .block_ids = self->block_ids};
+}
+
+lmd_status lmd_layer_run_step(lmd_layer_run *self, float *hidden, lmd_layer_inputs *out,
+                              lmd_err *err) {
+    lmd_plan_result result;
+    self->step = next_step(self);
+    self->inputs.n_tokens = self->step.n_tokens;
+    if (self->step.n_tokens > 0) {
+        const lmd_plan plan = plan_step(self);
+        self->hidden = hidden;
+        LMD_TRY(self->executor->ops->submit(self->executor, &plan, err));
+        LMD_TRY(self->executor->ops->sample(self->executor, &plan, err));
+        LMD_TRY(self->executor->ops->collect(self->executor, plan.plan_id, &result, err));
     }
-    return has_room ? LMD_OK : lmd_no_memory(err, "the inputs of %d tokens", n);
-}
-
-/* Adds what was seen. */
-static lmd_status add_sums(watcher *self, const lmd_compute *compute, int32_t n, lmd_err *err) {
-    const double *weights[LMD_INPUT_COUNT] = {NULL};
-    weights[LMD_O_INPUT] = self->weights[0];
-    weights[LMD_DOWN_INPUT] = self->weights[1];
-    for (int32_t i = 0; i < LMD_INPUT_COUNT; i++)
-        if (self->rows[i])
-            LMD_TRY(
-                lmd_input_sums_add(self->sums[i], compute, self->rows[i], weights[i], n, err));
+    *out = self->inputs;
     return LMD_OK;
-}
-
-static lmd_status check(const lmd_model *model, int32_t n,
-                        lmd_input_sums *const sums[LMD_INPUT_COUNT], lmd_err *err) {
-    if (model->config.n_layer != 1)
-        return lmd_fail(err, LMD_INVALID, "the model must have one layer, not %d",
-                        model->config.n_layer);
-    if (n < 1 || n > MAX_TOKENS)
-        return lmd_fail(err, LMD_INVALID, "a text must have 1 to %d tokens, not %d", MAX_TOKENS,
-                        n);
-    for (int32_t i = 0; i < LMD_INPUT_COUNT; i++)
-        if (sums[i] && sums[i]->n_cols != lmd_input_width(&model->config, i))
-            return lmd_fail(err, LMD_INVALID,
-                            "sums %d have %d columns; the layer's input has %d", i,
-                            sums[i]->n_cols, lmd_input_width(&model->config, i));
-    return LMD_OK;
-}
-
-lmd_status lmd_layer_run(const lmd_model *model, const lmd_compute *compute, float *hidden,
-                         int32_t n, lmd_input_sums *const sums[LMD_INPUT_COUNT], lmd_err *err) {
-    lmd_status status = LMD_OK;
-    watcher self = {.sums = sums, .hidden = hidden};
-    LMD_TRY(check(model, n, sums, err));
-    LMD_TRY_OUT(allocate(&self, &model->config, n, err));
-    LMD_TRY_OUT(run(model, &self, n, err));
-    LMD_TRY_OUT(add_sums(&self, compute, n, err));
-out:
-    lmd_arena_free(&self.arena);
-    return status;
 }

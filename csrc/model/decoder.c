@@ -45,7 +45,7 @@ static void decode_layer(decoder *self, int32_t i) {
     const float eps = (float)self->model->config.norm_eps;
     lmd_workspace *workspace = self->workspace;
 
-    show(self, self->residual, i, LMD_PLACE_RESIDUAL);
+    show(self, self->residual, i, LMD_PLACE_ATTN_RESIDUAL);
     ops->add_norm(workspace, self->residual, layer->attn_norm, eps, self->norm);
     show(self, self->norm, i, LMD_PLACE_QKV);
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->qkv, /* one matrix: q, k, v */
@@ -67,7 +67,7 @@ static void decode_layer(decoder *self, int32_t i) {
                                               .out = self->residual, /* += */
                                               .epilogue = LMD_EPILOGUE_ADD});
 
-    show(self, self->residual, i, LMD_PLACE_RESIDUAL);
+    show(self, self->residual, i, LMD_PLACE_FFN_RESIDUAL);
     ops->add_norm(workspace, self->residual, layer->ffn_norm, eps, self->norm);
     show(self, self->norm, i, LMD_PLACE_GATE_UP);
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->gate_up, /* silu(gate) * up */
@@ -102,7 +102,7 @@ static lmd_status decoder_submit(lmd_executor *executor, const lmd_plan *plan, l
     ops->step_begin(self->workspace, plan);
     ops->embed(self->workspace, model->embed, self->residual);
     for (int32_t i = 0; i < model->config.n_layer; i++) decode_layer(self, i);
-    show(self, self->residual, model->config.n_layer, LMD_PLACE_RESIDUAL);
+    show(self, self->residual, model->config.n_layer, LMD_PLACE_ATTN_RESIDUAL);
     if (plan->n_logits_rows > 0 && plan->n_logits_rows <= self->max_logits_rows)
         make_logits(self, 0, plan->n_logits_rows);
     return LMD_OK;

@@ -17,12 +17,13 @@ typedef struct lmd_decoder_config {
     lmd_observer observer; /* sees what the linears of each layer read; see NULL: nobody does */
 } lmd_decoder_config;
 
-/* What an observer is shown in each layer, in this order; the residual stream before attention,
- * again before the feed-forward part, and after the last layer as that of one more. */
+/* What an observer is shown in each layer, in this order; the residual stream after the last
+ * layer as what one more would begin with. */
 typedef enum lmd_place {
-    LMD_PLACE_RESIDUAL,
-    LMD_PLACE_QKV, /* the input of q, k and v */
+    LMD_PLACE_ATTN_RESIDUAL, /* the residual stream before attention */
+    LMD_PLACE_QKV,           /* the input of q, k and v */
     LMD_PLACE_O,
+    LMD_PLACE_FFN_RESIDUAL, /* the residual stream before the feed-forward part */
     LMD_PLACE_GATE_UP,
     LMD_PLACE_DOWN
 } lmd_place;

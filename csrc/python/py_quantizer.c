@@ -178,7 +178,8 @@ static PyMethodDef quantizer_methods[] = {
      "output_errors(sums, differences) -> array\n\nWhat differences of a weight's rows change "
      "in the outputs."},
     {"run_layer", KEYWORDS(quantizer_run_layer),
-     "run_layer(model, hidden, sums=None) -> array\n\nHidden states after a model's layer, "
+     "run_layer(model, hidden, lengths, sums=None) -> array\n\nHidden states after a model's "
+     "layer, "
      "whose inputs go into sums."},
     {NULL, NULL, 0, NULL},
 };

@@ -2,7 +2,7 @@
 #include "python/py_solve.h"
 
 #include "cpu/cpu_features.h"
-#include "lite/layer_run.h"
+#include "lite/layer_sums.h"
 #include "python/py_array.h"
 #include "python/py_error.h"
 #include "python/py_fields.h"
@@ -10,52 +10,83 @@
 #include "python/py_model.h"
 
 typedef struct run_args {
-    PyObject *model, *hidden, *sums;
+    PyObject *model, *hidden, *lengths, *sums;
 } run_args;
 
 static const lmd_py_field run_fields[] = {
     {"model", lmd_py_object, offsetof(run_args, model)},
     {"hidden", lmd_py_object, offsetof(run_args, hidden)},
+    {"lengths", lmd_py_object, offsetof(run_args, lengths)},
     {"sums", lmd_py_object, offsetof(run_args, sums)},
     {NULL, NULL, 0},
 };
 
-/* Runs the layer; `hidden` holds its result then. -1 with an exception. */
-static int run(const lmd_model *model, lmd_threads *threads, PyArrayObject *hidden,
-               lmd_input_sums *const *sums) {
-    const lmd_cpu_kernels *kernels;
-    lmd_err err;
-    if (PyArray_DIM(hidden, 1) != model->config.hidden_dim) {
+/* What a call computes with. */
+typedef struct layer_call {
+    const lmd_model *model;
+    lmd_threads *threads;
+    PyArrayObject *hidden; /* which holds the result at the end */
+    PyArrayObject *lengths;
+    lmd_input_sums *sums[LMD_INPUT_COUNT]; /* borrowed; NULL: not wanted */
+} layer_call;
+
+static int check_hidden(const layer_call *call) {
+    const npy_intp *dims = PyArray_DIMS(call->hidden);
+    const int32_t *lengths = PyArray_DATA(call->lengths);
+    int64_t n_tokens = 0;
+    for (npy_intp i = 0; i < PyArray_SIZE(call->lengths); i++) n_tokens += lengths[i];
+    if (dims[0] != n_tokens)
+        PyErr_Format(PyExc_ValueError, "hidden has %zd rows; lengths add up to %lld",
+                     (Py_ssize_t)dims[0], (long long)n_tokens);
+    else if (dims[1] != call->model->config.hidden_dim)
         PyErr_Format(PyExc_ValueError, "hidden has %zd columns; the model's is of %d",
-                     (Py_ssize_t)PyArray_DIM(hidden, 1), (int)model->config.hidden_dim);
-        return -1;
-    }
+                     (Py_ssize_t)dims[1], (int)call->model->config.hidden_dim);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+/* Runs a step after the other, between which a signal is noticed. */
+static int run_steps(const layer_call *call, const lmd_compute *compute, lmd_layer_run *run) {
+    float *states = PyArray_DATA(call->hidden);
+    int32_t n_tokens;
+    do {
+        lmd_err err;
+        lmd_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = lmd_layer_sums_step(run, compute, states, call->sums, &n_tokens, &err);
+        Py_END_ALLOW_THREADS
+        if (lmd_py_check(status, &err) < 0 || PyErr_CheckSignals() < 0) return -1;
+        states += (int64_t)n_tokens * call->model->config.hidden_dim;
+    } while (n_tokens > 0);
+    return 0;
+}
+
+static int run(const layer_call *call) {
+    const lmd_cpu_kernels *kernels;
+    lmd_layer_run *run;
+    lmd_err err;
+    const lmd_texts texts = {(int32_t)PyArray_SIZE(call->lengths), PyArray_DATA(call->lengths)};
     if (lmd_py_check(lmd_cpu_kernels_select(&kernels, &err), &err) < 0) return -1;
-    const lmd_compute compute = {&kernels->matrix, threads};
-    float *states = PyArray_DATA(hidden);
-    const int32_t n = (int32_t)PyArray_DIM(hidden, 0);
-    lmd_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = lmd_layer_run(model, &compute, states, n, sums, &err);
-    Py_END_ALLOW_THREADS
-    return lmd_py_check(status, &err);
+    if (lmd_py_check(lmd_layer_sums_new(call->model, texts, call->sums, &run, &err), &err) < 0)
+        return -1;
+    const lmd_compute compute = {&kernels->matrix, call->threads};
+    const int code = check_hidden(call) < 0 ? -1 : run_steps(call, &compute, run);
+    lmd_layer_run_free(run);
+    return code;
 }
 
 /* Borrows the sums that are not None, runs, and gives them back. */
-static int run_with(PyTypeObject *type, const lmd_model *model, lmd_threads *threads,
-                    PyArrayObject *hidden, PyObject *items) {
-    lmd_input_sums *sums[LMD_INPUT_COUNT] = {NULL};
+static int run_with(PyTypeObject *type, layer_call *call, PyObject *items) {
     Py_ssize_t n_borrowed = 0;
     int code = 0;
     for (; code == 0 && n_borrowed < LMD_INPUT_COUNT; n_borrowed++) {
         PyObject *item = PyTuple_GET_ITEM(items, n_borrowed);
         if (item == Py_None) continue;
-        sums[n_borrowed] = lmd_py_input_sums_borrow(type, item, "sums");
-        if (!sums[n_borrowed]) code = -1;
+        call->sums[n_borrowed] = lmd_py_input_sums_borrow(type, item, "sums");
+        if (!call->sums[n_borrowed]) code = -1;
     }
-    if (code == 0) code = run(model, threads, hidden, sums);
+    if (code == 0) code = run(call);
     for (Py_ssize_t i = 0; i < n_borrowed; i++)
-        if (sums[i]) lmd_py_input_sums_give_back(PyTuple_GET_ITEM(items, i));
+        if (call->sums[i]) lmd_py_input_sums_give_back(PyTuple_GET_ITEM(items, i));
     return code;
 }
 
@@ -73,17 +104,19 @@ static PyObject *four_sums(PyObject *value) {
 
 PyObject *lmd_py_run_layer(PyObject *self, lmd_threads *threads, PyObject *args,
                            PyObject *kwargs) {
-    static const lmd_py_signature signature = {"run_layer", 3, 2, run_fields};
-    run_args call = {.sums = Py_None};
-    PyArrayObject *hidden = NULL;
-    PyObject *result = NULL, *values = lmd_py_read_call(&signature, args, kwargs, &call);
+    static const lmd_py_signature signature = {"run_layer", 4, 3, run_fields};
+    run_args given = {.sums = Py_None};
+    PyObject *result = NULL, *values = lmd_py_read_call(&signature, args, kwargs, &given);
     if (!values) return NULL;
-    const lmd_model *model = lmd_py_model_get(lmd_py_type_of(self, LMD_PY_MODEL), call.model);
-    PyObject *items = model ? four_sums(call.sums) : NULL;
-    if (items && lmd_py_float_copy(call.hidden, "hidden", 2, &hidden) == 0 &&
-        run_with(lmd_py_type_of(self, LMD_PY_INPUT_SUMS), model, threads, hidden, items) == 0)
-        result = Py_NewRef(hidden);
-    Py_XDECREF(hidden);
+    layer_call call = {.threads = threads};
+    call.model = lmd_py_model_get(lmd_py_type_of(self, LMD_PY_MODEL), given.model);
+    PyObject *items = call.model ? four_sums(given.sums) : NULL;
+    if (items && lmd_py_int32_array(given.lengths, "lengths", &call.lengths) == 0 &&
+        lmd_py_float_copy(given.hidden, "hidden", 2, &call.hidden) == 0 &&
+        run_with(lmd_py_type_of(self, LMD_PY_INPUT_SUMS), &call, items) == 0)
+        result = Py_NewRef(call.hidden);
+    Py_XDECREF(call.hidden);
+    Py_XDECREF(call.lengths);
     Py_XDECREF(items);
     Py_DECREF(values); /* which hold the model */
     return result;

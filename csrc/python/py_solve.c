@@ -214,7 +214,7 @@ static PyObject *add_rows(lmd_input_sums *sums, const lmd_compute *compute, floa
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = lmd_input_sums_add(sums, compute, rows, NULL, n, &err);
+    status = lmd_input_sums_add(sums, compute, rows, NULL, NULL, n, &err);
     Py_END_ALLOW_THREADS
     return lmd_py_check(status, &err) < 0 ? NULL : Py_NewRef(Py_None);
 }

@@ -15,7 +15,7 @@ PyObject *lmd_py_add_inputs(PyObject *self, lmd_threads *threads, PyObject *args
 /* output_errors(sums, differences) */
 PyObject *lmd_py_output_errors(PyObject *self, lmd_threads *threads, PyObject *args,
                                PyObject *kwargs);
-/* run_layer(model, hidden, sums) */
+/* run_layer(model, hidden, lengths, sums) */
 PyObject *lmd_py_run_layer(PyObject *self, lmd_threads *threads, PyObject *args,
                            PyObject *kwargs);
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,7 @@ EMBEDDINGS = (
     "model.tok_embeddings.weight",
 )
 HELD_OUT = 6  # every so many-th text is kept from calibration
+MOST_TOKENS = 1 << 14  # about so many states are in memory twice while a layer takes them
 FINAL_NORMS = ("output_norm.weight", "model.norm.weight")
 
 
@@ -59,6 +61,15 @@ class LayerSums:
     held_out: dict[str, InputSums]
 
 
+@dataclass
+class _Texts:
+    """Some texts, all to calibrate by or all held out, and their hidden states."""
+
+    idxs: list[int]  # among all texts
+    lengths: list[int]
+    hidden: NDArray[np.float32]  # [n_tokens, hidden], one text after another
+
+
 class Layers:
     """Texts on their way through a model's layers.
 
@@ -84,13 +95,26 @@ class Layers:
             "gate_up": config["hidden_dim"],
             "down": config["ffn_dim"],
         }
-        self._hidden = self._embed(windows)
-        self._is_held_out = [is_held_out(i, held_out) for i in range(len(windows))]
+        name = next(n for n in source.tensors if n in EMBEDDINGS)
+        table = source.read(name)
+        every = range(len(windows))
+        self._calibration, self._held_out = (
+            self._embedded(table, windows, [i for i in every if is_held_out(i, held_out) == kept])
+            for kept in (False, True)
+        )
 
-    def _embed(self, windows: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
-        name = next(n for n in self._source.tensors if n in EMBEDDINGS)
-        table = self._source.read(name)
-        return [table[np.asarray(window)] for window in windows]
+    @staticmethod
+    def _embedded(
+        table: NDArray[np.float32], windows: Sequence[Sequence[int]], idxs: Sequence[int]
+    ) -> list[_Texts]:
+        """Some of the windows, cut where MOST_TOKENS are full."""
+        ends = np.cumsum([len(windows[i]) for i in idxs])
+        runs = groupby(zip(idxs, ends, strict=True), lambda at: at[1] // MOST_TOKENS)
+        found = []
+        for run in ([i for i, _ in members] for _, members in runs):
+            ids = np.concatenate([np.asarray(windows[i], np.int64) for i in run])
+            found.append(_Texts(run, [len(windows[i]) for i in run], table[ids]))
+        return found
 
     def _specs(self, layer: int) -> list[TensorSpec]:
         """The tensors of a model that has this layer alone, and a vocabulary of one token."""
@@ -123,16 +147,19 @@ class Layers:
         with the products of columns."""
         model = self._open(layer)
         sums = LayerSums(self.new_sums(gram), self.new_sums(gram)) if watch else None
-        for i, hidden in enumerate(self._hidden):
-            into = None
-            if sums is not None:
-                of_text = sums.held_out if self._is_held_out[i] else sums.calibration
-                into = tuple(of_text.values())
-            try:
-                self._hidden[i] = self._quantizer.run_layer(model, hidden, into)
-            except ValueError as error:
-                raise self._explained(layer, error) from None
+        try:
+            self._take(self._calibration, model, sums.calibration if sums else None)
+            self._take(self._held_out, model, sums.held_out if sums else None)
+        except ValueError as error:
+            raise self._explained(layer, error) from None
         return sums
+
+    def _take(
+        self, parts: Sequence[_Texts], model: Model, sums: dict[str, InputSums] | None
+    ) -> None:
+        into = None if sums is None else tuple(sums.values())
+        for texts in parts:
+            texts.hidden = self._quantizer.run_layer(model, texts.hidden, texts.lengths, into)
 
     def _explained(self, layer: int, error: ValueError) -> ValueError:
         """The error of a run, with the tensor that it comes from, or the layer."""
@@ -144,4 +171,8 @@ class Layers:
 
     def hidden(self) -> list[NDArray[Any]]:
         """The states after the layers that were run, a text each: [n_tokens, hidden]."""
-        return self._hidden
+        found: dict[int, NDArray[np.float32]] = {}
+        for texts in (*self._calibration, *self._held_out):
+            ends = np.cumsum(texts.lengths)
+            found |= zip(texts.idxs, np.split(texts.hidden, ends[:-1]), strict=True)
+        return [found[i] for i in sorted(found)]

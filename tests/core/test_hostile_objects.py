@@ -231,6 +231,7 @@ ROWS: dict[str, Values] = {
     "Quantizer.run_layer": lambda world: {
         "model": one_layer(world),
         "hidden": np.ones((2, world.checkpoint.config["hidden_dim"]), np.float32),
+        "lengths": [2],
         "sums": None,
     },
     "Quantizer.solve": lambda world: {

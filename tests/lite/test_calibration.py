@@ -39,7 +39,7 @@ def model(tmp_path_factory: Any) -> Path:
 
 
 def norm(x: NDArray[Any], weight: NDArray[Any]) -> NDArray[Any]:
-    result: NDArray[Any] = x / np.sqrt((x * x).mean() + 1e-6) * weight
+    result: NDArray[Any] = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weight
     return result
 
 
@@ -115,38 +115,86 @@ def test_layers_make_the_model(path: Path) -> None:
     layers = Layers(source, [ids], _C.Quantizer(2))
     for i in range(source.checkpoint.config["n_layer"]):
         assert layers.run(i, watch=False) is None
+    close_to_engine(path, layers, ids)
+
+
+def close_to_engine(path: Path, layers: Layers, ids: list[int]) -> None:
+    """The hidden states of the layers' only text give the engine's logits."""
+    source = Source(path)
     [hidden] = layers.hidden()
     rms = np.sqrt((hidden.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5)
     head = "lm_head.weight" if "lm_head.weight" in source.tensors else "model.embed_tokens.weight"
     got = (hidden / rms * source.read("model.norm.weight")) @ source.read(head).T
-    engine = make_engine(load_model(path), kv_bits=exact_kv_bits())
+    engine = make_engine(
+        load_model(path), kv_bits=exact_kv_bits(), session_len=len(ids) + 1, n_blocks=64
+    )
     wanted = read_all(engine.submit(ids, max_new_tokens=0, output_logits="all")).logits
     engine.close()
     assert np.abs(got - wanted).max() <= 0.01 * np.abs(wanted).max()
+
+
+LENGTHS = (3, 700, 2500, 1, 1400, 30)  # some share a step; the third has more than one
+
+
+def test_texts_share_steps(model: Path) -> None:
+    """What becomes of a text does not depend on the texts beside it, and first tokens are
+    counted."""
+    rng = np.random.default_rng(4)
+    windows = [rng.integers(0, 64, n).tolist() for n in LENGTHS]
+    source, quantizer = Source(model), _C.Quantizer(2)
+    together = Layers(source, windows, quantizer, held_out=0)
+    sums = together.run(0)
+    assert sums is not None
+    alone = [Layers(source, [window], quantizer, held_out=0) for window in windows]
+    for one, hidden in zip(alone, together.hidden(), strict=True):
+        one.run(0, watch=False)
+        np.testing.assert_array_equal(one.hidden()[0], hidden)
+    read = sums.calibration["qkv"]
+    assert read.n_tokens == sum(LENGTHS)
+    table = source.read("model.embed_tokens.weight").astype(np.float64)
+    normed = norm(table, source.read("model.layers.0.input_layernorm.weight"))
+    mass = (normed**2).sum(1)
+    first = sum(mass[window[0]] for window in windows)
+    assert read.first_token_mass == pytest.approx(
+        first / sum(mass[window].sum() for window in windows), rel=1e-5
+    )
+
+
+def test_a_long_text_is_one(model: Path) -> None:
+    """A text of more than one step is read as the engine reads it: whole."""
+    ids = np.random.default_rng(5).integers(0, 64, 2500).tolist()
+    layers = Layers(Source(model), [ids], _C.Quantizer(2))
+    for i in range(Source(model).checkpoint.config["n_layer"]):
+        layers.run(i, watch=False)
+    close_to_engine(model, layers, ids)
 
 
 def test_refusals(model: Path, tmp_path: Path) -> None:
     quantizer, whole = _C.Quantizer(1), load_model(model)
     width = Source(model).checkpoint.config["hidden_dim"]
     with pytest.raises(ValueError, match="one layer, not 2"):
-        quantizer.run_layer(whole, np.zeros((3, width), np.float32))
+        quantizer.run_layer(whole, np.zeros((3, width), np.float32), [3])
     layers = Layers(Source(model), [[1, 2]], quantizer)
     one = layers._open(0)
-    for rows, message in ((0, "1 to 65536 tokens, not 0"), (65537, "not 65537")):
+    two = np.zeros((2, width), np.float32)
+    assert quantizer.run_layer(one, two[:0], []).shape == (0, width)
+    for lengths, message in (
+        ([2, 0], "1 to 65536 tokens, not 0"),
+        ([65537], "not 65537"),
+        ([2, -1], "not -1"),
+        ([1, 2], "hidden has 2 rows; lengths add up to 3"),
+        ([], "lengths add up to 0"),
+    ):
         with pytest.raises(ValueError, match=message):
-            quantizer.run_layer(one, np.zeros((rows, width), np.float32))
+            quantizer.run_layer(one, two, lengths)
     with pytest.raises(ValueError, match="hidden has 3 columns"):
-        quantizer.run_layer(one, np.zeros((2, 3), np.float32))
+        quantizer.run_layer(one, np.zeros((2, 3), np.float32), [2])
     with pytest.raises(ValueError, match="sums must be 4, not 1"):
-        quantizer.run_layer(one, np.zeros((2, width), np.float32), [None])
+        quantizer.run_layer(one, two, [2], [None])
     with pytest.raises(ValueError, match="sums 0 have 3 columns"):
-        quantizer.run_layer(
-            one, np.zeros((2, width), np.float32), [_C.InputSums(3), None, None, None]
-        )
+        quantizer.run_layer(one, two, [2], [_C.InputSums(3), None, None, None])
     with pytest.raises(ValueError, match="NaN or infinite"):
-        quantizer.run_layer(
-            one, np.full((2, width), np.inf, np.float32), tuple(layers.new_sums(True).values())
-        )
+        quantizer.run_layer(one, two + np.inf, [1, 1], tuple(layers.new_sums(True).values()))
     with pytest.raises(FileNotFoundError, match="data sets are not downloaded"):
         quantize(GGUF, tmp_path / "out", calib_dataset="wikitext2")
     assert not (tmp_path / "out" / "config.json").exists()
