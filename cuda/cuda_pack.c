@@ -7,6 +7,7 @@
 #include "backend/part_rows.h"
 #include "base/half.h"
 #include "base/ints.h"
+#include "quant/packed_codec.h"
 
 enum { ROWS = LMD_TILE_ROWS };
 

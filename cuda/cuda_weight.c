@@ -6,6 +6,7 @@
 #include "base/ints.h"
 #include "base/memory.h"
 #include "cuda_pack.h"
+#include "quant/packed_read.h"
 
 enum {
     STAGE_BYTES = 8 << 20,  /* so that a copy takes far longer than its start */

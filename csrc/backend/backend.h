@@ -14,7 +14,7 @@
 #include "backend/plan.h"
 #include "base/status.h"
 #include "io/checkpoint.h"
-#include "quant/packed_codec.h"
+#include "quant/packed_weight.h"
 #include "quant/weight_codec.h"
 
 #ifdef __cplusplus

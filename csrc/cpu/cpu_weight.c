@@ -9,6 +9,8 @@
 #include "base/half.h"
 #include "base/ints.h"
 #include "base/memory.h"
+#include "quant/packed_codec.h"
+#include "quant/packed_read.h"
 
 enum {
     READ_BYTES = 1 << 16, /* buffer that the read of several small panels may fill */

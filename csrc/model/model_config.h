@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
-#include "quant/packed_codec.h"
+#include "quant/packed_weight.h"
 
 typedef enum lmd_rope_type {
     LMD_ROPE_DEFAULT,

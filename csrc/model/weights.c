@@ -6,7 +6,8 @@
 #include "base/memory.h"
 #include "model/arch.h"
 #include "model/model.h"
-#include "quant/weight_codec.h"
+#include "quant/packed_codec.h"
+#include "quant/packed_read.h"
 
 typedef struct loader {
     lmd_model *model;

@@ -1,92 +1,13 @@
-/* Decoding of weights packed into 32-bit words, AWQ (gemm), GPTQ and compressed-tensors
- * (pack-quantized), or stored as bytes, compressed-tensors (int-quantized).
- * Owns: the order of codes and zeros in the words, what shapes the tensors must have, and which
- * of their bytes a part of the matrix needs. Checking and decoding are pure, of tensors in
+/* Decoding of packed weights: into groups of codes that backends pack, and to fp32.
+ * Owns: the order of codes and zeros in the words. Pure functions of a checked weight in
  * memory: no state, no allocation, data of any alignment, any bits. Any thread. */
 #ifndef LMD_QUANT_PACKED_CODEC_H
 #define LMD_QUANT_PACKED_CODEC_H
 
-#include <stdbool.h>
+#include "quant/packed_weight.h"
 
-#include "quant/weight_codec.h"
-
-/* A matrix of N output rows and K columns in groups of g columns, which share a scale and a
- * zero. Codes follow one another from the lowest bits of a word on; those of 3 bits go on in
- * the next word, 32 codes in 3 words, and the last word may have bits to spare:
- *   AWQ          qweight [K][N/8]         rows 0 2 4 6 1 3 5 7 of a run of 8
- *                qzeros  [K/g][N/8]       in the same order
- *   GPTQ         qweight [K*bits/32][N]   columns in order
- *                qzeros  [K/g][N*bits/32] rows in order, each zero stored minus 1, wrapping
- *   GPTQ_BORROW  the same, but 1 was taken off all zeros of a word at once, as from one number:
- *                a zero of 0 borrows from the next one (gptqmodel writes this; its zeros of 3
- *                bits are GPTQ's)
- *   GPTQ_V2      the same, zeros as they are
- *   COMPRESSED   qweight [N][K*bits/32]   columns in order
- *                qzeros  [N*bits/32][K/g] rows in order
- *                or, of 8 bits, both I8, less 128: qweight [N][K], qzeros [N][K/g]
- * and scales [K/g][N], of COMPRESSED [N][K/g]. value = scale * (code - zero). Words are I32,
- * scales F16, BF16 or F32. Without qzeros every zero is the middle of the codes. g_idx [K],
- * where there is one, says the group of each column. */
-typedef enum lmd_packing {
-    LMD_PACKING_NONE, /* no packed tensors */
-    LMD_PACKING_AWQ,
-    LMD_PACKING_GPTQ,
-    LMD_PACKING_GPTQ_BORROW,
-    LMD_PACKING_GPTQ_V2,
-    LMD_PACKING_COMPRESSED,
-    LMD_PACKING_COUNT
-} lmd_packing;
-
-typedef struct lmd_packed_weight {
-    lmd_packing packing;
-    const lmd_tensor_view *qweight, *scales;
-    const lmd_tensor_view *qzeros, *g_idx; /* or NULL */
-    /* Set by the caller from lmd_packed_order where g_idx is left and there are groups: column
-     * k of the canonical form is column order[k] of the tensors. NULL: columns are in order. */
-    const int32_t *order;
-    /* Set by lmd_packed_check: */
-    int32_t bits;       /* 3, 4 or 8 */
-    int32_t group_size; /* g */
-    int32_t cut;        /* columns of a group in the canonical form: g, or what divides it */
-    bool has_groups;    /* the canonical form has groups; if not, it is fp32 values */
-    int32_t zero_row;   /* row 0 is this row of qzeros: not 0 in windows of 3 bits alone */
-} lmd_packed_weight;
-
-enum {
-    LMD_PACKED_ROWS = 8,   /* output rows that are decoded together: a run of AWQ's */
-    LMD_PACKED_COLS = 128, /* most columns of a group in the canonical form */
-};
-
-/* Tensors of a packed weight that were read into memory. */
-typedef struct lmd_packed_in_memory {
-    lmd_loaded_tensor tensors[4];
-} lmd_packed_in_memory;
-
-/* Reads those tensors of a packed weight that are in files still, and points `self` at them;
- * of one with LMD_PACKING_NONE there are none. The caller ends *out with lmd_packed_free, on
- * failure too. Errors as lmd_view_load. */
-lmd_status lmd_packed_load(lmd_packed_weight *self, lmd_packed_in_memory *out, lmd_err *err);
-void lmd_packed_free(lmd_packed_in_memory *self);
-
-/* Reads bits and group_size from the shapes, and checks types, shapes and groups against n_rows
- * and n_cols, so that decoding stays inside the tensors; a g_idx that says nothing becomes
- * NULL. qzeros and g_idx are in memory. LMD_BAD_FILE and LMD_UNSUPPORTED name the tensor. */
-lmd_status lmd_packed_check(lmd_packed_weight *self, int64_t n_rows, int64_t n_cols,
-                            lmd_err *err);
-
-/* Brings the columns that g_idx puts into groups (desc_act) into the order of their groups,
- * those of a group as they come. False where groups are not of one size. */
-bool lmd_packed_order(const lmd_packed_weight *self, int32_t n_cols,
-                      int32_t *n_placed, /* [n_cols / group_size] scratch */
-                      int32_t *order);   /* [n_cols] */
-
-/* The canonical form of a checked weight that has_groups, exact but for scales, which become
- * halves:
- *   3 and 4 bits  U4 ZERO    8 bits  I8 NONE (code - 128)
- * in groups of `cut`: of g; if g exceeds 128, of the largest of 128, 64 and 32 that divides g,
- * because activations are never quantised in larger groups. A multiple of 32 that divides this
- * may take its place, for a matrix whose parts have different groups. */
-lmd_weight_format lmd_packed_format(const lmd_packed_weight *self);
+/* The zero of a row and a group. */
+int32_t lmd_packed_zero(const lmd_packed_weight *self, int32_t row, int32_t group);
 
 /* Decodes one group of the canonical form for LMD_PACKED_ROWS rows: the rows from first_row, a
  * multiple of LMD_PACKED_ROWS, and the n_cols columns from first_col. Zeros are whole numbers
@@ -95,23 +16,6 @@ void lmd_packed_decode(const lmd_packed_weight *self, int32_t first_row, int32_t
                        int32_t n_cols, uint8_t *codes, /* [LMD_PACKED_ROWS][n_cols] */
                        uint16_t *scales,               /* [LMD_PACKED_ROWS] half */
                        uint16_t *zeros);               /* [LMD_PACKED_ROWS] half */
-
-/* A part of a packed weight in memory: what lies side by side in each of its tensors. That is
- * LMD_PACKED_ROWS rows where words lie by rows, otherwise `cut` columns of all rows. */
-typedef struct lmd_packed_window {
-    lmd_packed_weight weight; /* points to the views below; rows and columns count from the
-                                 window's first */
-    lmd_tensor_view qweight, scales, qzeros;
-} lmd_packed_window;
-
-bool lmd_packed_by_rows(const lmd_packed_weight *self);
-/* Bytes of the buffer that a window may fill. */
-size_t lmd_packed_window_bytes(const lmd_packed_weight *self);
-/* Reads the window from row or column `first` on, a multiple of LMD_PACKED_ROWS or of cut, of a
- * checked weight that has_groups. *out points into itself and the buffer. Errors as
- * lmd_file_read. */
-lmd_status lmd_packed_read_window(const lmd_packed_weight *self, int32_t first, uint8_t *buffer,
-                                  lmd_packed_window *out, lmd_err *err);
 
 /* Dequantises LMD_PACKED_ROWS rows of any checked weight, from first_row, a multiple of
  * LMD_PACKED_ROWS, exactly, columns as they come: for weights that have no groups, because

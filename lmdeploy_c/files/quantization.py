@@ -1,7 +1,7 @@
 """Reads the settings of packed weights: where they stand, what they mean, and what is refused.
 
 Settings say which packing the words have and what else happens to weights and activations. How
-many bits and columns a group has is read from the tensors' shapes (csrc/quant/packed_codec.h), so
+many bits and columns a group has is read from the tensors' shapes (csrc/quant/packed_weight.h), so
 that each module may have its own. A matrix that has no packed tensors is read as floats.
 """
 

@@ -1,6 +1,6 @@
 """Codes, scales and zeros as the tensors of AWQ, GPTQ and compressed-tensors.
 
-csrc/quant/packed_codec.h says what lies where. Codes are [n_out, n_in], scales and zeros [n_out,
+csrc/quant/packed_weight.h says what lies where. Codes are [n_out, n_in], scales and zeros [n_out,
 n_in / group]; value = scale * (code - zero).
 """
 

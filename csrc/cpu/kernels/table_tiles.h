@@ -16,7 +16,7 @@
 #include "base/ints.h"
 #include "cpu/kernels/kv.h"
 #include "cpu/kernels/panel_digits.h"
-#include "quant/packed_codec.h"
+#include "quant/packed_weight.h"
 
 /* Sums of two groups, one with an even number and one with an odd number, by digit. */
 #define EVEN_HIGH 0
