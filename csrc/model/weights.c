@@ -1,262 +1,19 @@
-/* Loading a model's weights: finds each tensor by the architecture's names, checks its shape,
- * puts rows in the one order that the forward pass knows, and uploads it. One thread. */
-#include <stdio.h>
-#include <string.h>
-
+/* Loading a model's weights: puts rows in the one order that the forward pass knows, uploads
+ * each matrix and vector, and adds their sizes up. One thread. */
 #include "base/memory.h"
-#include "model/arch.h"
 #include "model/model.h"
-#include "quant/packed_codec.h"
-#include "quant/packed_read.h"
+#include "model/ready_source.h"
+#include "model/weight_finder.h"
 
 typedef struct loader {
     lmd_model *model;
     bool sizes_alone; /* everything is checked and added up, nothing uploaded */
-    const lmd_arch *arch;
-    const lmd_checkpoint *checkpoint;
+    lmd_weight_finder finder;
     const lmd_progress *progress;
     size_t done_bytes;
     int32_t *q_map, *k_map, *v_map; /* rows of q, k, v in their tensors; NULL: in order */
     int32_t n_q_rows, n_kv_rows;
-    lmd_upload_codes codes; /* that floats of the layers' linears become; of 0 bits: none */
-    lmd_loaded_tensor loaded[2 * LMD_MAX_WEIGHT_PARTS]; /* qzeros and g_idx of a source's parts,
-                                                           as they were checked */
-    int32_t n_loaded;
 } loader;
-
-/* ---- finding tensors ---- */
-
-static void tensor_name(const loader *self, lmd_tensor_role role, int32_t layer, char *out,
-                        size_t n_bytes) {
-    const char *pattern = self->arch->names[role];
-    const char *mark = pattern ? strstr(pattern, "{}") : NULL;
-    if (!mark)
-        snprintf(out, n_bytes, "%s", pattern ? pattern : "?");
-    else
-        snprintf(out, n_bytes, "%.*s%d%s", (int)(mark - pattern), pattern, layer, mark + 2);
-}
-
-static lmd_status find_name(const loader *self, const char *name, const lmd_tensor_view **out,
-                            lmd_err *err) {
-    *out = lmd_checkpoint_find(self->checkpoint, name);
-    if (*out) return LMD_OK;
-    return lmd_fail(err, LMD_BAD_FILE,
-                    "the checkpoint has no tensor \"%s\", which architecture \"%s\" needs",
-                    name, self->model->config.arch);
-}
-
-/* Finds a tensor and checks its shape; n_cols 0 asks for a vector of n_rows values. */
-static lmd_status find(const loader *self, lmd_tensor_role role, int32_t layer, int64_t n_rows,
-                       int64_t n_cols, const lmd_tensor_view **out, lmd_err *err) {
-    char name[LMD_TENSOR_NAME_LEN + 1];
-    const lmd_tensor_view *view;
-    tensor_name(self, role, layer, name, sizeof name);
-    LMD_TRY(find_name(self, name, &view, err));
-    lmd_weight_format format;
-    LMD_TRY(lmd_weight_format_of(view, &format, err));
-    bool fits = view->dims[0] == n_rows;
-    for (int32_t i = 1; i < LMD_MAX_DIMS; i++)
-        fits = fits && view->dims[i] == (i == 1 && n_cols ? n_cols : 1);
-    if (!fits)
-        return lmd_fail(
-            err, LMD_BAD_FILE,
-            "tensor \"%s\" has shape %lld x %lld, but the config asks for %lld x %lld", name,
-            (long long)view->dims[0], (long long)view->dims[1], (long long)n_rows,
-            (long long)(n_cols ? n_cols : 1));
-    *out = view;
-    return LMD_OK;
-}
-
-/* The tensors of a packed matrix, after the name that it would have without ".weight". */
-typedef struct packed_names {
-    const char *qweight, *scales, *qzeros, *g_idx;
-} packed_names;
-
-static const packed_names word_names = {"qweight", "scales", "qzeros", "g_idx"};
-static const packed_names compressed_names = {"weight_packed", "weight_scale",
-                                              "weight_zero_point", "weight_g_idx"};
-
-/* Finds the codes of a packed matrix, words or bytes; NULL: it is not packed. `suffix` is the
- * end of `name`. */
-static const lmd_tensor_view *find_codes(const loader *self, const packed_names *names,
-                                         const char *name, char *suffix) {
-    strcpy(suffix, names->qweight);
-    const lmd_tensor_view *words = lmd_checkpoint_find(self->checkpoint, name);
-    if (words || names != &compressed_names) return words;
-    strcpy(suffix, "weight");
-    const lmd_tensor_view *weight = lmd_checkpoint_find(self->checkpoint, name);
-    return weight && weight->dtype == LMD_I8 ? weight : NULL;
-}
-
-/* Reads a tensor that decides what a packed matrix becomes, once: what is checked is what will
- * be decoded. It stays until the source was uploaded. */
-static lmd_status load_once(loader *self, const lmd_tensor_view **view, lmd_err *err) {
-    return lmd_view_load(view, &self->loaded[self->n_loaded++], err);
-}
-
-static void forget_loaded(loader *self) {
-    for (int32_t i = 0; i < self->n_loaded; i++) lmd_free(self->loaded[i].buffer);
-    memset(self->loaded, 0, sizeof self->loaded);
-    self->n_loaded = 0;
-}
-
-/* Finds and checks the packed tensors of a matrix, which are there in place of "x.weight", or
- * are that and its scales. Leaves out->packing NONE where they are not. */
-static lmd_status find_packed(loader *self, const char *weight_name, int64_t n_rows,
-                              int64_t n_cols, lmd_packed_weight *out, lmd_err *err) {
-    const lmd_packing packing = self->model->config.packing;
-    const bool is_compressed = packing == LMD_PACKING_COMPRESSED;
-    const packed_names *names = is_compressed ? &compressed_names : &word_names;
-    const size_t stem_len = strlen(weight_name) - strlen("weight");
-    char name[LMD_TENSOR_NAME_LEN + 1];
-    lmd_packed_weight packed = {.packing = packing};
-    if (stem_len + sizeof "weight_zero_point" > sizeof name) return LMD_OK;
-    memcpy(name, weight_name, stem_len);
-    char *suffix = name + stem_len;
-    packed.qweight = find_codes(self, names, name, suffix);
-    if (!packed.qweight) return LMD_OK;
-    strcpy(suffix, names->scales);
-    LMD_TRY(find_name(self, name, &packed.scales, err));
-    strcpy(suffix, names->qzeros);
-    packed.qzeros = lmd_checkpoint_find(self->checkpoint, name);
-    if (!packed.qzeros && !is_compressed) LMD_TRY(find_name(self, name, &packed.qzeros, err));
-    strcpy(suffix, names->g_idx);
-    if (packing != LMD_PACKING_AWQ) packed.g_idx = lmd_checkpoint_find(self->checkpoint, name);
-    LMD_TRY(load_once(self, &packed.qzeros, err));
-    LMD_TRY(load_once(self, &packed.g_idx, err));
-    LMD_TRY(lmd_packed_check(&packed, n_rows, n_cols, err));
-    *out = packed;
-    return LMD_OK;
-}
-
-/* Sets a linear's codes. LMD_INVALID where it is no floats. */
-static lmd_status set_codes(const loader *self, lmd_weight_part *part, lmd_err *err) {
-    if (!self->codes.bits) return LMD_OK;
-    part->codes = self->codes;
-    if (!part->packed.packing && part->tensor->dtype <= LMD_BF16) return LMD_OK;
-    return lmd_fail(err, LMD_INVALID,
-                    "quantize: tensor \"%s\" is quantised already; leave quantize out, or load "
-                    "the model of floats that it was made of",
-                    part->packed.packing ? part->packed.qweight->name : part->tensor->name);
-}
-
-/* Finds a matrix, packed or not: all of its n_rows rows in their order. */
-static lmd_status find_part(loader *self, lmd_tensor_role role, int32_t layer, int32_t n_rows,
-                            int32_t n_cols, lmd_weight_part *out, lmd_err *err) {
-    char name[LMD_TENSOR_NAME_LEN + 1];
-    lmd_weight_part part = {.n_rows = n_rows};
-    tensor_name(self, role, layer, name, sizeof name);
-    if (self->model->config.packing)
-        LMD_TRY(find_packed(self, name, n_rows, n_cols, &part.packed, err));
-    if (!part.packed.packing)
-        LMD_TRY(find(self, role, layer, n_rows, n_cols, &part.tensor, err));
-    if (role != LMD_EMBED && role != LMD_HEAD) LMD_TRY(set_codes(self, &part, err));
-    *out = part;
-    return LMD_OK;
-}
-
-/* ---- uploading ---- */
-
-/* Matrices in place of those packed parts of a source that have no groups. */
-typedef struct dense_parts {
-    lmd_tensor_view views[LMD_MAX_WEIGHT_PARTS];
-    float *values[LMD_MAX_WEIGHT_PARTS]; /* NULL where sizes alone are wanted */
-} dense_parts;
-
-/* Dequantises a packed matrix, all of its rows. */
-static lmd_status dequantise(const lmd_packed_weight *packed, const lmd_tensor_view *view,
-                             float **out, lmd_err *err) {
-    const int32_t n_rows = (int32_t)view->dims[0], n_cols = (int32_t)view->dims[1];
-    float *scratch =
-        lmd_calloc((size_t)lmd_packed_scratch_len(packed, n_cols), sizeof *scratch);
-    float *values = lmd_calloc(view->n_bytes, 1);
-    if (!scratch || !values) {
-        lmd_free(scratch);
-        lmd_free(values);
-        return lmd_no_memory(err, "tensor \"%s\" as fp32", packed->qweight->name);
-    }
-    for (int32_t row = 0; row < n_rows; row += LMD_PACKED_ROWS)
-        lmd_packed_to_float(packed, row, n_cols, scratch, values + (int64_t)row * n_cols);
-    lmd_free(scratch);
-    *out = values;
-    return LMD_OK;
-}
-
-/* The same for one whose tensors may be in files still. */
-static lmd_status read_and_dequantise(lmd_packed_weight packed, const lmd_tensor_view *view,
-                                      float **out, lmd_err *err) {
-    lmd_packed_in_memory tensors;
-    lmd_status status = lmd_packed_load(&packed, &tensors, err);
-    if (status == LMD_OK) status = dequantise(&packed, view, out, err);
-    lmd_packed_free(&tensors);
-    return status;
-}
-
-/* Replaces the packed parts that have no groups by dense matrices, a repeated one once. */
-static lmd_status make_dense(const loader *self, lmd_weight_source *src, dense_parts *dense,
-                             lmd_err *err) {
-    const lmd_tensor_view *first = src->parts[0].packed.qweight;
-    for (int32_t i = 0; i < src->n_parts; i++) {
-        const lmd_packed_weight packed = src->parts[i].packed;
-        lmd_tensor_view *view = &dense->views[i];
-        if (!packed.packing || packed.has_groups) continue;
-        src->parts[i].packed = (lmd_packed_weight){LMD_PACKING_NONE};
-        src->parts[i].tensor = i > 0 && packed.qweight == first ? &dense->views[0] : view;
-        if (src->parts[i].tensor != view) continue;
-        const bool is_compressed = packed.packing == LMD_PACKING_COMPRESSED;
-        *view = *packed.qweight;
-        view->dtype = LMD_F32;
-        view->dims[0] = packed.scales->dims[!is_compressed];
-        view->dims[1] = src->n_cols;
-        view->n_bytes = (size_t)(view->dims[0] * view->dims[1]) * sizeof *dense->values[i];
-        if (self->sizes_alone) continue;
-        LMD_TRY(read_and_dequantise(packed, view, &dense->values[i], err));
-        view->data = dense->values[i];
-    }
-    return LMD_OK;
-}
-
-/* Finds the one order of columns of a source whose parts are packed in groups with a g_idx,
- * into *order, which the caller frees. Where the parts do not agree they get no groups. */
-static lmd_status find_order(lmd_weight_source *src, int32_t **order, lmd_err *err) {
-    const lmd_packed_weight *first = &src->parts[0].packed;
-    const size_t n_bytes = (size_t)src->n_cols * sizeof **order;
-    bool is_ordered = false, agree = first->g_idx;
-    for (int32_t i = 0; i < src->n_parts; i++) {
-        const lmd_packed_weight *packed = &src->parts[i].packed;
-        is_ordered = is_ordered || packed->g_idx;
-        agree = agree && packed->g_idx && packed->has_groups &&
-                packed->group_size == first->group_size &&
-                memcmp(packed->g_idx->data, first->g_idx->data, n_bytes) == 0;
-    }
-    if (!is_ordered) return LMD_OK;
-    if (agree) {
-        int32_t *n_placed = lmd_calloc((size_t)src->n_cols, sizeof *n_placed);
-        *order = lmd_calloc(n_bytes, 1);
-        if (n_placed && *order) agree = lmd_packed_order(first, src->n_cols, n_placed, *order);
-        lmd_free(n_placed);
-        if (!n_placed || !*order)
-            return lmd_no_memory(err, "an order of %d columns", src->n_cols);
-    }
-    for (int32_t i = 0; i < src->n_parts; i++) {
-        lmd_packed_weight *packed = &src->parts[i].packed;
-        packed->order = agree ? *order : NULL;
-        packed->has_groups = packed->has_groups && (agree || !packed->g_idx);
-    }
-    return LMD_OK;
-}
-
-/* Gives all packed parts groups of one size, as the parts of one matrix must have. */
-static void share_groups(lmd_weight_source *src) {
-    int32_t common = 0; /* the greatest common divisor; 0: no part has groups */
-    for (int32_t i = 0; i < src->n_parts; i++)
-        for (int32_t other = src->parts[i].packed.cut; other;) {
-            const int32_t rest = common % other;
-            common = other;
-            other = rest;
-        }
-    for (int32_t i = 0; i < src->n_parts; i++) src->parts[i].packed.cut = common;
-}
 
 /* Uploads a source, or adds its size up. */
 static lmd_status upload_ready(loader *self, const lmd_weight_source *src, lmd_weight **out,
@@ -281,22 +38,17 @@ static lmd_status report_done(loader *self, const lmd_weight_source *src, lmd_er
     }
     if (!self->progress) return LMD_OK;
     return self->progress->report(self->progress->user, self->done_bytes,
-                                  lmd_checkpoint_n_bytes(self->checkpoint), err);
+                                  lmd_checkpoint_n_bytes(self->finder.checkpoint), err);
 }
 
 static lmd_status upload(loader *self, const lmd_weight_source *src, lmd_weight **out,
                          lmd_err *err) {
-    lmd_weight_source ready = *src;
-    dense_parts dense = {0};
-    int32_t *order = NULL;
-    lmd_status status = find_order(&ready, &order, err);
-    if (status == LMD_OK) status = make_dense(self, &ready, &dense, err);
-    share_groups(&ready);
-    if (status == LMD_OK) status = upload_ready(self, &ready, out, err);
-    lmd_free(order);
-    for (int32_t i = 0; i < LMD_MAX_WEIGHT_PARTS; i++) lmd_free(dense.values[i]);
+    lmd_ready_source ready;
+    lmd_status status = lmd_ready_source_init(&ready, src, self->sizes_alone, err);
+    if (status == LMD_OK) status = upload_ready(self, &ready.source, out, err);
+    lmd_ready_source_clear(&ready);
     if (status == LMD_OK && !self->sizes_alone) status = report_done(self, src, err);
-    forget_loaded(self);
+    lmd_weight_finder_forget(&self->finder);
     return status;
 }
 
@@ -304,7 +56,8 @@ static lmd_status load_matrix(loader *self, lmd_tensor_role role, int32_t layer,
                               int32_t n_cols, lmd_weight **out, lmd_err *err) {
     lmd_weight_source src = {.n_parts = 1, .n_cols = n_cols};
     lmd_packed_weight *packed = &src.parts[0].packed;
-    LMD_TRY(find_part(self, role, layer, n_rows, n_cols, &src.parts[0], err));
+    LMD_TRY(
+        lmd_weight_finder_part(&self->finder, role, layer, n_rows, n_cols, &src.parts[0], err));
     /* A row of the embedding is taken as it is, columns in order. */
     if (role == LMD_EMBED) packed->has_groups = packed->has_groups && !packed->g_idx;
     return upload(self, &src, out, err);
@@ -315,7 +68,7 @@ static lmd_status read_vector(loader *self, lmd_tensor_role role, int32_t layer,
                               int32_t n_tensor, const int32_t *row_map, int32_t n, float *out,
                               lmd_err *err) {
     const lmd_tensor_view *view;
-    LMD_TRY(find(self, role, layer, n_tensor, 0, &view, err));
+    LMD_TRY(lmd_weight_finder_tensor(&self->finder, role, layer, n_tensor, 0, &view, err));
     if (lmd_dtype_block_len(view->dtype) != 1)
         return lmd_fail(err, LMD_BAD_FILE,
                         "tensor \"%s\" is a vector and must be F32, F16 or BF16, "
@@ -388,8 +141,8 @@ static lmd_status load_qkv(loader *self, int32_t layer, lmd_weight **out, lmd_er
     lmd_weight_source src = {.n_parts = 3, .n_cols = config->hidden_dim};
     for (int32_t i = 0; i < 3; i++) {
         lmd_weight_part *part = &src.parts[i];
-        LMD_TRY(find_part(self, packed ? LMD_QKV : roles[i], layer, packed ? n_all : n_rows[i],
-                          src.n_cols, part, err));
+        LMD_TRY(lmd_weight_finder_part(&self->finder, packed ? LMD_QKV : roles[i], layer,
+                                       packed ? n_all : n_rows[i], src.n_cols, part, err));
         part->row_map = maps[i];
         part->n_rows = n_rows[i];
     }
@@ -451,8 +204,10 @@ static lmd_status load_gate_up(loader *self, int32_t layer, lmd_weight **out, lm
     const lmd_model_config *config = &self->model->config;
     const int32_t n_rows = config->ffn_dim, n_cols = config->hidden_dim;
     lmd_weight_source src = {.n_parts = 2, .n_cols = n_cols, .is_gated = true};
-    LMD_TRY(find_part(self, LMD_GATE, layer, n_rows, n_cols, &src.parts[0], err));
-    LMD_TRY(find_part(self, LMD_UP, layer, n_rows, n_cols, &src.parts[1], err));
+    LMD_TRY(lmd_weight_finder_part(&self->finder, LMD_GATE, layer, n_rows, n_cols,
+                                   &src.parts[0], err));
+    LMD_TRY(lmd_weight_finder_part(&self->finder, LMD_UP, layer, n_rows, n_cols, &src.parts[1],
+                                   err));
     return upload(self, &src, out, err);
 }
 
@@ -515,10 +270,11 @@ static lmd_status load_rope_factors(loader *self, lmd_err *err) {
 static lmd_status load_all(loader *self, lmd_err *err) {
     lmd_model *model = self->model;
     const bool sizes_alone = self->sizes_alone;
-    LMD_TRY(lmd_arch_of(&model->config, &self->arch, err));
+    self->finder.config = &model->config;
+    LMD_TRY(lmd_arch_of(&model->config, &self->finder.arch, err));
     LMD_TRY(make_row_maps(self, err));
-    self->codes = (lmd_upload_codes){model->config.quantize_bits,
-                                     lmd_quantize_group_size(&model->config)};
+    self->finder.codes = (lmd_upload_codes){model->config.quantize_bits,
+                                            lmd_quantize_group_size(&model->config)};
     LMD_TRY(load_rope_factors(self, err));
     self->sizes_alone = true;
     LMD_TRY(visit_all(self, err));
@@ -545,7 +301,7 @@ static lmd_status load(loader *self, const lmd_model_config *config, lmd_backend
         status = load_all(self, err);
     else
         status = lmd_no_memory(err, "%d layers", config->n_layer);
-    forget_loaded(self);
+    lmd_weight_finder_forget(&self->finder);
     lmd_free(self->q_map);
     lmd_free(self->k_map);
     lmd_free(self->v_map);
@@ -560,13 +316,13 @@ static lmd_status load(loader *self, const lmd_model_config *config, lmd_backend
 lmd_status lmd_model_load(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
                           lmd_backend *backend, const lmd_progress *progress, lmd_model **out,
                           lmd_err *err) {
-    loader self = {.checkpoint = checkpoint, .progress = progress};
+    loader self = {.finder = {.checkpoint = checkpoint}, .progress = progress};
     return load(&self, config, backend, out, err);
 }
 
 lmd_status lmd_model_measure(const lmd_model_config *config, const lmd_checkpoint *checkpoint,
                              lmd_backend *backend, lmd_model_sizes *out, lmd_err *err) {
-    loader self = {.checkpoint = checkpoint, .sizes_alone = true};
+    loader self = {.finder = {.checkpoint = checkpoint}, .sizes_alone = true};
     lmd_model *model = NULL;
     LMD_TRY(load(&self, config, backend, &model, err));
     *out = model->sizes;
