@@ -133,42 +133,49 @@ PyObject *lmd_py_solve(PyObject *self, lmd_threads *threads, PyObject *args, PyO
     return result;
 }
 
-/* ---- output_errors ---- */
+/* ---- methods of sums and rows ---- */
 
 typedef struct rows_args {
     PyObject *sums, *rows;
 } rows_args;
 
-static const lmd_py_field errors_fields[] = {
-    {"sums", lmd_py_object, offsetof(rows_args, sums)},
-    {"differences", lmd_py_object, offsetof(rows_args, rows)},
-    {NULL, NULL, 0},
-};
-
 /* What a method does with rows [n, columns of the sums], which it may change. */
 typedef PyObject *(*rows_method)(lmd_input_sums *sums, const lmd_compute *compute, float *rows,
                                  int32_t n);
 
-/* Calls a method with sums and rows. */
-static PyObject *call_with_rows(PyObject *self, lmd_threads *threads, PyObject *values,
-                                const rows_args *call, const char *name, rows_method method) {
+/* With the sums borrowed. name: the rows' in messages. */
+static PyObject *call_with_rows(lmd_input_sums *sums, lmd_threads *threads, PyObject *arg,
+                                const char *name, rows_method method) {
     const lmd_cpu_kernels *kernels;
     lmd_err err;
-    PyArrayObject *rows = NULL;
+    PyArrayObject *rows;
     PyObject *result = NULL;
+    if (lmd_py_check(lmd_cpu_kernels_select(&kernels, &err), &err) < 0 ||
+        lmd_py_float_copy(arg, name, 2, &rows) < 0)
+        return NULL;
+    const lmd_compute compute = {&kernels->matrix, threads};
+    if (PyArray_DIM(rows, 1) == sums->n_cols)
+        result = method(sums, &compute, PyArray_DATA(rows), (int32_t)PyArray_DIM(rows, 0));
+    else
+        PyErr_Format(PyExc_ValueError, "%s must have the %d columns of sums, not %zd", name,
+                     (int)sums->n_cols, (Py_ssize_t)PyArray_DIM(rows, 1));
+    Py_DECREF(rows);
+    return result;
+}
+
+/* Reads a call whose second argument is the rows, and makes it. */
+static PyObject *read_and_call(PyObject *self, lmd_threads *threads, PyObject *args,
+                               PyObject *kwargs, const lmd_py_signature *signature,
+                               rows_method method) {
+    rows_args call;
+    PyObject *result = NULL, *values = lmd_py_read_call(signature, args, kwargs, &call);
+    if (!values) return NULL;
     lmd_input_sums *sums =
-        lmd_py_input_sums_borrow(lmd_py_type_of(self, LMD_PY_INPUT_SUMS), call->sums, "sums");
-    if (sums && lmd_py_check(lmd_cpu_kernels_select(&kernels, &err), &err) == 0 &&
-        lmd_py_float_copy(call->rows, name, 2, &rows) == 0) {
-        const lmd_compute compute = {&kernels->matrix, threads};
-        if (PyArray_DIM(rows, 1) == sums->n_cols)
-            result = method(sums, &compute, PyArray_DATA(rows), (int32_t)PyArray_DIM(rows, 0));
-        else
-            PyErr_Format(PyExc_ValueError, "%s must have the %d columns of sums, not %zd", name,
-                         (int)sums->n_cols, (Py_ssize_t)PyArray_DIM(rows, 1));
+        lmd_py_input_sums_borrow(lmd_py_type_of(self, LMD_PY_INPUT_SUMS), call.sums, "sums");
+    if (sums) {
+        result = call_with_rows(sums, threads, call.rows, signature->fields[1].name, method);
+        lmd_py_input_sums_give_back(call.sums);
     }
-    if (sums) lmd_py_input_sums_give_back(call->sums);
-    Py_XDECREF(rows);
     Py_DECREF(values);
     return result;
 }
@@ -192,22 +199,15 @@ static PyObject *errors_of(lmd_input_sums *sums, const lmd_compute *compute, flo
     return (PyObject *)result;
 }
 
-PyObject *lmd_py_output_errors(PyObject *self, lmd_threads *threads, PyObject *args,
-                               PyObject *kwargs) {
-    static const lmd_py_signature signature = {"output_errors", 2, 2, errors_fields};
-    rows_args call;
-    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
-    if (!values) return NULL;
-    return call_with_rows(self, threads, values, &call, "differences", errors_of);
+PyObject *lmd_py_output_errors(PyObject *self, lmd_threads *threads, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_field fields[] = {
+        {"sums", lmd_py_object, offsetof(rows_args, sums)},
+        {"differences", lmd_py_object, offsetof(rows_args, rows)},
+        {NULL, NULL, 0},
+    };
+    static const lmd_py_signature signature = {"output_errors", 2, 2, fields};
+    return read_and_call(self, threads, args, kwargs, &signature, errors_of);
 }
-
-/* ---- add_inputs ---- */
-
-static const lmd_py_field add_fields[] = {
-    {"sums", lmd_py_object, offsetof(rows_args, sums)},
-    {"rows", lmd_py_object, offsetof(rows_args, rows)},
-    {NULL, NULL, 0},
-};
 
 static PyObject *add_rows(lmd_input_sums *sums, const lmd_compute *compute, float *rows,
                           int32_t n) {
@@ -219,11 +219,12 @@ static PyObject *add_rows(lmd_input_sums *sums, const lmd_compute *compute, floa
     return lmd_py_check(status, &err) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-PyObject *lmd_py_add_inputs(PyObject *self, lmd_threads *threads, PyObject *args,
-                            PyObject *kwargs) {
-    static const lmd_py_signature signature = {"add_inputs", 2, 2, add_fields};
-    rows_args call;
-    PyObject *values = lmd_py_read_call(&signature, args, kwargs, &call);
-    if (!values) return NULL;
-    return call_with_rows(self, threads, values, &call, "rows", add_rows);
+PyObject *lmd_py_add_inputs(PyObject *self, lmd_threads *threads, PyObject *args, PyObject *kwargs) {
+    static const lmd_py_field fields[] = {
+        {"sums", lmd_py_object, offsetof(rows_args, sums)},
+        {"rows", lmd_py_object, offsetof(rows_args, rows)},
+        {NULL, NULL, 0},
+    };
+    static const lmd_py_signature signature = {"add_inputs", 2, 2, fields};
+    return read_and_call(self, threads, args, kwargs, &signature, add_rows);
 }
