@@ -194,10 +194,7 @@ class LayerQuantizer:
         carry most first."""
         if not self._scheme.desc_act or sums is None:
             return self._codes(weight, scales, sums), None
-        squares = sums.squares()
-        if scales is not None:
-            squares = squares / np.square(scales, dtype=np.float64)
-        order = np.argsort(-squares, kind="stable")
+        order = np.argsort(-_squares(sums, scales), kind="stable")
         weight = np.ascontiguousarray(weight[:, order])
         scales = None if scales is None else scales[order]
         return self._codes(weight, scales, sums.in_order(order)), order
@@ -270,11 +267,15 @@ def bits_name(scheme: packing.Scheme) -> str:
     return f"{scheme.bits} bits"
 
 
+def _squares(sums: InputSums, scales: Array | None) -> NDArray[np.float64]:
+    """Sums of squares of the columns that are read once scales are divided out: [n_in]."""
+    squares = sums.squares()
+    return squares if scales is None else squares / np.square(scales, dtype=np.float64)
+
+
 def importance(sums: InputSums, scales: Array | None = None) -> Array:
     """What the squared error of each column counts: [n_in]."""
-    squares = sums.squares() / max(sums.n_tokens, 1)
-    if scales is not None:
-        squares = squares / np.square(scales, dtype=np.float64)
+    squares = _squares(sums, scales) / max(sums.n_tokens, 1)
     counts: Array = np.maximum(squares, LEAST * squares.mean()).astype(np.float32)
     return counts
 
