@@ -48,8 +48,18 @@ def _write_gguf(source: Source, folder: Path) -> None:
     write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
 
 
+def _remove_others(folder: Path) -> None:
+    """Files of another model that was in the directory would count beside this one's."""
+    for name in COPIED:
+        (folder / name).unlink(missing_ok=True)
+    for name in COPIED_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
 def write(source: Source, folder: Path) -> None:
-    """Copies a directory's files; writes those that say what a GGUF file does. OSError."""
+    """Copies a directory's files; writes those that say what a GGUF file does; removes what another
+    model has left of such files. OSError."""
+    _remove_others(folder)
     if source.is_gguf:
         _write_gguf(source, folder)
     else:

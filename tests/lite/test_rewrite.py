@@ -162,6 +162,20 @@ def test_group_sizes(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_another_models_tokenizer_goes(tmp_path: Path) -> None:
+    """Files that only an earlier model in the directory had would be read beside the new ones."""
+    model = pm.write_float_model(tmp_path / "model")
+    (model / "chat_template.jinja").write_text("the earlier one's")
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tool.jinja").write_text("the earlier one's")
+    out = export(model, tmp_path / "out")
+    assert (out / "chat_template.jinja").exists() and (out / "additional_chat_templates").exists()
+    (out / "notes.txt").write_text("a user's")
+    export(GOLDEN / "gguf" / "llama-float.gguf", out)
+    new = {p.name for p in export(GOLDEN / "gguf" / "llama-float.gguf", tmp_path / "n").iterdir()}
+    assert {p.name for p in out.iterdir()} == {*new, "notes.txt"}
+
+
 # ---- what goes wrong ----
 
 
