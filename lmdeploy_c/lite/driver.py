@@ -283,6 +283,7 @@ def quantize(
         source, format, w_bits, w_group_size, w_sym, w_type, desc_act, dtype, max_shard_bytes
     )
     rewrite.check_work_dir(source, folder)
+    rewrite.check_outside(source)
 
     def finish(
         reports: Sequence[LayerReport], layers: Sequence[Part],

@@ -23,7 +23,7 @@ from ..files.sampling_defaults import sampling_defaults
 from ..messages import unsupported
 from ..progress import adding_bytes
 from . import gguf_config, gguf_tokenizer
-from .floats import as_dtype
+from .floats import as_dtype, check_finite
 from .gguf_packing import BLOCK_LEN, ROUND, BlockCodes, pack, round_to_nearest
 from .gguf_tensors import Piece, pieces
 from .gguf_writer import file_bytes, write_gguf
@@ -183,11 +183,10 @@ def _metadata(source: Source, parts: list[Part]) -> dict[str, Any]:
 def rounded(name: str, dtype: str, values: NDArray[np.float32]) -> BlockCodes:
     """The plain grid of each group. ValueError, by the tensor's name, for values that it cannot
     hold."""
+    check_finite(name, values)
     made = round_to_nearest(dtype, values)
     if not made.is_finite():
-        raise ValueError(
-            f'tensor "{name}" has values that {dtype} cannot hold (or that are not finite)'
-        )
+        raise ValueError(f'tensor "{name}" has values that {dtype} cannot hold')
     return made
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import packing, smoothing
+from .floats import check_finite
 from .layers import INPUTS, LayerSums, input_of
 from .report_values import LinearReport
 
@@ -105,7 +106,7 @@ class LayerQuantizer:
                 weights = [result.floats.pop(name, None) for name in members]
                 parts = [read(n) if w is None else w for n, w in zip(members, weights, strict=True)]
                 for name, part in zip(members, parts, strict=True):
-                    _check_finite(name, part)
+                    check_finite(name, part)
                 self._quantise(group, members, parts, scales.get(group), sums, result)
         return result
 
@@ -278,9 +279,3 @@ def importance(sums: InputSums, scales: Array | None = None) -> Array:
     squares = _squares(sums, scales) / max(sums.n_tokens, 1)
     counts: Array = np.maximum(squares, LEAST * squares.mean()).astype(np.float32)
     return counts
-
-
-def _check_finite(name: str, weight: Array) -> None:
-    is_finite = np.isfinite(weight).all(1)
-    if not is_finite.all():
-        raise ValueError(f'tensor "{name}": row {is_finite.argmin()} has a NaN or an infinity')

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..progress import adding_bytes
 from . import gguf_model, report, tokenizer_files
-from .floats import DTYPES, as_dtype
+from .floats import DTYPES, as_dtype, check_finite
+from .layers import layer_of
 from .shards import MAX_SHARD_BYTES, Part, Tensor, write_json, write_shards
 from .source import Source
 
@@ -17,6 +18,14 @@ def kept(source: Source, name: str, dtype: str) -> Part:
     """A tensor that stays a float, as `dtype`."""
     tensor = Tensor(name, dtype, source.tensors[name].shape)
     return Part((tensor,), lambda: [as_dtype(dtype, name, source.read(name))])
+
+
+def check_outside(source: Source) -> None:
+    """ValueError for a NaN or an infinity in embedding, final norm or head, before hours are spent
+    on the layers."""
+    for name in source.tensors:
+        if layer_of(name) < 0:
+            check_finite(name, source.read(name))
 
 
 def _own_dtype(source: Source) -> str:

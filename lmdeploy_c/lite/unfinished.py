@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..files import safetensors
 from .report import layer_of_json, plain
 from .report_values import LayerReport
-from .shards import Part, Tensor, write_json, write_shard
+from .shards import Part, Tensor, whole_file, write_json, write_shard
 
 FOLDER = "unfinished"
 REMOVED = "unfinished.removed"
@@ -61,10 +61,9 @@ class Unfinished:
         return [ids[end - n : end].tolist() for end, n in zip(ends, lengths, strict=True)]
 
     def keep_windows(self, windows: Sequence[Sequence[int]]) -> None:
-        partial = self.folder / "windows.partial.npz"
-        ids = [i for window in windows for i in window]
-        np.savez(partial, ids=np.array(ids, np.int32), lengths=np.array([len(w) for w in windows]))
-        partial.replace(self.folder / "windows.npz")
+        ids = np.array([i for window in windows for i in window], np.int32)
+        with whole_file(self.folder / "windows.npz") as file:
+            np.savez(file, ids=ids, lengths=np.array([len(window) for window in windows]))
 
     # ---- layers ----
 
