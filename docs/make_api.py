@@ -31,7 +31,8 @@ SECTIONS = {
     "Compression": [
         *("lite.quantize", "lite.export", "lite.perplexity", "lite.divergence"),
         *("lite.auto_awq", "lite.auto_gptq", "lite.smooth_quant", "lite.calibrate"),
-        *("lite.Report", "lite.LayerReport", "lite.LinearReport", "lite.Need", "lite.InputReport"),
+        *("lite.Report", "lite.LayerReport", "lite.LinearReport", "lite.Need"),
+        *("lite.Calibration", "lite.InputReport", "lite.KvRanges"),
         *("lite.Comparison", "lite.TextScore", "lite.Mean"),
     ],
     "The core": ["Engine", "Model", "Quantizer", "Scheduler"],

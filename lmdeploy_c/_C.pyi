@@ -507,11 +507,12 @@ class Quantizer:
         """Hidden states [n_tokens, hidden] of texts, one after another, after the layer of a model
         that has just one. The texts go through it in steps of many tokens.
 
-        lengths: of the texts, each 1 to 2**16 tokens; they add up to n_tokens. sums: four, to which
-        what these linears read is added: q, k and v; o; gate and up; down. A token counts 1 in the
-        first and the third, and in the others 1 over the mean square of its residual stream. Raises
-        TypeError, ValueError for other sizes and for what is not finite, RuntimeError where sums
-        are in use, UnsupportedError for a device other than the CPU."""
+        lengths: of the texts, each 1 to 2**16 tokens; they add up to n_tokens. sums: five, to which
+        is added what these linears read: q, k and v; o; gate and up; down; and the keys, as
+        attention compares them, beside the values, heads in order. A token counts 1, but of o and
+        of down 1 over the mean square of its residual stream. Raises TypeError, ValueError for
+        other sizes and for what is not finite, RuntimeError where sums are in use, UnsupportedError
+        for a device other than the CPU."""
 
     def output_errors(self, sums: InputSums, differences: ArrayLike) -> NDArray[np.float64]:
         """What differences [n, n_cols] of a weight's rows change in its outputs on the tokens of
@@ -570,6 +571,12 @@ class InputSums:
 
     def absolute(self) -> NDArray[np.float64]:
         """[n_cols] the sum of |x|; no row is weighted."""
+
+    def least(self) -> NDArray[np.float32]:
+        """[n_cols] the smallest x; inf where nothing was added."""
+
+    def most(self) -> NDArray[np.float32]:
+        """[n_cols] the largest x; -inf where nothing was added."""
 
     def largest(self) -> NDArray[np.float32]:
         """[n_cols] the largest |x|; no row is weighted."""

@@ -107,7 +107,9 @@ typedef struct lmd_linear_args {
 
 typedef struct lmd_attention_args {
     int32_t layer;
-    lmd_buffer *qkv;                   /* [n_tokens, (n_head + 2 n_kv_head) * head_dim] */
+    lmd_buffer *qkv; /* [n_tokens, (n_head + 2 n_kv_head) * head_dim]. Where the backend can
+                        observe, keys and values are afterwards what it wrote into the cache,
+                        before it rounded them */
     const lmd_weight *q_norm, *k_norm; /* [head_dim] per-head RMS norm before RoPE, or NULL */
     float norm_eps;
     lmd_buffer *out; /* [n_tokens, n_head * head_dim] */

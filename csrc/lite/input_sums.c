@@ -20,9 +20,15 @@ lmd_status lmd_input_sums_new(int32_t n_cols, bool has_gram, lmd_input_sums **ou
     self->n_cols = n_cols;
     self->squares = lmd_calloc(n, sizeof *self->squares);
     self->absolute = lmd_calloc(n, sizeof *self->absolute);
-    self->largest = lmd_calloc(n, sizeof *self->largest);
+    self->least = lmd_calloc(n, sizeof *self->least);
+    self->most = lmd_calloc(n, sizeof *self->most);
     if (has_gram) self->gram = lmd_alloc_large(gram_bytes(self));
-    if (self->squares && self->absolute && self->largest && (self->gram || !has_gram)) {
+    const bool has_columns = self->squares && self->absolute && self->least && self->most;
+    if (has_columns && (self->gram || !has_gram)) {
+        for (int32_t i = 0; i < n_cols; i++) {
+            self->least[i] = INFINITY;
+            self->most[i] = -INFINITY;
+        }
         *out = self;
         return LMD_OK;
     }
@@ -34,7 +40,8 @@ void lmd_input_sums_free(lmd_input_sums *self) {
     if (!self) return;
     lmd_free(self->squares);
     lmd_free(self->absolute);
-    lmd_free(self->largest);
+    lmd_free(self->least);
+    lmd_free(self->most);
     if (self->gram) lmd_free_large(self->gram, gram_bytes(self));
     lmd_free(self);
 }
@@ -60,7 +67,8 @@ static float add_row(lmd_input_sums *self, float *row, double weight) {
     for (int32_t i = 0; i < self->n_cols; i++) {
         const float size = fabsf(row[i]);
         self->absolute[i] += size;
-        self->largest[i] = size > self->largest[i] ? size : self->largest[i];
+        self->least[i] = row[i] < self->least[i] ? row[i] : self->least[i];
+        self->most[i] = row[i] > self->most[i] ? row[i] : self->most[i];
         row[i] *= root;
         self->squares[i] += (double)row[i] * row[i];
         probe += size * 0.0f;
@@ -118,7 +126,8 @@ lmd_status lmd_input_sums_in_order(lmd_input_sums *self, const int32_t *order,
     for (int32_t i = 0; i < n; i++) {
         made->squares[i] = self->squares[order[i]];
         made->absolute[i] = self->absolute[order[i]];
-        made->largest[i] = self->largest[order[i]];
+        made->least[i] = self->least[order[i]];
+        made->most[i] = self->most[order[i]];
         const float *from = gram ? gram + (int64_t)order[i] * n : NULL;
         for (int32_t j = 0; from && j <= i; j++)
             made->gram[(int64_t)i * n + j] = from[order[j]];

@@ -12,7 +12,7 @@ typedef struct lmd_input_sums {
     int64_t n_tokens;
     double *squares;     /* [n_cols] of weighted rows: the diagonal of gram */
     double *absolute;    /* [n_cols] of |x|, not weighted */
-    float *largest;      /* [n_cols] |x| */
+    float *least, *most; /* [n_cols] x, not weighted; an infinity where there is no row */
     double total, first; /* of x^2, not weighted: of all rows; of each text's first row */
     float *gram; /* [n_cols, n_cols] of weighted rows X^T X, the lower triangle; NULL: not kept
                   */

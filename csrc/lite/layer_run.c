@@ -41,6 +41,7 @@ struct lmd_layer_run {
 
 int32_t lmd_input_width(const lmd_model_config *config, int32_t input) {
     if (input == LMD_O_INPUT) return config->n_head * config->head_dim;
+    if (input == LMD_KV_INPUT) return 2 * config->n_kv_head * config->head_dim;
     return input == LMD_DOWN_INPUT ? config->ffn_dim : config->hidden_dim;
 }
 
@@ -130,12 +131,22 @@ static void see_input(lmd_layer_run *self, const lmd_seen_rows *rows, int32_t in
         copy_rows(kept + (int64_t)rows->first * rows->n_cols, rows->x, rows->n, rows->n_cols);
 }
 
+/* Keys and values are the last columns. */
+static void see_kv(lmd_layer_run *self, const lmd_seen_rows *rows) {
+    const int32_t n_cols = lmd_input_width(&self->model->config, LMD_KV_INPUT);
+    float *kept = self->inputs.rows[LMD_KV_INPUT];
+    for (int32_t r = 0; kept && r < rows->n; r++)
+        copy_rows(kept + (int64_t)(rows->first + r) * n_cols,
+                  rows->x + (int64_t)(r + 1) * rows->n_cols - n_cols, 1, n_cols);
+}
+
 static void see(void *user, const lmd_seen_rows *rows) {
     lmd_layer_run *self = user;
     double *weights = self->inputs.weights[LMD_DOWN_INPUT];
     switch ((lmd_place)rows->place) {
     case LMD_PLACE_ATTN_RESIDUAL: see_stream(self, rows); break;
     case LMD_PLACE_QKV: see_input(self, rows, LMD_QKV_INPUT); break;
+    case LMD_PLACE_KV: see_kv(self, rows); break;
     case LMD_PLACE_O: see_input(self, rows, LMD_O_INPUT); break;
     case LMD_PLACE_FFN_RESIDUAL:
         if (weights) weigh_tokens(weights + rows->first, rows);

@@ -9,8 +9,16 @@
 
 #include "model/model.h"
 
-/* What reads together: q, k and v; o; gate and up; down. */
-enum { LMD_QKV_INPUT, LMD_O_INPUT, LMD_GATE_UP_INPUT, LMD_DOWN_INPUT, LMD_INPUT_COUNT };
+/* What reads together: q, k and v; o; gate and up; down. And what attention reads: the keys,
+ * normed and rotated, beside the values. */
+enum {
+    LMD_QKV_INPUT,
+    LMD_O_INPUT,
+    LMD_GATE_UP_INPUT,
+    LMD_DOWN_INPUT,
+    LMD_KV_INPUT,
+    LMD_INPUT_COUNT
+};
 
 /* How many columns such an input has. */
 int32_t lmd_input_width(const lmd_model_config *config, int32_t input);
@@ -26,7 +34,7 @@ typedef struct lmd_texts {
  * A token of o and down counts 1 over the mean square of its residual stream, by which the next
  * norm divides what the linear adds to it: without it the first token, whose stream is a
  * hundred times the others', is most of the sum. Of q, k, v, gate and up, whose inputs are
- * normed, each token counts 1. */
+ * normed, and of attention each token counts 1. */
 typedef struct lmd_layer_inputs {
     int32_t n_tokens;
     const int32_t *positions;         /* [n_tokens] of each token in its text */

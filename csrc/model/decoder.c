@@ -60,6 +60,7 @@ static void decode_layer(decoder *self, int32_t i) {
                                                     .k_norm = layer->k_norm,
                                                     .norm_eps = eps,
                                                     .out = self->attn});
+    show(self, self->qkv, i, LMD_PLACE_KV);
     show(self, self->attn, i, LMD_PLACE_O);
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->o,
                                               .bias = layer->o_bias,

@@ -22,6 +22,7 @@ typedef struct lmd_decoder_config {
 typedef enum lmd_place {
     LMD_PLACE_ATTN_RESIDUAL, /* the residual stream before attention */
     LMD_PLACE_QKV,           /* the input of q, k and v */
+    LMD_PLACE_KV, /* q, k and v behind attention: keys and values are what the cache got */
     LMD_PLACE_O,
     LMD_PLACE_FFN_RESIDUAL, /* the residual stream before the feed-forward part */
     LMD_PLACE_GATE_UP,

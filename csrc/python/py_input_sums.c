@@ -1,6 +1,7 @@
 /* The InputSums type: see py_input_sums.h. */
 #include "python/py_input_sums.h"
 
+#include <math.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -60,9 +61,27 @@ static PyObject *sums_absolute(PyObject *obj, PyObject *unused) {
     return columns(obj, NPY_DOUBLE, ((sums_object *)obj)->sums->absolute);
 }
 
+static PyObject *sums_least(PyObject *obj, PyObject *unused) {
+    (void)unused;
+    return columns(obj, NPY_FLOAT, ((sums_object *)obj)->sums->least);
+}
+
+static PyObject *sums_most(PyObject *obj, PyObject *unused) {
+    (void)unused;
+    return columns(obj, NPY_FLOAT, ((sums_object *)obj)->sums->most);
+}
+
 static PyObject *sums_largest(PyObject *obj, PyObject *unused) {
     (void)unused;
-    return columns(obj, NPY_FLOAT, ((sums_object *)obj)->sums->largest);
+    const lmd_input_sums *sums = lmd_py_input_sums_borrow(Py_TYPE(obj), obj, "the object");
+    if (!sums) return NULL;
+    const npy_intp n = sums->n_cols;
+    PyArrayObject *array = (PyArrayObject *)PyArray_SimpleNew(1, &n, NPY_FLOAT);
+    float *largest = array ? PyArray_DATA(array) : NULL;
+    for (npy_intp i = 0; array && i < n; i++)
+        largest[i] = fmaxf(0.0f, fmaxf(-sums->least[i], sums->most[i]));
+    lmd_py_input_sums_give_back(obj);
+    return (PyObject *)array;
 }
 
 static PyObject *sums_gram(PyObject *obj, PyObject *unused) {
@@ -230,6 +249,8 @@ static PyGetSetDef sums_getset[] = {
 static PyMethodDef sums_methods[] = {
     {"squares", sums_squares, METH_NOARGS, "squares() -> array\n\nOf the weighted rows."},
     {"absolute", sums_absolute, METH_NOARGS, "absolute() -> array\n\nOf |x|, not weighted."},
+    {"least", sums_least, METH_NOARGS, "least() -> array\n\nThe smallest x."},
+    {"most", sums_most, METH_NOARGS, "most() -> array\n\nThe largest x."},
     {"largest", sums_largest, METH_NOARGS, "largest() -> array\n\nThe largest |x|."},
     {"gram", sums_gram, METH_NOARGS,
      "gram() -> array or None\n\nThe sum of x^T x over the weighted rows."},

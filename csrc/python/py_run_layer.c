@@ -90,9 +90,9 @@ static int run_with(PyTypeObject *type, layer_call *call, PyObject *items) {
     return code;
 }
 
-/* The four sums, or none of them, as a new tuple. */
-static PyObject *four_sums(PyObject *value) {
-    if (value == Py_None) return PyTuple_Pack(4, Py_None, Py_None, Py_None, Py_None);
+/* The five sums, or none of them, as a new tuple. */
+static PyObject *five_sums(PyObject *value) {
+    if (value == Py_None) return PyTuple_Pack(5, Py_None, Py_None, Py_None, Py_None, Py_None);
     PyObject *items = lmd_py_tuple_of(value, "sums", "None or a sequence of InputSums");
     if (items && PyTuple_GET_SIZE(items) != LMD_INPUT_COUNT) {
         PyErr_Format(PyExc_ValueError, "sums must be %d, not %zd", LMD_INPUT_COUNT,
@@ -110,7 +110,7 @@ PyObject *lmd_py_run_layer(PyObject *self, lmd_threads *threads, PyObject *args,
     if (!values) return NULL;
     layer_call call = {.threads = threads};
     call.model = lmd_py_model_get(lmd_py_type_of(self, LMD_PY_MODEL), given.model);
-    PyObject *items = call.model ? four_sums(given.sums) : NULL;
+    PyObject *items = call.model ? five_sums(given.sums) : NULL;
     if (items && lmd_py_int32_array(given.lengths, "lengths", &call.lengths) == 0 &&
         lmd_py_float_copy(given.hidden, "hidden", 2, &call.hidden) == 0 &&
         run_with(lmd_py_type_of(self, LMD_PY_INPUT_SUMS), &call, items) == 0)

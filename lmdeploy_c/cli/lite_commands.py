@@ -74,7 +74,7 @@ COMMANDS: dict[str, tuple[str, tuple[Flag, ...]]] = {
         ),
     ),
     "calibrate": (
-        "write what a model's linears read, column by column",
+        "write what a model's linears read, column by column, and the ranges of keys and values",
         (
             ("--search-scale", bool, False, "Changes nothing: scales are the other commands'."),
             DEVICE,
@@ -106,18 +106,19 @@ def run(name: str, flags: list[str], args: argparse.Namespace) -> int:
         given |= {"calib_dataset": "builtin", "calib_samples": 0}
     done = getattr(lite, name)(args.model_path, work_dir=args.work_dir, **given)
     if name == "calibrate":
-        print(_outliers(done, args.work_dir))
+        print(_measured(done, Path(args.work_dir)))
     else:
         print(result_of(done, Path(args.work_dir)))
     return 0
 
 
-def _outliers(reports: list[Any], work_dir: str) -> str:
-    from ..lite.statistics import FILE
+def _measured(found: Any, folder: Path) -> str:
+    from ..lite.statistics import FILE, KV_FILE
 
-    worst = sorted(reports, key=lambda report: -float(report.outlier_ratio))[:SHOWN]
-    lines = [f"{Path(work_dir) / FILE}: what {len(reports)} inputs carry. Largest outliers:"]
-    return "\n".join([*lines, *(f"  {report}" for report in worst)])
+    worst = sorted(found.inputs, key=lambda report: -float(report.outlier_ratio))[:SHOWN]
+    lines = [f"{folder / FILE}: what {len(found.inputs)} inputs carry. Largest outliers:"]
+    lines += [f"  {report}" for report in worst]
+    return "\n".join([*lines, f"{folder / KV_FILE}: ranges of keys and values.", f"  {found.kv}"])
 
 
 def result_of(report: Any, folder: Path) -> str:

@@ -8,11 +8,13 @@ from .evaluate import Comparison, Mean, TextScore, divergence, perplexity
 from .report import Report
 from .report_values import LayerReport, LinearReport, Need
 from .rewrite import export
-from .statistics import InputReport, calibrate
+from .statistics import Calibration, InputReport, KvRanges, calibrate
 
 __all__ = [
+    "Calibration",
     "Comparison",
     "InputReport",
+    "KvRanges",
     "LayerReport",
     "LinearReport",
     "Mean",

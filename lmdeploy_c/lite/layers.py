@@ -19,7 +19,8 @@ from .source import Source
 if TYPE_CHECKING:
     from .._C import InputSums, Model, Quantizer, TensorSpec
 
-#: What reads the same input, in the order of `Quantizer.run_layer`'s sums: the modules of a layer.
+#: What reads the same input, in the order of `Quantizer.run_layer`'s sums, which end with the keys
+#: and values: the modules of a layer.
 INPUTS = {
     "qkv": re.compile(r"self_attn\.[qkv]_proj|attention\.wqkv"),
     "o": re.compile(r"self_attn\.o_proj|attention\.wo"),
@@ -55,10 +56,13 @@ def input_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class LayerSums:
-    """What a layer's linears read, by INPUTS: of texts to calibrate by, and of held-out ones."""
+    """What a layer's linears read, by INPUTS: of texts to calibrate by, and of held-out ones.
+    kv: keys, as attention compares them, and values, of texts to calibrate by: [2, n_kv_head,
+    head_dim] are its columns."""
 
     calibration: dict[str, InputSums]
     held_out: dict[str, InputSums]
+    kv: InputSums
 
 
 @dataclass
@@ -142,24 +146,31 @@ class Layers:
 
         return {name: InputSums(width, gram=gram) for name, width in self._widths.items()}
 
+    def _new_layer_sums(self, gram: bool) -> LayerSums:
+        from .._C import InputSums
+
+        kv = InputSums(2 * self._config["n_kv_head"] * self._config["head_dim"], gram=False)
+        return LayerSums(self.new_sums(gram), self.new_sums(gram), kv)
+
     def run(self, layer: int, *, watch: bool = True, gram: bool = True) -> LayerSums | None:
         """Takes the texts through the next layer. watch: and gives what its linears read; gram:
         with the products of columns."""
         model = self._open(layer)
-        sums = LayerSums(self.new_sums(gram), self.new_sums(gram)) if watch else None
+        sums = self._new_layer_sums(gram) if watch else None
         try:
-            self._take(self._calibration, model, sums.calibration if sums else None)
-            self._take(self._held_out, model, sums.held_out if sums else None)
+            self._take(
+                self._calibration, model, (*sums.calibration.values(), sums.kv) if sums else None
+            )
+            self._take(self._held_out, model, (*sums.held_out.values(), None) if sums else None)
         except ValueError as error:
             raise self._explained(layer, error) from None
         return sums
 
     def _take(
-        self, parts: Sequence[_Texts], model: Model, sums: dict[str, InputSums] | None
+        self, parts: Sequence[_Texts], model: Model, sums: Sequence[InputSums | None] | None
     ) -> None:
-        into = None if sums is None else tuple(sums.values())
         for texts in parts:
-            texts.hidden = self._quantizer.run_layer(model, texts.hidden, texts.lengths, into)
+            texts.hidden = self._quantizer.run_layer(model, texts.hidden, texts.lengths, sums)
 
     def _explained(self, layer: int, error: ValueError) -> ValueError:
         """The error of a run, with the tensor that it comes from, or the layer."""

@@ -1,4 +1,5 @@
-"""`calibrate`: what each linear of a model reads, column by column, as a file."""
+"""`calibrate`: what each linear of a model reads, column by column, and the ranges of keys and
+values, as files."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from .shards import whole_file
 from .source import Source
 
 FILE = "inputs_stats.npz"
+KV_FILE = "kv_stats.npz"
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,60 @@ def _report(source: Source, layer: int, group: str, sums: object) -> InputReport
     return InputReport(layer, modules, sums.largest(), mean)
 
 
-def _write(folder: Path, reports: list[InputReport]) -> None:
+@dataclass(frozen=True)
+class KvRanges:
+    """The smallest and the largest key and value of each channel, over all tokens. Keys are those
+    that attention compares, behind their norm and RoPE, as a cache keeps them.
+
+    Attributes:
+        key_min, key_max, value_min, value_max: fp32 [n_layer, n_kv_head, head_dim].
+    """
+
+    key_min: NDArray[np.float32]
+    key_max: NDArray[np.float32]
+    value_min: NDArray[np.float32]
+    value_max: NDArray[np.float32]
+
+    def __str__(self) -> str:
+        return f"{_reach('keys', self.key_min, self.key_max)}; " + _reach(
+            "values", self.value_min, self.value_max
+        )
+
+
+def _reach(name: str, least: NDArray[np.float32], most: NDArray[np.float32]) -> str:
+    largest = np.maximum(-least, most)
+    layer, head, channel = np.unravel_index(largest.argmax(), largest.shape)
+    return (
+        f"{name} reach {largest.max():.4g} in layer {layer}, head {head}, channel {channel}, "
+        f"{largest.max() / np.median(largest):.4g} times the median channel"
+    )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` measured.
+
+    Attributes:
+        inputs: Of each layer the four inputs, as `INPUTS` has them.
+        kv: The ranges of keys and values.
+    """
+
+    inputs: list[InputReport]
+    kv: KvRanges
+
+
+def _write(folder: Path, found: Calibration) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {
         f"{kind}.{name}": getattr(report, kind)
         for kind in ("absmax", "absmean")
-        for report in reports
+        for report in found.inputs
         for name in report.linears
     }
     with whole_file(folder / FILE) as file:
         np.savez(file, **arrays)
+    with whole_file(folder / KV_FILE) as file:
+        np.savez(file, **vars(found.kv))
 
 
 def calibrate(
@@ -90,10 +136,11 @@ def calibrate(
     trust_remote_code: bool = False,
     *,
     num_threads: int | None = None,
-) -> list[InputReport]:
+) -> Calibration:
     """Writes what a model's linears read into work_dir/inputs_stats.npz, for numpy.load: for each
-    linear "absmax.NAME" and "absmean.NAME", fp32 [n_in], where LMDeploy has a pickle of these.
-    Returns the same, an item for each input of each layer.
+    linear "absmax.NAME" and "absmean.NAME", fp32 [n_in], where LMDeploy has a pickle of these; and
+    into work_dir/kv_stats.npz the ranges of keys and values, as `KvRanges` names them. Returns the
+    same.
 
     model, work_dir, calib_dataset, calib_samples, calib_seqlen, num_threads: as `quantize`. w_bits,
     w_group_size, search_scale, dtype and batch_size are LMDeploy's and change nothing: texts are
@@ -109,21 +156,26 @@ def calibrate(
     windows = windows_of(
         source, calib_dataset, samples=calib_samples, seqlen=calib_seqlen, num_threads=num_threads
     )
-    reports = _read(source, windows, num_threads)
-    _write(Path(work_dir), reports)
-    return reports
+    found = _read(source, windows, num_threads)
+    _write(Path(work_dir), found)
+    return found
 
 
-def _read(source: Source, windows: list[list[int]], num_threads: int | None) -> list[InputReport]:
+def _read(source: Source, windows: list[list[int]], num_threads: int | None) -> Calibration:
     from .._C import Quantizer
 
     layers = Layers(source, windows, Quantizer(num_threads), held_out=0, num_threads=num_threads)
-    n_layer: int = source.checkpoint.config["n_layer"]
-    reports = []
+    config = source.checkpoint.config
+    n_layer: int = config["n_layer"]
+    reports, least, most = [], [], []
     with layers_progress("calibrating", n_layer) as progress:
         for layer in range(n_layer):
             sums = layers.run(layer, gram=False)
             assert sums is not None
             reports += [_report(source, layer, g, sums.calibration[g]) for g in INPUTS]
+            least.append(sums.kv.least())
+            most.append(sums.kv.most())
             progress(1, "")
-    return reports
+    shape = (n_layer, 2, config["n_kv_head"], config["head_dim"])
+    low, high = (np.stack(rows).reshape(shape) for rows in (least, most))
+    return Calibration(reports, KvRanges(low[:, 0], high[:, 0], low[:, 1], high[:, 1]))

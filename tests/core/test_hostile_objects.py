@@ -240,6 +240,8 @@ ROWS: dict[str, Values] = {
     "InputSums": lambda world: {"n_cols": 4},
     "InputSums.squares": nothing,
     "InputSums.absolute": nothing,
+    "InputSums.least": nothing,
+    "InputSums.most": nothing,
     "InputSums.largest": nothing,
     "InputSums.gram": nothing,
     "InputSums.in_order": lambda world: {"order": np.arange(32)},

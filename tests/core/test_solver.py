@@ -127,6 +127,8 @@ def test_sums_are_those_of_numpy():
     np.testing.assert_allclose(sums.squares(), np.diag(gram), rtol=1e-6)
     np.testing.assert_allclose(sums.absolute(), np.abs(rows).sum(0), rtol=1e-6)
     assert (sums.largest() == np.abs(rows).max(0).astype(np.float32)).all()
+    assert (sums.least() == rows.min(0).astype(np.float32)).all()
+    assert (sums.most() == rows.max(0).astype(np.float32)).all()
     assert _C.InputSums(8, gram=False).gram() is None
 
 

@@ -88,6 +88,48 @@ def test_squares_of_one_token(model: Path, token: int) -> None:
             np.testing.assert_allclose(np.diag(layer[read].gram()), a, rtol=1e-5, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["llama-f16", "llama-bias", "qwen2", "qwen3", "internlm2"])
+def test_keys_and_values(name: str) -> None:
+    """Of a first layer, whose input is the embedding, by NumPy: biases, norms, RoPE, packed qkv."""
+    source = Source(GOLDEN / "models" / name)
+    config = source.checkpoint.config
+    n_kv, n_dim, per = config["n_kv_head"], config["head_dim"], config["n_head"]
+    ids = np.random.default_rng(3).integers(0, 64, 90)
+    w = {n: source.read(n).astype(np.float64) for n in source.tensors if not layer_of(n) > 0}
+
+    def find(end: str) -> Any:
+        return next((w[n] for n in w if n.endswith(end)), None)
+
+    def norm(x: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        scaled: NDArray[np.float64] = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+        return scaled * weight
+
+    x = norm(
+        find("embed_tokens.weight" if name != "internlm2" else "tok_embeddings.weight")[ids],
+        find("input_layernorm.weight" if name != "internlm2" else "attention_norm.weight"),
+    )
+    if name == "internlm2":
+        packed = find("wqkv.weight").reshape(n_kv, per // n_kv + 2, n_dim, -1)
+        key, value = (np.einsum("tc,hdc->thd", x, packed[:, i]) for i in (-2, -1))
+    else:
+        key, value = (
+            (x @ find(f"{p}_proj.weight").T + (0 if b is None else b)).reshape(-1, n_kv, n_dim)
+            for p, b in ((p, find(f"self_attn.{p}_proj.bias")) for p in "kv")
+        )
+    if find("k_norm.weight") is not None:
+        key = norm(key, find("k_norm.weight"))
+    at = np.arange(90)[:, None, None] * config["rope_theta"] ** (-np.arange(n_dim // 2) * 2 / n_dim)
+    a, b = key[..., : n_dim // 2], key[..., n_dim // 2 :]
+    key = np.concatenate([a * np.cos(at) - b * np.sin(at), b * np.cos(at) + a * np.sin(at)], -1)
+    kv = np.concatenate([key, value], 1).reshape(90, -1)
+    sums = Layers(source, [ids.tolist()], _C.Quantizer(2), held_out=0).run(0, gram=False)
+    assert sums is not None and sums.kv.n_tokens == 90
+    size = np.abs(kv).max()
+    np.testing.assert_allclose(sums.kv.least(), kv.min(0), atol=2e-3 * size)
+    np.testing.assert_allclose(sums.kv.most(), kv.max(0), atol=2e-3 * size)
+    np.testing.assert_allclose(sums.kv.squares(), (kv * kv).sum(0), rtol=0.02, atol=1e-3 * size**2)
+
+
 def test_tokens_add_up(model: Path) -> None:
     """What q, k and v of the first layer read does not depend on the other tokens."""
     ids = np.random.default_rng(1).integers(0, 64, 200).tolist()
@@ -189,12 +231,12 @@ def test_refusals(model: Path, tmp_path: Path) -> None:
             quantizer.run_layer(one, two, lengths)
     with pytest.raises(ValueError, match="hidden has 3 columns"):
         quantizer.run_layer(one, np.zeros((2, 3), np.float32), [2])
-    with pytest.raises(ValueError, match="sums must be 4, not 1"):
+    with pytest.raises(ValueError, match="sums must be 5, not 1"):
         quantizer.run_layer(one, two, [2], [None])
     with pytest.raises(ValueError, match="sums 0 have 3 columns"):
-        quantizer.run_layer(one, two, [2], [_C.InputSums(3), None, None, None])
+        quantizer.run_layer(one, two, [2], [_C.InputSums(3), None, None, None, None])
     with pytest.raises(ValueError, match="NaN or infinite"):
-        quantizer.run_layer(one, two + np.inf, [1, 1], tuple(layers.new_sums(True).values()))
+        quantizer.run_layer(one, two + np.inf, [1, 1], [*layers.new_sums(True).values(), None])
     with pytest.raises(FileNotFoundError, match="data sets are not downloaded"):
         quantize(GGUF, tmp_path / "out", calib_dataset="wikitext2")
     assert not (tmp_path / "out" / "config.json").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,9 @@ def test_desc_act_is_refused_where_no_format_has_it(
 
 
 def test_calibrate(tmp_path: Path, calibration: dict[str, Any]) -> None:
-    """The file has what each linear read, and the reports say the same."""
-    reports = lite.calibrate(GGUF, work_dir=tmp_path / "out", **calibration)
+    """The files have what each linear read and what the cache got; the result says the same."""
+    measured = lite.calibrate(GGUF, work_dir=tmp_path / "out", **calibration)
+    reports = measured.inputs
     source = Source(GGUF)
     found = dict(np.load(tmp_path / "out" / statistics.FILE, allow_pickle=False))
     names = [name.removesuffix(".weight") for name in source.linears()]
@@ -162,7 +164,20 @@ def test_calibrate(tmp_path: Path, calibration: dict[str, Any]) -> None:
     first = reports[0]
     assert (first.layer, first.outlier) == (0, int(inputs.max(0).argmax()))
     assert f"column {first.outlier} reaches" in str(first)
-    assert len(reports) == 4 * source.checkpoint.config["n_layer"]
+    config = source.checkpoint.config
+    assert len(reports) == 4 * config["n_layer"]
+    kv = dict(np.load(tmp_path / "out" / statistics.KV_FILE, allow_pickle=False))
+    assert kv.keys() == vars(measured.kv).keys()
+    assert all((kv[name] == value).all() for name, value in vars(measured.kv).items())
+    layers = Layers(source, windows, _C.Quantizer(), held_out=0)
+    for i in range(config["n_layer"]):
+        sums = layers.run(i, gram=False)
+        assert sums is not None
+        heads = (2, config["n_kv_head"], config["head_dim"])
+        least, most = sums.kv.least().reshape(heads), sums.kv.most().reshape(heads)
+        assert (kv["key_min"][i] == least[0]).all() and (kv["key_max"][i] == most[0]).all()
+        assert (kv["value_min"][i] == least[1]).all() and (kv["value_max"][i] == most[1]).all()
+    assert re.search(r"keys reach [\d.]+ in layer \d, head \d, channel \d+, ", str(measured.kv))
 
 
 # ---- the command line ----
@@ -217,8 +232,10 @@ def test_commands(tmp_path: Path, calibration: dict[str, Any], capsys: Any) -> N
             assert pipe("a", do_preprocess=False).generate_token_len > 0
     assert main(["lite", "calibrate", str(GGUF), "--work-dir", str(tmp_path), *data]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert statistics.FILE in lines[0] and len(lines) == 1 + lite_commands.SHOWN
-    assert all("times the median column" in line for line in lines[1:])
+    assert statistics.FILE in lines[0] and len(lines) == 3 + lite_commands.SHOWN
+    shown = lines[1 : 1 + lite_commands.SHOWN]
+    assert all("times the median column" in line for line in shown)
+    assert statistics.KV_FILE in lines[-2] and "values reach" in lines[-1]
     free = ["--calib-dataset", "none", "--w_group_size=32"]
     assert main(["lite", "auto_awq", str(GGUF), "--work-dir", str(tmp_path / "n"), *free]) == 0
 
