@@ -95,7 +95,7 @@ def add_parser(commands: Commands[Any]) -> None:
         type=int,
         default=None,
         help="Windows of it, at most; None: 4 tokens for each column of the widest linear, and 24 "
-        "windows at least.",
+        "windows at least. 0: no calibration, as --calib-dataset none.",
     )
     quantize.add_argument("--calib-seqlen", type=int, default=512, help="Tokens of a window.")
     quantize.add_argument(
@@ -152,20 +152,32 @@ def _add_measures(inside: Commands[Any]) -> None:
     kl.set_defaults(run=run_kl)
     for parser in (ppl, kl):
         parser.add_argument("--text", type=Path, required=True, help="A file of text.")
-        parser.add_argument("--window", type=int, default=512, help="Tokens computed together.")
+        parser.add_argument(
+            "--window",
+            type=int,
+            default=512,
+            help="Tokens computed together, at most the model's context.",
+        )
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error.reason} at {error.start}") from None
 
 
 def run_ppl(args: argparse.Namespace) -> int:
     from ..lite import perplexity
 
-    print(perplexity(args.model_path, args.text.read_text("utf-8"), window=args.window))
+    print(perplexity(args.model_path, _text_of(args.text), window=args.window))
     return 0
 
 
 def run_kl(args: argparse.Namespace) -> int:
     from ..lite import divergence
 
-    text = args.text.read_text("utf-8")
+    text = _text_of(args.text)
     print(divergence(args.reference, args.model_path, text, window=args.window))
     return 0
 

@@ -43,10 +43,10 @@ def windows(
 
     Raises what `documents` raises, and ValueError for less than a sample or a token.
     """
-    if seqlen < 1 or (samples is not None and samples < 1):
-        raise ValueError(
-            f"calib_seqlen and calib_samples must be at least 1, not {seqlen} and {samples}"
-        )
+    if seqlen < 1:
+        raise ValueError(f"calib_seqlen must be at least 1, not {seqlen}")
+    if samples is not None and samples < 1:
+        raise ValueError(f"calib_samples must be at least 1, not {samples}")
     seqlen = min(seqlen, source.checkpoint.config["max_position"])
     if samples is None:
         widest = max((source.tensors[n].shape[-1] for n in source.linears()), default=1)

@@ -107,14 +107,16 @@ def auto_awq(
         batch_size=batch_size, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     chosen, is_free = _method(method, search_scale), calib_samples == 0
+    if is_free and search_scale:
+        logger.warning("search_scale changes nothing without calibration: calib_samples is 0")
     return quantize(
         source.path, work_dir,
         method="rtn" if is_free and method is None else chosen,
         format="awq", w_bits=w_bits, w_sym=w_sym,
         w_group_size=_group_size(source, w_group_size),
         dtype=_dtype(source, dtype),
-        calib_dataset=None if is_free else calib_dataset,
-        calib_samples=calib_samples, calib_seqlen=calib_seqlen, num_threads=num_threads,
+        calib_dataset=calib_dataset, calib_samples=calib_samples, calib_seqlen=calib_seqlen,
+        num_threads=num_threads,
     )  # fmt: skip
 
 
@@ -150,7 +152,7 @@ def auto_gptq(
     return quantize(
         source.path, work_dir, method=method, format="gptq", w_bits=w_bits, w_sym=w_sym,
         desc_act=desc_act, w_group_size=_group_size(source, w_group_size),
-        dtype=_dtype(source, dtype), calib_dataset=None if calib_samples == 0 else calib_dataset,
+        dtype=_dtype(source, dtype), calib_dataset=calib_dataset,
         calib_samples=calib_samples, calib_seqlen=calib_seqlen, num_threads=num_threads,
     )  # fmt: skip
 

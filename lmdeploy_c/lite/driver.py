@@ -261,7 +261,7 @@ def quantize(
     of LMDeploy's names of which there is a local copy; or a list of texts and objects, as a .jsonl
     file's lines. None: no calibration: large weights count more, and only "rtn" can do without.
     calib_samples: windows of it, at most; None: 4 tokens for each column of the widest linear, and
-    24 windows at least. calib_seqlen: tokens of a window.
+    24 windows at least; 0: no calibration. calib_seqlen: tokens of a window.
 
     mixed: a size, "110MB" of the file or "4.5bpw" (bits per weight of the linears, scales and
     zeros included): linears get 8 bits in place of w_bits where that takes away most of the error,
@@ -275,8 +275,12 @@ def quantize(
     """
     source = Source(model)
     recipe, folder = _recipe(method), Path(work_dir)
+    if calib_samples == 0:
+        calib_dataset = None
     if calib_dataset is None and (recipe.scales or recipe.solver):
-        raise ValueError(f'method {method!r} needs calib_dataset; "rtn" does without')
+        raise ValueError(
+            f'method {method!r} needs calib_dataset and calib_samples; "rtn" does without'
+        )
     if desc_act and not recipe.solver:
         raise ValueError('desc_act is for methods "gptq" and "best"')
     target = target_of(

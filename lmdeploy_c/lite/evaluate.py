@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..engine.scores import cross_entropies
 from ..engine.text_engine import TextEngine
+from ..files.checkpoint import open_checkpoint, resolve_model
 from ..messages import TurbomindEngineConfig
 from ..text.chat_template import ChatTemplateConfig
 
@@ -32,8 +33,13 @@ class Mean:
     value: float
     half_width: float
 
+    def __format__(self, form: str) -> str:
+        """Both numbers in the form, ".4f" where there is none; the value alone for one window."""
+        value, width = (format(x, form or ".4f") for x in (self.value, self.half_width))
+        return value if math.isnan(self.half_width) else f"{value} ± {width}"
+
     def __str__(self) -> str:
-        return f"{self.value:.4f} ± {self.half_width:.4f}"
+        return format(self)
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,13 @@ class TextScore:
         return math.exp(self.cross_entropy.value)
 
     def __str__(self) -> str:
-        low, high = (
-            math.exp(self.cross_entropy.value + sign * self.cross_entropy.half_width)
-            for sign in (-1, 1)
-        )
+        mean, interval = self.cross_entropy, ""
+        if not math.isnan(mean.half_width):
+            low, high = (math.exp(mean.value + sign * mean.half_width) for sign in (-1, 1))
+            interval = f" ({low:.3f} to {high:.3f})"
         return (
-            f"perplexity {self.perplexity:.3f} ({low:.3f} to {high:.3f}), cross-entropy "
-            f"{self.cross_entropy} nats, {self.n_tokens} tokens"
+            f"perplexity {self.perplexity:.3f}{interval}, cross-entropy {mean} nats, "
+            f"{self.n_tokens} tokens"
         )
 
 
@@ -73,9 +79,9 @@ class Comparison:
 
     def __str__(self) -> str:
         rise = self.model.cross_entropy.value / self.reference.cross_entropy.value - 1
+        same = Mean(100 * self.same_top.value, 100 * self.same_top.half_width)
         return (
-            f"KL {self.kl} nats, same likeliest token {100 * self.same_top.value:.2f} ± "
-            f"{100 * self.same_top.half_width:.2f} %\n"
+            f"KL {self.kl} nats, same likeliest token {same:.2f} %\n"
             f"reference: {self.reference}\nmodel:     {self.model} ({rise:+.2%} cross-entropy)"
         )
 
@@ -104,6 +110,16 @@ def _cut(ids: Sequence[int], window: int) -> list[list[int]]:
     if not cut:
         raise ValueError(f"the text has {len(ids)} tokens; at least 2 are needed")
     return cut
+
+
+def _lowered(
+    window: int, models: Sequence[str | Path | None], config: TurbomindEngineConfig | None
+) -> int:
+    """The window, or the context of a model that has a smaller one, unless a config says more."""
+    if config is not None:
+        return window
+    found = (open_checkpoint(resolve_model(model)).config["max_position"] for model in models)
+    return min([window, *map(int, found)])
 
 
 def _open(
@@ -148,8 +164,10 @@ def perplexity(
     window: int = WINDOW,
     config: TurbomindEngineConfig | None = None,
 ) -> TextScore:
-    """A model's perplexity on a text. window: tokens that are computed together, at most the
-    model's context. config: of the engine. ValueError for a text of fewer than 2 tokens."""
+    """A model's perplexity on a text. window: tokens that are computed together; without a config,
+    at most the model's context. config: of the engine. ValueError for a text of fewer than 2
+    tokens."""
+    window = _lowered(window, [model], config)
     with _open(model, window, config) as engine:
         cut = _cut(engine.tokenizer.encode(text), window)
         scores = cross_entropies(engine, cut)
@@ -189,9 +207,11 @@ def divergence(
 ) -> Comparison:
     """How far a model is from a reference on a text, token by token.
 
-    window: tokens that are computed together. config: of both engines. ValueError where their
-    tokenizers differ, or the text has fewer than 2 tokens.
+    window: tokens that are computed together; without a config, at most the models' context.
+    config: of both engines. ValueError where their tokenizers differ, or the text has fewer than 2
+    tokens.
     """
+    window = _lowered(window, [reference, model], config)
     with _open(reference, window, config) as a, _open(model, window, config) as b:
         ids = a.tokenizer.encode(text)
         if ids != b.tokenizer.encode(text) or a.vocab_size != b.vocab_size:

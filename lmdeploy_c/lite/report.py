@@ -68,11 +68,13 @@ class Report(ReportValues):
 
 
 def check_file(path: str | Path) -> Path:
-    """A report's file, which can be written: ValueError for the end of its name, ImportError where
-    a page has no matplotlib to draw with."""
+    """A report's file, which can be written: ValueError for the end of its name and for a folder
+    that is not there, ImportError where a page has no matplotlib to draw with."""
     path = Path(path)
     if path.suffix not in (".json", ".html"):
         raise ValueError(f'a report is FILE.json or FILE.html, not "{path}"')
+    if not path.parent.is_dir():
+        raise ValueError(f'there is no folder "{path.parent}" for the report')
     if path.suffix == ".html":
         matplotlib()
     return path

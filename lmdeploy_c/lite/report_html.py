@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..units import format_size
 from ..version import __version__
 from .report_plots import pictures
-from .report_text import bits_text, mean_text, rise, seconds_text, short
+from .report_text import bits_text, mean_text, percent, rise, seconds_text, short
 
 if TYPE_CHECKING:
     from .report_values import LinearReport, ReportValues
@@ -57,8 +57,8 @@ def _tiles(report: ReportValues) -> str:
             f"{report.bits_per_weight:.2f} bits per weight of the linears",
         ),
         (
-            f"{report.error:.2%}",
-            f"mean squared error of outputs (min-max grids: {report.min_max_error:.2%})",
+            percent(report.error),
+            f"mean squared error of outputs (min-max grids: {percent(report.min_max_error)})",
         ),
     ]
     if report.evaluation:
@@ -112,8 +112,8 @@ def _linears(linears: Iterable[LinearReport]) -> str:
             short(linear.name),
             str(linear.bits),
             f"{linear.bits_per_weight:.2f}",
-            f"{linear.error:.3%}",
-            f"{linear.min_max_error:.3%}",
+            percent(linear.error),
+            percent(linear.min_max_error),
             f"{linear.first_token_mass:.1%}",
             _outliers(linear),
             format_size(linear.before_bytes),

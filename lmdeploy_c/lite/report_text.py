@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..units import format_size
@@ -22,10 +23,12 @@ def short(name: str) -> str:
 
 def mean_text(mean: Mean, form: str = ".3f", times: float = 1.0) -> str:
     """A mean with its interval, where there is one."""
-    value = format(times * mean.value, form)
-    if math.isnan(mean.half_width):
-        return value
-    return f"{value} ± {format(times * mean.half_width, form)}"
+    return format(replace(mean, value=times * mean.value, half_width=times * mean.half_width), form)
+
+
+def percent(part: float) -> str:
+    """Two digits behind the point, or as many as show something."""
+    return f"{part:.2%}" if part == 0 or part >= 0.001 else f"{100 * part:.2g}%"
 
 
 def rise(found: Comparison) -> float:
@@ -81,7 +84,7 @@ def _worst(report: ReportValues) -> list[str]:
     rows = [head]
     for linear in report.worst():
         rows.append([
-            short(linear.name), f"{linear.error:.2%}", f"{linear.min_max_error:.2%}",
+            short(linear.name), percent(linear.error), percent(linear.min_max_error),
             f"{linear.bits_per_weight:.2f}", f"{linear.first_token_mass:.0%}",
             str(linear.n_outliers),
         ])  # fmt: skip
@@ -93,8 +96,8 @@ def text_of(report: ReportValues) -> str:
     head = f"{len(report)} linears in {bits_text(report)}"
     if len(report):
         head += (
-            f", {report.bits_per_weight:.2f} bits/weight; squared error {report.error:.2%} of the "
-            f"outputs', on average (min-max grids: {report.min_max_error:.2%})"
+            f", {report.bits_per_weight:.2f} bits/weight; squared error {percent(report.error)} of "
+            f"the outputs', on average (min-max grids: {percent(report.min_max_error)})"
         )
     lines = [head, "", *_evaluation(report), *(_worst(report) if len(report) else []), ""]
     needs = report.needs()[:N_NEEDS]

@@ -52,10 +52,12 @@ def config_of(source: Source, stored: str) -> dict[str, Any]:
 
 
 def check_work_dir(source: Source, folder: Path) -> None:
-    """ValueError where the directory to write is, or has, the model itself."""
+    """ValueError where the directory to write is, or has, the model itself, or is no directory."""
     for path in (folder, folder / gguf_model.FILE):
         if path.exists() and path.samefile(source.path):
             raise ValueError(f'"{path}" is the model itself: choose another work_dir')
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f'work_dir must be a directory, and "{folder}" is a file')
 
 
 def weights_of(folder: Path) -> list[Path]:

@@ -108,9 +108,9 @@ def test_windows_of_the_built_in_text(source: Source) -> None:
     found = windows(source, "builtin", seqlen=200, samples=128)
     assert found == windows(source, "builtin", seqlen=200, samples=128) and len(found) == 128
     assert all(len(w) == 200 for w in found)
-    with pytest.raises(ValueError, match="at least 1, not 0 and 1"):
+    with pytest.raises(ValueError, match="calib_seqlen must be at least 1, not 0"):
         windows(source, "builtin", seqlen=0, samples=1)
-    with pytest.raises(ValueError, match="at least 1, not 512 and 0"):
+    with pytest.raises(ValueError, match="calib_samples must be at least 1, not 0"):
         windows(source, "self", samples=0)
 
 

@@ -221,7 +221,7 @@ def test_defaults_are_those_of_the_functions(name: str) -> None:
     assert name in lite_commands.COMMANDS and args["model_path"] is None
 
 
-def test_commands(tmp_path: Path, calibration: dict[str, Any], capsys: Any) -> None:
+def test_commands(tmp_path: Path, calibration: dict[str, Any], capsys: Any, caplog: Any) -> None:
     data = ["--calib-dataset", str(calibration["calib_dataset"]), "--calib-seqlen", "64"]
     for name in ("auto_awq", "auto_gptq"):
         out = tmp_path / name
@@ -238,6 +238,9 @@ def test_commands(tmp_path: Path, calibration: dict[str, Any], capsys: Any) -> N
     assert statistics.KV_FILE in lines[-2] and "values reach" in lines[-1]
     free = ["--calib-dataset", "none", "--w_group_size=32"]
     assert main(["lite", "auto_awq", str(GGUF), "--work-dir", str(tmp_path / "n"), *free]) == 0
+    free = ["--calib-samples", "0", "--search-scale", "--w-group-size", "32"]
+    assert main(["lite", "auto_awq", str(GGUF), "--work-dir", str(tmp_path / "n"), *free]) == 0
+    assert "search_scale changes nothing without calibration" in caplog.text
 
 
 def test_mistakes(tmp_path: Path, capsys: Any) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, load_model, make_engine, read_all
 
-from lmdeploy_c import Tokenizer
+from lmdeploy_c import Tokenizer, TurbomindEngineConfig
 from lmdeploy_c.cli import main
+from lmdeploy_c.files.checkpoint import open_checkpoint
 from lmdeploy_c.lite import divergence, perplexity, quantize
 
 MODEL = GOLDEN / "gguf" / "llama-float.gguf"
@@ -67,7 +68,20 @@ def test_kl_and_perplexity(other: Path, window: int) -> None:
 def test_a_model_beside_itself() -> None:
     same = divergence(MODEL, MODEL, TEXT, window=64)
     assert same.kl.value == 0 and same.same_top.value == 1
-    assert math.isnan(divergence(MODEL, MODEL, "a few words", window=512).kl.half_width)
+    once = divergence(MODEL, MODEL, "a few words", window=512)
+    assert math.isnan(once.kl.half_width) and "nan" not in str(once)
+    assert str(once).startswith("KL 0.0000 nats, same likeliest token 100.00 %\nreference: perpl")
+
+
+def test_a_window_is_the_models_context_at_most(other: Path, caplog: Any) -> None:
+    context = open_checkpoint(MODEL).config["max_position"]
+    most = perplexity(MODEL, TEXT, window=context)
+    assert perplexity(MODEL, TEXT, window=context + 100) == most
+    kl = divergence(MODEL, other, TEXT, window=context)
+    assert divergence(MODEL, other, TEXT, window=context + 100) == kl
+    assert "session_len" not in caplog.text  # which nobody asked for
+    config = TurbomindEngineConfig(session_len=context + 100)
+    assert perplexity(MODEL, TEXT, window=context + 100, config=config) != most
 
 
 def test_refusals(other: Path) -> None:
@@ -89,3 +103,6 @@ def test_commands(tmp_path: Path, other: Path, capsys: Any) -> None:
     said = capsys.readouterr().out
     assert said.startswith("KL 0.") and "reference: perplexity" in said
     assert main(["lite", "ppl", str(MODEL), "--text", str(tmp_path / "none")]) == 1
+    (tmp_path / "bytes").write_bytes(b"ab\xff")
+    assert main(["lite", "ppl", str(MODEL), "--text", str(tmp_path / "bytes")]) == 1
+    assert "bytes is no text in UTF-8: invalid start byte at 2" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_gguf(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     quantize = ["lite", "quantize", str(MODEL), "--format", "gguf", "--method", "rtn", "--work-dir"]
     assert main([*quantize, str(out), "--w-type", "q8_0"]) == 0
-    assert "linears in 8 bits, 8.50 bits/weight; squared error 0.00%" in capsys.readouterr().out
+    assert "linears in 8 bits, 8.50 bits/weight; squared error 0.00" in capsys.readouterr().out
     assert main([*quantize, str(out), "--w-type", "*down_proj*=q8_0,*_proj*=q4_0"]) == 0
     said = capsys.readouterr().out
     assert "linears in 4 bits (" in said and f"chat {out}" in said
@@ -55,6 +55,14 @@ def test_mistakes(tmp_path: Path, capsys: Any) -> None:
     assert "groups of 48 do not divide" in capsys.readouterr().err
     assert main(["lite", "quantize", str(tmp_path / "none"), *work]) == 1
     assert "no file or directory" in capsys.readouterr().err
+    assert main(["lite", "quantize", str(MODEL), *work, "--calib-samples", "0"]) == 1
+    assert "'best' needs calib_dataset and calib_samples" in capsys.readouterr().err
+    lost = str(tmp_path / "no" / "folder.json")
+    assert main(["lite", "quantize", str(MODEL), *work, "--report", lost]) == 1
+    assert 'no"' in capsys.readouterr().err and not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    assert main(["lite", "quantize", str(MODEL), f"--work-dir={tmp_path / 'file'}"]) == 1
+    assert "must be a directory" in capsys.readouterr().err
     (tmp_path / "set.jsonl").write_text('{"text": "a"}\n{"txt": "b"}\n')
     for dataset, said in ((tmp_path / "set.jsonl", "line 2 is no document"),
                           ("wikitxt", "no file: --calib-dataset")):  # fmt: skip

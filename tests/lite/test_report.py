@@ -16,6 +16,7 @@ from conftest import GOLDEN
 from lmdeploy_c import _C
 from lmdeploy_c.cli import main
 from lmdeploy_c.lite import Report, divergence, held_out, quantize
+from lmdeploy_c.lite.report_text import percent
 from lmdeploy_c.lite.report_values import MAX_CHANNELS, OUTLIER, channels
 
 GGUF = GOLDEN / "gguf" / "llama-float.gguf"
@@ -177,9 +178,11 @@ def test_text(report: Report) -> None:
     said = str(report)
     assert said.startswith("14 linears in 4 bits, 4.62 bits/weight; squared error 0.")
     worst, kl = report.worst(1)[0], report.evaluation["all"].kl
-    assert f"{worst.error:.2%}" in said and f"{kl.value:.3f} ± {kl.half_width:.3f}" in said
+    assert percent(worst.error) in said and f"{kl.value:.3f} ± {kl.half_width:.3f}" in said
     assert f"8 bits would help most in {report.needs()[0].unit} (" in said
     assert max(map(len, said.splitlines())) <= 120
+    shown = [percent(part) for part in (0.0, 0.25, 0.00123, 0.000034567)]
+    assert shown == ["0.00%", "25.00%", "0.12%", "0.0035%"]
 
 
 class Page(HTMLParser):
