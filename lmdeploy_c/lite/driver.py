@@ -350,7 +350,11 @@ def quantize(
         widest = max(config["hidden_dim"], config["ffn_dim"])
         calibration_data.enough(sum(map(len, windows)), widest)
     at_work = _Job(source, recipe, target, unfinished, num_threads, wide)
-    at_work.run(windows)
+    try:
+        at_work.run(windows)
+    except KeyboardInterrupt:
+        logger.warning("stopped: the same call continues with what is in %s", unfinished.folder)
+        raise
     reports = at_work.reports(room)
     report = finish(reports, at_work.layers(reports), windows, seconds)
     unfinished.remove()

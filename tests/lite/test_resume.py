@@ -87,6 +87,18 @@ def test_a_stopped_run_continues_with_the_same_bits(
     assert not (out / FOLDER).exists()
 
 
+def test_ctrl_c_says_how_to_continue(
+    tmp_path: Path, text: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver._Job, "_quantise", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(GGUF, tmp_path / "out", calib_dataset=text, **OPTIONS)
+    assert f"continues with what is in {tmp_path / 'out' / FOLDER}" in caplog.text
+
+
 def test_another_job_begins_anew(tmp_path: Path, text: Path, monkeypatch: Any) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
