@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from .floats import DTYPES, as_dtype, check_finite
 from .layers import layer_of
 from .shards import MAX_SHARD_BYTES, Part, Tensor, write_json, write_shards
 from .source import Source
+
+#: Files of weights as they are written here, and what a kill leaves of one.
+WEIGHTS = re.compile(r"model((-\d+-of-\d+)?\.safetensors(\.index\.json)?|\.gguf)(\.partial)?")
 
 
 def kept(source: Source, name: str, dtype: str) -> Part:
@@ -61,8 +65,9 @@ def check_work_dir(source: Source, folder: Path) -> None:
 
 
 def weights_of(folder: Path) -> list[Path]:
-    """The files of weights that a directory has."""
-    return [*folder.glob("model*.safetensors"), *folder.glob(gguf_model.FILE)]
+    """The files of weights that were written into a directory."""
+    found = (path for path in folder.iterdir() if WEIGHTS.fullmatch(path.name))
+    return [path for path in found if path.suffix in (".safetensors", ".gguf")]
 
 
 def begin(source: Source, work_dir: str | Path) -> Path:
@@ -71,9 +76,9 @@ def begin(source: Source, work_dir: str | Path) -> Path:
     folder = Path(work_dir)
     check_work_dir(source, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", gguf_model.FILE, report.FILE):
+    for name in ("config.json", report.FILE):
         (folder / name).unlink(missing_ok=True)
-    for old in folder.glob("model*.safetensors*"):
+    for old in [path for path in folder.iterdir() if WEIGHTS.fullmatch(path.name)]:
         old.unlink()
     return folder
 

@@ -163,18 +163,23 @@ def test_group_sizes(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_another_models_tokenizer_goes(tmp_path: Path) -> None:
-    """Files that only an earlier model in the directory had would be read beside the new ones."""
+def test_another_models_files_go(tmp_path: Path) -> None:
+    """Files that only an earlier model in the directory had would be read beside the new ones; a
+    user's own stay."""
     model = pm.write_float_model(tmp_path / "model")
     (model / "chat_template.jinja").write_text("the earlier one's")
     (model / "additional_chat_templates").mkdir()
     (model / "additional_chat_templates" / "tool.jinja").write_text("the earlier one's")
     out = export(model, tmp_path / "out")
     assert (out / "chat_template.jinja").exists() and (out / "additional_chat_templates").exists()
-    (out / "notes.txt").write_text("a user's")
+    others = ("notes.txt", "model_of_mine.safetensors", "other.gguf")
+    for name in others:
+        (out / name).write_text("a user's")
+    for name in ("model-00001-of-00002.safetensors", "model.gguf.partial"):
+        (out / name).write_text("what a killed run has left")
     export(GOLDEN / "gguf" / "llama-float.gguf", out)
     new = {p.name for p in export(GOLDEN / "gguf" / "llama-float.gguf", tmp_path / "n").iterdir()}
-    assert {p.name for p in out.iterdir()} == {*new, "notes.txt"}
+    assert {p.name for p in out.iterdir()} == {*new, *others}
 
 
 # ---- what goes wrong ----
