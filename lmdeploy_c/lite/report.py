@@ -118,10 +118,15 @@ def _mean(value: Mapping[str, Any]) -> Mean:
     return Mean(_number(value["value"]), _number(value["half_width"]))
 
 
+def _score(value: Mapping[str, Any]) -> TextScore:
+    return TextScore(_mean(value["cross_entropy"]), value["n_tokens"])
+
+
 def _comparison(value: Mapping[str, Any]) -> Comparison:
-    scores = (value["reference"], value["model"])
     return Comparison(
-        _mean(value["kl"]),
-        _mean(value["same_top"]),
-        *(TextScore(_mean(score["cross_entropy"]), score["n_tokens"]) for score in scores),
+        kl=_mean(value["kl"]),
+        same_top=_mean(value["same_top"]),
+        reference=_score(value["reference"]),
+        model=_score(value["model"]),
+        rise=_mean(value["rise"]),
     )

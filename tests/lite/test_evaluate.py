@@ -13,7 +13,7 @@ from conftest import GOLDEN, load_model, make_engine, read_all
 from lmdeploy_c import Tokenizer, TurbomindEngineConfig
 from lmdeploy_c.cli import main
 from lmdeploy_c.files.checkpoint import open_checkpoint
-from lmdeploy_c.lite import divergence, perplexity, quantize
+from lmdeploy_c.lite import Mean, divergence, perplexity, quantize
 
 MODEL = GOLDEN / "gguf" / "llama-float.gguf"
 TEXT = "the quick brown fox jumps over the lazy dog, and so on; " * 6
@@ -57,12 +57,23 @@ def test_kl_and_perplexity(other: Path, window: int) -> None:
     assert got.reference.cross_entropy.value == pytest.approx(np.concatenate(surprise).mean())
     assert got.reference.n_tokens == sum(map(len, surprise))
     assert 0 < got.kl.value < 1 and got.kl.half_width > 0
+    rises = [
+        -q[np.arange(len(q)), ids[1:]] - own for (ids, q), own in zip(of_b, surprise, strict=True)
+    ]
+    _check_mean(got.rise, rises)
+    assert got.rise.half_width < got.model.cross_entropy.half_width
     alone = perplexity(MODEL, TEXT, window=window)
     assert alone.perplexity == pytest.approx(got.reference.perplexity, rel=1e-5)
     assert str(alone).startswith(f"perplexity {alone.perplexity:.3f} (")
-    n, mean = len(kl), got.kl.value  # the standard error of a ratio of sums
-    spread = sum(float((w - mean).sum()) ** 2 for w in kl) * n / (n - 1)
-    assert got.kl.half_width == pytest.approx(1.96 * math.sqrt(spread) / got.model.n_tokens)
+    _check_mean(got.kl, kl)
+
+
+def _check_mean(got: Mean, windows: list[np.ndarray]) -> None:
+    """Against a ratio of sums and its standard error."""
+    n, n_tokens, mean = len(windows), sum(map(len, windows)), np.concatenate(windows).mean()
+    spread = sum(float((w - mean).sum()) ** 2 for w in windows) * n / (n - 1)
+    assert got.value == pytest.approx(mean, rel=1e-5)
+    assert got.half_width == pytest.approx(1.96 * math.sqrt(spread) / n_tokens, rel=1e-4)
 
 
 def test_a_model_beside_itself() -> None:
