@@ -1,64 +1,80 @@
 """How good the quantizer's methods are, what they cost, and how near they come to the arithmetic.
 
-    python benchmarks/quantizer.py [MODEL] [--quick] [--csv FILE]
+    python benchmarks/quantizer.py [MODEL ...] [--calibration NAME] [--only WORDS] [--again]
+                                   [--tables]
 
-Each method writes a model with 4-bit weights (some with 3 or 8 bits), which is compared with the
-original on texts that it was not calibrated by: modules and the licence of Python's own library.
-Seconds are divided by those that the counted operations would take at the fp32 peak, which NumPy's
-product of two matrices measures beside them. Prints a table in Markdown and appends CSV rows.
+Each method writes a model, which is compared with the original on texts that it was not calibrated
+by: modules and the licence of Python's own library. MODEL is "embedded", "trained" (the small one
+of tests/golden/trained) or a path; none: the first two. A method that --csv has a row of is not
+measured again without --again; --tables measures nothing. Seconds are divided by those that the
+counted operations would take at the fp32 peak, which NumPy's product of two matrices measures
+beside them. Appends CSV rows, prints tables, and writes those of all rows into docs/quantizer.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import os
 import sys
-import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import ROOT, Neighbours, append_csv, machine
+from quantizer_models import LENGTH, MODELS, WINDOWS, Model, model_of
+from quantizer_report import (
+    AWQ,
+    BEST,
+    MIN_MAX,
+    MINIMA,
+    UNCALIBRATED,
+    Key,
+    newest,
+    print_tables,
+    write_tables,
+)
 
 from lmdeploy_c import lite
-from lmdeploy_c.lite import calibration_data
 from lmdeploy_c.lite.commands import smooth_recipe
 from lmdeploy_c.lite.recipe import METHODS, Recipe
 from lmdeploy_c.lite.source import Source
 
-LIBRARY = Path(sysconfig.get_path("stdlib"))
-HELD_OUT = ("LICENSE.txt", "heapq.py", "textwrap.py")
-HELD_OUT_CHARS = 9000  # of each
-
 
 @dataclass(frozen=True)
 class Case:
-    """A method as it is asked for."""
+    """A method as it is asked for. group: of columns; None: each of 64 and 128 that fits."""
 
     name: str
     method: str | Recipe
-    options: Mapping[str, Any]
-    is_quick: bool = False
+    bits: int = 4
+    group: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    is_calibrated: bool = True
 
 
+MIN_MAX_RECIPE = Recipe(search=False)
+AWQ_RECIPE = Recipe(scales="searched", search=False)
+THREE = {"format": "compressed-tensors"}
 CASES = (
-    Case("round to nearest, min-max", Recipe(search=False), {}, True),
-    Case("rtn", "rtn", {}, True),
-    Case("AWQ, plain scales", "awq", {}, True),
-    Case("AWQ, 20 ratios, min-max", Recipe(scales="searched", search=False), {}),
-    Case("GPTQ", "gptq", {}),
-    Case("GPTQ, desc_act, symmetric", "gptq", {"format": "gptq", "desc_act": True, "w_sym": True}),
-    Case("best", "best", {}, True),
-    Case("best in {scale, min}, GGUF's Q4_1", "best", {"format": "gguf", "w_type": "q4_1"}),
-    Case("AWQ, 20 ratios, min-max, 3 bits", Recipe(scales="searched", search=False),
-         {"format": "compressed-tensors", "w_bits": 3}),
-    Case("best, 3 bits", "best", {"format": "compressed-tensors", "w_bits": 3}),
-    Case("SmoothQuant, 8 bits a row", smooth_recipe(),
-         {"format": "int-quantized", "w_bits": 8, "w_group_size": -1, "w_sym": True}),
+    Case(MIN_MAX, MIN_MAX_RECIPE, is_calibrated=False),
+    Case(AWQ, AWQ_RECIPE),
+    Case(BEST, "best"),
+    Case(MINIMA, "best", group=32, options={"format": "gguf", "w_type": "q4_1"}),
+    Case(MIN_MAX, MIN_MAX_RECIPE, bits=3, options=THREE, is_calibrated=False),
+    Case(AWQ, AWQ_RECIPE, bits=3, options=THREE),
+    Case(BEST, "best", bits=3, options=THREE),
+    Case("rtn", "rtn"),
+    Case("AWQ, plain scales", "awq"),
+    Case("AWQ, 20 ratios", "awq-searched"),
+    Case("GPTQ", "gptq"),
+    Case("GPTQ, desc_act, symmetric", "gptq",
+         options={"format": "gptq", "desc_act": True, "w_sym": True}),
+    Case("SmoothQuant", smooth_recipe(), bits=8, group=-1,
+         options={"format": "int-quantized", "w_sym": True}),
 )  # fmt: skip
 
 
@@ -92,68 +108,89 @@ def counted_flops(source: Source, recipe: Recipe, n_tokens: int, seqlen: int) ->
     return total
 
 
-def held_out() -> str:
-    return "\n".join((LIBRARY / name).read_text("utf-8")[:HELD_OUT_CHARS] for name in HELD_OUT)
+def group_sizes(source: Source) -> list[int]:
+    widths = {source.tensors[name].shape[1] for name in source.linears()}
+    return [size for size in (64, 128) if all(width % size == 0 for width in widths)]
 
 
-def measure(model: str | None, case: Case, n_tokens: int, seqlen: int) -> dict[str, object]:
-    source = Source(model)
+def measure(model: Model, case: Case, calibration: str, group: int) -> dict[str, object]:
+    source, read = Source(model.path), model.calibrations.get(calibration)
     recipe = case.method if isinstance(case.method, Recipe) else METHODS[case.method]
+    options = dict(case.options)
+    if options.get("format") != "gguf":  # whose groups are of 32 without being told
+        options.update(w_bits=case.bits, w_group_size=group)
     peak, neighbours = peak_flops(), Neighbours()
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
+        began, processor_began = time.perf_counter(), sum(os.times()[:2])
         done = lite.quantize(
-            model, folder, method=case.method, calib_seqlen=seqlen,
-            calib_samples=n_tokens // seqlen, evaluate=False, **case.options,
+            model.path, folder, method=case.method, calib_dataset=read() if read else None,
+            calib_seqlen=LENGTH, calib_samples=WINDOWS, evaluate=False, **options,
         )  # fmt: skip
         seconds = time.perf_counter() - began
+        processor_seconds = sum(os.times()[:2]) - processor_began
         busy = neighbours.share()
-        found = lite.divergence(model, folder, held_out())
-    ideal = counted_flops(source, recipe, n_tokens, seqlen) / peak
+        found = lite.divergence(model.path, folder, model.held_out())
+    n_tokens = WINDOWS * LENGTH if case.is_calibrated else 0
+    ideal = counted_flops(source, recipe, n_tokens, LENGTH) / peak
+    before = found.reference.cross_entropy.value
     return {
-        "method": case.name,
+        "tokens": found.reference.n_tokens,
         "kl": found.kl.value,
         "kl_half_width": found.kl.half_width,
-        "cross_entropy_rise": found.model.cross_entropy.value / found.reference.cross_entropy.value
-        - 1,
         "same_top": found.same_top.value,
+        "cross_entropy": before,
+        "rise": found.rise.value / before,
+        "rise_half_width": found.rise.half_width / before,
         "output_error": float(np.mean([linear.error for linear in done])),
         "seconds": seconds,
-        "over_ideal": seconds / ideal,
+        "processor_seconds": processor_seconds,
+        "over_ideal": seconds / ideal if n_tokens else "",
         "peak_gflops": peak / 1e9,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         "neighbours": busy,
     }
 
 
+def jobs(
+    models: Sequence[str], calibration: str | None, words: str
+) -> Iterator[tuple[Key, Model, Case]]:
+    """What is asked for, once each: a method without calibration is one job for all of them."""
+    keys = set()
+    for name in models:
+        model = model_of(name)
+        for asked in [calibration] if calibration else model.calibrations:
+            for case in CASES:
+                read = asked if case.is_calibrated else UNCALIBRATED
+                for group in [case.group] if case.group else group_sizes(Source(model.path)):
+                    key = Key(name, read, case.bits, group, case.name)
+                    if words in str(key) and key not in keys:
+                        keys.add(key)
+                        yield key, model, case
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", help="a path or an id; none: the embedded model")
-    parser.add_argument("--quick", action="store_true", help="few methods")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL")
+    parser.add_argument("--calibration", choices=("builtin", "library"))
+    parser.add_argument("--only", default="", metavar="WORDS",
+                        help="rows in whose name they are: best, '3 bits'")  # fmt: skip
+    parser.add_argument("--again", action="store_true", help="whatever rows there are")
+    parser.add_argument("--tables", action="store_true", help="of the rows that there are")
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "quantizer.csv")
     args = parser.parse_args()
-    seqlen = 512
-    n_tokens = seqlen * len(
-        calibration_data.windows(Source(args.model), "builtin", samples=None, seqlen=seqlen)
-    )
-    print(f"{n_tokens} tokens to calibrate by\n")
-    print("| method | KL, nats | same token | cross-entropy | seconds | over the counted work |")
-    print("|---|---|---|---|---|---|")
-    rows: list[dict[str, object]] = []
-    for case in CASES:
-        if args.quick and not case.is_quick:
+    found = newest(args.csv)
+    for key, model, case in jobs(args.models or MODELS, args.calibration, args.only):
+        if args.tables or (key in found and not args.again):
             continue
-        row: dict[str, Any] = measure(args.model, case, n_tokens, seqlen)
-        rows.append({**machine(), "model": args.model or "embedded", **row})
-        print(
-            f"| {case.name} | {row['kl']:.3f} ± {row['kl_half_width']:.3f} "
-            f"| {100 * row['same_top']:.1f} % | {100 * row['cross_entropy_rise']:+.2f} % "
-            f"| {row['seconds']:.0f} | {row['over_ideal']:.2f} |",
-            flush=True,
-        )
-        if row["neighbours"] > 0.1:
+        row = measure(model, case, key.calibration, key.group)
+        append_csv(args.csv, [{**machine(), **key.row(), **row}])
+        print(f"{key}: KL {row['kl']:.4f} nats, {row['processor_seconds']:.0f} s", flush=True)
+        if row["neighbours"] > 0.1:  # type: ignore[operator]
             print(f"others took {row['neighbours']:.0%} of the processors", file=sys.stderr)
-    append_csv(args.csv, rows)
+    rows = newest(args.csv)
+    print_tables(rows)
+    write_tables(rows, ROOT / "docs" / "quantizer.md")
     return 0
 
 
