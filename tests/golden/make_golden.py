@@ -18,6 +18,7 @@ SECTIONS = {
     "tokenizer_files": "make_tokenizer_files",
     "sentencepiece": "make_sentencepiece",
     "pre": "make_pre_tokenizers",
+    "trained": "make_trained",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,15 @@ def _check_mean(got: Mean, windows: list[np.ndarray]) -> None:
     spread = sum(float((w - mean).sum()) ** 2 for w in windows) * n / (n - 1)
     assert got.value == pytest.approx(mean, rel=1e-5)
     assert got.half_width == pytest.approx(1.96 * math.sqrt(spread) / n_tokens, rel=1e-4)
+
+
+def test_the_trained_model_as_torch_has_it() -> None:
+    """What benchmarks quantise has learnt something, and reads here as where it was made."""
+    training = json.loads((GOLDEN / "trained" / "training.json").read_text())
+    sample, found = training["sample"], training["cross_entropy"]
+    got = perplexity(GOLDEN / "trained", sample["text"])
+    assert got.cross_entropy.value == pytest.approx(sample["cross_entropy"], abs=1e-3)
+    assert found["held_out"] < found["held_out_by_frequency"] - 1.5
 
 
 def test_a_model_beside_itself() -> None:
