@@ -198,8 +198,8 @@ bench-peers: $(VENV)/.test-tools build/roofline ## beside other engines; QUICK=1
 bench-serving: $(VENV)/.test-tools ## many users at once, beside llama.cpp's server; QUICK=1 for a short look
 	cd benchmarks && ../$(BIN)/python serving.py $(if $(QUICK),--quick)
 
-bench-quantizer: $(VENV)/.test-tools ## the quantizer's methods: quality, time, work; QUICK=1 for few, MODEL=path
-	cd benchmarks && ../$(BIN)/python quantizer.py $(MODEL) $(if $(QUICK),--quick)
+bench-quantizer: $(VENV)/.test-tools ## the quantizer's methods: quality, time, work; QUICK=1 the small model alone, ONLY=words AGAIN=1
+	cd benchmarks && ../$(BIN)/python quantizer.py $(if $(QUICK),trained,$(MODEL)) $(if $(ONLY),--only "$(ONLY)") $(if $(AGAIN),--again)
 
 bench-speculation: $(VENV)/.test-tools ## drafts from n-grams, with and without in turn
 	cd benchmarks && ../$(BIN)/python speculation.py

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from common import ROOT, Neighbours, append_csv, machine
-from quantizer_models import LENGTH, MODELS, WINDOWS, Model, model_of
+from quantizer_models import LENGTH, MODELS, WINDOWS, Model, model_of, quality
 from quantizer_report import (
     AWQ,
     BEST,
@@ -132,15 +132,8 @@ def measure(model: Model, case: Case, calibration: str, group: int) -> dict[str,
         found = lite.divergence(model.path, folder, model.held_out())
     n_tokens = WINDOWS * LENGTH if case.is_calibrated else 0
     ideal = counted_flops(source, recipe, n_tokens, LENGTH) / peak
-    before = found.reference.cross_entropy.value
     return {
-        "tokens": found.reference.n_tokens,
-        "kl": found.kl.value,
-        "kl_half_width": found.kl.half_width,
-        "same_top": found.same_top.value,
-        "cross_entropy": before,
-        "rise": found.rise.value / before,
-        "rise_half_width": found.rise.half_width / before,
+        **quality(found),
         "output_error": float(np.mean([linear.error for linear in done])),
         "seconds": seconds,
         "processor_seconds": processor_seconds,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from common import ROOT
 
+from lmdeploy_c.lite import Comparison
 from lmdeploy_c.lite.documents import Dataset
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -56,3 +57,17 @@ def model_of(name: str) -> Model:
         )
     path = None if name == "embedded" else name
     return Model(path, held_out, {"builtin": lambda: "builtin", "library": library_text})
+
+
+def quality(found: Comparison) -> dict[str, object]:
+    """A row's columns. The rise is a part of the original's cross-entropy."""
+    before = found.reference.cross_entropy.value
+    return {
+        "tokens": found.reference.n_tokens,
+        "kl": found.kl.value,
+        "kl_half_width": found.kl.half_width,
+        "same_top": found.same_top.value,
+        "cross_entropy": before,
+        "rise": found.rise.value / before,
+        "rise_half_width": found.rise.half_width / before,
+    }

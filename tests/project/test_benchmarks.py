@@ -10,6 +10,7 @@ import numpy as np
 import peer_process
 import plot
 import pytest
+import quantizer_report as report
 import shapes
 from conftest import load_model, make_engine, read_all
 
@@ -93,3 +94,51 @@ def test_a_worker_that_refuses_or_dies_is_a_reason(tmp_path: Path) -> None:
                 process.ask({"op": "die"})
     finally:
         process.close()
+
+
+def quantizer_rows(path: Path, *rows: tuple[str, int, str, float, float]) -> report.Rows:
+    """Rows of calibration, group, method, KL and rise; half widths are a tenth of these."""
+    common.append_csv(
+        path,
+        [
+            {"model": "m", "calibration": calibration, "bits": 4, "group": group, "method": method,
+             "kl": kl, "kl_half_width": kl / 10, "rise": rise, "rise_half_width": rise / 10,
+             "same_top": 0.8, "tokens": 9, "cross_entropy": 3.0, "processor_seconds": 1.0}
+            for calibration, group, method, kl, rise in rows
+        ],
+    )  # fmt: skip
+    return report.newest(path)
+
+
+def test_goals_of_the_quantizer(tmp_path: Path) -> None:
+    """By hand. Each method is set against those of its own calibration and groups; what needs no
+    calibration against all; {scale, min} against groups of any size."""
+    rows = quantizer_rows(
+        tmp_path / "rows.csv",
+        ("none", 64, report.MIN_MAX, 0.4, 0.10),
+        ("builtin", 64, report.AWQ, 0.2, 0.06),
+        ("builtin", 128, report.AWQ, 0.3, 0.07),
+        ("library", 64, report.AWQ, 9.0, 9.0),
+        ("builtin", 64, report.BEST, 0.3, 0.3),
+        ("builtin", 64, report.BEST, 0.1, 0.021),  # the newest row counts
+        ("builtin", 32, report.MINIMA, 0.1, 0.01),
+    )
+    found = {
+        (v.goal.method, v.goal.other, v.goal.measure, v.group): (round(v.ratio, 3), v.word)
+        for v in report.verdicts(rows)
+    }
+    assert found == {
+        (report.BEST, report.MIN_MAX, "kl", 64): (0.25, "held"),
+        (report.BEST, report.AWQ, "kl", 64): (0.5, "held, within chance"),
+        (report.BEST, report.MIN_MAX, "rise", 64): (0.21, "missed, within chance"),
+        (report.BEST, report.AWQ, "rise", 64): (0.35, "missed, within chance"),
+        (report.MINIMA, report.AWQ, "kl", 64): (0.5, "missed"),
+        (report.MINIMA, report.AWQ, "kl", 128): (0.333, "missed, within chance"),
+    }
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    for _ in range(2):
+        report.write_tables(rows, page)
+    text = page.read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\n| of") and text.endswith("\nafter\n")
+    assert "old" not in text and text.count("| 0.25 | held") == 1
