@@ -514,6 +514,26 @@ class Quantizer:
         other sizes and for what is not finite, RuntimeError where sums are in use, UnsupportedError
         for a device other than the CPU."""
 
+    def run_pair(
+        self,
+        original: Model,
+        drifted: Model,
+        hidden: ArrayLike,
+        drifted_hidden: ArrayLike,
+        lengths: ArrayLike,
+        input: int,
+        sums: InputSums,
+    ) -> NDArray[np.float32]:
+        """Texts through one layer of two models of the same shape: the original, and one whose
+        hidden states have drifted, because it is being quantised. Adds to sums what a linear of the
+        latter reads, with `InputSums.wanted`: of q, k and v, gate and up the original's input; of o
+        and down what should be added to the drifted residual stream to make it the original's.
+
+        hidden, drifted_hidden: [n_tokens, hidden]. lengths: as `run_layer`. input: 0: of q, k and
+        v; 1: of o; 2: of gate and up; 3: of down. Tokens are weighted as by `run_layer`. sums: have
+        n_wanted = hidden. Returns the original's hidden states: after the layer for 3, else as they
+        were. Raises as `run_layer`."""
+
     def output_errors(self, sums: InputSums, differences: ArrayLike) -> NDArray[np.float64]:
         """What differences [n, n_cols] of a weight's rows change in its outputs on the tokens of
         the sums: for each row d gram d^T, the sum of squares. Raises as add_inputs, and ValueError
@@ -551,12 +571,12 @@ class Quantizer:
 
 class InputSums:
     """What a linear reads, summed over tokens. gram: with the products of columns, which are
-    n_cols**2 floats.
+    n_cols**2 floats. n_wanted: numbers that are wanted of each row, whose products with it are kept.
 
     n_cols: columns. n_tokens: rows that were added. One call at a time uses an object: RuntimeError
     else. Raises ValueError, MemoryError."""
 
-    def __init__(self, n_cols: int, *, gram: bool = True) -> None: ...
+    def __init__(self, n_cols: int, *, gram: bool = True, n_wanted: int = 0) -> None: ...
     @property
     def n_cols(self) -> int: ...
     @property
@@ -584,9 +604,13 @@ class InputSums:
     def gram(self) -> NDArray[np.float32] | None:
         """A copy of the sum of x^T x over the weighted rows, [n_cols, n_cols]; None: not kept."""
 
+    def wanted(self) -> NDArray[np.float32] | None:
+        """A copy of the sum of y^T x over the weighted rows, y being what is wanted of x: [n_wanted,
+        n_cols]; None: not kept."""
+
     def in_order(self, order: ArrayLike) -> InputSums:
         """New sums with the columns in another order: the new column i is the old order[i]. order:
-        [n_cols], each column once. Raises TypeError, ValueError, MemoryError."""
+        [n_cols], each column once. What was wanted is left out. Raises TypeError, ValueError, MemoryError."""
 
     def shrink(self, other: InputSums) -> float:
         """How much of this gram's off-diagonal is chance, judged by another text's: as

@@ -10,21 +10,30 @@ static size_t gram_bytes(const lmd_input_sums *self) {
     return (size_t)self->n_cols * (size_t)self->n_cols * sizeof *self->gram;
 }
 
-lmd_status lmd_input_sums_new(int32_t n_cols, bool has_gram, lmd_input_sums **out,
-                              lmd_err *err) {
+static size_t wanted_bytes(const lmd_input_sums *self) {
+    return (size_t)self->n_wanted * (size_t)self->n_cols * sizeof *self->wanted;
+}
+
+lmd_status lmd_input_sums_new(int32_t n_cols, bool has_gram, int32_t n_wanted,
+                              lmd_input_sums **out, lmd_err *err) {
     if (n_cols < 1)
         return lmd_fail(err, LMD_INVALID, "n_cols must be at least 1, not %d", n_cols);
+    if (n_wanted < 0)
+        return lmd_fail(err, LMD_INVALID, "n_wanted must be at least 0, not %d", n_wanted);
     lmd_input_sums *self = lmd_calloc(1, sizeof *self);
     if (!self) return lmd_no_memory(err, "sums of inputs");
     const size_t n = (size_t)n_cols;
     self->n_cols = n_cols;
+    self->n_wanted = n_wanted;
     self->squares = lmd_calloc(n, sizeof *self->squares);
     self->absolute = lmd_calloc(n, sizeof *self->absolute);
     self->least = lmd_calloc(n, sizeof *self->least);
     self->most = lmd_calloc(n, sizeof *self->most);
     if (has_gram) self->gram = lmd_alloc_large(gram_bytes(self));
+    if (n_wanted > 0) self->wanted = lmd_alloc_large(wanted_bytes(self));
     const bool has_columns = self->squares && self->absolute && self->least && self->most;
-    if (has_columns && (self->gram || !has_gram)) {
+    const bool has_matrices = (self->gram || !has_gram) && (self->wanted || n_wanted == 0);
+    if (has_columns && has_matrices) {
         for (int32_t i = 0; i < n_cols; i++) {
             self->least[i] = INFINITY;
             self->most[i] = -INFINITY;
@@ -43,6 +52,7 @@ void lmd_input_sums_free(lmd_input_sums *self) {
     lmd_free(self->least);
     lmd_free(self->most);
     if (self->gram) lmd_free_large(self->gram, gram_bytes(self));
+    if (self->wanted) lmd_free_large(self->wanted, wanted_bytes(self));
     lmd_free(self);
 }
 
@@ -92,6 +102,14 @@ lmd_status lmd_input_sums_add(lmd_input_sums *self, const lmd_compute *compute, 
     return self->gram ? lmd_gram_add(compute, rows, n, self->n_cols, self->gram, err) : LMD_OK;
 }
 
+lmd_status lmd_input_sums_add_wanted(lmd_input_sums *self, const lmd_compute *compute,
+                                     const float *wanted, const float *rows, int32_t n,
+                                     lmd_err *err) {
+    const lmd_operand left = {wanted, self->n_wanted, 1, self->n_wanted, n};
+    const lmd_operand right = {rows, self->n_cols, 1, self->n_cols, n};
+    return lmd_product_add(compute, &left, &right, self->wanted, err);
+}
+
 const float *lmd_input_sums_gram(lmd_input_sums *self) {
     if (self->gram) lmd_mirror(self->gram, self->n_cols);
     return self->gram;
@@ -120,7 +138,7 @@ lmd_status lmd_input_sums_in_order(lmd_input_sums *self, const int32_t *order,
     const int32_t n = self->n_cols;
     lmd_input_sums *made;
     LMD_TRY(check_order(order, n, err));
-    LMD_TRY(lmd_input_sums_new(n, self->gram != NULL, &made, err));
+    LMD_TRY(lmd_input_sums_new(n, self->gram != NULL, 0, &made, err));
     const float *gram = lmd_input_sums_gram(self);
     made->n_tokens = self->n_tokens;
     for (int32_t i = 0; i < n; i++) {

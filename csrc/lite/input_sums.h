@@ -16,11 +16,14 @@ typedef struct lmd_input_sums {
     double total, first; /* of x^2, not weighted: of all rows; of each text's first row */
     float *gram; /* [n_cols, n_cols] of weighted rows X^T X, the lower triangle; NULL: not kept
                   */
+    /* What is wanted of each row, such as the output that the linear should have: */
+    int32_t n_wanted; /* columns of it; 0: nothing */
+    float *wanted;    /* [n_wanted, n_cols] of weighted rows Y^T X */
 } lmd_input_sums;
 
 /* LMD_INVALID for less than one column, LMD_NO_MEMORY. */
-lmd_status lmd_input_sums_new(int32_t n_cols, bool has_gram, lmd_input_sums **out,
-                              lmd_err *err);
+lmd_status lmd_input_sums_new(int32_t n_cols, bool has_gram, int32_t n_wanted,
+                              lmd_input_sums **out, lmd_err *err);
 void lmd_input_sums_free(lmd_input_sums *self);
 
 /* Adds rows [n, n_cols], which are weighted in place: row t by the root of weights[t], NULL: 1.
@@ -30,8 +33,14 @@ lmd_status lmd_input_sums_add(lmd_input_sums *self, const lmd_compute *compute, 
                               const double *weights, const int32_t *positions, int32_t n,
                               lmd_err *err);
 
+/* Adds what is wanted [n, n_wanted] of rows [n, n_cols], both weighted already. */
+lmd_status lmd_input_sums_add_wanted(lmd_input_sums *self, const lmd_compute *compute,
+                                     const float *wanted, const float *rows, int32_t n,
+                                     lmd_err *err);
+
 /* New sums of the same rows with their columns in another order: the new column i is the old
- * order[i]. LMD_INVALID where order [n_cols] does not have each column once, LMD_NO_MEMORY. */
+ * order[i]; nothing is wanted of them. LMD_INVALID where order [n_cols] does not have each
+ * column once, LMD_NO_MEMORY. */
 lmd_status lmd_input_sums_in_order(lmd_input_sums *self, const int32_t *order,
                                    lmd_input_sums **out, lmd_err *err);
 

@@ -85,14 +85,17 @@ static layer_step largest_step(const lmd_layer_run *self) {
     }
 }
 
-/* Each column that the decoder keeps takes 4 bytes, and 3 more where it is quantised. */
-static int32_t step_len(const lmd_model_config *config, const bool *keeps) {
+/* Each column that the decoder keeps takes 4 bytes, and 3 more where it is quantised; then
+ * there are the inputs and the stream, as if all were kept, so that every wish has the same
+ * steps. */
+static int32_t step_len(const lmd_model_config *config) {
     const int64_t n_q = (int64_t)config->n_head * config->head_dim;
     const int64_t n_kv = (int64_t)config->n_kv_head * config->head_dim;
     int64_t n_bytes =
-        7 * (2 * (int64_t)config->hidden_dim + 2 * (n_q + n_kv) + config->ffn_dim);
+        7 * (2 * (int64_t)config->hidden_dim + 2 * (n_q + n_kv) + config->ffn_dim) +
+        4 * (int64_t)config->hidden_dim;
     for (int32_t i = 0; i < LMD_INPUT_COUNT; i++)
-        if (keeps[i]) n_bytes += 4 * (int64_t)lmd_input_width(config, i);
+        n_bytes += 4 * (int64_t)lmd_input_width(config, i);
     const int64_t n = STEP_BYTES / n_bytes;
     return n < MIN_STEP_LEN ? MIN_STEP_LEN : n > MAX_STEP_LEN ? MAX_STEP_LEN : (int32_t)n;
 }
@@ -125,6 +128,14 @@ static void see_stream(lmd_layer_run *self, const lmd_seen_rows *rows) {
     if (weights) weigh_tokens(weights + rows->first, rows);
 }
 
+static void see_middle(lmd_layer_run *self, const lmd_seen_rows *rows) {
+    double *weights = self->inputs.weights[LMD_DOWN_INPUT];
+    float *stream = self->inputs.stream;
+    if (weights) weigh_tokens(weights + rows->first, rows);
+    if (stream)
+        copy_rows(stream + (int64_t)rows->first * rows->n_cols, rows->x, rows->n, rows->n_cols);
+}
+
 static void see_input(lmd_layer_run *self, const lmd_seen_rows *rows, int32_t input) {
     float *kept = self->inputs.rows[input];
     if (kept)
@@ -142,17 +153,15 @@ static void see_kv(lmd_layer_run *self, const lmd_seen_rows *rows) {
 
 static void see(void *user, const lmd_seen_rows *rows) {
     lmd_layer_run *self = user;
-    double *weights = self->inputs.weights[LMD_DOWN_INPUT];
     switch ((lmd_place)rows->place) {
     case LMD_PLACE_ATTN_RESIDUAL: see_stream(self, rows); break;
     case LMD_PLACE_QKV: see_input(self, rows, LMD_QKV_INPUT); break;
     case LMD_PLACE_KV: see_kv(self, rows); break;
     case LMD_PLACE_O: see_input(self, rows, LMD_O_INPUT); break;
-    case LMD_PLACE_FFN_RESIDUAL:
-        if (weights) weigh_tokens(weights + rows->first, rows);
-        break;
+    case LMD_PLACE_FFN_RESIDUAL: see_middle(self, rows); break;
     case LMD_PLACE_GATE_UP: see_input(self, rows, LMD_GATE_UP_INPUT); break;
     case LMD_PLACE_DOWN: see_input(self, rows, LMD_DOWN_INPUT); break;
+    case LMD_PLACE_END: break;
     }
 }
 
@@ -176,11 +185,14 @@ static bool add_array(lmd_layer_run *self, void *slot, size_t n, size_t size) {
     return array;
 }
 
-static bool add_inputs(lmd_layer_run *self, const bool *keeps, size_t n) {
+static bool add_inputs(lmd_layer_run *self, const lmd_layer_wish *wish, size_t n) {
+    const size_t hidden_dim = (size_t)self->model->config.hidden_dim;
+    if (wish->stream && !add_array(self, &self->inputs.stream, n * hidden_dim, sizeof(float)))
+        return false;
     for (int32_t i = 0; i < LMD_INPUT_COUNT; i++) {
         const size_t n_cols = (size_t)lmd_input_width(&self->model->config, i);
         const bool is_weighted = i == LMD_O_INPUT || i == LMD_DOWN_INPUT;
-        if (!keeps[i]) continue;
+        if (!wish->inputs[i]) continue;
         if (!add_array(self, &self->inputs.rows[i], n * n_cols, sizeof(float))) return false;
         if (is_weighted && !add_array(self, &self->inputs.weights[i], n, sizeof(double)))
             return false;
@@ -201,13 +213,22 @@ static bool add_plan(lmd_layer_run *self, const layer_step *most) {
            add_array(self, &self->block_ids, (size_t)most->n_blocks, sizeof *self->block_ids);
 }
 
-static lmd_status allocate(lmd_layer_run *self, const bool *keeps, lmd_err *err) {
+/* The last place that has to be seen. */
+static lmd_place last_place(const lmd_layer_wish *wish) {
+    if (wish->whole) return LMD_PLACE_END;
+    if (wish->inputs[LMD_DOWN_INPUT]) return LMD_PLACE_DOWN;
+    if (wish->inputs[LMD_GATE_UP_INPUT]) return LMD_PLACE_GATE_UP;
+    if (wish->stream) return LMD_PLACE_FFN_RESIDUAL;
+    return wish->inputs[LMD_O_INPUT] ? LMD_PLACE_O : LMD_PLACE_QKV;
+}
+
+static lmd_status allocate(lmd_layer_run *self, const lmd_layer_wish *wish, lmd_err *err) {
     const layer_step most = largest_step(self);
     int32_t longest = 1;
     for (int32_t i = 0; i < self->texts.n; i++)
         longest = lmd_max_i32(longest, self->texts.lengths[i]);
     if (most.n_tokens == 0) return LMD_OK;
-    if (!add_inputs(self, keeps, (size_t)most.n_tokens) || !add_plan(self, &most))
+    if (!add_inputs(self, wish, (size_t)most.n_tokens) || !add_plan(self, &most))
         return lmd_no_memory(err, "a step of %d tokens", most.n_tokens);
     self->inputs.positions = self->positions;
     const lmd_decoder_config config = {.session_len = longest,
@@ -217,20 +238,20 @@ static lmd_status allocate(lmd_layer_run *self, const bool *keeps, lmd_err *err)
                                        .block_len = BLOCK_LEN,
                                        .k_bits = 16,
                                        .v_bits = 16,
-                                       .observer = {see, self}};
+                                       .observer = {see, self},
+                                       .last_place = (int32_t)last_place(wish)};
     return lmd_decoder_new(self->model, &config, &self->executor, err);
 }
 
 lmd_status lmd_layer_run_new(const lmd_model *model, lmd_texts texts,
-                             const bool keeps[LMD_INPUT_COUNT], lmd_layer_run **out,
-                             lmd_err *err) {
+                             const lmd_layer_wish *wish, lmd_layer_run **out, lmd_err *err) {
     LMD_TRY(check(model, texts, err));
     lmd_layer_run *self = lmd_calloc(1, sizeof *self);
     if (!self) return lmd_no_memory(err, "a run of a layer");
     self->model = model;
     self->texts = texts;
-    self->step_len = step_len(&model->config, keeps);
-    const lmd_status status = allocate(self, keeps, err);
+    self->step_len = step_len(&model->config);
+    const lmd_status status = allocate(self, wish, err);
     if (status != LMD_OK)
         lmd_layer_run_free(self);
     else

@@ -37,26 +37,34 @@ typedef struct lmd_texts {
  * normed, and of attention each token counts 1. */
 typedef struct lmd_layer_inputs {
     int32_t n_tokens;
-    const int32_t *positions;         /* [n_tokens] of each token in its text */
-    float *rows[LMD_INPUT_COUNT];     /* [n_tokens, width]; NULL: not kept */
+    const int32_t *positions;     /* [n_tokens] of each token in its text */
+    float *rows[LMD_INPUT_COUNT]; /* [n_tokens, width]; NULL: not kept */
+    float *stream; /* [n_tokens, hidden_dim] the residual stream between attention and the
+                      feed-forward part; NULL: not kept */
     double *weights[LMD_INPUT_COUNT]; /* [n_tokens] what each token counts; NULL: 1 */
 } lmd_layer_inputs;
 
+/* What a run is for. */
+typedef struct lmd_layer_wish {
+    bool inputs[LMD_INPUT_COUNT], stream; /* to be kept */
+    bool whole; /* false: the layer ends where the last of these was seen, and the hidden states
+                   stay what they were */
+} lmd_layer_wish;
+
 typedef struct lmd_layer_run lmd_layer_run;
 
-/* Prepares to take texts through a model of one layer, which must outlive the run. keeps: the
- * inputs whose rows a step leaves. Steps have at most 2048 tokens, and fewer of a wide layer,
- * so that what one takes is about 256 MiB however many texts there are. LMD_INVALID,
- * LMD_UNSUPPORTED for a device other than the CPU, LMD_NO_MEMORY. */
+/* Prepares to take texts through a model of one layer, which must outlive the run. Steps have
+ * at most 2048 tokens, and fewer of a wide layer, so that what one takes is about 256 MiB
+ * however many texts there are. LMD_INVALID, LMD_UNSUPPORTED for a device other than the CPU,
+ * LMD_NO_MEMORY. */
 lmd_status lmd_layer_run_new(const lmd_model *model, lmd_texts texts,
-                             const bool keeps[LMD_INPUT_COUNT], lmd_layer_run **out,
-                             lmd_err *err);
+                             const lmd_layer_wish *wish, lmd_layer_run **out, lmd_err *err);
 void lmd_layer_run_free(lmd_layer_run *self);
 
 /* Replaces the hidden states [n_tokens, hidden_dim] of the next tokens, in the order of the
- * texts, by those after the layer. out: is the run's, may be written, and valid until its next
- * step; n_tokens 0: no token was left. Runs of the same texts through models of the same shape
- * have the same steps. */
+ * texts, by those after the layer, if it is run whole. out: is the run's, may be written, and
+ * valid until its next step; n_tokens 0: no token was left. Runs of the same texts through
+ * models of the same shape have the same steps. */
 lmd_status lmd_layer_run_step(lmd_layer_run *self, float *hidden, lmd_layer_inputs *out,
                               lmd_err *err);
 

@@ -4,16 +4,16 @@
 lmd_status lmd_layer_sums_new(const lmd_model *model, lmd_texts texts,
                               lmd_input_sums *const sums[LMD_INPUT_COUNT], lmd_layer_run **out,
                               lmd_err *err) {
-    bool keeps[LMD_INPUT_COUNT];
+    lmd_layer_wish wish = {.whole = true};
     for (int32_t i = 0; i < LMD_INPUT_COUNT; i++) {
         const int32_t width = lmd_input_width(&model->config, i);
-        keeps[i] = sums[i] != NULL;
+        wish.inputs[i] = sums[i] != NULL;
         if (sums[i] && sums[i]->n_cols != width)
             return lmd_fail(err, LMD_INVALID,
                             "sums %d have %d columns; the layer's input has %d", i,
                             sums[i]->n_cols, width);
     }
-    return lmd_layer_run_new(model, texts, keeps, out, err);
+    return lmd_layer_run_new(model, texts, &wish, out, err);
 }
 
 lmd_status lmd_layer_sums_step(lmd_layer_run *run, const lmd_compute *compute, float *hidden,

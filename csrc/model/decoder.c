@@ -30,13 +30,15 @@ typedef struct decoder {
     int32_t n_plans;
     size_t kv_block_bytes;
     lmd_observer observer;
+    int32_t last_place;
     char kv_layout[64]; /* the backend's name for it, with what a block's form depends on */
 } decoder;
 
-static void show(decoder *self, lmd_buffer *buffer, int32_t layer, lmd_place place) {
-    if (!self->observer.see) return;
-    self->model->backend->ops->observe(self->workspace, buffer, layer, (int32_t)place,
-                                       &self->observer);
+/* Shows a buffer to the observer, if there is one. True: the layer ends here. */
+static bool show(decoder *self, lmd_buffer *buffer, int32_t layer, int32_t place) {
+    if (!self->observer.see) return false;
+    self->model->backend->ops->observe(self->workspace, buffer, layer, place, &self->observer);
+    return place == self->last_place;
 }
 
 static void decode_layer(decoder *self, int32_t i) {
@@ -45,9 +47,9 @@ static void decode_layer(decoder *self, int32_t i) {
     const float eps = (float)self->model->config.norm_eps;
     lmd_workspace *workspace = self->workspace;
 
-    show(self, self->residual, i, LMD_PLACE_ATTN_RESIDUAL);
+    if (show(self, self->residual, i, LMD_PLACE_ATTN_RESIDUAL)) return;
     ops->add_norm(workspace, self->residual, layer->attn_norm, eps, self->norm);
-    show(self, self->norm, i, LMD_PLACE_QKV);
+    if (show(self, self->norm, i, LMD_PLACE_QKV)) return;
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->qkv, /* one matrix: q, k, v */
                                               .bias = layer->qkv_bias,
                                               .in = self->norm,
@@ -60,23 +62,23 @@ static void decode_layer(decoder *self, int32_t i) {
                                                     .k_norm = layer->k_norm,
                                                     .norm_eps = eps,
                                                     .out = self->attn});
-    show(self, self->qkv, i, LMD_PLACE_KV);
-    show(self, self->attn, i, LMD_PLACE_O);
+    if (show(self, self->qkv, i, LMD_PLACE_KV)) return;
+    if (show(self, self->attn, i, LMD_PLACE_O)) return;
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->o,
                                               .bias = layer->o_bias,
                                               .in = self->attn,
                                               .out = self->residual, /* += */
                                               .epilogue = LMD_EPILOGUE_ADD});
 
-    show(self, self->residual, i, LMD_PLACE_FFN_RESIDUAL);
+    if (show(self, self->residual, i, LMD_PLACE_FFN_RESIDUAL)) return;
     ops->add_norm(workspace, self->residual, layer->ffn_norm, eps, self->norm);
-    show(self, self->norm, i, LMD_PLACE_GATE_UP);
+    if (show(self, self->norm, i, LMD_PLACE_GATE_UP)) return;
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->gate_up, /* silu(gate) * up */
                                               .bias = layer->gate_up_bias,
                                               .in = self->norm,
                                               .out = self->ffn,
                                               .epilogue = LMD_EPILOGUE_SILU_MUL});
-    show(self, self->ffn, i, LMD_PLACE_DOWN);
+    if (show(self, self->ffn, i, LMD_PLACE_DOWN)) return;
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->down,
                                               .bias = layer->down_bias,
                                               .in = self->ffn,
@@ -103,7 +105,8 @@ static lmd_status decoder_submit(lmd_executor *executor, const lmd_plan *plan, l
     ops->step_begin(self->workspace, plan);
     ops->embed(self->workspace, model->embed, self->residual);
     for (int32_t i = 0; i < model->config.n_layer; i++) decode_layer(self, i);
-    show(self, self->residual, model->config.n_layer, LMD_PLACE_ATTN_RESIDUAL);
+    if (self->last_place == LMD_PLACE_END)
+        show(self, self->residual, model->config.n_layer, LMD_PLACE_ATTN_RESIDUAL);
     if (plan->n_logits_rows > 0 && plan->n_logits_rows <= self->max_logits_rows)
         make_logits(self, 0, plan->n_logits_rows);
     return LMD_OK;
@@ -274,6 +277,7 @@ static lmd_status allocate(decoder *self, const lmd_decoder_config *config, lmd_
         return lmd_fail(err, LMD_UNSUPPORTED, "device %s shows no activations; the CPU does",
                         ops->name);
     self->observer = config->observer;
+    self->last_place = config->last_place;
     self->max_logits_rows = wanted.max_logits_rows;
     self->kv_block_bytes = ops->kv_block_bytes(&wanted);
     snprintf(self->kv_layout, sizeof self->kv_layout, "%s k%d v%d block %d", ops->kv_layout,

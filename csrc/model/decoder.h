@@ -15,6 +15,7 @@ typedef struct lmd_decoder_config {
     bool fast_activations;  /* 4-bit weights may meet 8-bit activations */
     bool batch_invariant;   /* see lmd_workspace_config */
     lmd_observer observer; /* sees what the linears of each layer read; see NULL: nobody does */
+    int32_t last_place;    /* of an observed model: its layers end where this was shown */
 } lmd_decoder_config;
 
 /* What an observer is shown in each layer, in this order; the residual stream after the last
@@ -26,7 +27,8 @@ typedef enum lmd_place {
     LMD_PLACE_O,
     LMD_PLACE_FFN_RESIDUAL, /* the residual stream before the feed-forward part */
     LMD_PLACE_GATE_UP,
-    LMD_PLACE_DOWN
+    LMD_PLACE_DOWN,
+    LMD_PLACE_END /* is not shown */
 } lmd_place;
 
 /* Allocates KV and buffers for one engine. The model must outlive the executor. */

@@ -95,6 +95,17 @@ static PyObject *sums_gram(PyObject *obj, PyObject *unused) {
     return result;
 }
 
+static PyObject *sums_wanted(PyObject *obj, PyObject *unused) {
+    (void)unused;
+    lmd_input_sums *sums = lmd_py_input_sums_borrow(Py_TYPE(obj), obj, "the object");
+    if (!sums) return NULL;
+    const npy_intp dims[2] = {sums->n_wanted, sums->n_cols};
+    PyObject *result =
+        sums->wanted ? new_array(2, dims, NPY_FLOAT, sums->wanted) : Py_NewRef(Py_None);
+    lmd_py_input_sums_give_back(obj);
+    return result;
+}
+
 typedef struct shrink_args {
     PyObject *other;
 } shrink_args;
@@ -193,13 +204,14 @@ static PyObject *sums_in_order(PyObject *obj, PyObject *args, PyObject *kwargs) 
 /* ---- the type ---- */
 
 typedef struct new_args {
-    int32_t n_cols;
+    int32_t n_cols, n_wanted;
     bool gram;
 } new_args;
 
 static const lmd_py_field new_fields[] = {
     {"n_cols", lmd_py_int32, offsetof(new_args, n_cols)},
     {"gram", lmd_py_flag, offsetof(new_args, gram)},
+    {"n_wanted", lmd_py_int32, offsetof(new_args, n_wanted)},
     {NULL, NULL, 0},
 };
 
@@ -211,7 +223,8 @@ static PyObject *sums_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     Py_DECREF(values);
     lmd_input_sums *sums;
     lmd_err err;
-    const lmd_status status = lmd_input_sums_new(call.n_cols, call.gram, &sums, &err);
+    const lmd_status status =
+        lmd_input_sums_new(call.n_cols, call.gram, call.n_wanted, &sums, &err);
     return lmd_py_check(status, &err) < 0 ? NULL : object_of(type, sums);
 }
 
@@ -254,6 +267,8 @@ static PyMethodDef sums_methods[] = {
     {"largest", sums_largest, METH_NOARGS, "largest() -> array\n\nThe largest |x|."},
     {"gram", sums_gram, METH_NOARGS,
      "gram() -> array or None\n\nThe sum of x^T x over the weighted rows."},
+    {"wanted", sums_wanted, METH_NOARGS,
+     "wanted() -> array or None\n\nThe sum of y^T x over the weighted rows."},
     {"shrink", (PyCFunction)(void (*)(void))sums_shrink, METH_VARARGS | METH_KEYWORDS,
      "shrink(other) -> float\n\nHow much of the gram's off-diagonal is chance, by another "
      "text's."},
@@ -267,7 +282,8 @@ static PyType_Slot sums_slots[] = {
     {Py_tp_dealloc, sums_dealloc},
     {Py_tp_methods, sums_methods},
     {Py_tp_getset, sums_getset},
-    {Py_tp_doc, "InputSums(n_cols, gram=True)\n\nWhat a linear reads, summed over tokens."},
+    {Py_tp_doc,
+     "InputSums(n_cols, gram=True, n_wanted=0)\n\nWhat a linear reads, summed over tokens."},
     {0, NULL},
 };
 

@@ -119,6 +119,10 @@ static PyObject *quantizer_run_layer(PyObject *obj, PyObject *args, PyObject *kw
     return call_method(obj, lmd_py_run_layer, args, kwargs);
 }
 
+static PyObject *quantizer_run_pair(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    return call_method(obj, lmd_py_run_pair, args, kwargs);
+}
+
 /* ---- the type ---- */
 
 typedef struct new_args {
@@ -181,6 +185,9 @@ static PyMethodDef quantizer_methods[] = {
      "run_layer(model, hidden, lengths, sums=None) -> array\n\nHidden states after a model's "
      "layer, "
      "whose inputs go into sums."},
+    {"run_pair", KEYWORDS(quantizer_run_pair),
+     "run_pair(original, drifted, hidden, drifted_hidden, lengths, input, sums) -> array\n\n"
+     "What a linear of a drifted model reads, and what is wanted of it, go into sums."},
     {NULL, NULL, 0, NULL},
 };
 

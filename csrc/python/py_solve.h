@@ -18,5 +18,8 @@ PyObject *lmd_py_output_errors(PyObject *self, lmd_threads *threads, PyObject *a
 /* run_layer(model, hidden, lengths, sums) */
 PyObject *lmd_py_run_layer(PyObject *self, lmd_threads *threads, PyObject *args,
                            PyObject *kwargs);
+/* run_pair(original, drifted, hidden, drifted_hidden, lengths, input, sums) */
+PyObject *lmd_py_run_pair(PyObject *self, lmd_threads *threads, PyObject *args,
+                          PyObject *kwargs);
 
 #endif

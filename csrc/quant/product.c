@@ -14,16 +14,9 @@ enum {
     FACTOR_BLOCK = 96
 };
 
-/* n columns of element(k, column) = a[k * row_stride + column * column_stride], k < depth. */
-typedef struct operand {
-    const float *a;
-    int64_t row_stride, column_stride;
-    int32_t n, depth;
-} operand;
-
 /* Copies `width` columns as the kernels read them: [depth][width], with zeros after the last.
  */
-static void pack_panel(const operand *from, int32_t panel, int32_t width, float *out) {
+static void pack_panel(const lmd_operand *from, int32_t panel, int32_t width, float *out) {
     const int32_t begin = panel * width, n = lmd_min_i32(width, from->n - begin);
     const float *a = from->a + begin * from->column_stride;
     for (int32_t k = 0; k < from->depth; k++, a += from->row_stride, out += width) {
@@ -32,22 +25,19 @@ static void pack_panel(const operand *from, int32_t panel, int32_t width, float 
     }
 }
 
-/* out[i][j] += the sum over k of left(k, i) * right(k, j), where i >= j. */
-typedef struct lower_product {
+/* out[i][j] += the sum over k of left(k, i) * right(k, j), where j <= i + beyond. */
+typedef struct product {
     const lmd_matrix_kernels *kernels;
-    operand left, right; /* of equal n and depth */
+    lmd_operand left, right; /* of equal depth */
+    int32_t beyond;          /* 0: the lower triangle; right.n: all */
     float *out;
     int64_t stride;
     float *left_panels, *right_panels;
-} lower_product;
-
-static int32_t n_panels(const lower_product *self, int32_t width) {
-    return lmd_ceil_div(self->left.n, width);
-}
+} product;
 
 static void pack_left(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                       bool is_first) {
-    const lower_product *self = arg;
+    const product *self = arg;
     const int32_t width = self->kernels->tile_rows;
     (void)stage, (void)thread_idx, (void)is_first;
     pack_panel(&self->left, item, width,
@@ -56,7 +46,7 @@ static void pack_left(void *arg, const lmd_stage *stage, int32_t item, int32_t t
 
 static void pack_right(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                        bool is_first) {
-    const lower_product *self = arg;
+    const product *self = arg;
     const int32_t width = self->kernels->tile_cols;
     (void)stage, (void)thread_idx, (void)is_first;
     pack_panel(&self->right, item, width,
@@ -64,12 +54,12 @@ static void pack_right(void *arg, const lmd_stage *stage, int32_t item, int32_t 
 }
 
 /* One tile; of one at an edge, the part that exists. */
-static void multiply_tile(const lower_product *self, int32_t row_panel, int32_t col_panel) {
+static void multiply_tile(const product *self, int32_t row_panel, int32_t col_panel) {
     const lmd_matrix_kernels *kernels = self->kernels;
-    const int32_t n = self->left.n, depth = self->left.depth;
+    const int32_t depth = self->left.depth;
     const int32_t row = row_panel * kernels->tile_rows, col = col_panel * kernels->tile_cols;
-    const int32_t n_rows = lmd_min_i32(kernels->tile_rows, n - row);
-    const int32_t n_cols = lmd_min_i32(kernels->tile_cols, n - col);
+    const int32_t n_rows = lmd_min_i32(kernels->tile_rows, self->left.n - row);
+    const int32_t n_cols = lmd_min_i32(kernels->tile_cols, self->right.n - col);
     const float *left = self->left_panels + (int64_t)row * depth;
     const float *right = self->right_panels + (int64_t)col * depth;
     float *out = self->out + row * self->stride + col;
@@ -87,62 +77,71 @@ static void multiply_tile(const lower_product *self, int32_t row_panel, int32_t 
                (size_t)n_cols * sizeof *tile);
 }
 
-/* Some rows of tiles, the longest first, up to the diagonal. */
+/* Some rows of tiles; of a triangle the longest first. */
 static void multiply_rows(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
                           bool is_first) {
-    const lower_product *self = arg;
+    const product *self = arg;
     const int32_t tile_rows = self->kernels->tile_rows, tile_cols = self->kernels->tile_cols;
     const int32_t begin = (stage->n_items - 1 - item) * ROW_PANELS;
-    const int32_t end = lmd_min_i32(begin + ROW_PANELS, n_panels(self, tile_rows));
+    const int32_t end = lmd_min_i32(begin + ROW_PANELS, lmd_ceil_div(self->left.n, tile_rows));
     (void)thread_idx, (void)is_first;
-    const int32_t n_cols = lmd_min_i32(end * tile_rows, self->left.n);
+    const int32_t n_cols = lmd_min_i32(end * tile_rows + self->beyond, self->right.n);
     for (int32_t col = 0; col * tile_cols < n_cols; col++)
         for (int32_t row = begin; row < end; row++)
-            if (col * tile_cols < (row + 1) * tile_rows) multiply_tile(self, row, col);
+            if (col * tile_cols < (row + 1) * tile_rows + self->beyond)
+                multiply_tile(self, row, col);
 }
 
-static size_t panel_bytes(const lower_product *self, int32_t width) {
-    return (size_t)n_panels(self, width) * (size_t)width *
-           (size_t)lmd_min_i32(self->left.depth, DEPTH) * sizeof(float);
+static size_t panel_bytes(const lmd_operand *operand, int32_t width) {
+    return (size_t)lmd_ceil_div(operand->n, width) * (size_t)width *
+           (size_t)lmd_min_i32(operand->depth, DEPTH) * sizeof(float);
 }
 
-static void multiply_slice(lower_product *self, lmd_threads *threads) {
-    const int32_t n_rows = n_panels(self, self->kernels->tile_rows);
+static void multiply_slice(product *self, lmd_threads *threads) {
+    const int32_t n_rows = lmd_ceil_div(self->left.n, self->kernels->tile_rows);
     lmd_stage stages[] = {
         {.run = pack_left, .n_items = n_rows},
-        {.run = pack_right, .n_items = n_panels(self, self->kernels->tile_cols)},
+        {.run = pack_right, .n_items = lmd_ceil_div(self->right.n, self->kernels->tile_cols)},
         {.run = multiply_rows, .n_items = lmd_ceil_div(n_rows, ROW_PANELS)},
     };
     lmd_threads_run(threads, stages, sizeof *stages, sizeof stages / sizeof *stages, self);
 }
 
 /* Adds a slice of DEPTH after the other. */
-static lmd_status add_lower_product(const lmd_compute *compute, lower_product product,
-                                    lmd_err *err) {
-    const int32_t depth = product.left.depth;
-    product.kernels = compute->kernels;
-    const size_t left_bytes = panel_bytes(&product, product.kernels->tile_rows);
-    const size_t right_bytes = panel_bytes(&product, product.kernels->tile_cols);
-    product.left_panels = lmd_alloc_large(left_bytes);
-    product.right_panels = lmd_alloc_large(right_bytes);
-    const bool has_room = product.left_panels && product.right_panels;
+static lmd_status add(const lmd_compute *compute, product job, lmd_err *err) {
+    const int32_t depth = job.left.depth;
+    job.kernels = compute->kernels;
+    const size_t left_bytes = panel_bytes(&job.left, job.kernels->tile_rows);
+    const size_t right_bytes = panel_bytes(&job.right, job.kernels->tile_cols);
+    job.left_panels = lmd_alloc_large(left_bytes);
+    job.right_panels = lmd_alloc_large(right_bytes);
+    const bool has_room = job.left_panels && job.right_panels;
     for (int32_t k = 0; has_room && k < depth; k += DEPTH) {
-        product.left.depth = product.right.depth = lmd_min_i32(DEPTH, depth - k);
-        multiply_slice(&product, compute->threads);
-        product.left.a += DEPTH * product.left.row_stride;
-        product.right.a += DEPTH * product.right.row_stride;
+        job.left.depth = job.right.depth = lmd_min_i32(DEPTH, depth - k);
+        multiply_slice(&job, compute->threads);
+        job.left.a += DEPTH * job.left.row_stride;
+        job.right.a += DEPTH * job.right.row_stride;
     }
-    lmd_free_large(product.left_panels, left_bytes);
-    lmd_free_large(product.right_panels, right_bytes);
+    lmd_free_large(job.left_panels, left_bytes);
+    lmd_free_large(job.right_panels, right_bytes);
     return has_room ? LMD_OK : lmd_no_memory(err, "a product of matrices");
 }
 
 lmd_status lmd_gram_add(const lmd_compute *compute, const float *x, int32_t n_rows,
                         int32_t n_cols, float *gram, lmd_err *err) {
-    const operand columns = {x, n_cols, 1, n_cols, n_rows};
-    return add_lower_product(
+    const lmd_operand columns = {x, n_cols, 1, n_cols, n_rows};
+    return add(compute,
+               (product){.left = columns, .right = columns, .out = gram, .stride = n_cols},
+               err);
+}
+
+lmd_status lmd_product_add(const lmd_compute *compute, const lmd_operand *left,
+                           const lmd_operand *right, float *out, lmd_err *err) {
+    return add(
         compute,
-        (lower_product){.left = columns, .right = columns, .out = gram, .stride = n_cols}, err);
+        (product){
+            .left = *left, .right = *right, .beyond = right->n, .out = out, .stride = right->n},
+        err);
 }
 
 void lmd_mirror(float *a, int32_t n) {
@@ -199,8 +198,8 @@ static void finish_rows(void *arg, const lmd_stage *stage, int32_t item, int32_t
     const factor *self = arg;
     const int32_t n_rows = self->kernels->tile_rows, n_cols = self->kernels->tile_cols;
     const int32_t begin = self->first + self->width, width = self->width;
-    const operand below = {self->a + (int64_t)begin * self->n + self->first, 1, self->n,
-                           self->n - begin, width};
+    const lmd_operand below = {self->a + (int64_t)begin * self->n + self->first, 1, self->n,
+                               self->n - begin, width};
     float panel[FACTOR_BLOCK * LMD_MAX_TILE_ROWS];
     (void)stage, (void)thread_idx, (void)is_first;
     pack_panel(&below, item, n_rows, panel);
@@ -222,22 +221,22 @@ static void finish_rows(void *arg, const lmd_stage *stage, int32_t item, int32_t
 static lmd_status finish_block(const lmd_compute *compute, factor *self, lmd_err *err) {
     const int32_t begin = self->first + self->width, n_below = self->n - begin;
     if (n_below == 0) return LMD_OK;
-    const operand inverse = {self->inverse, FACTOR_BLOCK, 1, self->width, self->width};
+    const lmd_operand inverse = {self->inverse, FACTOR_BLOCK, 1, self->width, self->width};
     const int32_t n_cols = self->kernels->tile_cols;
     for (int32_t i = 0; i * n_cols < self->width; i++)
         pack_panel(&inverse, i, n_cols, self->inverse_panels + i * n_cols * self->width);
     lmd_stage stage = {.run = finish_rows,
                        .n_items = lmd_ceil_div(n_below, self->kernels->tile_rows)};
     lmd_threads_run(compute->threads, &stage, sizeof stage, 1, self);
-    const operand below = {self->a + (int64_t)begin * self->n + self->first, 1, self->n,
-                           n_below, self->width};
-    const operand negative = {self->negative, 1, self->width, n_below, self->width};
-    return add_lower_product(compute,
-                             (lower_product){.left = negative,
-                                             .right = below,
-                                             .out = self->a + (int64_t)begin * self->n + begin,
-                                             .stride = self->n},
-                             err);
+    const lmd_operand below = {self->a + (int64_t)begin * self->n + self->first, 1, self->n,
+                               n_below, self->width};
+    const lmd_operand negative = {self->negative, 1, self->width, n_below, self->width};
+    return add(compute,
+               (product){.left = negative,
+                         .right = below,
+                         .out = self->a + (int64_t)begin * self->n + begin,
+                         .stride = self->n},
+               err);
 }
 
 lmd_status lmd_cholesky(const lmd_compute *compute, float *a, int32_t n, lmd_err *err) {

@@ -15,6 +15,18 @@ typedef struct lmd_compute {
     lmd_threads *threads;
 } lmd_compute;
 
+/* A matrix whose columns are multiplied: element(k, column) is a[k * row_stride +
+ * column * column_stride], k < depth, column < n. */
+typedef struct lmd_operand {
+    const float *a;
+    int64_t row_stride, column_stride;
+    int32_t n, depth;
+} lmd_operand;
+
+/* Adds left^T right to out [left.n, right.n]; both have the same depth. LMD_NO_MEMORY. */
+lmd_status lmd_product_add(const lmd_compute *compute, const lmd_operand *left,
+                           const lmd_operand *right, float *out, lmd_err *err);
+
 /* Adds X^T X to the lower triangle of gram [n_cols, n_cols]; what is above it is undefined.
  * X [n_rows, n_cols]. LMD_NO_MEMORY. */
 lmd_status lmd_gram_add(const lmd_compute *compute, const float *x, int32_t n_rows,

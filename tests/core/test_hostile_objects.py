@@ -234,6 +234,17 @@ ROWS: dict[str, Values] = {
         "lengths": [2],
         "sums": None,
     },
+    "Quantizer.run_pair": lambda world: {
+        "original": one_layer(world),
+        "drifted": one_layer(world),
+        "hidden": np.ones((2, world.checkpoint.config["hidden_dim"]), np.float32),
+        "drifted_hidden": np.ones((2, world.checkpoint.config["hidden_dim"]), np.float32),
+        "lengths": [2],
+        "input": 0,
+        "sums": _C.InputSums(
+            world.checkpoint.config["hidden_dim"], n_wanted=world.checkpoint.config["hidden_dim"]
+        ),
+    },
     "Quantizer.solve": lambda world: {
         "weight": np.ones((2, 32), np.float32), "sums": some_sums(), "group_size": 32,
     },
@@ -244,6 +255,7 @@ ROWS: dict[str, Values] = {
     "InputSums.most": nothing,
     "InputSums.largest": nothing,
     "InputSums.gram": nothing,
+    "InputSums.wanted": nothing,
     "InputSums.in_order": lambda world: {"order": np.arange(32)},
     "InputSums.shrink": lambda world: {"other": some_sums()},
     "dequantize": lambda world: {"spec": world.gguf.specs[0]},
@@ -278,7 +290,7 @@ def is_too_much(name: str, argument: str, value: Any) -> bool:
     """What would be allocated and read, or waited for."""
     if (name, argument) == ("read_bandwidth", "n_bytes"):
         return type(value) is int and 2**30 < value < 2**40
-    if (name, argument) == ("InputSums", "n_cols"):
+    if name == "InputSums" and argument in ("n_cols", "n_wanted"):
         return type(value) is int and value > 2**14
     if (name, argument) in {("Poller.wait", "timeout"), ("read_bandwidth", "seconds")}:
         is_negative = type(value) in (int, float) and value <= 0
