@@ -571,7 +571,8 @@ class Quantizer:
 
 class InputSums:
     """What a linear reads, summed over tokens. gram: with the products of columns, which are
-    n_cols**2 floats. n_wanted: numbers that are wanted of each row, whose products with it are kept.
+    n_cols**2 floats. n_wanted: numbers that are wanted of each row, whose products with the row are
+    kept.
 
     n_cols: columns. n_tokens: rows that were added. One call at a time uses an object: RuntimeError
     else. Raises ValueError, MemoryError."""
@@ -605,12 +606,13 @@ class InputSums:
         """A copy of the sum of x^T x over the weighted rows, [n_cols, n_cols]; None: not kept."""
 
     def wanted(self) -> NDArray[np.float32] | None:
-        """A copy of the sum of y^T x over the weighted rows, y being what is wanted of x: [n_wanted,
-        n_cols]; None: not kept."""
+        """A copy of the sum of y^T x over the weighted rows, y being what is wanted of x:
+        [n_wanted, n_cols]; None: not kept."""
 
     def in_order(self, order: ArrayLike) -> InputSums:
         """New sums with the columns in another order: the new column i is the old order[i]. order:
-        [n_cols], each column once. What was wanted is left out. Raises TypeError, ValueError, MemoryError."""
+        [n_cols], each column once. What was wanted is left out. Raises TypeError, ValueError,
+        MemoryError."""
 
     def shrink(self, other: InputSums) -> float:
         """How much of this gram's off-diagonal is chance, judged by another text's: as

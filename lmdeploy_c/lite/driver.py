@@ -23,11 +23,12 @@ from ..version import __version__
 from . import calibration_data, held_out, rewrite
 from . import mixed as mixing
 from .floats import as_dtype
-from .layers import Layers, LayerSums, input_of, layer_of
+from .layers import Layers, layer_of
 from .packing import Codes, Scheme
-from .recipe import METHODS, LayerQuantizer, LayerResult, Recipe, bits_name
+from .pairs import LayerPairs
+from .recipe import METHODS, LayerQuantizer, LayerResult, Reads, Recipe, bits_name
 from .report import FILE, Report, peak_memory
-from .report_values import LayerReport, LinearReport, channels
+from .report_values import LayerReport, LinearReport
 from .shards import MAX_SHARD_BYTES, Part, Tensor
 from .source import Source
 from .target import Directory, GgufFile, target_of
@@ -79,6 +80,9 @@ class _Job:
                 self._recipe, self._scheme, self._source.checkpoint.config, self._quantizer,
                 wide=self._wide,
             )  # fmt: skip
+            if windows is not None and self._recipe.damp is not None:
+                self._run_pairs(windows, quantise, progress)
+                return
             layers = None
             for layer in range(self.n_layer):
                 is_done = self._unfinished.has(layer)
@@ -92,23 +96,49 @@ class _Job:
                     sums = layers.run(layer, watch=not is_done, gram=self._recipe.reads_grams)
                 progress(0, f"layer {layer + 1} of {self.n_layer}: quantises")
                 if not is_done:
-                    self._quantise(layer, quantise, sums, began)
+                    self._keep(layer, self._made(layer, quantise, sums), began)
                 progress(self._n_weights([layer]), "")
+
+    def _run_pairs(
+        self, windows: Sequence[Sequence[int]], quantise: LayerQuantizer,
+        progress: Callable[[int, str], object],
+    ) -> None:  # fmt: skip
+        """The layers that are left, each of which reads what those before it have become."""
+        pairs = LayerPairs(
+            self._source, windows, self._quantizer, self._unfinished.folder,
+            num_threads=self._num_threads,
+        )  # fmt: skip
+        first = self._unfinished.n_done()
+        progress(self._n_weights(range(first)), "")
+        if 0 < first < self.n_layer:
+            pairs.load(self._unfinished.states(first))
+        for layer in range(first, self.n_layer):
+            progress(0, f"layer {layer + 1} of {self.n_layer}")
+            began = time.monotonic()
+            pairs.begin(layer)
+            done = self._made(layer, quantise, pairs)
+            pairs.end()
+            pairs.save(self._unfinished.states(layer + 1))
+            self._keep(layer, done, began)
+            self._unfinished.states(layer).unlink(missing_ok=True)
+            progress(self._n_weights([layer]), "")
 
     def _n_weights(self, layers: Sequence[int] | range) -> int:
         shapes = (self._source.tensors[name].shape for i in layers for name in self._linears[i])
         return sum(rows * cols for rows, cols in shapes)
 
-    def _quantise(
-        self, layer: int, quantise: LayerQuantizer, sums: LayerSums | None, began: float
-    ) -> None:
-        names = [name for name in self._source.tensors if layer_of(name) == layer]
-        result = quantise(self._linears[layer], self._source.read, names, sums)
-        linears = tuple(self._facts(linear, sums) for linear in result.reports)
+    def _made(self, layer: int, quantise: LayerQuantizer, reads: Reads | None) -> LayerResult:
+        return quantise(self._linears[layer], self._source.read, self._names(layer), reads)
+
+    def _names(self, layer: int) -> list[str]:
+        return [name for name in self._source.tensors if layer_of(name) == layer]
+
+    def _keep(self, layer: int, result: LayerResult, began: float) -> None:
+        linears = tuple(self._facts(linear) for linear in result.reports)
         wide = [self._packed(name, codes) for name, codes in result.wide.items()]
         self._unfinished.keep(
             layer,
-            self._tensors(names, result),
+            self._tensors(self._names(layer), result),
             {tensor: array for packed in wide for tensor, array in packed.items()},
             LayerReport(linears, time.monotonic() - began, peak_memory()),
         )
@@ -117,23 +147,16 @@ class _Job:
         rows, cols = self._source.tensors[name].shape
         return self._form.n_bytes(scheme, rows, cols)
 
-    def _facts(self, linear: LinearReport, sums: LayerSums | None) -> LinearReport:
+    def _facts(self, linear: LinearReport) -> LinearReport:
         """A report with what is known of the linear besides its errors."""
         rows, cols = self._source.tensors[linear.name].shape
-        linear = replace(
+        return replace(
             linear,
             shape=(rows, cols),
             bits=self._scheme.bits,
             group_size=self._scheme.group_size,
             before_bytes=self._source.n_bytes(linear.name),
             after_bytes=self._n_bytes(linear.name, self._scheme),
-        )
-        if sums is None:
-            return linear
-        read = sums.calibration[input_of(linear.name)]
-        n_outliers, outliers = channels(read)
-        return replace(
-            linear, n_outliers=n_outliers, outliers=outliers, first_token_mass=read.first_token_mass
         )
 
     def _packed(self, name: str, codes: Codes) -> Mapping[Tensor, NDArray[Any]]:
@@ -265,7 +288,8 @@ def quantize(
 
     mixed: a size, "110MB" of the file or "4.5bpw" (bits per weight of the linears, scales and
     zeros included): linears get 8 bits in place of w_bits where that takes away most of the error,
-    as many as the size has room for. In formats "compressed-tensors" and "gguf". evaluate: at the
+    as many as the size has room for. In formats "compressed-tensors" and "gguf". Which they are is
+    known at the end, so that linears do not make up for one another's errors then. evaluate: at the
     end, compares the new model with the original one on texts that no calibration has; both are in
     memory then. Where they do not fit, the report says so.
 
@@ -275,6 +299,8 @@ def quantize(
     """
     source = Source(model)
     recipe, folder = _recipe(method), Path(work_dir)
+    if mixed is not None:
+        recipe = replace(recipe, damp=None)
     if calib_samples == 0:
         calib_dataset = None
     if calib_dataset is None and (recipe.scales or recipe.solver):

@@ -6,7 +6,7 @@ One layer's weights are in memory at once, as the file has them.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -62,11 +62,19 @@ class LayerSums:
 
     calibration: dict[str, InputSums]
     held_out: dict[str, InputSums]
+
+    def read(self, group: str) -> tuple[InputSums, InputSums]:
+        """What the linears of one of INPUTS read: to calibrate by, and held out."""
+        return self.calibration[group], self.held_out[group]
+
+    def put(self, values: Mapping[str, NDArray[np.float32]]) -> None:
+        """Is told what has become of linears: nothing, to the original model's inputs."""
+
     kv: InputSums
 
 
 @dataclass
-class _Texts:
+class Texts:
     """Some texts, all to calibrate by or all held out, and their hidden states."""
 
     idxs: list[int]  # among all texts
@@ -110,14 +118,14 @@ class Layers:
     @staticmethod
     def _embedded(
         table: NDArray[np.float32], windows: Sequence[Sequence[int]], idxs: Sequence[int]
-    ) -> list[_Texts]:
+    ) -> list[Texts]:
         """Some of the windows, cut where MOST_TOKENS are full."""
         ends = np.cumsum([len(windows[i]) for i in idxs])
         runs = groupby(zip(idxs, ends, strict=True), lambda at: at[1] // MOST_TOKENS)
         found = []
         for run in ([i for i, _ in members] for _, members in runs):
             ids = np.concatenate([np.asarray(windows[i], np.int64) for i in run])
-            found.append(_Texts(run, [len(windows[i]) for i in run], table[ids]))
+            found.append(Texts(run, [len(windows[i]) for i in run], table[ids]))
         return found
 
     def _specs(self, layer: int) -> list[TensorSpec]:
@@ -136,9 +144,14 @@ class Layers:
         return specs
 
     def _open(self, layer: int) -> Model:
+        return self._open_with(layer, {})
+
+    def _open_with(self, layer: int, replaced: Mapping[str, TensorSpec]) -> Model:
+        """replaced: tensors that are elsewhere, by their names in a model of this layer alone."""
         from .._C import Model
 
-        return Model(self._config, self._specs(layer), num_threads=self._num_threads)
+        specs = [replaced.get(spec[0], spec) for spec in self._specs(layer)]
+        return Model(self._config, specs, num_threads=self._num_threads)
 
     def new_sums(self, gram: bool) -> dict[str, InputSums]:
         """Sums of nothing, for each input of a layer."""
@@ -167,7 +180,7 @@ class Layers:
         return sums
 
     def _take(
-        self, parts: Sequence[_Texts], model: Model, sums: Sequence[InputSums | None] | None
+        self, parts: Sequence[Texts], model: Model, sums: Sequence[InputSums | None] | None
     ) -> None:
         for texts in parts:
             texts.hidden = self._quantizer.run_layer(model, texts.hidden, texts.lengths, sums)
@@ -182,8 +195,14 @@ class Layers:
 
     def hidden(self) -> list[NDArray[Any]]:
         """The states after the layers that were run, a text each: [n_tokens, hidden]."""
-        found: dict[int, NDArray[np.float32]] = {}
-        for texts in (*self._calibration, *self._held_out):
-            ends = np.cumsum(texts.lengths)
-            found |= zip(texts.idxs, np.split(texts.hidden, ends[:-1]), strict=True)
-        return [found[i] for i in sorted(found)]
+        every = [*self._calibration, *self._held_out]
+        return by_text(every, [texts.hidden for texts in every])
+
+
+def by_text(
+    parts: Sequence[Texts], states: Sequence[NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    found: dict[int, NDArray[np.float32]] = {}
+    for texts, rows in zip(parts, states, strict=True):
+        found |= zip(texts.idxs, np.split(rows, np.cumsum(texts.lengths)[:-1]), strict=True)
+    return [found[i] for i in sorted(found)]

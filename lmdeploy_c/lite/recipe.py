@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import packing, smoothing
+from . import drift, packing, smoothing
 from .floats import check_finite
-from .layers import INPUTS, LayerSums, input_of
-from .report_values import LinearReport
+from .layers import INPUTS, input_of
+from .report_values import LinearReport, channels
 
 if TYPE_CHECKING:
     from .._C import InputSums, Quantizer
@@ -39,13 +39,22 @@ class Solver:
 class Recipe:
     """A method. scales: None, "plain" or "searched" (smoothing.py), alpha: the power of the inputs
     in plain ones; solver: None rounds each weight to its group's grid; search: such a grid is the
-    one with the least error; absmax: it is the one whose largest code is the largest |weight|."""
+    one with the least error; absmax: it is the one whose largest code is the largest |weight|.
+    damp: linears make up for what those before them have changed (drift.py), damped by so much of
+    the mean of H's diagonal; None: each is quantised as if the others were not."""
 
     scales: str | None = None
     solver: Solver | None = None
     search: bool = True
     alpha: float = 0.5
     absmax: bool = False
+    damp: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.damp is not None and self.scales:
+            raise ValueError(
+                "a recipe has scales or damp: linears are corrected too late for scales"
+            )
 
     @property
     def reads_grams(self) -> bool:
@@ -58,7 +67,7 @@ METHODS = {
     "awq": Recipe(scales="plain", search=False),
     "awq-searched": Recipe(scales="searched"),
     "gptq": Recipe(solver=Solver(search=False, ordered=False, rounds=0, shrink=0.0)),
-    "best": Recipe(solver=Solver()),
+    "best": Recipe(solver=Solver(), damp=0.1),
 }
 
 
@@ -73,11 +82,18 @@ class LayerResult:
     reports: list[LinearReport] = field(default_factory=list)
 
 
+class Reads(Protocol):
+    """What linears of a layer read, by INPUTS; and is told what they have become."""
+
+    def read(self, group: str) -> tuple[InputSums, InputSums]: ...
+    def put(self, values: Mapping[str, Array]) -> None: ...
+
+
 class LayerQuantizer:
     """Quantises layers by a recipe.
 
     config: the model's, normalised. wide: a scheme of more bits, in which there shall be codes too:
-    rounded to grids alone, because their errors are small. sums of a layer: None: no calibration.
+    rounded to grids alone, because their errors are small.
     """
 
     def __init__(
@@ -94,12 +110,12 @@ class LayerQuantizer:
 
     def __call__(
         self, linears: Sequence[str], read: Callable[[str], Array], names: Sequence[str],
-        sums: LayerSums | None,
+        reads: Reads | None,
     ) -> LayerResult:  # fmt: skip
         """linears: a layer's, by their tensors' names; names: all of the layer's tensors; read:
-        gives one."""
+        gives one. reads: None: no calibration."""
         result = LayerResult()
-        scales = self._fold(linears, read, names, sums, result) if self._recipe.scales else {}
+        scales = self._fold(linears, read, names, reads, result) if self._recipe.scales else {}
         for group in INPUTS:
             members = [name for name in linears if input_of(name) == group]
             if members:
@@ -107,18 +123,27 @@ class LayerQuantizer:
                 parts = [read(n) if w is None else w for n, w in zip(members, weights, strict=True)]
                 for name, part in zip(members, parts, strict=True):
                     check_finite(name, part)
-                self._quantise(group, members, parts, scales.get(group), sums, result)
+                sums = reads.read(group) if reads else (None, None)
+                weight = np.concatenate(parts) if len(parts) > 1 else parts[0]
+                # A bias is in what the residual stream misses, and no weight can make up for it.
+                has_bias = any(name.removesuffix("weight") + "bias" in names for name in members)
+                if self._recipe.damp is not None and sums[0] and sums[1] and not has_bias:
+                    weight = drift.corrected(weight, group, sums[0], sums[1], self._recipe.damp)
+                ends = np.cumsum([len(part) for part in parts])
+                values = self._quantise(members, weight, ends, scales.get(group), sums, result)
+                if reads:
+                    reads.put(values)
         return result
 
     # ---- scales ----
 
     def _fold(
         self, linears: Sequence[str], read: Callable[[str], Array], names: Sequence[str],
-        sums: LayerSums | None, result: LayerResult,
+        reads: Reads | None, result: LayerResult,
     ) -> dict[str, Array]:  # fmt: skip
         """The columns' scales of each input, divided out of what makes the input: norms, rows of
         weights, biases; these are in result.floats."""
-        if sums is None:
+        if reads is None:
             return {}
         found: dict[str, Array] = {}
         for group in INPUTS:
@@ -126,12 +151,13 @@ class LayerQuantizer:
                 continue
             sources = [n for n in names if smoothing.SOURCES[group].search(n)]
             members = [name for name in linears if input_of(name) == group]
-            is_dead = np.zeros(sums.calibration[group].n_cols, bool)
+            sums = reads.read(group)[0]
+            is_dead = np.zeros(sums.n_cols, bool)
             for name in sources:
                 if "norm" in name:
                     is_dead |= read(name) == 0
             weight = np.concatenate([read(name) for name in members])
-            scales = self._scales(weight, sums.calibration[group], is_dead)
+            scales = self._scales(weight, sums, is_dead)
             for name in sources:
                 value = result.floats.get(name)
                 value = read(name) if value is None else value
@@ -148,13 +174,13 @@ class LayerQuantizer:
     # ---- codes ----
 
     def _quantise(
-        self, group: str, members: Sequence[str], parts: Sequence[Array], scales: Array | None,
-        sums: LayerSums | None, result: LayerResult,
-    ) -> None:  # fmt: skip
-        """The linears of one input, together."""
-        weight = np.concatenate(parts) if len(parts) > 1 else parts[0]
-        ends = np.cumsum([len(part) for part in parts])
-        read, held_out = (s[group] if s else None for s in _both(sums))
+        self, members: Sequence[str], weight: Array, ends: NDArray[np.intp], scales: Array | None,
+        sums: tuple[InputSums | None, InputSums | None], result: LayerResult,
+    ) -> dict[str, Array]:  # fmt: skip
+        """The linears of one input, together: their rows of weight end at `ends`. Gives what they
+        stand for after that, by name."""
+        read, held_out = sums
+        n_outliers, outliers = channels(read) if read else (0, ())
         wide = None
         try:
             made, order = self._in_order(weight, scales, read)
@@ -174,6 +200,7 @@ class LayerQuantizer:
         if scales is not None:
             every = [values / scales for values in every]
         every = [smoothing.values_of(*plain), *every]
+        stand_for = {}
         for name, begin, end in zip(members, [0, *ends[:-1]], ends, strict=True):
             at = slice(begin, end)
             result.codes[name] = packing.Codes(
@@ -186,7 +213,19 @@ class LayerQuantizer:
             if self._wide and wide:
                 result.wide[name] = packing.Codes(self._wide, *(x[at] for x in wide))
                 tried = {bits_name(self._scheme): written, bits_name(self._wide): in_wide[0]}
-            result.reports.append(LinearReport(name, min_max, written, tried))
+            stand_for[name] = every[1][at]
+            result.reports.append(
+                LinearReport(
+                    name,
+                    min_max,
+                    written,
+                    tried,
+                    n_outliers=n_outliers,
+                    outliers=outliers,
+                    first_token_mass=read.first_token_mass if read else 0.0,
+                )
+            )
+        return stand_for
 
     def _in_order(
         self, weight: Array, scales: Array | None, sums: InputSums | None
@@ -257,10 +296,6 @@ def absmax_codes(
     codes = np.divide(groups, steps, out=np.zeros_like(groups), where=steps > 0)
     codes = np.clip(np.rint(codes), 1 - middle, middle - 1).reshape(weight.shape) + middle
     return codes.astype(np.uint8), scales, np.full(scales.shape, middle, np.uint8)
-
-
-def _both(sums: LayerSums | None) -> tuple[dict[str, InputSums] | None, ...]:
-    return (sums.calibration, sums.held_out) if sums else (None, None)
 
 
 def bits_name(scheme: packing.Scheme) -> str:

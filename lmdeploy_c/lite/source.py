@@ -111,6 +111,13 @@ class Source:
         pairs = values.reshape(n_head, config["head_dim"] // 2, 2, -1)
         return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 
+    def as_stored(self, name: str, values: NDArray[np.float32]) -> tuple[str, NDArray[np.float32]]:
+        """The name that a tensor has in the file, and its values in the order of the file."""
+        order = self._in_order_of_heads(name, np.arange(len(values))[:, None]).ravel()
+        rows = np.empty_like(values)
+        rows[order] = values
+        return self._specs[name][0], rows
+
     def read(self, name: str) -> NDArray[np.float32]:
         """A tensor in fp32, exactly as it is stored."""
         from .._C import dequantize

@@ -3,6 +3,7 @@ run leaves, and the next one continues from."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -70,6 +71,14 @@ class Unfinished:
     def has(self, layer: int) -> bool:
         """Whether the layer is done. Its tensors are written last, so that all is there."""
         return self._path(layer).is_file()
+
+    def n_done(self) -> int:
+        """How many layers are done before the first that is not."""
+        return next(layer for layer in itertools.count() if not self.has(layer))
+
+    def states(self, layer: int) -> Path:
+        """The file of the hidden states that a layer begins with."""
+        return self.folder / f"states-{layer:05}.f32"
 
     def keep(
         self, layer: int, tensors: Mapping[Tensor, NDArray[Any]],

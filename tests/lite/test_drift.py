@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from test_calibration import model, norm  # noqa: F401
+from test_calibration import GGUF, model, norm  # noqa: F401
 
 from lmdeploy_c import _C
 from lmdeploy_c.files.checkpoint import open_checkpoint
+from lmdeploy_c.lite import divergence, drift, quantize
+from lmdeploy_c.lite.layers import INPUTS, input_of, layer_of
+from lmdeploy_c.lite.pairs import LayerPairs
+from lmdeploy_c.lite.recipe import METHODS
+from lmdeploy_c.lite.source import Source
 
 Array = NDArray[np.float64]
 
@@ -98,3 +104,91 @@ def test_sums_must_fit(model: Path) -> None:  # noqa: F811
         quantizer.run_pair(layer, layer, states, states, [2], 4, sums)
     with pytest.raises(ValueError, match="drifted_hidden has 3 rows"):
         quantizer.run_pair(layer, layer, states, np.ones((3, width)), [2], 0, sums)
+
+
+@pytest.mark.parametrize("group", ["qkv", "down"])
+@pytest.mark.parametrize("has_held_out", [False, True])
+def test_corrected_weights_solve_a_ridge_regression(group: str, has_held_out: bool) -> None:
+    """The least |Y - V X|^2 + d |V - W|^2, as far along the way from W as held-out tokens say."""
+    rng = np.random.default_rng(6)
+    weight = rng.normal(size=(5, 32)).astype(np.float32)
+
+    def tokens(n: int) -> tuple[Sums, Array, Array]:
+        x = rng.normal(size=(n, 32))
+        y = x + 0.3 * rng.normal(size=x.shape)
+        if group == "down":
+            y = y @ weight.T
+        return Sums(x, y), x, y if group == "down" else y @ weight.T
+
+    (sums, x, y), (held_out, x2, y2) = tokens(200), tokens(60 if has_held_out else 0)
+    damp = 0.1 * float(np.square(x).sum(0).mean())
+    rows = np.concatenate([x, np.sqrt(damp) * np.eye(32)])
+    outputs = np.concatenate([y, np.sqrt(damp) * weight.T])
+    change = np.linalg.lstsq(rows, outputs, rcond=None)[0].T - weight
+    if has_held_out:
+        steps = np.linspace(0, 1, 1001)
+        losses = [np.square(y2 - x2 @ (weight + s * change).T).sum() for s in steps]
+        change *= steps[np.argmin(losses)]
+    got = drift.corrected(weight, group, sums, held_out, 0.1)
+    assert np.abs(got - weight - change).max() < 2e-3 * np.abs(change).max()
+
+
+def test_a_linear_that_no_token_used_stays() -> None:
+    weight, sums = np.ones((2, 32), np.float32), Sums(np.zeros((4, 32)), np.zeros((4, 32)))
+    assert np.array_equal(drift.corrected(weight, "qkv", sums, sums, 0.1), weight)
+
+
+class Sums:
+    """As InputSums has them, of rows x and of what is wanted of them."""
+
+    def __init__(self, x: Array, y: Array) -> None:
+        self._x, self._y, self.n_tokens = x.astype(np.float32), y.astype(np.float32), len(x)
+
+    def gram(self) -> NDArray[np.float32]:
+        return self._x.T @ self._x
+
+    def wanted(self) -> NDArray[np.float32]:
+        return self._y.T @ self._x
+
+
+@pytest.mark.parametrize("is_gguf", [False, True])
+def test_linears_that_stay_the_same_do_not_drift(
+    tmp_path: Path,
+    model: Path,  # noqa: F811
+    is_gguf: bool,
+) -> None:
+    """A GGUF file has the rows of q and k in another order."""
+    source = Source(GGUF if is_gguf else model)
+    pairs = LayerPairs(source, [[1, 2, 3, 4, 5], [6, 7, 8]], _C.Quantizer(1), tmp_path)
+    for layer in range(source.checkpoint.config["n_layer"]):
+        pairs.begin(layer)
+        for group in INPUTS:
+            names = [n for n in source.linears() if layer_of(n) == layer and input_of(n) == group]
+            sums, _ = pairs.read(group)
+            assert sums.n_tokens == 8
+            pairs.put({name: source.read(name) for name in names})
+        pairs.end()
+    drifted = np.concatenate(pairs.drifted())
+    original = np.concatenate(pairs.hidden())
+    assert np.abs(drifted - original).max() < 1e-3 * np.abs(original).max()
+    assert not list(tmp_path.iterdir())
+    pairs.save(tmp_path / "states")
+    other = LayerPairs(source, [[1, 2, 3, 4, 5], [6, 7, 8]], _C.Quantizer(1), tmp_path)
+    other.load(tmp_path / "states")
+    assert np.array_equal(np.concatenate(other.drifted()), drifted)
+    (tmp_path / "states").write_bytes(b"short")
+    with pytest.raises(ValueError, match="reshape"):
+        other.load(tmp_path / "states")
+
+
+def test_best_makes_up_for_drift(tmp_path: Path, model: Path) -> None:  # noqa: F811
+    """The model is nearer to the original one with the correction than without it."""
+    rng = np.random.default_rng(7)
+    texts = [" ".join(map(chr, rng.integers(97, 123, 200))) for _ in range(8)]
+    found = []
+    for damp in (None, 0.1):
+        recipe = replace(METHODS["best"], damp=damp)
+        quantize(GGUF, tmp_path / "out", method=recipe, calib_dataset=texts, calib_seqlen=64,
+                 w_group_size=32, evaluate=False)  # fmt: skip
+        found.append(divergence(GGUF, tmp_path / "out", " ".join(texts)[:1500]).kl.value)
+    assert found[1] < 0.8 * found[0], found

@@ -42,15 +42,15 @@ class Stop(Exception):
 def stop_after(monkeypatch: Any, n: int) -> list[int]:
     """Makes the n-th layer's quantisation fail; the layers that are quantised go into the list."""
     seen: list[int] = []
-    original = driver._Job._quantise
+    original = driver._Job._made
 
-    def quantise(self: Any, layer: int, *args: Any) -> None:
+    def quantise(self: Any, layer: int, *args: Any) -> Any:
         if len(seen) == n:
             raise Stop
         seen.append(layer)
-        original(self, layer, *args)
+        return original(self, layer, *args)
 
-    monkeypatch.setattr(driver._Job, "_quantise", quantise)
+    monkeypatch.setattr(driver._Job, "_made", quantise)
     return seen
 
 
@@ -93,7 +93,7 @@ def test_ctrl_c_says_how_to_continue(
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(driver._Job, "_quantise", stop)
+    monkeypatch.setattr(driver._Job, "_made", stop)
     with pytest.raises(KeyboardInterrupt):
         quantize(GGUF, tmp_path / "out", calib_dataset=text, **OPTIONS)
     assert f"continues with what is in {tmp_path / 'out' / FOLDER}" in caplog.text

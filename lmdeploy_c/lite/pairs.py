@@ -1,0 +1,118 @@
+"""Two models one layer at a time: the original, and the one that is being quantised, whose hidden
+states drift from the original's with each linear that has become codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .layers import INPUTS, LAYER, Layers, by_text
+from .shards import whole_file
+from .source import Source
+
+if TYPE_CHECKING:
+    from .._C import InputSums, Model, Quantizer, TensorSpec
+
+
+class LayerPairs(Layers):
+    """Texts on their way through the layers of both models.
+
+    For each layer in turn: `begin`; `read` and `put` for each of INPUTS, in their order; `end`.
+    folder: of files that come and go. The other arguments, and what is raised: as `Layers`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        windows: Sequence[Sequence[int]],
+        quantizer: Quantizer,
+        folder: Path,
+        **options: Any,
+    ) -> None:
+        super().__init__(source, windows, quantizer, **options)
+        self._folder = folder
+        self._texts = [*self._calibration, *self._held_out]
+        self._drifted = [texts.hidden for texts in self._texts]
+
+    def begin(self, layer: int) -> None:
+        self._layer, self._original_is_through = layer, False
+        self._replaced: dict[str, TensorSpec] = {}
+        self._original: Model = self._open(layer)
+        self._model = self._original
+
+    def read(self, group: str) -> tuple[InputSums, InputSums]:
+        """What the linears of one of INPUTS read in the quantised model, and what is wanted of
+        them: to calibrate by, and held out."""
+        from .._C import InputSums
+
+        width, wanted = self._widths[group], self._widths["qkv"]
+        found = InputSums(width, n_wanted=wanted), InputSums(width, n_wanted=wanted)
+        self._run_pairs(group, *found)
+        return found
+
+    def _run_pairs(self, group: str, calibration: InputSums, held_out: InputSums) -> None:
+        for i, (texts, drifted) in enumerate(zip(self._texts, self._drifted, strict=True)):
+            sums = calibration if i < len(self._calibration) else held_out
+            try:
+                texts.hidden = self._quantizer.run_pair(
+                    self._original, self._model, texts.hidden, drifted, texts.lengths,
+                    list(INPUTS).index(group), sums,
+                )  # fmt: skip
+            except ValueError as error:
+                raise self._explained(self._layer, error) from None
+        self._original_is_through = group == "down"
+
+    def put(self, values: Mapping[str, NDArray[np.float32]]) -> None:
+        """Linears of the layer stand for these values from here on."""
+        for name, matrix in values.items():
+            path = self._folder / f"{name}.f32"
+            stored_name, rows = self._source.as_stored(name, matrix)
+            with path.open("wb") as file:
+                file.write(rows.data)
+            found = LAYER.fullmatch(stored_name)
+            assert found is not None
+            new_name = f"{found[1]}.0.{found[3]}"
+            spec = (new_name, "F32", matrix.shape, str(path), 0, rows.nbytes)
+            self._replaced[new_name] = spec
+        self._model = self._open_with(self._layer, self._replaced)
+
+    def end(self) -> None:
+        """Both models' texts go through the layer."""
+        if not self._original_is_through:
+            for texts in self._texts:
+                texts.hidden = self._quantizer.run_layer(
+                    self._original, texts.hidden, texts.lengths
+                )
+        self._drifted = [
+            self._quantizer.run_layer(self._model, drifted, texts.lengths)
+            for texts, drifted in zip(self._texts, self._drifted, strict=True)
+        ]
+        del self._original, self._model
+        for path in self._folder.glob("*.weight.f32"):
+            path.unlink()
+
+    def drifted(self) -> list[NDArray[np.float32]]:
+        """The quantised model's states, as `hidden` has the original's."""
+        return by_text(self._texts, self._drifted)
+
+    # ---- the states, for a run that is continued ----
+
+    def save(self, path: Path) -> None:
+        """Writes the hidden states of both models, after the last layer that was ended."""
+        with whole_file(path) as file:
+            for texts, drifted in zip(self._texts, self._drifted, strict=True):
+                file.write(texts.hidden.data)
+                file.write(drifted.data)
+
+    def load(self, path: Path) -> None:
+        """Goes on from what `save` wrote, of the same texts. Raises OSError, ValueError where it
+        is not as long."""
+        with path.open("rb") as file:
+            for i, texts in enumerate(self._texts):
+                shape, count = texts.hidden.shape, texts.hidden.size
+                texts.hidden = np.fromfile(file, np.float32, count).reshape(shape)
+                self._drifted[i] = np.fromfile(file, np.float32, count).reshape(shape)
