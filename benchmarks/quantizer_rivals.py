@@ -1,7 +1,7 @@
 """Other quantizers and ours on the same machine, model and tokens (developers alone):
 
     python benchmarks/quantizer_rivals.py FOLDER [MODEL] [--calibration NAME] [--only NAME]
-                                          [--threads N] [--again]
+                                          [--threads N] [--layers N] [--again]
 
 FOLDER keeps the tools' environments (some 4 GB, made by tests/golden/tools/run.py) and what they
 write. Each runs alone, in a process of its own, with their defaults: 4 bits, groups of 64 with a
@@ -25,9 +25,11 @@ from typing import Any
 import numpy as np
 from common import ROOT, append_csv, machine
 from quantizer_models import GOLDEN, LENGTH, MODELS, WINDOWS, Model, model_of, quality
+from safetensors.numpy import load_file, save_file
 
 from lmdeploy_c import lite
 from lmdeploy_c.lite import calibration_data
+from lmdeploy_c.lite.layers import layer_of
 from lmdeploy_c.lite.source import Source
 
 WORKER = ROOT / "benchmarks" / "workers" / "quantize.py"
@@ -56,6 +58,23 @@ def prepare(model: Model, calibration: str, folder: Path) -> tuple[Path, Path]:
     np.save(tokens, np.array(windows, np.int64))
     tokens.with_suffix(".json").write_text(json.dumps(dataset))
     return exact, tokens
+
+
+def first_layers(exact: Path, n: int, folder: Path) -> Path:
+    """A directory of the model's first layers: enough for times and memory, which are those of a
+    layer as often as there are layers."""
+    short = folder / f"layers-{n}"
+    if not short.exists():
+        shutil.copytree(exact, short, ignore=shutil.ignore_patterns("*.safetensors"))
+        config = json.loads((exact / "config.json").read_text())
+        (short / "config.json").write_text(json.dumps({**config, "num_hidden_layers": n}))
+        names = {
+            name: tensor
+            for name, tensor in load_file(exact / "model.safetensors").items()
+            if layer_of(name) < n
+        }
+        save_file(names, short / "model.safetensors", {"format": "pt"})
+    return short
 
 
 def python_of(folder: Path, env: str | None) -> Path:
@@ -100,14 +119,19 @@ def checkpoint_in(folder: Path) -> Path:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    print("\n| | KL, nats | same token | cross-entropy | processor s | peak MB |")
+    print("\n| | processor s | peak MB | KL, nats | same token | cross-entropy |")
     print("|---|---|---|---|---|---|")
     for row in rows:
-        print(
-            f"| {row['method']} {row['versions']} | {row['kl']:.5f} ± {row['kl_half_width']:.5f} "
-            f"| {row['same_top']:.1%} | {row['rise']:+.2%} ± {row['rise_half_width']:.2%} "
-            f"| {row['processor_seconds']:.0f} | {row['peak_memory'] / 1e6:.0f} |"
+        line = (
+            f"| {row['method']} {row['versions']} | {row['processor_seconds']:.1f} "
+            f"| {row['peak_memory'] / 1e6:.0f} |"
         )
+        if "kl" in row:
+            line += (
+                f" {row['kl']:.5f} ± {row['kl_half_width']:.5f} | {row['same_top']:.1%} "
+                f"| {row['rise']:+.2%} ± {row['rise_half_width']:.2%} |"
+            )
+        print(line)
 
 
 def main() -> int:
@@ -122,6 +146,7 @@ def main() -> int:
         "--threads", type=int, default=len(os.sched_getaffinity(0)),
         help="1 where others use the machine: threads that wait burn time",
     )  # fmt: skip
+    parser.add_argument("--layers", type=int, metavar="N", help="the first N, for costs alone")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "quantizer_rivals.csv")
     args = parser.parse_args()
@@ -129,6 +154,9 @@ def main() -> int:
     folder = home / f"{Path(args.model).name}-{args.calibration}"
     folder.mkdir(parents=True, exist_ok=True)
     exact, tokens = prepare(model, args.calibration, folder)
+    if args.layers:
+        exact, folder = first_layers(exact, args.layers, folder), folder / f"{args.layers}"
+        folder.mkdir(exist_ok=True)
     rows = []
     for name in args.only or RIVALS:
         env = RIVALS[name]
@@ -146,9 +174,11 @@ def main() -> int:
             "group": GROUP,
             "method": name,
             "versions": versions(python, env),
+            "layers": args.layers or "all",
             **json.loads(cost_file.read_text()),
-            **quality(lite.divergence(exact, checkpoint_in(out), model.held_out())),
         }
+        if not args.layers:
+            row |= quality(lite.divergence(exact, checkpoint_in(out), model.held_out()))
         rows.append(row)
         append_csv(args.csv, [row])
     print_table(rows)
