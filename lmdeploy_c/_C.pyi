@@ -514,6 +514,15 @@ class Quantizer:
         other sizes and for what is not finite, RuntimeError where sums are in use, UnsupportedError
         for a device other than the CPU."""
 
+    def regress(
+        self, sums: InputSums, products: ArrayLike, *, damp: float = 0.1
+    ) -> NDArray[np.float32]:
+        """The weight V [n, n_cols] with the least |Y - V X|^2 + d |V|^2, of the sums' inputs X and
+        outputs Y that are known by products = Y X^T [n, n_cols]. d: damp, 0 to 10, times the mean
+        of X X^T's diagonal. The result has the same bits on every CPU and for every number of
+        threads. Raises as `output_errors`, and ValueError where X X^T + d I is not positive
+        definite."""
+
     def run_pair(
         self,
         original: Model,

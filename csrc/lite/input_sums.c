@@ -2,9 +2,11 @@
 #include "lite/input_sums.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/ints.h"
 #include "base/memory.h"
+#include "quant/cholesky_solve.h"
 
 static size_t gram_bytes(const lmd_input_sums *self) {
     return (size_t)self->n_cols * (size_t)self->n_cols * sizeof *self->gram;
@@ -243,6 +245,25 @@ lmd_status lmd_input_sums_errors(lmd_input_sums *self, const lmd_compute *comput
     }
     lmd_arena_free(&arena);
     return has_room ? LMD_OK : lmd_no_memory(err, "the errors of %d columns", self->n_cols);
+}
+
+lmd_status lmd_input_sums_regress(const lmd_input_sums *self, const lmd_compute *compute,
+                                  float *products, int32_t n, double damp, lmd_err *err) {
+    const int64_t n_cols = self->n_cols;
+    double trace = 0.0;
+    if (!(damp >= 0.0 && damp <= 10.0))
+        return lmd_fail(err, LMD_INVALID, "damp must be 0 to 10, not %g", damp);
+    float *factor = lmd_alloc_large(gram_bytes(self));
+    if (!factor) return lmd_no_memory(err, "a matrix of %d columns", self->n_cols);
+    memcpy(factor, self->gram, gram_bytes(self));
+    for (int64_t i = 0; i < n_cols; i++) trace += self->gram[i * n_cols + i];
+    const float added = (float)(damp * trace / (double)n_cols);
+    for (int64_t i = 0; i < n_cols; i++) factor[i * n_cols + i] += added;
+    lmd_status status = lmd_cholesky(compute, factor, self->n_cols, err);
+    if (status == LMD_OK)
+        status = lmd_cholesky_solve(compute, factor, self->n_cols, products, n, err);
+    lmd_free_large(factor, gram_bytes(self));
+    return status;
 }
 
 double lmd_input_sums_shrink(const lmd_input_sums *self, const lmd_input_sums *other) {

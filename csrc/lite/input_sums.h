@@ -53,6 +53,13 @@ lmd_status lmd_input_sums_errors(lmd_input_sums *self, const lmd_compute *comput
                                  const float *differences, int32_t n, double *out,
                                  lmd_err *err);
 
+/* Replaces products [n, n_cols], Y X^T of outputs Y and these inputs X, by the weight V with
+ * the least |Y - V X|^2 + d |V|^2, d being damp times the mean of the gram's diagonal. Where
+ * the gram is kept. LMD_INVALID for damp outside 0 .. 10 and where the matrix is not positive
+ * definite, LMD_NO_MEMORY. */
+lmd_status lmd_input_sums_regress(const lmd_input_sums *self, const lmd_compute *compute,
+                                  float *products, int32_t n, double damp, lmd_err *err);
+
 /* How much of this gram's off-diagonal is chance, judged by another text's: 0 .. 1. As
  * correlations, (1 - shrink) times this one's are the nearest to the other's. Where both keep
  * grams of as many columns. */

@@ -115,6 +115,10 @@ static PyObject *quantizer_output_errors(PyObject *obj, PyObject *args, PyObject
     return call_method(obj, lmd_py_output_errors, args, kwargs);
 }
 
+static PyObject *quantizer_regress(PyObject *obj, PyObject *args, PyObject *kwargs) {
+    return call_method(obj, lmd_py_regress, args, kwargs);
+}
+
 static PyObject *quantizer_run_layer(PyObject *obj, PyObject *args, PyObject *kwargs) {
     return call_method(obj, lmd_py_run_layer, args, kwargs);
 }
@@ -181,6 +185,10 @@ static PyMethodDef quantizer_methods[] = {
     {"output_errors", KEYWORDS(quantizer_output_errors),
      "output_errors(sums, differences) -> array\n\nWhat differences of a weight's rows change "
      "in the outputs."},
+    {"regress", KEYWORDS(quantizer_regress),
+     "regress(sums, products, *, damp=0.1) -> array\n\nThe weight that makes outputs of "
+     "inputs, "
+     "by their products."},
     {"run_layer", KEYWORDS(quantizer_run_layer),
      "run_layer(model, hidden, lengths, sums=None) -> array\n\nHidden states after a model's "
      "layer, "

@@ -137,25 +137,26 @@ PyObject *lmd_py_solve(PyObject *self, lmd_threads *threads, PyObject *args, PyO
 
 typedef struct rows_args {
     PyObject *sums, *rows;
+    double damp;
 } rows_args;
 
-/* What a method does with rows [n, columns of the sums], which it may change. */
-typedef PyObject *(*rows_method)(lmd_input_sums *sums, const lmd_compute *compute, float *rows,
-                                 int32_t n);
+/* What a method does with rows [n, columns of the sums], a copy that it may change. */
+typedef PyObject *(*rows_method)(const rows_args *call, lmd_input_sums *sums,
+                                 const lmd_compute *compute, PyArrayObject *rows);
 
 /* With the sums borrowed. name: the rows' in messages. */
-static PyObject *call_with_rows(lmd_input_sums *sums, lmd_threads *threads, PyObject *arg,
-                                const char *name, rows_method method) {
+static PyObject *call_with_rows(const rows_args *call, lmd_input_sums *sums,
+                                lmd_threads *threads, const char *name, rows_method method) {
     const lmd_cpu_kernels *kernels;
     lmd_err err;
     PyArrayObject *rows;
     PyObject *result = NULL;
     if (lmd_py_check(lmd_cpu_kernels_select(&kernels, &err), &err) < 0 ||
-        lmd_py_float_copy(arg, name, 2, &rows) < 0)
+        lmd_py_float_copy(call->rows, name, 2, &rows) < 0)
         return NULL;
     const lmd_compute compute = {&kernels->matrix, threads};
     if (PyArray_DIM(rows, 1) == sums->n_cols)
-        result = method(sums, &compute, PyArray_DATA(rows), (int32_t)PyArray_DIM(rows, 0));
+        result = method(call, sums, &compute, rows);
     else
         PyErr_Format(PyExc_ValueError, "%s must have the %d columns of sums, not %zd", name,
                      (int)sums->n_cols, (Py_ssize_t)PyArray_DIM(rows, 1));
@@ -167,39 +168,44 @@ static PyObject *call_with_rows(lmd_input_sums *sums, lmd_threads *threads, PyOb
 static PyObject *read_and_call(PyObject *self, lmd_threads *threads, PyObject *args,
                                PyObject *kwargs, const lmd_py_signature *signature,
                                rows_method method) {
-    rows_args call;
+    rows_args call = {.damp = 0.1};
     PyObject *result = NULL, *values = lmd_py_read_call(signature, args, kwargs, &call);
     if (!values) return NULL;
     lmd_input_sums *sums =
         lmd_py_input_sums_borrow(lmd_py_type_of(self, LMD_PY_INPUT_SUMS), call.sums, "sums");
     if (sums) {
-        result = call_with_rows(sums, threads, call.rows, signature->fields[1].name, method);
+        result = call_with_rows(&call, sums, threads, signature->fields[1].name, method);
         lmd_py_input_sums_give_back(call.sums);
     }
     Py_DECREF(values);
     return result;
 }
 
-static PyObject *errors_of(lmd_input_sums *sums, const lmd_compute *compute, float *rows,
-                           int32_t n_rows) {
-    if (!sums->gram) {
-        PyErr_SetString(PyExc_ValueError, "sums keep no gram");
-        return NULL;
-    }
-    const npy_intp n = n_rows;
+static int check_gram(const lmd_input_sums *sums) {
+    if (sums->gram) return 0;
+    PyErr_SetString(PyExc_ValueError, "sums keep no gram");
+    return -1;
+}
+
+static PyObject *errors_of(const rows_args *call, lmd_input_sums *sums,
+                           const lmd_compute *compute, PyArrayObject *rows) {
+    const npy_intp n = PyArray_DIM(rows, 0);
+    (void)call;
+    if (check_gram(sums) < 0) return NULL;
     PyArrayObject *result = (PyArrayObject *)PyArray_SimpleNew(1, &n, NPY_DOUBLE);
     if (!result) return NULL;
     double *out = PyArray_DATA(result);
     lmd_err err;
     lmd_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = lmd_input_sums_errors(sums, compute, rows, n_rows, out, &err);
+    status = lmd_input_sums_errors(sums, compute, PyArray_DATA(rows), (int32_t)n, out, &err);
     Py_END_ALLOW_THREADS
     if (lmd_py_check(status, &err) < 0) Py_CLEAR(result);
     return (PyObject *)result;
 }
 
-PyObject *lmd_py_output_errors(PyObject *self, lmd_threads *threads, PyObject *args, PyObject *kwargs) {
+PyObject *lmd_py_output_errors(PyObject *self, lmd_threads *threads, PyObject *args,
+                               PyObject *kwargs) {
     static const lmd_py_field fields[] = {
         {"sums", lmd_py_object, offsetof(rows_args, sums)},
         {"differences", lmd_py_object, offsetof(rows_args, rows)},
@@ -209,17 +215,44 @@ PyObject *lmd_py_output_errors(PyObject *self, lmd_threads *threads, PyObject *a
     return read_and_call(self, threads, args, kwargs, &signature, errors_of);
 }
 
-static PyObject *add_rows(lmd_input_sums *sums, const lmd_compute *compute, float *rows,
-                          int32_t n) {
+static PyObject *regress(const rows_args *call, lmd_input_sums *sums,
+                         const lmd_compute *compute, PyArrayObject *rows) {
+    const int32_t n = (int32_t)PyArray_DIM(rows, 0);
     lmd_err err;
     lmd_status status;
+    if (check_gram(sums) < 0) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    status = lmd_input_sums_add(sums, compute, rows, NULL, NULL, n, &err);
+    status = lmd_input_sums_regress(sums, compute, PyArray_DATA(rows), n, call->damp, &err);
+    Py_END_ALLOW_THREADS
+    return lmd_py_check(status, &err) < 0 ? NULL : Py_NewRef(rows);
+}
+
+PyObject *lmd_py_regress(PyObject *self, lmd_threads *threads, PyObject *args,
+                         PyObject *kwargs) {
+    static const lmd_py_field fields[] = {
+        {"sums", lmd_py_object, offsetof(rows_args, sums)},
+        {"products", lmd_py_object, offsetof(rows_args, rows)},
+        {"damp", lmd_py_double, offsetof(rows_args, damp)},
+        {NULL, NULL, 0},
+    };
+    static const lmd_py_signature signature = {"regress", 2, 2, fields};
+    return read_and_call(self, threads, args, kwargs, &signature, regress);
+}
+
+static PyObject *add_rows(const rows_args *call, lmd_input_sums *sums,
+                          const lmd_compute *compute, PyArrayObject *rows) {
+    const int32_t n = (int32_t)PyArray_DIM(rows, 0);
+    lmd_err err;
+    lmd_status status;
+    (void)call;
+    Py_BEGIN_ALLOW_THREADS
+    status = lmd_input_sums_add(sums, compute, PyArray_DATA(rows), NULL, NULL, n, &err);
     Py_END_ALLOW_THREADS
     return lmd_py_check(status, &err) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-PyObject *lmd_py_add_inputs(PyObject *self, lmd_threads *threads, PyObject *args, PyObject *kwargs) {
+PyObject *lmd_py_add_inputs(PyObject *self, lmd_threads *threads, PyObject *args,
+                            PyObject *kwargs) {
     static const lmd_py_field fields[] = {
         {"sums", lmd_py_object, offsetof(rows_args, sums)},
         {"rows", lmd_py_object, offsetof(rows_args, rows)},

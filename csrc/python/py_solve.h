@@ -15,6 +15,9 @@ PyObject *lmd_py_add_inputs(PyObject *self, lmd_threads *threads, PyObject *args
 /* output_errors(sums, differences) */
 PyObject *lmd_py_output_errors(PyObject *self, lmd_threads *threads, PyObject *args,
                                PyObject *kwargs);
+/* regress(sums, products, *, damp) */
+PyObject *lmd_py_regress(PyObject *self, lmd_threads *threads, PyObject *args,
+                         PyObject *kwargs);
 /* run_layer(model, hidden, lengths, sums) */
 PyObject *lmd_py_run_layer(PyObject *self, lmd_threads *threads, PyObject *args,
                            PyObject *kwargs);

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from .._C import InputSums
+    from .._C import InputSums, Quantizer
 
 Array = NDArray[np.float32]
 
@@ -22,26 +22,22 @@ ADDS = ("o", "down")
 
 
 def corrected(
-    weight: Array, group: str, sums: InputSums, held_out: InputSums, damp: float
-) -> Array:
+    quantizer: Quantizer, weight: Array, group: str, sums: InputSums, held_out: InputSums,
+    damp: float,
+) -> Array:  # fmt: skip
     """A weight [n_out, n_in] whose outputs are nearer to the wanted ones: W + s (Y X^T - W H) (H +
     d I)^-1, H being the gram of the inputs X, Y what is wanted and d `damp` times the mean of H's
     diagonal. The strength s, 0 to 1, is the best one on the held-out tokens; without any, 1.
 
     group: one of INPUTS. sums, held_out: as `Quantizer.run_pair` makes them.
     """
-    gram = _gram(sums)
-    mean = float(gram.diagonal().mean())
-    if not mean > 0:
+    if not sums.squares().any():
         return weight
-    misses = _misses(weight, group, sums, gram)
-    gram[np.diag_indices(len(gram))] += damp * mean
-    change: Array = np.linalg.solve(gram, misses.T).T
-    del gram, misses
+    change = quantizer.regress(sums, _misses(weight, group, sums, _gram(sums)), damp=damp)
     if held_out.n_tokens:
         change *= _strength(weight, change, group, held_out)
     change += weight
-    return np.ascontiguousarray(change)
+    return change
 
 
 def _gram(sums: InputSums) -> Array:

@@ -128,7 +128,9 @@ class LayerQuantizer:
                 # A bias is in what the residual stream misses, and no weight can make up for it.
                 has_bias = any(name.removesuffix("weight") + "bias" in names for name in members)
                 if self._recipe.damp is not None and sums[0] and sums[1] and not has_bias:
-                    weight = drift.corrected(weight, group, sums[0], sums[1], self._recipe.damp)
+                    weight = drift.corrected(
+                        self._quantizer, weight, group, sums[0], sums[1], self._recipe.damp
+                    )
                 ends = np.cumsum([len(part) for part in parts])
                 values = self._quantise(members, weight, ends, scales.get(group), sums, result)
                 if reads:

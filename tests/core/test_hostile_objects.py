@@ -228,6 +228,9 @@ ROWS: dict[str, Values] = {
     "Quantizer.output_errors": lambda world: {
         "sums": some_sums(), "differences": np.ones((2, 32), np.float32),
     },
+    "Quantizer.regress": lambda world: {
+        "sums": some_sums(), "products": np.ones((2, 32), np.float32),
+    },
     "Quantizer.run_layer": lambda world: {
         "model": one_layer(world),
         "hidden": np.ones((2, world.checkpoint.config["hidden_dim"]), np.float32),

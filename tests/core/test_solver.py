@@ -166,6 +166,32 @@ def test_output_errors_are_those_of_numpy():
     np.testing.assert_allclose(got, wanted, rtol=1e-4)
 
 
+@pytest.mark.parametrize("n_cols", [1, 31, 48, 49, 200])
+@pytest.mark.parametrize("n_rows", [1, 33, 300])
+def test_regression_is_that_of_numpy(n_rows, n_cols):
+    x, products = inputs(n_cols, 50 + 2 * n_cols), matrix(n_rows, n_cols)
+    gram = x.T.astype(np.float64) @ x
+    gram[np.diag_indices(n_cols)] += 0.1 * gram.diagonal().mean()
+    expected = np.linalg.solve(gram, products.T.astype(np.float64)).T
+    sums = sums_of(x)
+    got = [_C.Quantizer(n).regress(sums, products, damp=0.1) for n in (1, 3)]
+    assert np.abs(got[0] - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.array_equal(*got)
+
+
+def test_regression_refuses_what_it_cannot_solve():
+    sums, products = sums_of(np.zeros((3, 32), np.float32)), np.ones((2, 32), np.float32)
+    for damp, text in (
+        (0.1, "positive definite"),
+        (-1.0, "damp must be"),
+        (np.nan, "damp must be"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            _C.Quantizer(1).regress(sums, products, damp=damp)
+    with pytest.raises(ValueError, match="no gram"):
+        _C.Quantizer(1).regress(_C.InputSums(32, gram=False), products)
+
+
 def test_shrink_is_what_brings_one_gram_nearest_to_another():
     rows = inputs(64, 200)
     a, b = sums_of(rows[:100]), sums_of(rows[100:])
@@ -277,8 +303,9 @@ def test_codes_have_the_same_bits_on_every_instruction_set(monkeypatch, isa):
     sums = sums_of(rows)
     got = _C.Quantizer(2).solve(weight, sums, group_size=GROUP)
     assert all((a == b).all() for a, b in zip(got, wanted, strict=True))
-    gram = sums.gram()
+    gram, regression = sums.gram(), _C.Quantizer(2).regress(sums, weight)
     monkeypatch.delenv("LMDEPLOY_C_ISA")
+    assert (regression == _C.Quantizer(2).regress(sums, weight)).all()
     assert (gram == sums_of(rows).gram()).all()
 
 
