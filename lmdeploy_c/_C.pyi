@@ -503,6 +503,8 @@ class Quantizer:
         hidden: ArrayLike,
         lengths: ArrayLike,
         sums: Sequence[InputSums | None] | None = None,
+        *,
+        from_middle: bool = False,
     ) -> NDArray[np.float32]:
         """Hidden states [n_tokens, hidden] of texts, one after another, after the layer of a model
         that has just one. The texts go through it in steps of many tokens.
@@ -510,7 +512,8 @@ class Quantizer:
         lengths: of the texts, each 1 to 2**16 tokens; they add up to n_tokens. sums: five, to which
         is added what these linears read: q, k and v; o; gate and up; down; and the keys, as
         attention compares them, beside the values, heads in order. A token counts 1, but of o and
-        of down 1 over the mean square of its residual stream. Raises TypeError, ValueError for
+        of down 1 over the mean square of its residual stream. from_middle: only the feed-forward
+        part is run, and hidden is the residual stream before it. Raises TypeError, ValueError for
         other sizes and for what is not finite, RuntimeError where sums are in use, UnsupportedError
         for a device other than the CPU."""
 
@@ -532,16 +535,17 @@ class Quantizer:
         lengths: ArrayLike,
         input: int,
         sums: InputSums,
-    ) -> NDArray[np.float32]:
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Texts through one layer of two models of the same shape: the original, and one whose
         hidden states have drifted, because it is being quantised. Adds to sums what a linear of the
         latter reads, with `InputSums.wanted`: of q, k and v, gate and up the original's input; of o
         and down what should be added to the drifted residual stream to make it the original's.
 
-        hidden, drifted_hidden: [n_tokens, hidden]. lengths: as `run_layer`. input: 0: of q, k and
-        v; 1: of o; 2: of gate and up; 3: of down. Tokens are weighted as by `run_layer`. sums: have
-        n_wanted = hidden. Returns the original's hidden states: after the layer for 3, else as they
-        were. Raises as `run_layer`."""
+        hidden, drifted_hidden: [n_tokens, hidden]. lengths: as `run_layer`. input: all texts go to
+        0, what q, k and v read; then to 1, of o; 2, of gate and up; 3, of down. Tokens are weighted
+        as by `run_layer`. sums: have n_wanted = hidden. Returns both models' residual streams, as
+        the next input takes them: the original's is that after attention from 1 on, and after the
+        layer from 3 on; the drifted that after attention from 2 on. Raises as `run_layer`."""
 
     def output_errors(self, sums: InputSums, differences: ArrayLike) -> NDArray[np.float64]:
         """What differences [n, n_cols] of a weight's rows change in its outputs on the tokens of

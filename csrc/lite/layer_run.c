@@ -25,6 +25,7 @@ typedef struct layer_step {
 struct lmd_layer_run {
     const lmd_model *model;
     lmd_texts texts;
+    bool from_middle;
     int32_t step_len; /* most tokens of a step */
     layer_step step;  /* the one that ran last; of no tokens at first */
     lmd_executor *executor;
@@ -131,6 +132,9 @@ static void see_stream(lmd_layer_run *self, const lmd_seen_rows *rows) {
 static void see_middle(lmd_layer_run *self, const lmd_seen_rows *rows) {
     double *weights = self->inputs.weights[LMD_DOWN_INPUT];
     float *stream = self->inputs.stream;
+    if (self->from_middle)
+        copy_rows(rows->x, self->hidden + (int64_t)rows->first * rows->n_cols, rows->n,
+                  rows->n_cols);
     if (weights) weigh_tokens(weights + rows->first, rows);
     if (stream)
         copy_rows(stream + (int64_t)rows->first * rows->n_cols, rows->x, rows->n, rows->n_cols);
@@ -239,7 +243,8 @@ static lmd_status allocate(lmd_layer_run *self, const lmd_layer_wish *wish, lmd_
                                        .k_bits = 16,
                                        .v_bits = 16,
                                        .observer = {see, self},
-                                       .last_place = (int32_t)last_place(wish)};
+                                       .last_place = (int32_t)last_place(wish),
+                                       .from_middle = wish->from_middle};
     return lmd_decoder_new(self->model, &config, &self->executor, err);
 }
 
@@ -250,6 +255,7 @@ lmd_status lmd_layer_run_new(const lmd_model *model, lmd_texts texts,
     if (!self) return lmd_no_memory(err, "a run of a layer");
     self->model = model;
     self->texts = texts;
+    self->from_middle = wish->from_middle;
     self->step_len = step_len(&model->config);
     const lmd_status status = allocate(self, wish, err);
     if (status != LMD_OK)

@@ -47,8 +47,10 @@ typedef struct lmd_layer_inputs {
 /* What a run is for. */
 typedef struct lmd_layer_wish {
     bool inputs[LMD_INPUT_COUNT], stream; /* to be kept */
-    bool whole; /* false: the layer ends where the last of these was seen, and the hidden states
-                   stay what they were */
+    bool from_middle; /* the hidden states are the residual stream between attention and the
+                         feed-forward part, with which the layer begins */
+    bool whole;       /* false: the layer ends where the last of these was seen, and the hidden
+                         states stay what they were */
 } lmd_layer_wish;
 
 typedef struct lmd_layer_run lmd_layer_run;

@@ -1,10 +1,10 @@
 /* A run of a layer, and sums of what its linears read: see layer_sums.h. */
 #include "lite/layer_sums.h"
 
-lmd_status lmd_layer_sums_new(const lmd_model *model, lmd_texts texts,
+lmd_status lmd_layer_sums_new(const lmd_model *model, lmd_texts texts, bool from_middle,
                               lmd_input_sums *const sums[LMD_INPUT_COUNT], lmd_layer_run **out,
                               lmd_err *err) {
-    lmd_layer_wish wish = {.whole = true};
+    lmd_layer_wish wish = {.whole = true, .from_middle = from_middle};
     for (int32_t i = 0; i < LMD_INPUT_COUNT; i++) {
         const int32_t width = lmd_input_width(&model->config, i);
         wish.inputs[i] = sums[i] != NULL;

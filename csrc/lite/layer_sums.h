@@ -7,9 +7,10 @@
 #include "lite/input_sums.h"
 #include "lite/layer_run.h"
 
-/* A run that keeps the inputs that there are sums for, NULL for what is not wanted. As
+/* A run of the whole layer, or of its feed-forward part (from_middle: see lmd_layer_wish), that
+ * keeps the inputs that there are sums for, NULL for what is not wanted. As
  * lmd_layer_run_new; LMD_INVALID for sums of another width, too. */
-lmd_status lmd_layer_sums_new(const lmd_model *model, lmd_texts texts,
+lmd_status lmd_layer_sums_new(const lmd_model *model, lmd_texts texts, bool from_middle,
                               lmd_input_sums *const sums[LMD_INPUT_COUNT], lmd_layer_run **out,
                               lmd_err *err);
 

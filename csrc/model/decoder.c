@@ -31,6 +31,7 @@ typedef struct decoder {
     size_t kv_block_bytes;
     lmd_observer observer;
     int32_t last_place;
+    bool from_middle;
     char kv_layout[64]; /* the backend's name for it, with what a block's form depends on */
 } decoder;
 
@@ -41,15 +42,16 @@ static bool show(decoder *self, lmd_buffer *buffer, int32_t layer, int32_t place
     return place == self->last_place;
 }
 
-static void decode_layer(decoder *self, int32_t i) {
+/* True: the layer ends here. */
+static bool attend(decoder *self, int32_t i) {
     const lmd_backend_ops *ops = self->model->backend->ops;
     const lmd_layer *layer = &self->model->layers[i];
     const float eps = (float)self->model->config.norm_eps;
     lmd_workspace *workspace = self->workspace;
 
-    if (show(self, self->residual, i, LMD_PLACE_ATTN_RESIDUAL)) return;
+    if (show(self, self->residual, i, LMD_PLACE_ATTN_RESIDUAL)) return true;
     ops->add_norm(workspace, self->residual, layer->attn_norm, eps, self->norm);
-    if (show(self, self->norm, i, LMD_PLACE_QKV)) return;
+    if (show(self, self->norm, i, LMD_PLACE_QKV)) return true;
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->qkv, /* one matrix: q, k, v */
                                               .bias = layer->qkv_bias,
                                               .in = self->norm,
@@ -62,13 +64,21 @@ static void decode_layer(decoder *self, int32_t i) {
                                                     .k_norm = layer->k_norm,
                                                     .norm_eps = eps,
                                                     .out = self->attn});
-    if (show(self, self->qkv, i, LMD_PLACE_KV)) return;
-    if (show(self, self->attn, i, LMD_PLACE_O)) return;
+    if (show(self, self->qkv, i, LMD_PLACE_KV)) return true;
+    if (show(self, self->attn, i, LMD_PLACE_O)) return true;
     ops->linear(workspace, &(lmd_linear_args){.weight = layer->o,
                                               .bias = layer->o_bias,
                                               .in = self->attn,
                                               .out = self->residual, /* += */
                                               .epilogue = LMD_EPILOGUE_ADD});
+    return false;
+}
+
+static void feed_forward(decoder *self, int32_t i) {
+    const lmd_backend_ops *ops = self->model->backend->ops;
+    const lmd_layer *layer = &self->model->layers[i];
+    const float eps = (float)self->model->config.norm_eps;
+    lmd_workspace *workspace = self->workspace;
 
     if (show(self, self->residual, i, LMD_PLACE_FFN_RESIDUAL)) return;
     ops->add_norm(workspace, self->residual, layer->ffn_norm, eps, self->norm);
@@ -84,6 +94,11 @@ static void decode_layer(decoder *self, int32_t i) {
                                               .in = self->ffn,
                                               .out = self->residual, /* += */
                                               .epilogue = LMD_EPILOGUE_ADD});
+}
+
+static void decode_layer(decoder *self, int32_t i) {
+    if (!self->from_middle && attend(self, i)) return;
+    feed_forward(self, i);
 }
 
 /* Final norm and lm_head of n of the plan's logits rows. */
@@ -278,6 +293,7 @@ static lmd_status allocate(decoder *self, const lmd_decoder_config *config, lmd_
                         ops->name);
     self->observer = config->observer;
     self->last_place = config->last_place;
+    self->from_middle = config->observer.see && config->from_middle;
     self->max_logits_rows = wanted.max_logits_rows;
     self->kv_block_bytes = ops->kv_block_bytes(&wanted);
     snprintf(self->kv_layout, sizeof self->kv_layout, "%s k%d v%d block %d", ops->kv_layout,

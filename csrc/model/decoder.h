@@ -15,7 +15,10 @@ typedef struct lmd_decoder_config {
     bool fast_activations;  /* 4-bit weights may meet 8-bit activations */
     bool batch_invariant;   /* see lmd_workspace_config */
     lmd_observer observer; /* sees what the linears of each layer read; see NULL: nobody does */
-    int32_t last_place;    /* of an observed model: its layers end where this was shown */
+    /* Of an observed model: its layers end where this was shown, and begin with attention, or
+     * with the feed-forward part, before which the observer is to write the residual stream. */
+    int32_t last_place;
+    bool from_middle;
 } lmd_decoder_config;
 
 /* What an observer is shown in each layer, in this order; the residual stream after the last

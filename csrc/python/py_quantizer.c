@@ -190,11 +190,13 @@ static PyMethodDef quantizer_methods[] = {
      "inputs, "
      "by their products."},
     {"run_layer", KEYWORDS(quantizer_run_layer),
-     "run_layer(model, hidden, lengths, sums=None) -> array\n\nHidden states after a model's "
+     "run_layer(model, hidden, lengths, sums=None, from_middle=False) -> array\n\nHidden "
+     "states after a model's "
      "layer, "
      "whose inputs go into sums."},
     {"run_pair", KEYWORDS(quantizer_run_pair),
-     "run_pair(original, drifted, hidden, drifted_hidden, lengths, input, sums) -> array\n\n"
+     "run_pair(original, drifted, hidden, drifted_hidden, lengths, input, sums) -> two "
+     "arrays\n\n"
      "What a linear of a drifted model reads, and what is wanted of it, go into sums."},
     {NULL, NULL, 0, NULL},
 };

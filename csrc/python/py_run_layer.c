@@ -12,6 +12,7 @@
 
 typedef struct run_args {
     PyObject *model, *hidden, *lengths, *sums;
+    bool from_middle;
 } run_args;
 
 static const lmd_py_field run_fields[] = {
@@ -19,6 +20,7 @@ static const lmd_py_field run_fields[] = {
     {"hidden", lmd_py_object, offsetof(run_args, hidden)},
     {"lengths", lmd_py_object, offsetof(run_args, lengths)},
     {"sums", lmd_py_object, offsetof(run_args, sums)},
+    {"from_middle", lmd_py_flag, offsetof(run_args, from_middle)},
     {NULL, NULL, 0},
 };
 
@@ -26,6 +28,7 @@ static const lmd_py_field run_fields[] = {
 typedef struct layer_call {
     const lmd_model *model;
     lmd_threads *threads;
+    bool from_middle;
     PyArrayObject *hidden; /* which holds the result at the end */
     PyArrayObject *lengths;
     lmd_input_sums *sums[LMD_INPUT_COUNT]; /* borrowed; NULL: not wanted */
@@ -69,7 +72,9 @@ static int run(const layer_call *call) {
     lmd_err err;
     const lmd_texts texts = {(int32_t)PyArray_SIZE(call->lengths), PyArray_DATA(call->lengths)};
     if (lmd_py_check(lmd_cpu_kernels_select(&kernels, &err), &err) < 0) return -1;
-    if (lmd_py_check(lmd_layer_sums_new(call->model, texts, call->sums, &run, &err), &err) < 0)
+    if (lmd_py_check(
+            lmd_layer_sums_new(call->model, texts, call->from_middle, call->sums, &run, &err),
+            &err) < 0)
         return -1;
     const lmd_compute compute = {&kernels->matrix, call->threads};
     const bool fits = check_hidden(call->hidden, "hidden", call->lengths, call->model) == 0;
@@ -112,7 +117,7 @@ PyObject *lmd_py_run_layer(PyObject *self, lmd_threads *threads, PyObject *args,
     run_args given = {.sums = Py_None};
     PyObject *result = NULL, *values = lmd_py_read_call(&signature, args, kwargs, &given);
     if (!values) return NULL;
-    layer_call call = {.threads = threads};
+    layer_call call = {.threads = threads, .from_middle = given.from_middle};
     call.model = lmd_py_model_get(lmd_py_type_of(self, LMD_PY_MODEL), given.model);
     PyObject *items = call.model ? five_sums(given.sums) : NULL;
     if (items && lmd_py_int32_array(given.lengths, "lengths", &call.lengths) == 0 &&
@@ -147,8 +152,8 @@ static const lmd_py_field pair_fields[] = {
 typedef struct pair_call {
     const lmd_model *original, *drifted;
     lmd_threads *threads;
-    PyArrayObject *hidden; /* which holds the result at the end */
-    PyArrayObject *drifted_hidden, *lengths;
+    PyArrayObject *hidden, *drifted_hidden; /* which hold the results at the end */
+    PyArrayObject *lengths;
     lmd_input_sums *sums;
     int32_t input;
 } pair_call;
@@ -170,7 +175,7 @@ static int check_pair(const pair_call *call) {
 static int run_pair_steps(const pair_call *call, const lmd_compute *compute,
                           lmd_layer_pair *pair) {
     float *states = PyArray_DATA(call->hidden);
-    const float *drifted = PyArray_DATA(call->drifted_hidden);
+    float *drifted = PyArray_DATA(call->drifted_hidden);
     int32_t n_tokens;
     do {
         lmd_err err;
@@ -228,7 +233,8 @@ PyObject *lmd_py_run_pair(PyObject *self, lmd_threads *threads, PyObject *args,
     if (read_pair(self, &given, &call) == 0) {
         call.sums = lmd_py_input_sums_borrow(lmd_py_type_of(self, LMD_PY_INPUT_SUMS),
                                              given.sums, "sums");
-        if (call.sums && run_pair(&call) == 0) result = Py_NewRef(call.hidden);
+        if (call.sums && run_pair(&call) == 0)
+            result = PyTuple_Pack(2, call.hidden, call.drifted_hidden);
         if (call.sums) lmd_py_input_sums_give_back(given.sums);
     }
     Py_XDECREF(call.hidden);

@@ -35,8 +35,10 @@ class Mean:
 
     def __format__(self, form: str) -> str:
         """Both numbers in the form, ".4f" where there is none; the value alone for one window."""
-        value, width = (format(x, form or ".4f") for x in (self.value, self.half_width))
-        return value if math.isnan(self.half_width) else f"{value} ± {width}"
+        form = form or ".4f"
+        if math.isnan(self.half_width):
+            return format(self.value, form)
+        return f"{self.value:{form}} ± {self.half_width:{form.lstrip('+')}}"
 
     def __str__(self) -> str:
         return format(self)

@@ -39,7 +39,7 @@ class LayerPairs(Layers):
         self._drifted = [texts.hidden for texts in self._texts]
 
     def begin(self, layer: int) -> None:
-        self._layer, self._original_is_through = layer, False
+        self._layer, self._n_read = layer, 0
         self._replaced: dict[str, TensorSpec] = {}
         self._original: Model = self._open(layer)
         self._model = self._original
@@ -47,24 +47,26 @@ class LayerPairs(Layers):
     def read(self, group: str) -> tuple[InputSums, InputSums]:
         """What the linears of one of INPUTS read in the quantised model, and what is wanted of
         them: to calibrate by, and held out."""
+        for passed_over in list(INPUTS)[self._n_read : list(INPUTS).index(group)]:
+            self._read_next(passed_over)
+        return self._read_next(group)
+
+    def _read_next(self, group: str) -> tuple[InputSums, InputSums]:
         from .._C import InputSums
 
         width, wanted = self._widths[group], self._widths["qkv"]
-        found = InputSums(width, n_wanted=wanted), InputSums(width, n_wanted=wanted)
-        self._run_pairs(group, *found)
-        return found
-
-    def _run_pairs(self, group: str, calibration: InputSums, held_out: InputSums) -> None:
+        calibration, held_out = (InputSums(width, n_wanted=wanted) for _ in range(2))
         for i, (texts, drifted) in enumerate(zip(self._texts, self._drifted, strict=True)):
             sums = calibration if i < len(self._calibration) else held_out
             try:
-                texts.hidden = self._quantizer.run_pair(
+                texts.hidden, self._drifted[i] = self._quantizer.run_pair(
                     self._original, self._model, texts.hidden, drifted, texts.lengths,
-                    list(INPUTS).index(group), sums,
+                    self._n_read, sums,
                 )  # fmt: skip
             except ValueError as error:
                 raise self._explained(self._layer, error) from None
-        self._original_is_through = group == "down"
+        self._n_read += 1
+        return calibration, held_out
 
     def put(self, values: Mapping[str, NDArray[np.float32]]) -> None:
         """Linears of the layer stand for these values from here on."""
@@ -81,14 +83,11 @@ class LayerPairs(Layers):
         self._model = self._open_with(self._layer, self._replaced)
 
     def end(self) -> None:
-        """Both models' texts go through the layer."""
-        if not self._original_is_through:
-            for texts in self._texts:
-                texts.hidden = self._quantizer.run_layer(
-                    self._original, texts.hidden, texts.lengths
-                )
+        """Both models' texts go through what is left of the layer."""
+        for group in list(INPUTS)[self._n_read :]:
+            self._read_next(group)
         self._drifted = [
-            self._quantizer.run_layer(self._model, drifted, texts.lengths)
+            self._quantizer.run_layer(self._model, drifted, texts.lengths, from_middle=True)
             for texts, drifted in zip(self._texts, self._drifted, strict=True)
         ]
         del self._original, self._model

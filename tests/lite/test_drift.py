@@ -46,17 +46,31 @@ def of_one_token(path: Path, w: dict[str, Array], x: Array) -> dict[str, Array]:
     gate = w["mlp.gate_proj.weight"] @ m
     down = gate / (1 + np.exp(-gate)) * (w["mlp.up_proj.weight"] @ m)
     after = middle + w["mlp.down_proj.weight"] @ down
-    return {"qkv": h, "o": o, "middle": middle, "gate_up": m, "down": down, "after": after}
+    return {
+        "before": x,
+        "qkv": h,
+        "o": o,
+        "middle": middle,
+        "gate_up": m,
+        "down": down,
+        "after": after,
+    }
 
 
-@pytest.mark.parametrize("name", ["qkv", "o", "gate_up", "down"])
+#: The residual streams of both models when an input was read.
+AFTER = {"qkv": ("before", "before"), "o": ("middle", "before"), "gate_up": ("middle", "middle"),
+         "down": ("after", "middle")}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AFTER)
 def test_products_with_what_is_wanted(model: Path, name: str) -> None:  # noqa: F811
     rng = np.random.default_rng(4)
     layer, w = one_layer(model)
     width = layer_width = w["input_layernorm.weight"].size
     exact = rng.normal(size=(7, layer_width)).astype(np.float32)
     drifted = (exact + 0.1 * rng.normal(size=exact.shape)).astype(np.float32)
-    gram, wanted, after = 0.0, 0.0, []
+    gram, wanted = 0.0, 0.0
+    streams: list[tuple[Array, Array]] = []
     for x, y in zip(exact.astype(np.float64), drifted.astype(np.float64), strict=True):
         first, second = of_one_token(model, w, x), of_one_token(model, w, y)
         row, counts = second[name], 1.0
@@ -68,17 +82,23 @@ def test_products_with_what_is_wanted(model: Path, name: str) -> None:  # noqa: 
             counts = 1 / (second["middle"] ** 2).mean()
         gram = gram + counts * np.outer(row, row)
         wanted = wanted + counts * np.outer(want, row)
-        after.append(first["after"] if name == "down" else x)
+        streams.append((first[AFTER[name][0]], second[AFTER[name][1]]))
     input = ["qkv", "o", "gate_up", "down"].index(name)
     sums = _C.InputSums(len(row), n_wanted=width)
-    states = _C.Quantizer(1).run_pair(layer, layer, exact, drifted, [1] * 7, input, sums)
+    quantizer, states = _C.Quantizer(1), (exact, drifted)
+    for before in range(input):
+        n_cols = len(of_one_token(model, w, exact[0])[list(AFTER)[before]])
+        passed = _C.InputSums(n_cols, n_wanted=width)
+        states = quantizer.run_pair(layer, layer, *states, [1] * 7, before, passed)
+    states = quantizer.run_pair(layer, layer, *states, [1] * 7, input, sums)
 
     def near(got: Any, expected: Any) -> bool:
         return bool(np.abs(got - expected).max() < 2e-3 * np.abs(expected).max())
 
     assert near(sums.gram(), gram)
     assert near(sums.wanted(), wanted)
-    assert near(states, np.array(after))
+    for got, expected in zip(states, zip(*streams, strict=True), strict=True):
+        assert near(got, np.array(expected))
     assert sums.n_tokens == 7
 
 
