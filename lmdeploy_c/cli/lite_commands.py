@@ -24,7 +24,7 @@ CALIBRATION: tuple[Flag, ...] = (
     ("--dtype", str, "auto", "Of what stays a float: auto (bfloat16 where the model is, or "
      "float16), float16, bfloat16, float32."),
     ("--num-threads", int, None, "Threads; None: all usable ones."),
-    ("--batch-size", int, 1, "Changes nothing: texts are read one after another."),
+    ("--batch-size", int, 1, "Changes nothing: texts are read in steps of many tokens."),
     ("--trust-remote-code", bool, False, "Changes nothing: a model's code is never run."),
 )  # fmt: skip
 REVISION: Flag = ("--revision", str, None, "Of a model id: a branch, a tag or a commit.")

@@ -99,8 +99,8 @@ def auto_awq(
     that is not 128. dtype: of what stays a float; "auto": bfloat16 where the model is, or float16.
     revision, download_dir: of a model id.
 
-    batch_size, device and trust_remote_code change nothing: texts are read one after another, on
-    the CPU, and a model's code is never run.
+    batch_size, device and trust_remote_code change nothing: texts are read in steps of many tokens,
+    on the CPU, and a model's code is never run.
     """
     source = open_source(
         model, revision=revision, download_dir=download_dir, device=device,

@@ -144,8 +144,8 @@ def calibrate(
 
     model, work_dir, calib_dataset, calib_samples, calib_seqlen, num_threads: as `quantize`. w_bits,
     w_group_size, search_scale, dtype and batch_size are LMDeploy's and change nothing: texts are
-    read one after another, in the engine's own precision. Raises what `quantize` raises for a model
-    and for data.
+    read in steps of many tokens, in the engine's own precision. Raises what `quantize` raises for
+    a model and for data.
     """
     del w_bits, w_group_size, dtype
     if search_scale:
