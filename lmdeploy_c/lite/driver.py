@@ -88,8 +88,9 @@ class _Job:
                 is_done = self._unfinished.has(layer)
                 if windows is not None and layers is None:
                     layers = Layers(
-                        self._source, windows, self._quantizer, num_threads=self._num_threads
-                    )
+                        self._source, windows, self._quantizer,
+                        folder=self._unfinished.folder, num_threads=self._num_threads,
+                    )  # fmt: skip
                 sums, began = None, time.monotonic()
                 if layers is not None and not (is_done and layer == self.n_layer - 1):
                     progress(0, f"layer {layer + 1} of {self.n_layer}: reads")

@@ -6,9 +6,11 @@ One layer's weights are in memory at once, as the file has them.
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +37,7 @@ EMBEDDINGS = (
 )
 HELD_OUT = 6  # every so many-th text is kept from calibration
 MOST_TOKENS = 1 << 14  # about so many states are in memory twice while a layer takes them
+MOST_BYTES = 1 << 28  # of all states together, of one model: more are in a file between layers
 FINAL_NORMS = ("output_norm.weight", "model.norm.weight")
 
 
@@ -86,6 +89,7 @@ class Layers:
     """Texts on their way through a model's layers.
 
     windows: of token ids. held_out: every so many-th window is kept from calibration; 0: none.
+    folder: for temporary files of hidden states that are large; None: the system's.
     Raises what loading a model raises.
     """
 
@@ -96,6 +100,7 @@ class Layers:
         quantizer: Quantizer,
         *,
         held_out: int = HELD_OUT,
+        folder: Path | None = None,
         num_threads: int | None = None,
     ) -> None:
         config = source.checkpoint.config
@@ -107,6 +112,8 @@ class Layers:
             "gate_up": config["hidden_dim"],
             "down": config["ffn_dim"],
         }
+        n_bytes = 4 * config["hidden_dim"] * sum(map(len, windows))
+        self._folder, self._is_large = folder, n_bytes > MOST_BYTES
         name = next(n for n in source.tensors if n in EMBEDDINGS)
         table = source.read(name)
         every = range(len(windows))
@@ -115,9 +122,8 @@ class Layers:
             for kept in (False, True)
         )
 
-    @staticmethod
     def _embedded(
-        table: NDArray[np.float32], windows: Sequence[Sequence[int]], idxs: Sequence[int]
+        self, table: NDArray[np.float32], windows: Sequence[Sequence[int]], idxs: Sequence[int]
     ) -> list[Texts]:
         """Some of the windows, cut where MOST_TOKENS are full."""
         ends = np.cumsum([len(windows[i]) for i in idxs])
@@ -125,7 +131,7 @@ class Layers:
         found = []
         for run in ([i for i, _ in members] for _, members in runs):
             ids = np.concatenate([np.asarray(windows[i], np.int64) for i in run])
-            found.append(Texts(run, [len(windows[i]) for i in run], table[ids]))
+            found.append(Texts(run, [len(windows[i]) for i in run], self._kept(table[ids])))
         return found
 
     def _specs(self, layer: int) -> list[TensorSpec]:
@@ -183,7 +189,17 @@ class Layers:
         self, parts: Sequence[Texts], model: Model, sums: Sequence[InputSums | None] | None
     ) -> None:
         for texts in parts:
-            texts.hidden = self._quantizer.run_layer(model, texts.hidden, texts.lengths, sums)
+            states = self._quantizer.run_layer(model, texts.hidden, texts.lengths, sums)
+            texts.hidden = self._kept(states)
+
+    def _kept(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Hidden states until their next layer; large ones in a file without a name."""
+        if not self._is_large:
+            return states
+        with tempfile.TemporaryFile(dir=self._folder) as file:
+            file.write(states.data)
+            file.flush()
+            return np.memmap(file, np.float32, "r", shape=states.shape)
 
     def _explained(self, layer: int, error: ValueError) -> ValueError:
         """The error of a run, with the tensor that it comes from, or the layer."""

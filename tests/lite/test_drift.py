@@ -15,7 +15,7 @@ from test_calibration import GGUF, model, norm  # noqa: F401
 
 from lmdeploy_c import _C
 from lmdeploy_c.files.checkpoint import open_checkpoint
-from lmdeploy_c.lite import divergence, drift, quantize
+from lmdeploy_c.lite import divergence, drift, layers, quantize
 from lmdeploy_c.lite.layers import INPUTS, input_of, layer_of
 from lmdeploy_c.lite.pairs import LayerPairs
 from lmdeploy_c.lite.recipe import METHODS
@@ -224,3 +224,20 @@ def test_best_makes_up_for_drift(tmp_path: Path, model: Path) -> None:  # noqa: 
                  w_group_size=32, evaluate=False)  # fmt: skip
         found.append(divergence(GGUF, tmp_path / "out", " ".join(texts)[:1500]).kl.value)
     assert found[1] < 0.8 * found[0], found
+
+
+def test_large_states_lie_in_files(tmp_path: Path, model: Path, monkeypatch: Any) -> None:  # noqa: F811
+    """The result has the same bits, and no file is left."""
+    found = []
+    for most in (layers.MOST_BYTES, 0):
+        monkeypatch.setattr(layers, "MOST_BYTES", most)
+        source = Source(model)
+        pairs = LayerPairs(source, [[1, 2, 3], [4, 5]], _C.Quantizer(1), tmp_path)
+        for layer in range(source.checkpoint.config["n_layer"]):
+            pairs.begin(layer)
+            pairs.end()
+        found.append([pairs.hidden(), pairs.drifted()])
+        assert isinstance(pairs.drifted()[0], np.memmap) == (most == 0)
+        assert not list(tmp_path.iterdir())
+    for in_memory, in_files in zip(*found, strict=True):
+        assert np.array_equal(np.concatenate(in_memory), np.concatenate(in_files))
