@@ -6,6 +6,7 @@
 #ifndef LMD_CPU_KERNELS_LINEAR_H
 #define LMD_CPU_KERNELS_LINEAR_H
 
+#include "base/ints.h"
 #include "cpu/kernels/rows.h"
 
 INLINE int32_t header_bytes(lmd_group_offset offset) {
@@ -357,39 +358,63 @@ INLINE f32v float_column(const uint8_t *column, lmd_dtype dtype, int32_t at) {
     return (f32v)(__builtin_convertvector(narrow, u32v) << 16);
 }
 
-/* An output is one chain of FMAs, columns ascending; the rows of a tile share the loads. */
-INLINE void tile_float(float *out, const uint8_t *weights, const lmd_acts *acts, int32_t begin,
+/* A tile's rows: with one vector for each, so many chains hide an addition's latency. A part of
+ * a panel's columns stays in the first cache while all rows meet it. */
+enum { FLOAT_ROWS = HALVES == 1 ? 12 : 4, FLOAT_COLS = 256 };
+
+/* Columns [begin, end) of a panel. */
+typedef struct float_part {
+    const uint8_t *weights; /* from column `begin` on */
+    int32_t begin, end;
+} float_part;
+
+/* An output is one chain of FMAs, columns ascending; the rows of a tile share the loads. A part
+ * continues the sums that those before it have left in out. */
+INLINE void tile_float(float *out, const float_part *part, const lmd_acts *acts, int32_t row,
                        const int32_t n_rows, const lmd_dtype dtype) {
     const int64_t column_bytes = LMD_PANEL_ROWS * (dtype == LMD_F32 ? 4 : 2);
-    const float *x = acts->x + (int64_t)begin * acts->n_cols;
-    f32v f[4][HALVES];
-    clear_rows(f, n_rows);
-    for (int32_t k = 0; k < acts->n_cols; k++, weights += column_bytes)
+    const float *x = acts->x + (int64_t)row * acts->n_cols;
+    const uint8_t *weights = part->weights;
+    f32v f[FLOAT_ROWS][HALVES];
+    for (int32_t r = 0; r < n_rows; r++)
+        for (int32_t h = 0; h < HALVES; h++)
+            f[r][h] =
+                part->begin > 0 ? load_v(out + r * LMD_PANEL_ROWS + h * LANES) : all_v(0.0f);
+    for (int32_t k = part->begin; k < part->end; k++, weights += column_bytes)
         for (int32_t h = 0; h < HALVES; h++) {
             f32v w = float_column(weights, dtype, h * LANES);
+#pragma GCC unroll 12
             for (int32_t r = 0; r < n_rows; r++)
                 f[r][h] = fma_v(w, all_v(x[(int64_t)r * acts->n_cols + k]), f[r][h]);
         }
     store_rows(out, f, n_rows);
 }
 
-INLINE void rows_float(float *out, const uint8_t *panel, const lmd_acts *acts, int32_t begin,
+INLINE void rows_float(float *out, const float_part *part, const lmd_acts *acts, int32_t begin,
                        int32_t end, const lmd_dtype dtype) {
     int32_t r = begin;
+    for (; r + FLOAT_ROWS <= end; r += FLOAT_ROWS, out += FLOAT_ROWS * LMD_PANEL_ROWS)
+        tile_float(out, part, acts, r, FLOAT_ROWS, dtype);
     for (; r + 4 <= end; r += 4, out += 4 * LMD_PANEL_ROWS)
-        tile_float(out, panel, acts, r, 4, dtype);
-    for (; r < end; r++, out += LMD_PANEL_ROWS) tile_float(out, panel, acts, r, 1, dtype);
+        tile_float(out, part, acts, r, 4, dtype);
+    for (; r < end; r++, out += LMD_PANEL_ROWS) tile_float(out, part, acts, r, 1, dtype);
 }
 
 static void panel_float(float *out, const uint8_t *panel, lmd_dtype dtype, const lmd_acts *acts,
                         int32_t tile0, int32_t n_tiles) {
-    int32_t begin = lmd_tile_begin(acts, tile0), end = lmd_tile_begin(acts, tile0 + n_tiles);
-    if (dtype == LMD_F32)
-        rows_float(out, panel, acts, begin, end, LMD_F32);
-    else if (dtype == LMD_F16)
-        rows_float(out, panel, acts, begin, end, LMD_F16);
-    else
-        rows_float(out, panel, acts, begin, end, LMD_BF16);
+    const int32_t begin = lmd_tile_begin(acts, tile0),
+                  end = lmd_tile_begin(acts, tile0 + n_tiles);
+    const int64_t column_bytes = LMD_PANEL_ROWS * (dtype == LMD_F32 ? 4 : 2);
+    for (int32_t k = 0; k < acts->n_cols; k += FLOAT_COLS) {
+        const float_part part = {panel + k * column_bytes, k,
+                                 lmd_min_i32(k + FLOAT_COLS, acts->n_cols)};
+        if (dtype == LMD_F32)
+            rows_float(out, &part, acts, begin, end, LMD_F32);
+        else if (dtype == LMD_F16)
+            rows_float(out, &part, acts, begin, end, LMD_F16);
+        else
+            rows_float(out, &part, acts, begin, end, LMD_BF16);
+    }
 }
 
 /* ---- a panel kernel for codes, from functions for tiles of 1, 2, ... rows ---- */
