@@ -71,36 +71,93 @@ static double sum_of_squares(const float *x, int32_t n) {
     return sum;
 }
 
-/* Weighs a row, and adds it to the columns' sums. Returns a NaN where a number is not finite.
- */
-static float add_row(lmd_input_sums *self, float *row, double weight) {
-    const float root = (float)sqrt(weight);
-    float probe = 0.0f;
-    for (int32_t i = 0; i < self->n_cols; i++) {
-        const float size = fabsf(row[i]);
-        self->absolute[i] += size;
-        self->least[i] = row[i] < self->least[i] ? row[i] : self->least[i];
-        self->most[i] = row[i] > self->most[i] ? row[i] : self->most[i];
-        row[i] *= root;
-        self->squares[i] += (double)row[i] * row[i];
-        probe += size * 0.0f;
+/* Rows that are added, a block of columns an item of work. */
+typedef struct row_work {
+    lmd_input_sums *sums;
+    float *rows;    /* [n, n_cols] */
+    float *roots;   /* [n] of the weights */
+    double *masses; /* [n] */
+    int32_t n;
+} row_work;
+
+enum { ADDED_COLS = 64, MASS_ROWS = 16 }; /* of an item */
+
+static void weigh_rows(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                       bool is_first) {
+    const row_work *work = arg;
+    const int32_t n_cols = work->sums->n_cols, begin = item * MASS_ROWS;
+    (void)stage, (void)thread_idx, (void)is_first;
+    for (int32_t t = begin; t < lmd_min_i32(begin + MASS_ROWS, work->n); t++)
+        work->masses[t] = sum_of_squares(work->rows + (int64_t)t * n_cols, n_cols);
+}
+
+/* Weighs the rows in some columns, and adds them to the columns' sums. */
+static void add_columns(void *arg, const lmd_stage *stage, int32_t item, int32_t thread_idx,
+                        bool is_first) {
+    const row_work *work = arg;
+    const lmd_input_sums *sums = work->sums;
+    const int32_t begin = item * ADDED_COLS, n = lmd_min_i32(ADDED_COLS, sums->n_cols - begin);
+    double absolute[ADDED_COLS], squares[ADDED_COLS];
+    float least[ADDED_COLS], most[ADDED_COLS];
+    (void)stage, (void)thread_idx, (void)is_first;
+    memcpy(absolute, sums->absolute + begin, (size_t)n * sizeof *absolute);
+    memcpy(squares, sums->squares + begin, (size_t)n * sizeof *squares);
+    memcpy(least, sums->least + begin, (size_t)n * sizeof *least);
+    memcpy(most, sums->most + begin, (size_t)n * sizeof *most);
+    for (int32_t t = 0; t < work->n; t++) {
+        float *row = work->rows + (int64_t)t * sums->n_cols + begin;
+        const float root = work->roots[t];
+        for (int32_t i = 0; i < n; i++) {
+            absolute[i] += (double)fabsf(row[i]);
+            least[i] = row[i] < least[i] ? row[i] : least[i];
+            most[i] = row[i] > most[i] ? row[i] : most[i];
+            row[i] *= root;
+            squares[i] += (double)row[i] * (double)row[i];
+        }
     }
-    return probe;
+    memcpy(sums->absolute + begin, absolute, (size_t)n * sizeof *absolute);
+    memcpy(sums->squares + begin, squares, (size_t)n * sizeof *squares);
+    memcpy(sums->least + begin, least, (size_t)n * sizeof *least);
+    memcpy(sums->most + begin, most, (size_t)n * sizeof *most);
+}
+
+/* A sum of |x| in double stays finite as long as every x is. */
+static bool is_finite(const lmd_input_sums *self) {
+    for (int32_t i = 0; i < self->n_cols; i++)
+        if (!(self->absolute[i] < INFINITY)) return false;
+    return true;
+}
+
+static void add_rows(const lmd_compute *compute, row_work *work, const int32_t *positions) {
+    lmd_input_sums *sums = work->sums;
+    lmd_stage stages[] = {
+        {.run = weigh_rows, .n_items = lmd_ceil_div(work->n, MASS_ROWS)},
+        {.run = add_columns, .n_items = lmd_ceil_div(sums->n_cols, ADDED_COLS)},
+    };
+    lmd_threads_run(compute->threads, stages, sizeof *stages, sizeof stages / sizeof *stages,
+                    work);
+    for (int32_t t = 0; t < work->n; t++) {
+        sums->total += work->masses[t];
+        if ((positions ? positions[t] : t) == 0) sums->first += work->masses[t];
+    }
+    sums->n_tokens += work->n;
 }
 
 lmd_status lmd_input_sums_add(lmd_input_sums *self, const lmd_compute *compute, float *rows,
                               const double *weights, const int32_t *positions, int32_t n,
                               lmd_err *err) {
-    float probe = 0.0f;
-    for (int32_t t = 0; t < n; t++) {
-        float *row = rows + (int64_t)t * self->n_cols;
-        const double mass = sum_of_squares(row, self->n_cols);
-        self->total += mass;
-        if ((positions ? positions[t] : t) == 0) self->first += mass;
-        probe += add_row(self, row, weights ? weights[t] : 1.0);
-    }
-    if (!(probe == 0.0f)) return lmd_fail(err, LMD_INVALID, "an input is a NaN or infinite");
-    self->n_tokens += n;
+    row_work work = {.sums = self, .rows = rows, .n = n};
+    work.roots = lmd_calloc((size_t)n, sizeof *work.roots);
+    work.masses = lmd_calloc((size_t)n, sizeof *work.masses);
+    const bool has_room = work.roots && work.masses;
+    for (int32_t t = 0; has_room && t < n; t++)
+        work.roots[t] = weights ? (float)sqrt(weights[t]) : 1.0f;
+    if (has_room) add_rows(compute, &work, positions);
+    lmd_free(work.roots);
+    lmd_free(work.masses);
+    if (!has_room) return lmd_no_memory(err, "the sums of %d rows", n);
+    if (!is_finite(self)) return lmd_fail(err, LMD_INVALID, "an input is a NaN or infinite");
+    self->is_mirrored = false;
     return self->gram ? lmd_gram_add(compute, rows, n, self->n_cols, self->gram, err) : LMD_OK;
 }
 
@@ -113,7 +170,8 @@ lmd_status lmd_input_sums_add_wanted(lmd_input_sums *self, const lmd_compute *co
 }
 
 const float *lmd_input_sums_gram(lmd_input_sums *self) {
-    if (self->gram) lmd_mirror(self->gram, self->n_cols);
+    if (self->gram && !self->is_mirrored) lmd_mirror(self->gram, self->n_cols);
+    self->is_mirrored = true;
     return self->gram;
 }
 

@@ -16,6 +16,7 @@ typedef struct lmd_input_sums {
     double total, first; /* of x^2, not weighted: of all rows; of each text's first row */
     float *gram; /* [n_cols, n_cols] of weighted rows X^T X, the lower triangle; NULL: not kept
                   */
+    bool is_mirrored; /* what is above it is, too */
     /* What is wanted of each row, such as the output that the linear should have: */
     int32_t n_wanted; /* columns of it; 0: nothing */
     float *wanted;    /* [n_wanted, n_cols] of weighted rows Y^T X */

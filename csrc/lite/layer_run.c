@@ -11,7 +11,7 @@ enum {
     BLOCK_LEN = 64,
     MAX_TEXT_LEN = 1 << 16,
     MIN_STEP_LEN = 256, /* tokens */
-    MAX_STEP_LEN = 2048,
+    MAX_STEP_LEN = 1024,
     STEP_BYTES = 256 << 20
 };
 

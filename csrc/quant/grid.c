@@ -81,12 +81,15 @@ typedef struct range {
 } range;
 
 static range range_of(const float *weights, int32_t n, lmd_grid_form form) {
-    chains min = all(form.has_min ? weights[0] : 0.0f), max = min;
-    for (int32_t i = 0; i < n; i += LMD_GRID_UNIT) {
-        const chains w = load(weights + i);
-        min = select(w < min, w, min);
-        max = select(w > max, w, max);
-    }
+    float min[LMD_GRID_UNIT], max[LMD_GRID_UNIT];
+    for (int32_t j = 0; j < LMD_GRID_UNIT; j++)
+        min[j] = max[j] = form.has_min ? weights[0] : 0.0f;
+    for (int32_t i = 0; i < n; i += LMD_GRID_UNIT)
+        for (int32_t j = 0; j < LMD_GRID_UNIT; j++) {
+            const float w = weights[i + j];
+            min[j] = w < min[j] ? w : min[j];
+            max[j] = w > max[j] ? w : max[j];
+        }
     range found = {min[0], max[0]};
     for (int32_t j = 0; j < LMD_GRID_UNIT; j++) {
         found.min = min[j] < found.min ? min[j] : found.min;
@@ -121,10 +124,14 @@ static lmd_grid grid_with_zero(uint16_t scale, float zero, lmd_grid_form form) {
     return (lmd_grid){scale, clamped_zero(zero, form), 0};
 }
 
-lmd_grid lmd_grid_min_max(const float *weights, int32_t n, lmd_grid_form form) {
-    const range found = range_of(weights, n, form);
+/* The grid from one end of the range to the other. */
+static lmd_grid widest_grid(range found, lmd_grid_form form) {
     const uint16_t scale = half_scale(full_scale(found, form));
     return grid_with_zero(scale, -found.min / lmd_half_to_float(scale), form);
+}
+
+lmd_grid lmd_grid_min_max(const float *weights, int32_t n, lmd_grid_form form) {
+    return widest_grid(range_of(weights, n, form), form);
 }
 
 /* What a group is searched for. */
@@ -194,7 +201,7 @@ lmd_grid lmd_grid_search(const float *weights, const float *importance, int32_t 
     const float step = 0.05f;
     const group of = {weights, importance, n, form, error};
     const range found = range_of(weights, n, form);
-    candidate best = {lmd_grid_min_max(weights, n, form), INFINITY};
+    candidate best = {widest_grid(found, form), INFINITY};
     float width = 1.0f;
     try_grid(&best, &of, best.grid);
     for (int32_t i = 0; i < LMD_GRID_WIDTHS; i++)

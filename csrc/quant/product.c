@@ -20,7 +20,10 @@ static void pack_panel(const lmd_operand *from, int32_t panel, int32_t width, fl
     const int32_t begin = panel * width, n = lmd_min_i32(width, from->n - begin);
     const float *a = from->a + begin * from->column_stride;
     for (int32_t k = 0; k < from->depth; k++, a += from->row_stride, out += width) {
-        for (int32_t i = 0; i < n; i++) out[i] = a[i * from->column_stride];
+        if (from->column_stride == 1)
+            memcpy(out, a, (size_t)n * sizeof *out);
+        else
+            for (int32_t i = 0; i < n; i++) out[i] = a[i * from->column_stride];
         for (int32_t i = n; i < width; i++) out[i] = 0.0f;
     }
 }
