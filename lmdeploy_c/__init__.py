@@ -70,8 +70,8 @@ if not any(os.path.exists(os.path.join(__path__[0], "_C" + s)) for s in EXTENSIO
     __path__ = extend_path(__path__, __name__)
 
 _FROM_CORE = ("CheckpointError", "Engine", "Model", "Quantizer", "Scheduler", "UnsupportedError")
-_PACKAGES = ("lite",)
-_LATER = ("serve", "client", "KVTransferConfig", "vl")
+_PACKAGES = ("lite", "serve")
+_LATER = ("client", "KVTransferConfig", "vl")
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,7 @@ from .messages import (
 from .output_cache import NotKept
 from .planning import Plan, plan_of
 from .progress import prompt_bar
+from .serve.config import DEFAULT_PORT, ServeConfig
 from .text.chat_template import ChatTemplate, ChatTemplateConfig
 from .text.prompts import parse_prompts, per_prompt
 from .tokenizer import Tokenizer
@@ -43,6 +44,7 @@ from .units import format_size
 
 if TYPE_CHECKING:
     from .metrics import Metrics
+    from .serve.server import Server
 
 #: One prompt: a text, or a conversation.
 OnePrompt = str | Sequence[Mapping[str, Any]]
@@ -337,6 +339,21 @@ class Pipeline(NotKept):
     def get_reward_score(self, input_ids: list[int] | list[list[int]]) -> list[float]:
         """Refused: this release serves no reward model."""
         raise unsupported("get_reward_score needs a reward model; this release serves none")
+
+    # ---- over HTTP ----
+
+    def serve(self, port: int = DEFAULT_PORT, **options: Any) -> Server:
+        """Answers over HTTP too, in a thread of its own: OpenAI's, Anthropic's and LMDeploy's
+        routes, on the same weights. `url` of what is returned is where; its `stop` ends it, and so
+        does leaving it as a context manager. port: 0 takes a free one. options: fields of
+        `lmdeploy_c.serve.config.ServeConfig`.
+
+        Raises ImportError where `pip install lmdeploy_c[serve]` is missing, OSError for an address
+        that cannot be had, ValueError and TypeError for wrong options.
+        """
+        from .serve.server import Server
+
+        return Server(self.engine, ServeConfig(port=port, **options)).start()
 
     # ---- life ----
 

@@ -188,6 +188,13 @@ class Tokenizer:
             return self._tokenizer.decode(i for i in t if i not in skipped)
         return detokenizer.add(t[n:]) + detokenizer.finish()
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of a token inside a text, which may be a part of a character; b"" for an id
+        that the vocabulary does not have."""
+        if self._spelling is None:
+            return self._tokenizer.decode([token_id]).encode("utf-8", "replace")
+        return self._spelling.bytes_of(token_id)
+
     def detokenizer(
         self,
         skip_special_tokens: bool = True,

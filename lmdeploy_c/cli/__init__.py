@@ -1,4 +1,4 @@
-"""The command line: `lmdeploy_c chat`, `plan`, `lite`, `check_env`, `list`, a file each.
+"""The command line: `lmdeploy_c chat`, `plan`, `serve`, `lite`, `check_env`, `list`, a file each.
 
 Nothing heavy is imported until a command runs, so that --help answers at once. A mistake of the
 user is one line on standard error and exit code 1 (2 for wrong arguments), never a traceback.
@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from ..version import __version__
-from . import chat, check_env, lite, plan
+from . import chat, check_env, lite, plan, serve
 from . import list as list_command
 from .output import PROG, complain, note
 
-_LATER_COMMANDS = ("serve", "convert")
+_LATER_COMMANDS = ("convert",)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-v", "--version", action="version", version=f"{PROG} {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (chat, plan, lite, check_env, list_command):
+    for command in (chat, plan, serve, lite, check_env, list_command):
         command.add_parser(commands)
     return parser
 

@@ -6,9 +6,9 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..messages import GenerationConfig, SpeculativeConfig, TurbomindEngineConfig
+from ..messages import GenerationConfig, TurbomindEngineConfig
 from .options import (
     ENGINE_OPTIONS,
     GENERATION_OPTIONS,
@@ -19,14 +19,14 @@ from .options import (
     Formatter,
     Later,
     Sample,
+    add_engine_options,
     add_model,
     add_options,
+    chat_template_config,
+    speculative_config,
     values,
 )
 from .output import PROG, note
-
-if TYPE_CHECKING:
-    from ..text.chat_template import ChatTemplateConfig
 
 #: LMDeploy's flags that no configuration of this release has.
 _LATER_FLAGS = (
@@ -68,31 +68,10 @@ def add_parser(commands: Commands[Any]) -> None:
         help="Accepted; code that comes with a model is never run.",
     )
     _add_generation_options(chat)
-    _add_engine_options(chat)
+    add_engine_options(chat)
     for flag in _LATER_FLAGS:
         chat.add_argument(flag, nargs="*", action=Later, help=argparse.SUPPRESS)
     chat.set_defaults(run=run)
-
-
-def _add_engine_options(chat: argparse.ArgumentParser) -> None:
-    engine = chat.add_argument_group("engine")
-    add_options(engine, ENGINE_OPTIONS, TurbomindEngineConfig)
-    engine.add_argument(
-        "--enable-prefix-caching", action="store_true", help="Accepted; it is the default."
-    )
-    engine.add_argument(
-        "--language-model-only", action="store_true", help="Accepted; models are text only."
-    )
-    engine.add_argument(
-        "--speculative-algorithm",
-        help="ngram: draft tokens from earlier text; answers stay the same. None: no drafts.",
-    )
-    engine.add_argument(
-        "--speculative-num-draft-tokens",
-        type=int,
-        default=SpeculativeConfig.num_speculative_tokens,
-        help="Most draft tokens of a step.",
-    )
 
 
 def _add_generation_options(chat: argparse.ArgumentParser) -> None:
@@ -112,8 +91,8 @@ def _add_generation_options(chat: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     engine_config = TurbomindEngineConfig(**values(args, ENGINE_OPTIONS))
     generation_config(args)  # what is wrong in it is said before a model is loaded
-    template_config = _template_config(args.chat_template)
-    speculative_config = _speculative_config(args)
+    template_config = chat_template_config(args.chat_template)
+    speculative = speculative_config(args)
     if args.backend == "pytorch":
         note("--backend pytorch: this release has no PyTorch engine; the C engine runs")
     prompt = args.prompt
@@ -130,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         engine_config,
         template_config,
         args.log_level,
-        speculative_config=speculative_config,
+        speculative_config=speculative,
     ) as pipe:
         session = pipe.session(generation_config(args, pipe.engine.sampling_defaults))
         if prompt is not None:
@@ -148,19 +127,3 @@ def generation_config(
     if args.do_sample:
         given["do_sample"] = True
     return GenerationConfig(**{**(of_model or {}), **given})
-
-
-def _template_config(name: str | None) -> ChatTemplateConfig | None:
-    if name is None:
-        return None
-    from ..text.chat_template import ChatTemplateConfig
-
-    return (
-        ChatTemplateConfig.from_json(name) if name.endswith(".json") else ChatTemplateConfig(name)
-    )
-
-
-def _speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
-    if args.speculative_algorithm is None:
-        return None
-    return SpeculativeConfig(args.speculative_algorithm, "", args.speculative_num_draft_tokens)

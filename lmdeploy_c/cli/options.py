@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..messages import SpeculativeConfig, TurbomindEngineConfig
 from ..version import __version__
+
+if TYPE_CHECKING:
+    from ..text.chat_template import ChatTemplateConfig
 
 Commands = argparse._SubParsersAction  # what a command's parser is added to
 #: A flag, its type, its help. It sets the field of its name; its default is the field's.
@@ -176,3 +180,43 @@ def values(args: argparse.Namespace, options: Sequence[Option]) -> dict[str, Any
     """The fields that the options set."""
     names = (_field(flag) for flag, _, _ in options)
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """The options of an engine, and of its drafts."""
+    engine = parser.add_argument_group("engine")
+    add_options(engine, ENGINE_OPTIONS, TurbomindEngineConfig)
+    engine.add_argument(
+        "--enable-prefix-caching", action="store_true", help="Accepted; it is the default."
+    )
+    engine.add_argument(
+        "--language-model-only", action="store_true", help="Accepted; models are text only."
+    )
+    engine.add_argument(
+        "--speculative-algorithm",
+        help="ngram: draft tokens from earlier text; answers stay the same. None: no drafts.",
+    )
+    engine.add_argument(
+        "--speculative-num-draft-tokens",
+        type=int,
+        default=SpeculativeConfig.num_speculative_tokens,
+        help="Most draft tokens of a step.",
+    )
+
+
+def chat_template_config(name: str | None) -> ChatTemplateConfig | None:
+    """What --chat-template names: a template, or a file.json."""
+    if name is None:
+        return None
+    from ..text.chat_template import ChatTemplateConfig
+
+    return (
+        ChatTemplateConfig.from_json(name) if name.endswith(".json") else ChatTemplateConfig(name)
+    )
+
+
+def speculative_config(args: argparse.Namespace) -> SpeculativeConfig | None:
+    """What the options of drafts say; None where there are none."""
+    if args.speculative_algorithm is None:
+        return None
+    return SpeculativeConfig(args.speculative_algorithm, "", args.speculative_num_draft_tokens)

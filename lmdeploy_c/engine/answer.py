@@ -66,6 +66,11 @@ class Answer:
     def done(self) -> bool:
         return self.response.finish_reason is not None
 
+    @property
+    def stop_word(self) -> str | None:
+        """The stop word in its text that has ended the answer."""
+        return self._matcher.found
+
     def read(self, timeout: float | None = None) -> Response | None:
         """Waits for more, at most timeout seconds. None on a timeout, or when nothing may be
         shown yet. The last delta has a finish_reason; do not read after it."""

@@ -173,7 +173,7 @@ class TextEngine:
         try:
             text = self.render(prompt, do_preprocess, template_kwargs, history)
             logger.debug("prompt %d: %r", index, text[: self._max_log_len])
-            ids = self.encode(text, add_bos=self._adds_bos(do_preprocess), history=history)
+            ids = self.encode(text, add_bos=self.adds_bos(do_preprocess), history=history)
         except Exception as e:  # a template may raise anything
             return self.reject(str(e) or type(e).__name__, index=index, code=_code_of(e))
         return self.submit(
@@ -228,7 +228,7 @@ class TextEngine:
             raise ValueError("do_preprocess=False takes a text; a conversation needs the template")
         return self.text_of(history) + prompt
 
-    def _adds_bos(self, do_preprocess: bool) -> bool:
+    def adds_bos(self, do_preprocess: bool) -> bool:
         """Whether a prompt begins with the model's first token, where the model wants one. What a
         GGUF file says of it holds for rendered chats too, as in llama.cpp; with a Hugging Face
         tokenizer the chat template alone decides, as in transformers."""

@@ -39,6 +39,7 @@ class StopMatcher:
         self.hidden = (hidden or {}) if self.words else {}
         self.include = include
         self.min_tokens = min_tokens
+        self.found: str | None = None
         self._longest = max((len(w) for w in self.words), default=0)
         self._text = ""  # held back, with the texts of hidden tokens
         self._spans: list[tuple[int, int]] = []  # these texts' places in _text
@@ -72,6 +73,7 @@ class StopMatcher:
         if found is None:
             return None
         start, word = found
+        self.found = word
         text = self._shown(start)
         tokens = [t for t in self._tokens if self.include or t[2] < start]
         return _piece(text + word if self.include else text, tokens, stopped=True)

@@ -151,6 +151,7 @@ PYTHON_ORDER = [
     {"model"},
     {"engine"},
     {"metrics", "planning"},
+    {"serve"},
     {"pipeline"},
     {"lite"},
     {"cli"},

@@ -61,7 +61,7 @@ def test_the_top_level() -> None:
     assert callable(lmdeploy_c.pipeline), "the module does not hide the function"
     assert lmdeploy_c.version_info == tuple(int(p) for p in lmdeploy_c.__version__.split("."))
     with pytest.raises(AttributeError, match="not part of release"):
-        _ = lmdeploy_c.serve
+        _ = lmdeploy_c.client
     with pytest.raises(ImportError, match="KVTransferConfig"):
         from lmdeploy_c import KVTransferConfig  # noqa: F401
     assert Path(lmdeploy_c.__file__).with_name("py.typed").exists()
