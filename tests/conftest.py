@@ -16,6 +16,9 @@ import pytest
 from lmdeploy_c import _C
 from lmdeploy_c.files.checkpoint import open_checkpoint, resolve_model
 
+#: Fixtures that are not here: a server's.
+pytest_plugins = ("served_models",)
+
 GOLDEN = Path(__file__).parent / "golden"
 #: How much longer things may take under a sanitizer.
 SLOWER = 5.0 if "san" in os.environ.get("LD_PRELOAD", "") else 1.0

@@ -181,13 +181,13 @@ def _check_list(schema: Schema, value: list[Any], path: str) -> list[Any]:
 def _check_object(schema: Schema, value: dict[str, Any], path: str) -> dict[str, Any]:
     known, others = schema.get("properties", {}), schema.get("additionalProperties", True)
     dot = f"{path}." if path else ""
-    for name in schema.get("required", ()):
-        if name not in value:
-            raise WrongValue(dot + name, "is missing")
     unknown = [name for name in value if name not in known]
     if unknown and others is False:
         named = ", ".join(f"{name:.{_SHOWN}}" for name in unknown[:5])
         raise WrongValue(dot + unknown[0][:_SHOWN], f"unknown field (there is no {named})")
+    for name in schema.get("required", ()):
+        if name not in value:
+            raise WrongValue(dot + name, "is missing")
     high = schema.get("maxProperties", len(value))
     if len(value) > high:
         raise WrongValue(path, f"must have at most {high} fields, not {len(value)}")

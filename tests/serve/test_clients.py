@@ -10,7 +10,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
-from serve.conftest import QUESTION, events
+from served_models import QUESTION, events
 
 from lmdeploy_c import GenerationConfig
 from lmdeploy_c.engine.text_engine import TextEngine

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from serve.conftest import LONG, QUESTION, Wire, ask, is_idle, request_bytes, wait_for
+from served_models import LONG, QUESTION, Wire, ask, is_idle, request_bytes, wait_for
 
 from lmdeploy_c.engine.text_engine import TextEngine
 from lmdeploy_c.serve.config import ServeConfig

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.conftest import QUESTION, Wire, ask, request_bytes
+from served_models import QUESTION, Wire, ask, request_bytes
 
 from lmdeploy_c.serve import schema
 from lmdeploy_c.serve.app import ROUTES

@@ -7,15 +7,16 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from lmdeploy_c import TurbomindEngineConfig
 from lmdeploy_c.engine.text_engine import TextEngine
-from lmdeploy_c.serve.config import ServeConfig
-from lmdeploy_c.serve.server import Server
+
+if TYPE_CHECKING:
+    from lmdeploy_c.serve.server import Server
 
 ENGINE = TurbomindEngineConfig(session_len=1024, max_batch_size=16, cache_max_entry_count="128MB")
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -165,6 +166,20 @@ def engine() -> Iterator[TextEngine]:
 
 
 @pytest.fixture(scope="session")
+def tiny_text_engine() -> Iterator[TextEngine]:
+    """A model that takes no time: random weights."""
+    from conftest import GOLDEN
+
+    config = TurbomindEngineConfig(session_len=256, max_batch_size=64, num_threads=1)
+    made = TextEngine(GOLDEN / "gguf" / "llama-float.gguf", config)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
 def server(engine: TextEngine) -> Iterator[Server]:
+    from lmdeploy_c.serve.config import ServeConfig
+    from lmdeploy_c.serve.server import Server
+
     with Server(engine, ServeConfig(port=0)).start() as made:
         yield made
