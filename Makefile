@@ -236,8 +236,9 @@ format: $(VENV)/.lint-tools ## ruff and clang-format
 	$(BIN)/clang-format -i $(C_FILES)
 
 .PHONY: docs packages first-hour
-docs: $(VENV)/.test-tools ## docs/api.md from the docstrings
+docs: $(VENV)/.test-tools ## docs/api.md from the docstrings, docs/routes.md from the tables of fields
 	cd docs && ../$(BIN)/python make_api.py
+	cd docs && ../$(BIN)/python make_routes.py
 
 packages: ## a source package and a wheel, each installed in an empty folder, answer a question
 	$(PYTHON) tests/first_hour.py sdist wheel

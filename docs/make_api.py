@@ -35,6 +35,7 @@ SECTIONS = {
         *("lite.Calibration", "lite.InputReport", "lite.KvRanges"),
         *("lite.Comparison", "lite.TextScore", "lite.Mean"),
     ],
+    "Serving": ["serve.ServeConfig", "serve.Server", "serve.make_app"],
     "The core": ["Engine", "Model", "Quantizer", "Scheduler"],
 }
 CORE = "\nIts methods: [lmdeploy_c/_C.pyi](../lmdeploy_c/_C.pyi).\n"

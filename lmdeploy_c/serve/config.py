@@ -14,13 +14,15 @@ class ServeConfig:
     """How a server behaves. Raises ValueError for a value out of range.
 
     Attributes:
-        host: the address to listen on. port: 0 takes a free one.
+        host: the address to listen on.
+        port: 0 takes a free one.
         api_keys: who asks needs one of them; none: everybody may ask.
         ssl_keyfile, ssl_certfile: PEM files; with both the server speaks TLS.
         allow_origins: the web pages that may ask from a browser, such as "https://chat.example",
             or "*" for all. None are allowed by default.
-        max_concurrent_requests: requests at once; others get a 429. max_body_bytes: of one request.
-            max_pending_bytes: of all bodies that are held at once.
+        max_concurrent_requests: requests at once; others get a 429.
+        max_body_bytes: of one request's body.
+        max_pending_bytes: of all bodies that are held at once.
         max_answers: answers that one request may ask for: prompts times n.
         max_sessions: conversations of /v1/chat/interactive that are kept; of more, the one that was
             used least recently is forgotten.

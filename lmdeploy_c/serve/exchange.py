@@ -76,6 +76,7 @@ class Exchange:
         self._is_stream = False
         self._last_write = self.started
         self._ended = False
+        #: Of the body, as far as it came.
         self.pending_bytes = 0
 
     # ---- the request ----

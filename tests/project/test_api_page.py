@@ -27,7 +27,8 @@ def test_the_page_is_fresh(maker: types.ModuleType) -> None:
 def test_every_public_name_is_there(maker: types.ModuleType) -> None:
     listed = [name for names in maker.SECTIONS.values() for name in names]
     lite = [f"lite.{name}" for name in lmdeploy_c.lite.__all__]
-    expected = [*lmdeploy_c.__all__, *lite]
+    serve = [f"serve.{name}" for name in lmdeploy_c.serve.__all__]
+    expected = [*lmdeploy_c.__all__, *lite, *serve]
     assert sorted([*listed, "__version__", "version_info"]) == sorted(expected)
 
 
