@@ -142,6 +142,9 @@ class Output(NamedTuple):
     error_code: str | None  # of an error: "LMD_INVALID", "LMD_BUSY", "LMD_NO_MEMORY", ...
     ppl: float | None  # mean cross-entropy of the prompt, natural log; with return_ppl
     cached_tokens: int  # prompt tokens that were found in the KV cache
+    #: As `logprobs`, of the prompt's second token on: with prompt_logprobs, in the output that has
+    #: the first token, or the end.
+    prompt_logprobs: list[dict[int, float]] | None
 
 class Request:
     """One request in an engine. Dropping the last reference cancels it."""
@@ -258,6 +261,7 @@ class Engine:
         logprobs: int = 0,
         output_logits: Literal["all", "generation"] | None = None,
         return_ppl: bool = False,
+        prompt_logprobs: bool = False,
         random_seed: int | None = None,
         snapshot: Snapshot | None = None,
         keep_snapshot: bool = False,
@@ -272,6 +276,7 @@ class Engine:
         token_ids: integers, one-dimensional. do_sample: False is greedy, whatever temperature,
         top_k, top_p and min_p say; top_k: 0 is off. no_repeat_ngram_size: no n-gram of so many
         tokens comes twice, the prompt's included; 0: off. Ranges of numbers: SAMPLING_RANGES.
+        prompt_logprobs: logprobs of the prompt's tokens, too; its KV is then computed afresh.
         random_seed: 0 to 2**64 - 1; None draws one, which `Request.random_seed` tells.
         stop_token_ids end the answer and are not part of it; so do stop_words, token sequences.
         snapshot: of this engine; its KV serves as far as its text and the prompt agree. A snapshot

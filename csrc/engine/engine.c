@@ -229,6 +229,7 @@ static lmd_status new_request(lmd_engine *self, const lmd_request_params *params
         info.n_prompt = (int32_t)params->n_tokens;
         info.max_new_tokens = (int32_t)max_new;
         info.n_logprobs = n_logprobs > 0 ? (int32_t)n_logprobs + 1 : 0;
+        info.n_scores = params->prompt_logprobs ? info.n_prompt - 1 : 0;
     }
     pthread_mutex_lock(&self->lock);
     info.request_id = self->next_request_id++;

@@ -43,14 +43,16 @@ typedef enum lmd_output_logits {
 typedef struct lmd_request_params {
     const int32_t *token_ids; /* [n_tokens] the prompt */
     int64_t n_tokens;
-    int64_t max_new_tokens; /* session_len caps it; 0: only with output_logits or return_ppl */
+    int64_t max_new_tokens; /* session_len caps it; 0: only with what is said of the prompt:
+                               output_logits, return_ppl or prompt_logprobs */
     int64_t min_new_tokens;
     lmd_token_words stop_words; /* a stop token is a word of one token */
     lmd_sampler_params sampler;
     lmd_output_logits output_logits;
     bool return_ppl;
-    int32_t priority; /* see lmd_sequence_params */
-    double timeout;   /* seconds after submit at which the request is aborted; 0: none */
+    bool prompt_logprobs; /* of the prompt's tokens too, in the form of the answer's */
+    int32_t priority;     /* see lmd_sequence_params */
+    double timeout;       /* seconds after submit at which the request is aborted; 0: none */
     lmd_snapshot
         *snapshot; /* of this engine, or NULL: its KV serves as far as the two texts agree */
     bool keep_snapshot;  /* the request leaves a snapshot: lmd_request_snapshot */

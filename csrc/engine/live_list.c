@@ -86,7 +86,8 @@ void lmd_engine_admit(lmd_engine *self, lmd_live_request *request) {
         .token_ids = request->prompt,
         .n_tokens = request->n_prompt,
         .max_len = request->n_prompt + request->max_new_tokens,
-        .all_logits = request->return_ppl || request->output_logits == LMD_LOGITS_ALL,
+        .all_logits = request->return_ppl || request->prompt_logprobs ||
+                      request->output_logits == LMD_LOGITS_ALL,
         .snapshot = request->snapshot,
         .leader = leader,
         .priority = request->priority,

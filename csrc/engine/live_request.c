@@ -22,7 +22,8 @@ static lmd_status check_ids(const char *what, const int32_t *ids, int64_t n, int
 
 static lmd_status check_lengths(const lmd_request_params *params,
                                 const lmd_engine_config *config, lmd_err *err) {
-    const bool scores = params->return_ppl || params->output_logits == LMD_LOGITS_ALL;
+    const bool scores = params->return_ppl || params->prompt_logprobs ||
+                        params->output_logits == LMD_LOGITS_ALL;
     if (params->n_tokens < 1)
         return lmd_fail(err, LMD_INVALID, "the prompt is empty: at least one token is needed");
     if (params->max_new_tokens < 0 || (params->max_new_tokens == 0 && !scores))
@@ -44,6 +45,8 @@ static lmd_status check_lengths(const lmd_request_params *params,
             (long long)params->n_tokens, (long long)n_kv);
     if (params->return_ppl && params->n_tokens < 2)
         return lmd_fail(err, LMD_INVALID, "return_ppl needs a prompt of at least two tokens");
+    if (params->prompt_logprobs && params->sampler.n_logprobs < 1)
+        return lmd_fail(err, LMD_INVALID, "prompt_logprobs needs logprobs of at least 1");
     char timeout[LMD_NUMBER_LEN];
     if (!(params->timeout >= 0.0 && params->timeout <= LMD_MAX_TIMEOUT))
         return lmd_fail(err, LMD_INVALID, "timeout must be 0 (none) to %d seconds, not %s",
@@ -109,6 +112,7 @@ lmd_status lmd_live_request_new(const lmd_request_params *params,
     self->min_new_tokens = (int32_t)min_new;
     self->output_logits = params->output_logits;
     self->return_ppl = params->return_ppl;
+    self->prompt_logprobs = params->prompt_logprobs;
     self->keep_snapshot = params->keep_snapshot;
     self->priority = params->priority;
     self->deadline =
@@ -161,7 +165,11 @@ void lmd_live_request_fill(lmd_live_request *self, int32_t position, int32_t nex
         lmd_sampler_fill(self->sampler, position + 1, out);
         return;
     }
-    *out = (lmd_sample_params){.target_id = self->return_ppl ? next_token : -1};
+    *out = (lmd_sample_params){.target_id = -1};
+    if (next_token < 0) return;
+    if (self->return_ppl || self->prompt_logprobs) out->target_id = next_token;
+    if (self->prompt_logprobs)
+        out->n_logprobs = lmd_request_get_info(self->request)->n_logprobs - 1;
 }
 
 /* Whether a row may ban a stop word, now or later. */
@@ -190,17 +198,33 @@ int32_t lmd_live_request_draft(const lmd_live_request *self, lmd_speculation *sp
                                   lmd_ngram_match_len(self->ngram), n);
 }
 
-/* Appends a token with its log-probabilities: the token's own, then those of the most likely
- * others. */
-static void append_token(lmd_live_request *self, const lmd_sample_result *result) {
-    lmd_logprob entries[LMD_MAX_LOGPROBS + 1];
-    int32_t n = lmd_request_get_info(self->request)->n_logprobs, filled = 0;
-    if (n) entries[filled++] = (lmd_logprob){result->token_id, result->token_logprob};
+/* A token's entries: its own log-probability, then those of the most likely others. entries:
+ * [n] */
+static void fill_entries(lmd_logprob *entries, int32_t n, lmd_logprob own,
+                         const lmd_sample_result *result) {
+    int32_t filled = 0;
+    if (n) entries[filled++] = own;
     for (int32_t i = 0; i < result->n_top && filled < n; i++)
-        if (result->top_ids[i] != result->token_id)
+        if (result->top_ids[i] != own.token_id)
             entries[filled++] = (lmd_logprob){result->top_ids[i], result->top_logprobs[i]};
     while (filled < n) entries[filled++] = (lmd_logprob){-1, 0.0f};
+}
+
+static void append_token(lmd_live_request *self, const lmd_sample_result *result) {
+    lmd_logprob entries[LMD_MAX_LOGPROBS + 1];
+    const int32_t n = lmd_request_get_info(self->request)->n_logprobs;
+    const lmd_logprob own = {result->token_id, result->token_logprob};
+    fill_entries(entries, n, own, result);
     lmd_request_append(self->request, result->token_id, n ? entries : NULL);
+}
+
+/* Appends what a row says of a prompt's token. */
+static void append_score(lmd_live_request *self, int32_t token_id,
+                         const lmd_sample_result *result) {
+    lmd_logprob entries[LMD_MAX_LOGPROBS + 1];
+    const int32_t n = lmd_request_get_info(self->request)->n_logprobs;
+    fill_entries(entries, n, (lmd_logprob){token_id, result->target_logprob}, result);
+    lmd_request_append_score(self->request, entries);
 }
 
 /* Tokens at the end that belong to the longest complete stop word; 0: none is complete. */
@@ -271,6 +295,7 @@ lmd_finish_reason lmd_live_request_accept(lmd_live_request *self,
     if (params->target_id >= 0) {
         self->loss_sum -= (double)result->target_logprob;
         self->n_losses++;
+        if (self->prompt_logprobs) append_score(self, params->target_id, result);
     }
     if (!params->wants_token) return LMD_FINISH_NONE;
     if (result->token_id < 0) {

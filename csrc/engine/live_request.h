@@ -18,7 +18,7 @@ typedef struct lmd_live_request {
     int32_t *prompt; /* [n_prompt] until the scheduler has a copy of its own */
     int32_t n_prompt, n_generated, max_new_tokens, min_new_tokens;
     lmd_output_logits output_logits;
-    bool return_ppl;
+    bool return_ppl, prompt_logprobs;
     lmd_snapshot *snapshot; /* the prompt begins with its KV; or NULL */
     bool keep_snapshot;     /* the request leaves a snapshot */
     lmd_request *leader;    /* whose prompt it begins with, until it is admitted; or NULL */

@@ -13,9 +13,10 @@ struct lmd_request {
     atomic_int refs;
     atomic_bool cancelled;
     lmd_request_info info;
-    int32_t *token_ids;    /* [max_new_tokens] */
-    lmd_logprob *logprobs; /* [max_new_tokens, n_logprobs] or NULL */
-    int32_t n_appended;    /* the engine's thread alone */
+    int32_t *token_ids;           /* [max_new_tokens] */
+    lmd_logprob *logprobs;        /* [max_new_tokens, n_logprobs] or NULL */
+    lmd_logprob *scores;          /* [n_scores, n_logprobs] or NULL */
+    int32_t n_appended, n_scored; /* the engine's thread alone */
 
     pthread_mutex_t lock; /* what follows */
     pthread_cond_t changed;
@@ -24,6 +25,7 @@ struct lmd_request {
     lmd_logits_chunk *chunks, **chunks_end; /* not read yet; n_tokens ascends */
     lmd_finish_reason finish_reason;
     bool has_ppl, done; /* done: the end was read */
+    bool gave_scores;   /* they were read */
     double ppl;
     lmd_err why; /* of LMD_FINISH_ERROR */
     lmd_poller_entry entry;
@@ -37,9 +39,13 @@ lmd_status lmd_request_new(const lmd_request_info *info, lmd_request **out, lmd_
     self->token_ids = lmd_calloc(n, sizeof *self->token_ids);
     if (info->n_logprobs)
         self->logprobs = lmd_calloc(n * (size_t)info->n_logprobs, sizeof *self->logprobs);
-    if (!self->token_ids || (info->n_logprobs && !self->logprobs)) {
+    const size_t n_scored = (size_t)info->n_scores * (size_t)info->n_logprobs;
+    if (n_scored) self->scores = lmd_calloc(n_scored, sizeof *self->scores);
+    if (!self->token_ids || (info->n_logprobs && !self->logprobs) ||
+        (n_scored && !self->scores)) {
         lmd_free(self->token_ids);
         lmd_free(self->logprobs);
+        lmd_free(self->scores);
         lmd_free(self);
         return lmd_no_memory(err, "%zu tokens of an answer", n);
     }
@@ -66,6 +72,7 @@ void lmd_request_unref(lmd_request *self) {
     pthread_cond_destroy(&self->changed);
     lmd_free(self->token_ids);
     lmd_free(self->logprobs);
+    lmd_free(self->scores);
     lmd_free(self);
 }
 
@@ -131,6 +138,13 @@ bool lmd_request_read(lmd_request *self, lmd_output *out) {
             .ppl = self->ppl,
         };
         out->logits = pop_chunks(self, &out->n_logits_rows);
+        const bool is_computed =
+            self->n_published > 0 || self->finish_reason != LMD_FINISH_NONE;
+        if (is_computed && !self->gave_scores) { /* nothing is appended any more */
+            out->n_scores = self->n_scored;
+            out->scores = self->scores;
+            self->gave_scores = true;
+        }
         self->n_read = self->n_published;
         self->done = self->finish_reason != LMD_FINISH_NONE;
         lmd_poller_entry_read(&self->entry);
@@ -149,6 +163,7 @@ void lmd_request_unread(lmd_request *self, const lmd_output *output) {
         self->chunks = output->logits;
     }
     self->n_read -= output->n_tokens;
+    if (output->scores) self->gave_scores = false;
     self->done = false;
     lmd_poller_entry_ready(&self->entry);
     pthread_mutex_unlock(&self->lock);
@@ -239,6 +254,13 @@ void lmd_request_append(lmd_request *self, int32_t token_id, const lmd_logprob *
         memcpy(self->logprobs + (int64_t)self->n_appended * n_logprobs, entries,
                (size_t)n_logprobs * sizeof *entries);
     self->n_appended++;
+}
+
+void lmd_request_append_score(lmd_request *self, const lmd_logprob *entries) {
+    const size_t n = (size_t)self->info.n_logprobs;
+    if (self->n_scored >= self->info.n_scores) return;
+    memcpy(self->scores + (size_t)self->n_scored * n, entries, n * sizeof *entries);
+    self->n_scored++;
 }
 
 void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *chunk) {

@@ -41,8 +41,11 @@ typedef struct lmd_output {
     int32_t n_tokens, n_logprobs; /* n_logprobs: entries for each token; 0: not asked for */
     const int32_t *token_ids;     /* [n_tokens] */
     const lmd_logprob *logprobs;  /* [n_tokens, n_logprobs] the token itself first */
-    int32_t n_logits_rows;        /* of all chunks */
-    lmd_logits_chunk *logits;     /* the reader's own: lmd_logits_free */
+    int32_t n_scores;          /* prompt tokens scored: in the output with the first token, or
+                                  with the end */
+    const lmd_logprob *scores; /* [n_scores, n_logprobs] of the prompt's second token on */
+    int32_t n_logits_rows;     /* of all chunks */
+    lmd_logits_chunk *logits;  /* the reader's own: lmd_logits_free */
     lmd_finish_reason finish_reason;
     int32_t cached_len; /* prompt tokens that were found in KV */
     const lmd_err *why; /* NULL unless finish_reason is LMD_FINISH_ERROR */
@@ -56,6 +59,7 @@ typedef struct lmd_request_info {
     int32_t n_prompt;       /* tokens */
     int32_t max_new_tokens; /* room to reserve */
     int32_t n_logprobs;     /* entries for each token */
+    int32_t n_scores;       /* prompt tokens that are scored */
 } lmd_request_info;
 
 lmd_status lmd_request_new(const lmd_request_info *info, lmd_request **out, lmd_err *err);
@@ -99,6 +103,8 @@ void lmd_request_set_cached_len(lmd_request *self, int32_t cached_len);
 void lmd_request_set_snapshot(lmd_request *self, lmd_snapshot *snapshot);
 /* Appends a token that the reader does not see yet; entries: [info.n_logprobs] or NULL. */
 void lmd_request_append(lmd_request *self, int32_t token_id, const lmd_logprob *entries);
+/* Appends a prompt token's entries: [info.n_logprobs]; before the first token is published. */
+void lmd_request_append_score(lmd_request *self, const lmd_logprob *entries);
 /* Makes the first n_tokens visible to the reader, and adds a chunk (NULL: none), visible once
  * its n_tokens are. */
 void lmd_request_publish(lmd_request *self, int32_t n_tokens, lmd_logits_chunk *chunk);

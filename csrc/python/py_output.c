@@ -33,12 +33,12 @@ static PyObject *logprob_dict(const lmd_logprob *entries, int32_t n) {
     return dict;
 }
 
-static PyObject *logprob_list(const lmd_output *output) {
-    const int32_t n = output->n_logprobs;
-    if (!n) Py_RETURN_NONE;
-    PyObject *list = PyList_New(output->n_tokens);
-    for (int32_t i = 0; list && i < output->n_tokens; i++)
-        lmd_py_list_put(&list, i, logprob_dict(output->logprobs + (int64_t)i * n, n));
+/* entries: [n_rows, n]; NULL gives None. */
+static PyObject *logprob_list(const lmd_logprob *entries, int32_t n_rows, int32_t n) {
+    if (!entries) Py_RETURN_NONE;
+    PyObject *list = PyList_New(n_rows);
+    for (int32_t i = 0; list && i < n_rows; i++)
+        lmd_py_list_put(&list, i, logprob_dict(entries + (int64_t)i * n, n));
     return list;
 }
 
@@ -71,13 +71,14 @@ PyObject *lmd_py_output_new(PyTypeObject *output_type, const lmd_output *output,
     const lmd_err *why = output->why;
     PyObject *const fields[] = {
         token_list(output),
-        logprob_list(output),
+        logprob_list(output->logprobs, output->n_tokens, output->n_logprobs),
         logits_array(output, vocab_size),
         lmd_py_text_or_none(lmd_py_finish_reasons[output->finish_reason]),
         error_message(why),
         lmd_py_text_or_none(why ? lmd_status_name(why->code) : NULL),
         ppl_or_none(output),
         PyLong_FromLong(output->cached_len),
+        logprob_list(output->scores, output->n_scores, output->n_logprobs),
     };
     return lmd_py_struct_new(output_type, fields, sizeof fields / sizeof *fields);
 }
@@ -91,6 +92,7 @@ static PyStructSequence_Field output_fields[] = {
     {"error_code", "of an error: \"LMD_INVALID\", \"LMD_NO_MEMORY\", ...; or None"},
     {"ppl", "mean cross-entropy of the prompt, or None"},
     {"cached_tokens", "prompt tokens that were found in the KV cache"},
+    {"prompt_logprobs", "the same as logprobs, of the prompt's second token on, or None"},
     {NULL, NULL},
 };
 

@@ -181,6 +181,7 @@ static const lmd_py_field fields[] = {
     {"logprobs", lmd_py_int64, SAMPLER(n_logprobs)},
     {"output_logits", read_output_logits, REQUEST(output_logits)},
     {"return_ppl", lmd_py_bool, REQUEST(return_ppl)},
+    {"prompt_logprobs", lmd_py_bool, REQUEST(prompt_logprobs)},
     {"random_seed", read_seed, SAMPLER(seed)},
     {"snapshot", lmd_py_object, SELF(snapshot)},
     {"keep_snapshot", lmd_py_bool, REQUEST(keep_snapshot)},

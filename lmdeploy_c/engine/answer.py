@@ -56,6 +56,9 @@ class Answer:
             "", 0, len(self.input_ids), index=index, random_seed=request.random_seed, choice=choice
         )
         self.skip_special_tokens = skip_special_tokens
+        #: As Response.logprobs, of the prompt's second token on, where they were asked for and have
+        #: come.
+        self.prompt_logprobs: list[dict[int, float]] | None = None
         self.on_close: Callable[[Answer], None] | None = None
         self._detokenizer = detokenizer
         self._matcher = matcher
@@ -122,6 +125,7 @@ class Answer:
 
     def _next(self, output: Output) -> Response | None:
         """The delta of an output; None where all of it is held back."""
+        self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
         piece = Piece("", [], [], False)
         text, tokens, logprobs = [], [], []
         for i, token_id in enumerate(output.token_ids):

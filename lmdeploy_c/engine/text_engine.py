@@ -163,12 +163,14 @@ class TextEngine:
         template_kwargs: Mapping[str, Any] | None = None,
         history: History = NO_HISTORY,
         keep_snapshot: bool = False,
+        prompt_logprobs: bool = False,
         index: int = 0,
     ) -> Answer:
         """Starts the answer to a prompt: `render`, `encode` and `submit` in one.
 
         do_preprocess: False takes a text as it is, without the chat template. template_kwargs: for
-        the chat template. history: the turns before. keep_snapshot, index: see `submit`.
+        the chat template. history: the turns before. keep_snapshot, prompt_logprobs, index: see
+        `submit`.
         """
         try:
             text = self.render(prompt, do_preprocess, template_kwargs, history)
@@ -182,6 +184,7 @@ class TextEngine:
             stop_words=(self.chat_template.stop_words or ()) if do_preprocess else (),
             snapshot=history.snapshot,
             keep_snapshot=keep_snapshot,
+            prompt_logprobs=prompt_logprobs,
             index=index,
             prompt_text=text,
         )
@@ -270,6 +273,7 @@ class TextEngine:
         stop_words: Sequence[str] = (),
         snapshot: Snapshot | None = None,
         keep_snapshot: bool = False,
+        prompt_logprobs: bool = False,
         leader: Request | None = None,
         index: int = 0,
         choice: int = 0,
@@ -279,6 +283,7 @@ class TextEngine:
 
         config: None takes the defaults. stop_words: the chat template's. snapshot: KV that is used
         as far as its text and ids agree. keep_snapshot: the request leaves a snapshot of its own.
+        prompt_logprobs: `Answer.prompt_logprobs` has what config.logprobs asks for of the prompt.
         leader: see `_C.Engine.submit`. choice: is added to the seed that config gives. index,
         choice, prompt_text: for the Answer.
         """
@@ -299,6 +304,7 @@ class TextEngine:
                 stop_token_ids=stop_ids,
                 snapshot=snapshot,
                 keep_snapshot=keep_snapshot,
+                prompt_logprobs=prompt_logprobs,
                 leader=leader,
                 **parameters,
             )

@@ -60,6 +60,7 @@ BODY = fields(
         "logprobs": integer(
             0, limits.MAX_LOGPROBS, "Reports each token's probability and so many likeliest ones."
         ),
+        "echo": flag("Each choice begins with the prompt, and its tokens' probabilities."),
         "suffix": one_of("", about="Not served by this release, except empty."),
         "return_token_ids": flag("Each choice has the tokens of its answer."),
     },
@@ -102,15 +103,24 @@ def prompts_of(value: Any) -> list[Prompt]:
 
 
 def starter(
-    engine: TextEngine, prompts: Sequence[Prompt], config: GenerationConfig
+    engine: TextEngine,
+    prompts: Sequence[Prompt],
+    config: GenerationConfig,
+    prompt_logprobs: bool = False,
 ) -> Callable[[], list[Answer]]:
-    """What starts the answers to prompts that no template renders: n to each, in order."""
+    """What starts the answers to prompts that no template renders: n to each, in order.
+    prompt_logprobs: the first to each has them."""
 
     def first(i: int) -> Answer:
-        prompt, keep = prompts[i], config.n > 1
+        prompt = prompts[i]
+        options: dict[str, Any] = {
+            "keep_snapshot": config.n > 1,
+            "prompt_logprobs": prompt_logprobs,
+            "index": i,
+        }
         if isinstance(prompt, str):
-            return engine.ask(prompt, config, do_preprocess=False, keep_snapshot=keep, index=i)
-        return engine.submit(prompt, config, keep_snapshot=keep, index=i)
+            return engine.ask(prompt, config, do_preprocess=False, **options)
+        return engine.submit(prompt, config, **options)
 
     def start() -> list[Answer]:
         found = []
@@ -134,15 +144,23 @@ async def completions(service: Service, exchange: Exchange, body: dict[str, Any]
     prompts = prompts_of(body["prompt"])
     check_n_answers(len(prompts), best_of, service.config.max_answers)
     max_tokens = body.get("max_completion_tokens", body.get("max_tokens", _MAX_TOKENS))
-    n_top = body.get("logprobs")
+    n_top, echo = body.get("logprobs"), body.get("echo", False)
+    if echo and n_top is not None and body.get("stream"):
+        raise ApiError(400, "echo: with logprobs it cannot be streamed", param="echo")
+    scores = echo and (n_top is not None or max_tokens == 0)
+    if max_tokens == 0 and best_of > 1:
+        raise ApiError(400, "n: without new tokens there is one answer", param="n")
     config = generation_config(
         body,
         engine,
         max_new_tokens=max_tokens,
         n=best_of,
-        logprobs=max(n_top or 0, 1) if n_top is not None or best_of > n else None,
+        logprobs=max(n_top or 0, 1) if n_top is not None or scores or best_of > n else None,
     )
-    start = starter(engine, prompts, config)
+    if scores and max_tokens == 1:
+        # Who asks for scores wants the one token that follows, also where it ends the answer.
+        config.ignore_eos = True
+    start = starter(engine, prompts, config, scores)
     async with service.answering(exchange, engine, start, body.get("session_id")) as job:
         text = _Completion(engine, job, body, best_of)
         if body.get("stream"):
@@ -167,6 +185,7 @@ class _Completion:
         self._id, self._created = new_id("cmpl"), now()
         self._n_top: int | None = body.get("logprobs")
         self._wants_ids = body.get("return_token_ids", False)
+        self._echoes = body.get("echo", False)
         options = body.get("stream_options") or {}
         self._usage_last = bool(options.get("include_usage"))
         self._usage_always = bool(options.get("continuous_usage_stats"))
@@ -179,10 +198,22 @@ class _Completion:
             "model": self._engine.model_name,
         }
 
+    def _echo(self, i: int) -> str:
+        """The i-th prompt, as it was sent."""
+        answer = self._job.answers[i * self._n_each]
+        if answer.prompt_text:
+            return answer.prompt_text
+        return self._engine.tokenizer.decode(answer.input_ids, skip_special_tokens=False)
+
     def _choice(self, index: int, piece: Response, logprobs: TextLogprobs | None) -> dict[str, Any]:
-        found = None
-        if logprobs is not None and piece.token_ids:
-            found = logprobs.add(piece.token_ids, piece.logprobs or [])
+        found, ids = None, piece.token_ids
+        if logprobs is not None:
+            entries: list[Mapping[int, float] | None] = [*(piece.logprobs or [])]
+            if self._echoes:
+                first = self._job.answers[piece.index * self._n_each]
+                ids = [*first.input_ids, *ids]
+                entries = [None, *(first.prompt_logprobs or []), *entries]
+            found = logprobs.add(ids, entries) if ids else None
         return {
             "index": index,
             "text": piece.text,
@@ -203,17 +234,25 @@ class _Completion:
             if n < self._n_each:
                 answers = sorted(answers, key=_likelihood, reverse=True)[:n]
             for answer in answers:
-                choices.append(self._choice(len(choices), answer, self._new_logprobs()))
+                choice = self._choice(len(choices), answer, self._new_logprobs())
+                if self._echoes:
+                    choice["text"] = self._echo(i // self._n_each) + choice["text"]
+                choices.append(choice)
         return {**self._head(), "choices": choices, "usage": usage(self._job)}
 
     async def stream(self, exchange: Exchange) -> None:
         logprobs = [self._new_logprobs() for _ in self._job.answers]
+        echoed: set[int] = set()
         async with contextlib.aclosing(self._job.deltas()) as deltas:
             async for piece in deltas:
                 if not (piece.text or piece.finish_reason or self._wants_ids or self._n_top):
                     continue
                 index = piece.index * self._n_each + piece.choice
-                chunk = {**self._head(), "choices": [self._choice(index, piece, logprobs[index])]}
+                choice = self._choice(index, piece, logprobs[index])
+                if self._echoes and index not in echoed:
+                    echoed.add(index)
+                    choice["text"] = self._echo(piece.index) + choice["text"]
+                chunk = {**self._head(), "choices": [choice]}
                 if self._usage_always:
                     chunk["usage"] = usage(self._job)
                 elif self._usage_last:

@@ -139,6 +139,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ([1], {"stop_token_ids": [-2]}, "stop_words"),
     ([1], {"output_logits": "some"}, "output_logits"),
     ([1], {"return_ppl": True}, "at least two tokens"),
+    ([1], {"prompt_logprobs": True}, "prompt_logprobs needs logprobs"),
     ([1], {"min_new_tokens": -1}, "min_new_tokens"),
 ]
 
@@ -216,6 +217,39 @@ def test_ppl_is_the_cross_entropy_of_the_logits(tiny_engine: _C.Engine) -> None:
     logp = z - np.log(np.exp(z).sum(1, keepdims=True))
     expected = -logp[np.arange(len(ids) - 1), ids[1:]].mean()
     assert answer.ppl == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("n_new", [0, 3])
+def test_prompt_logprobs_are_the_softmax_of_the_logits(tiny_model: _C.Model, n_new: int) -> None:
+    """Also of a prompt in chunks, beside others, whose KV is known, and after a preemption."""
+    options = {"max_prefill_token_num": 24, "block_len": 16, "n_blocks": 20}
+    engine = make_engine(tiny_model, **options)
+    ids = [(i * 31) % 90 + 3 for i in range(90)]
+    wanted = engine.submit(ids, max_new_tokens=1, output_logits="all")
+    z = read_all(wanted).logits
+    assert z is not None
+    z = z[: len(ids) - 1].astype(np.float64)
+    z -= z.max(1, keepdims=True)
+    logp = z - np.log(np.exp(z).sum(1, keepdims=True))
+    others = [engine.submit([i + 3] * 60, max_new_tokens=90) for i in range(3)]
+    request = engine.submit(ids, max_new_tokens=n_new, prompt_logprobs=True, logprobs=4)
+    found: list[dict[int, float]] = []
+    n_given = 0
+    while not request.done:
+        output = request.read(30)
+        assert output is not None and output.finish_reason != "error"
+        if output.prompt_logprobs is not None:
+            n_given, found = n_given + 1, output.prompt_logprobs
+    assert n_given == 1 and len(found) == len(ids) - 1
+    for entry, row, token_id in zip(found, logp, ids[1:], strict=True):
+        assert token_id in entry and len(entry) in (4, 5)
+        best = sorted(row, reverse=True)[:4]
+        assert sorted(entry.values(), reverse=True)[:4] == pytest.approx(best, abs=1e-4)
+        for i, value in entry.items():
+            assert value == pytest.approx(row[i], abs=1e-4)
+    for other in others:
+        read_all(other)
+    engine.close()
 
 
 @pytest.mark.parametrize("which", ["all", "generation"])

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import anthropic
+import numpy as np
 import openai
 import pytest
-from served_models import QUESTION, events
+from served_models import QUESTION, ask, events
 
 from lmdeploy_c import GenerationConfig
 from lmdeploy_c.engine.text_engine import TextEngine
@@ -372,3 +373,60 @@ def test_errors_as_anthropics_client_sees_them(
             max_tokens=5,
             messages=[{"role": "user", "content": "word " * 2000}],
         )
+
+
+# ---- scores of a prompt, as lm-eval asks for them ----
+
+
+def _wanted_scores(engine: TextEngine, ids: list[int]) -> list[float]:
+    """The log-probability of each token after the first, from the model's logits."""
+    config = GenerationConfig(max_new_tokens=1, output_logits="all")
+    logits = engine.submit(ids, config).read_all().logits
+    assert logits is not None
+    rows = logits[: len(ids) - 1].astype("f8")
+    top = rows.max(axis=1, keepdims=True)
+    rows = rows - top - np.log(np.exp(rows - top).sum(axis=1, keepdims=True))
+    return [float(row[token_id]) for row, token_id in zip(rows, ids[1:], strict=True)]
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 3])
+def test_echo_scores_the_prompt(server: Server, engine: TextEngine, max_tokens: int) -> None:
+    prompts = [engine.encode(text) for text in ("The capital of France is Paris.", "naïve 日本")]
+    body = {"prompt": prompts, "echo": True, "logprobs": 2, "temperature": 0}
+    n_each = 2 if max_tokens else 1
+    body |= {"max_tokens": max_tokens, "n": n_each}
+    reply = ask(server, "/v1/completions", body).json
+    assert [c["index"] for c in reply["choices"]] == list(range(2 * n_each))
+    asked = [ids for ids in prompts for _ in range(n_each)]
+    for choice, ids in zip(reply["choices"], asked, strict=True):
+        logprobs, n = choice["logprobs"], len(ids)
+        assert logprobs["token_logprobs"][0] is logprobs["top_logprobs"][0] is None
+        assert len(logprobs["tokens"]) == len(logprobs["text_offset"]) == n + max_tokens
+        scores = logprobs["token_logprobs"][1:n]
+        assert scores == pytest.approx(_wanted_scores(engine, ids), abs=1e-4)
+        pairs = zip(logprobs["tokens"][1:], logprobs["top_logprobs"][1:], strict=True)
+        for i, (token, top) in enumerate(pairs, 1):
+            assert len(top) == 2 and max(top.values()) >= logprobs["token_logprobs"][i]
+            assert token not in top or top[token] == logprobs["token_logprobs"][i]
+        assert choice["text"].startswith(engine.tokenizer.decode(ids))
+
+
+def test_echo_lists_a_token_that_ends_the_answer(server: Server, engine: TextEngine) -> None:
+    """A score that is cut off with it would be wrong, and nobody would notice."""
+    ids = engine.ask(QUESTION, GenerationConfig(max_new_tokens=1)).input_ids
+    ids += engine.ask(QUESTION, GenerationConfig(max_new_tokens=30)).read_all().token_ids
+    body = {"prompt": ids, "echo": True, "logprobs": 1, "temperature": 0, "max_tokens": 1}
+    (choice,) = ask(server, "/v1/completions", body).json["choices"]
+    assert len(choice["logprobs"]["tokens"]) == len(ids) + 1
+    assert choice["logprobs"]["tokens"][-1] == engine.tokenizer.eos_token == "<|im_end|>"
+
+
+def test_echo_without_scores(server: Server) -> None:
+    body = {"prompt": ["One, two,", "Once"], "echo": True, "max_tokens": 4, "temperature": 0}
+    whole = [c["text"] for c in ask(server, "/v1/completions", body).json["choices"]]
+    assert [text.startswith(p) for text, p in zip(whole, body["prompt"], strict=True)] == [True] * 2
+    texts = ["", ""]
+    for chunk in events(server, "/v1/completions", {**body, "stream": True})[:-1]:
+        texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
+    assert texts == whole
+    assert ask(server, "/v1/completions", {**body, "stream": True, "logprobs": 1}).status == 400
