@@ -153,6 +153,10 @@ class Server:
         stop = asyncio.ensure_future(self._stop.wait())
         while not server.started and not running.done():
             await asyncio.sleep(0.001)
+        if running.done():
+            stop.cancel()
+            await running  # raises why it did not start
+            return
         self._warn()
         self._ready.set()
         await asyncio.wait([running, stop], return_when=asyncio.FIRST_COMPLETED)

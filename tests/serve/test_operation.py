@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import threading
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +296,39 @@ def test_a_thousand_connections(tiny_text_engine: TextEngine) -> None:
     assert {reply.status for reply in found} == {200}
     assert {i: found[i].json["choices"][0]["text"] for i in wanted} == wanted
     wait_for(lambda: is_idle(tiny_text_engine))
+
+
+# ---- connections ----
+
+
+def test_tls(engine: TextEngine, tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command, *files], check=True, capture_output=True)
+    trusted = ssl.create_default_context(cafile=certificate)
+    config = ServeConfig(port=0, ssl_keyfile=str(key), ssl_certfile=str(certificate))
+    with Server(engine, config).start() as server:
+        assert server.url.startswith("https://")
+        with urllib.request.urlopen(f"{server.url}/health", context=trusted) as response:
+            assert json.load(response) == {"status": "healthy"}
+        with Wire(server.url) as plain:
+            assert plain.send(request_bytes("GET", "/health")).is_closed()
+    with pytest.raises(ValueError, match="both"):
+        ServeConfig(ssl_keyfile=str(key))
+    with pytest.raises(OSError):
+        Server(engine, ServeConfig(port=0, ssl_keyfile="/no", ssl_certfile="/no")).start()
+
+
+@pytest.mark.parametrize("head", [b"", b"POST /v1/chat/completions HTTP/1.1\r\nHost"])
+def test_half_a_head_is_not_waited_for(
+    engine: TextEngine, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    monkeypatch.setattr("lmdeploy_c.serve.protocol._HEAD_TIMEOUT", 0.3)
+    with Server(engine, ServeConfig(port=0)).start() as server, Wire(server.url) as wire:
+        assert wire.send(head).is_closed()
+        assert ask(server, "/health").status == 200
