@@ -147,7 +147,7 @@ class Exchange:
         self._is_stream = False
         head = [(b"content-length", str(len(body)).encode()), *headers]
         await self._start(status, content_type, head)
-        await self._write(body, more=False)
+        await self._end(body)
 
     async def respond_json(self, value: Any, status: int = 200, headers: Headers = ()) -> None:
         await self.respond(status, dump(value), headers=headers)
@@ -162,10 +162,13 @@ class Exchange:
         return self.status is not None
 
     async def write(self, events: bytes) -> None:
-        """Sends events, and the head of the response before the first ones."""
+        """Sends events, and the head of the response before the first ones. Every token passes
+        here."""
         if self.status is None:
             await self._start(200, EVENTS, [(b"cache-control", b"no-cache")])
-        await self._write(events, more=True)
+        self._waits_since = self._last_write = time.monotonic()
+        await self._send({"type": "http.response.body", "body": events, "more_body": True})
+        self._waits_since = None
 
     async def comment(self) -> None:
         """Tells a client that waits that it still is served. Events are whole: it may come between
@@ -174,7 +177,7 @@ class Exchange:
 
     async def end(self) -> None:
         """Ends a stream."""
-        await self._write(b"", more=False)
+        await self._end(b"")
 
     def close(self) -> None:
         """The response is complete, or never will be."""
@@ -188,10 +191,10 @@ class Exchange:
         with self._waiting():
             await self._send({"type": "http.response.start", "status": status, "headers": head})
 
-    async def _write(self, body: bytes, more: bool) -> None:
-        self._ended = not more
+    async def _end(self, body: bytes) -> None:
+        self._ended = True
         with self._waiting():
-            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+            await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:

@@ -40,6 +40,7 @@ class StopMatcher:
         self.include = include
         self.min_tokens = min_tokens
         self.found: str | None = None
+        self._firsts = {w[0] for w in self.words}
         self._longest = max((len(w) for w in self.words), default=0)
         self._text = ""  # held back, with the texts of hidden tokens
         self._spans: list[tuple[int, int]] = []  # these texts' places in _text
@@ -50,6 +51,9 @@ class StopMatcher:
     def add(self, token_id: int, logprobs: dict[int, float] | None, text: str) -> Piece:
         """Takes the next token and the text that became complete with it."""
         self._n_seen += 1
+        nothing_is_held = not self._tokens and not self._text
+        if nothing_is_held and token_id not in self.hidden and self._begins_no_word(text):
+            return Piece(text, [token_id], [logprobs] if logprobs else [], False)
         searched_to = len(self._text)
         self._tokens.append((token_id, logprobs, searched_to))
         self._text += text
@@ -58,6 +62,11 @@ class StopMatcher:
             self._spans.append((len(self._text), len(self._text) + len(hidden)))
             self._text += hidden
         return self._stop(searched_to) or self._release(self._n_free())
+
+    def _begins_no_word(self, text: str) -> bool:
+        """Whether no stop word may begin in a text, which nearly every token's text is. A token
+        without text waits for the next one, if there are words."""
+        return not self.words or (text != "" and self._firsts.isdisjoint(text))
 
     def finish(self, text: str) -> Piece:
         """Takes the text that was left at the end, and releases everything."""
