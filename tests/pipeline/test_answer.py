@@ -52,7 +52,7 @@ class Letters:
 
 def output(*token_ids: int, reason: Any = None, **fields: Any) -> Output:
     nothing = dict.fromkeys(("logprobs", "logits", "error_message", "ppl"))
-    values: dict[str, Any] = {**nothing, "cached_tokens": 3, **fields}
+    values: dict[str, Any] = {**nothing, "cached_tokens": 3, "prompt_logprobs": None, **fields}
     return cast(Output, SimpleNamespace(token_ids=list(token_ids), finish_reason=reason, **values))
 
 

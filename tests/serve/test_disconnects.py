@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import struct
@@ -14,6 +15,7 @@ from served_models import LONG, QUESTION, Wire, ask, is_idle, request_bytes, wai
 
 from lmdeploy_c.engine.text_engine import TextEngine
 from lmdeploy_c.serve.config import ServeConfig
+from lmdeploy_c.serve.exchange import Exchange
 from lmdeploy_c.serve.server import Server
 
 #: Steps that may begin between a client's leaving and the server's noticing it.
@@ -155,9 +157,38 @@ def test_comments_come_only_in_silence(impatient: Server, engine: TextEngine) ->
         rest = wire.until(b"[DONE]\n\n")
     assert b'"content":"The"' in rest and rest.count(b"role") == 1
     wait_for(lambda: is_idle(engine))
-    with Wire(impatient.url) as wire:  # tokens come all the time: no comments
-        wire.send(post("/v1/chat/completions", {**body, "ignore_eos": True, "max_tokens": 30}))
-        assert b"\n:" not in wire.until(b"[DONE]\n\n")
+
+
+def test_a_comment_is_due_only_in_silence() -> None:
+    """Whatever the clock says: after an event, and while one is being written, none is due."""
+    config = ServeConfig(heartbeat=10, client_timeout=50)
+    sent: list[dict[str, Any]] = []
+    due: list[bool] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+        due.append(exchange.look(time.monotonic() + 20))  # the client does not take it
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    scope = {"method": "POST", "path": "/", "headers": []}
+    exchange = Exchange(scope, receive, send, config, "id")
+    now = time.monotonic()
+    assert not exchange.look(now + 20), "the response may be no stream"
+    exchange.expect_stream()
+    assert not exchange.look(now + 5) and exchange.look(now + 20)
+
+    async def stream() -> None:
+        for _ in range(3):
+            await exchange.write(b"data: x\n\n")
+            written = time.monotonic()
+            assert not exchange.look(written + 5) and exchange.look(written + 20)
+        await exchange.end()
+
+    asyncio.run(stream())
+    assert not exchange.look(time.monotonic() + 20), "the stream has ended"
+    assert len(sent) == 5 and due == [False] * 5
 
 
 def _waiting(i: int) -> dict[str, Any]:
