@@ -36,7 +36,6 @@ from .messages import (
 from .output_cache import NotKept
 from .planning import Plan, plan_of
 from .progress import prompt_bar
-from .serve.config import DEFAULT_PORT, ServeConfig
 from .text.chat_template import ChatTemplate, ChatTemplateConfig
 from .text.prompts import parse_prompts, per_prompt
 from .tokenizer import Tokenizer
@@ -342,7 +341,7 @@ class Pipeline(NotKept):
 
     # ---- over HTTP ----
 
-    def serve(self, port: int = DEFAULT_PORT, **options: Any) -> Server:
+    def serve(self, port: int = 23333, **options: Any) -> Server:
         """Answers over HTTP too, in a thread of its own: OpenAI's, Anthropic's and LMDeploy's
         routes, on the same weights. `url` of what is returned is where; its `stop` ends it, and so
         does leaving it as a context manager. port: 0 takes a free one. options: fields of
@@ -351,6 +350,7 @@ class Pipeline(NotKept):
         Raises ImportError where `pip install lmdeploy_c[serve]` is missing, OSError for an address
         that cannot be had, ValueError and TypeError for wrong options.
         """
+        from .serve.config import ServeConfig
         from .serve.server import Server
 
         return Server(self.engine, ServeConfig(port=port, **options)).start()

@@ -170,8 +170,14 @@ def test_a_line_for_each_request(server: Server, caplog: pytest.LogCaptureFixtur
     with caplog.at_level(logging.INFO, "lmdeploy_c.access"):
         reply = ask(server, CHAT, SHORT, {"X-Request-ID": "abc"})
         bad = ask(server, CHAT, {"x": 1}, {"X-Request-ID": 'no "good" one'})
-        wait_for(lambda: sum(r.name == "lmdeploy_c.access" for r in caplog.records) == 2)
-    first, second = (json.loads(r.message) for r in caplog.records if r.name == "lmdeploy_c.access")
+        ids = ["abc", bad.headers["x-request-id"]]
+
+        def lines() -> list[dict[str, Any]]:  # without those of requests before
+            found = [r.message for r in caplog.records if r.name == "lmdeploy_c.access"]
+            return [line for line in map(json.loads, found) if line["request_id"] in ids]
+
+        wait_for(lambda: len(lines()) == 2)
+    first, second = lines()
     assert reply.headers["x-request-id"] == reply.headers["request-id"] == "abc"
     assert (first["request_id"], first["status"], first["path"]) == ("abc", 200, CHAT)
     assert (first["prompt_tokens"], first["completion_tokens"]) == (37, 2)
