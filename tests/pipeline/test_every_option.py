@@ -114,6 +114,6 @@ def test_the_stub_has_every_keyword_of_the_core() -> None:
 
 
 def test_every_keyword_of_the_core_is_an_option() -> None:
-    """But for what a session and several answers to a prompt are made of."""
-    own = {"snapshot", "keep_snapshot", "leader", "session", "keep_session"}
+    """But for what sessions, several answers to a prompt and a completion's echo are made of."""
+    own = {"snapshot", "keep_snapshot", "leader", "session", "keep_session", "prompt_logprobs"}
     assert submit_keywords() - own <= set(FIELDS)
