@@ -42,7 +42,7 @@ _KEEP_ALIVE = 5
 
 
 class _Uvicorn(uvicorn.Server):
-    """Leaves signals alone: whoever runs it handles them."""
+    """Leaves signals alone: the caller handles them."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
