@@ -80,6 +80,12 @@ def add_parser(commands: Commands[Any]) -> None:
         help="Columns that carry most come first, and share groups; of gptq.",
     )
     quantize.add_argument(
+        "--rotate",
+        action="store_true",
+        help="First rotate the model, which stays the same and has fewer outliers; for --w-group-"
+        "size -1.",
+    )
+    quantize.add_argument(
         "--dtype", default="float16", help="Of what stays a float: float16, bfloat16 or float32."
     )
     quantize.add_argument(
@@ -210,6 +216,7 @@ def run_quantize(args: argparse.Namespace) -> int:
         calib_dataset=None if args.calib_dataset == "none" else args.calib_dataset,
         calib_samples=args.calib_samples,
         calib_seqlen=args.calib_seqlen,
+        rotate=args.rotate,
         mixed=args.mixed,
         evaluate=not args.no_evaluate,
         num_threads=args.num_threads,

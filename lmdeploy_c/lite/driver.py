@@ -20,7 +20,7 @@ from ..files.checkpoint import fingerprint
 from ..messages import unsupported
 from ..progress import layers_progress
 from ..version import __version__
-from . import calibration_data, held_out, rewrite
+from . import calibration_data, held_out, rewrite, rotation
 from . import mixed as mixing
 from .floats import as_dtype
 from .layers import Layers, layer_of
@@ -156,7 +156,6 @@ class _Job:
             shape=(rows, cols),
             bits=self._scheme.bits,
             group_size=self._scheme.group_size,
-            before_bytes=self._source.n_bytes(linear.name),
             after_bytes=self._n_bytes(linear.name, self._scheme),
         )
 
@@ -227,6 +226,17 @@ def _with_others(
     return tuple(found)
 
 
+def _before(source: Source, reports: Sequence[LayerReport]) -> tuple[LayerReport, ...]:
+    """Reports with the sizes that linears have in the model they are compared with."""
+    return tuple(
+        replace(
+            report,
+            linears=tuple(replace(x, before_bytes=source.n_bytes(x.name)) for x in report.linears),
+        )
+        for report in reports
+    )
+
+
 def _evaluation(
     source: Source, folder: Path, windows: Sequence[Sequence[int]], num_threads: int | None
 ) -> dict[str, Any]:
@@ -254,6 +264,7 @@ def quantize(
     calib_dataset: str | Path | Sequence[Any] | None = "builtin",
     calib_samples: int | None = None,
     calib_seqlen: int = 512,
+    rotate: bool = False,
     mixed: str | None = None,
     evaluate: bool = True,
     num_threads: int | None = None,
@@ -287,6 +298,10 @@ def quantize(
     calib_samples: windows of it, at most; None: 4 tokens for each column of the widest linear, and
     24 windows at least; 0: no calibration. calib_seqlen: tokens of a window.
 
+    rotate: first turns the residual stream and the value heads by orthogonal matrices, which the
+    written weights have taken up; tied embeddings become two matrices. The rotated floats lie in
+    work_dir until the end.
+
     mixed: a size, "110MB" of the file or "4.5bpw" (bits per weight of the linears, scales and
     zeros included): linears get 8 bits in place of w_bits where that takes away most of the error,
     as many as the size has room for. In formats "compressed-tensors" and "gguf". Which they are is
@@ -298,7 +313,7 @@ def quantize(
     Raises what `export` raises, and ValueError for a group size or a size that does not fit and for
     a weight or an input that is not finite, by its tensor.
     """
-    source = Source(model)
+    original = Source(model)
     recipe, folder = _recipe(method), Path(work_dir)
     if mixed is not None:
         recipe = replace(recipe, damp=None)
@@ -310,10 +325,13 @@ def quantize(
         )
     if desc_act and not recipe.solver:
         raise ValueError('desc_act is for methods "gptq" and "best"')
+    rewrite.check_work_dir(original, folder)
+    source = original
+    if rotate:
+        source = rotation.rotated(original, folder, rewrite.stored_dtype(original, dtype))
     target = target_of(
         source, format, w_bits, w_group_size, w_sym, w_type, desc_act, dtype, max_shard_bytes
     )
-    rewrite.check_work_dir(source, folder)
     rewrite.check_outside(source)
 
     def finish(
@@ -323,14 +341,16 @@ def quantize(
         began = time.monotonic()
         rounded = target.write(folder, layers, reports)
         written = time.monotonic()
-        evaluation = _evaluation(source, folder, windows or [], num_threads) if evaluate else {}
+        evaluation = _evaluation(original, folder, windows or [], num_threads) if evaluate else {}
         report = Report(
-            model=str(source.path),
+            model=str(original.path),
             work_dir=str(folder),
             method=method if isinstance(method, str) else repr(method),
             format=format,
-            layers=_with_others(reports, rounded, source.checkpoint.config["n_layer"]),
-            before_bytes=sum(source.n_bytes(name) for name in source.tensors),
+            layers=_before(
+                original, _with_others(reports, rounded, source.checkpoint.config["n_layer"])
+            ),
+            before_bytes=sum(original.n_bytes(name) for name in original.tensors),
             after_bytes=sum(file.stat().st_size for file in rewrite.weights_of(folder)),
             seconds={
                 "texts": seconds,
@@ -341,6 +361,7 @@ def quantize(
             **evaluation,
         )
         report.save(folder / FILE)
+        rotation.remove(folder)
         return report
 
     is_plain = not (recipe.scales or recipe.solver)
@@ -357,7 +378,7 @@ def quantize(
 
     def find_windows(dataset: Any) -> list[list[int]]:
         return calibration_data.windows(
-            source, dataset, samples=calib_samples, seqlen=calib_seqlen, num_threads=num_threads
+            original, dataset, samples=calib_samples, seqlen=calib_seqlen, num_threads=num_threads
         )
 
     began = time.monotonic()

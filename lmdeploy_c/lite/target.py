@@ -215,7 +215,6 @@ class _Rounded:
                     shape=(rows, cols),
                     bits=gguf_packing.scheme_of(dtype).bits,
                     group_size=gguf_packing.BLOCK_LEN,
-                    before_bytes=self._source.n_bytes(name),
                     after_bytes=Tensor(name, dtype, (rows, cols)).n_bytes,
                 )
             )
