@@ -67,15 +67,16 @@ class Rotation:
         self._block = block * np.sign(np.diag(upper))
         self._scale = (size / width) ** 0.5
 
-    def _times(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _times(self, values: NDArray[Any]) -> NDArray[Any]:
         size = len(self._block)
-        made = (values * self._signs).reshape(len(values), -1, size) @ self._block
+        made: NDArray[Any] = (values * self._signs).reshape(len(values), -1, size) @ self._block
         while size < values.shape[1]:
             pairs = made.reshape(len(values), -1, 2, size)
             first, second = pairs[:, :, 0], pairs[:, :, 1]
             made = np.stack((first + second, first - second), 2)
             size *= 2
-        return made.reshape(values.shape) * self._scale
+        made = made.reshape(values.shape) * self._scale
+        return made
 
     def columns(self, values: Array, weights: Array | None = None) -> Array:
         """values diag(weights) Q, in fp64 before it is rounded: [n, width]."""
@@ -83,7 +84,9 @@ class Rotation:
         scale = 1.0 if weights is None else weights.astype(np.float64)
         step = max(1, CHUNK // values.shape[1])
         for i in range(0, len(values), step):
-            out[i : i + step] = self._times(values[i : i + step] * scale)
+            out[i : i + step] = self._times(
+                np.multiply(values[i : i + step], scale, dtype=np.float64)
+            )
         return out
 
     def rows(self, values: Array) -> Array:
