@@ -91,13 +91,16 @@ def peak_flops() -> float:
 
 def counted_flops(source: Source, recipe: Recipe, n_tokens: int, seqlen: int) -> float:
     """Operations of the method: the texts through the layers, grams of the inputs (half of each,
-    by symmetry), a Cholesky factor of each, and the solver. Searches of grids are not counted."""
+    by symmetry), a Cholesky factor of each, and the solver; and where linears make up for drift,
+    the texts through the quantised model, what is wanted of its inputs, and six products of a
+    weight with a matrix of its inputs. Searches of grids are not counted."""
     config = source.checkpoint.config
     shapes = [source.tensors[name].shape for name in source.linears()]
     widths = [config["hidden_dim"]] * 2 + [config["n_head"] * config["head_dim"], config["ffn_dim"]]
     attention = 2 * config["n_head"] * config["head_dim"] * seqlen * n_tokens
-    total = 2.0 * n_tokens * sum(rows * cols for rows, cols in shapes)
-    total += config["n_layer"] * attention
+    forward = 2.0 * n_tokens * sum(rows * cols for rows, cols in shapes)
+    forward += config["n_layer"] * attention
+    total = forward
     if recipe.reads_grams:
         total += config["n_layer"] * sum(n_tokens * k * k for k in widths)
     if recipe.solver:
@@ -105,6 +108,10 @@ def counted_flops(source: Source, recipe: Recipe, n_tokens: int, seqlen: int) ->
         products = 0.5 + (1 + 0.5 + rounds * 2.5 if rounds else 0)  # of a weight with its H
         total += sum(2 * products * rows * cols * cols for rows, cols in shapes)
         total += config["n_layer"] * sum(k**3 / 3 for k in widths)
+    if recipe.damp is not None:
+        wanted = sum(2 * n_tokens * config["hidden_dim"] * k for k in widths)
+        total += forward + config["n_layer"] * (wanted + sum(k**3 / 3 for k in widths))
+        total += sum(2 * 6 * rows * cols * cols for rows, cols in shapes)
     return total
 
 

@@ -12,7 +12,7 @@ enum {
     MAX_TEXT_LEN = 1 << 16,
     MIN_STEP_LEN = 256, /* tokens */
     MAX_STEP_LEN = 1024,
-    STEP_BYTES = 256 << 20
+    STEP_BYTES = 128 << 20
 };
 
 /* Whole texts, or a piece of one that is longer than a step. */

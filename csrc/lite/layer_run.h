@@ -56,7 +56,7 @@ typedef struct lmd_layer_wish {
 typedef struct lmd_layer_run lmd_layer_run;
 
 /* Prepares to take texts through a model of one layer, which must outlive the run. Steps have
- * at most 1024 tokens, and fewer of a wide layer, so that what one takes is about 256 MiB
+ * at most 1024 tokens, and fewer of a wide layer, so that what one takes is about 128 MiB
  * however many texts there are. LMD_INVALID, LMD_UNSUPPORTED for a device other than the CPU,
  * LMD_NO_MEMORY. */
 lmd_status lmd_layer_run_new(const lmd_model *model, lmd_texts texts,

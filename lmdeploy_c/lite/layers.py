@@ -36,7 +36,7 @@ EMBEDDINGS = (
     "model.tok_embeddings.weight",
 )
 HELD_OUT = 6  # every so many-th text is kept from calibration
-MOST_TOKENS = 1 << 14  # about so many states are in memory twice while a layer takes them
+PART_BYTES = 1 << 26  # of states: about so many are in memory twice while a layer takes them
 MOST_BYTES = 1 << 28  # of all states together, of one model: more are in a file between layers
 FINAL_NORMS = ("output_norm.weight", "model.norm.weight")
 
@@ -125,9 +125,10 @@ class Layers:
     def _embedded(
         self, table: NDArray[np.float32], windows: Sequence[Sequence[int]], idxs: Sequence[int]
     ) -> list[Texts]:
-        """Some of the windows, cut where MOST_TOKENS are full."""
+        """Some of the windows, cut where PART_BYTES are full."""
+        most = max(PART_BYTES // (4 * table.shape[1]), 1)
         ends = np.cumsum([len(windows[i]) for i in idxs])
-        runs = groupby(zip(idxs, ends, strict=True), lambda at: at[1] // MOST_TOKENS)
+        runs = groupby(zip(idxs, ends, strict=True), lambda at: at[1] // most)
         found = []
         for run in ([i for i, _ in members] for _, members in runs):
             ids = np.concatenate([np.asarray(windows[i], np.int64) for i in run])
