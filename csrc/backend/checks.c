@@ -1,6 +1,8 @@
 /* Checks that every backend shares: see backend.h. Pure functions. */
 #include "backend/backend.h"
 
+#include "quant/packed_check.h"
+
 enum { MAX_GROUPS = 1 << 20 }; /* of one row; far above any model's, keeps sizes in int64 */
 
 /* ---- a workspace's config ---- */

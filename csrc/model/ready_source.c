@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "quant/packed_check.h"
 #include "quant/packed_codec.h"
 #include "quant/packed_read.h"
 

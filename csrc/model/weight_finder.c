@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "quant/packed_check.h"
 
 static void tensor_name(const lmd_weight_finder *self, lmd_tensor_role role, int32_t layer,
                         char *out, size_t n_bytes) {

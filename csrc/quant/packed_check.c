@@ -1,5 +1,5 @@
-/* The tensors of a packed matrix, checked: see packed_weight.h. */
-#include "quant/packed_weight.h"
+/* The tensors of a packed matrix, checked: see packed_check.h. */
+#include "quant/packed_check.h"
 
 #include <string.h>
 
@@ -82,13 +82,6 @@ static lmd_status find_groups(lmd_packed_weight *self, int64_t n_rows, int64_t n
     if (lmd_packed_by_rows(self))
         return check_matrix(self->qzeros, LMD_I32, zero_words, n_groups, err);
     return check_matrix(self->qzeros, LMD_I32, n_groups, zero_words, err);
-}
-
-int32_t lmd_packed_group_of(const lmd_packed_weight *self, int32_t col) {
-    if (!self->g_idx) return col / self->group_size;
-    int32_t group;
-    memcpy(&group, (const uint8_t *)self->g_idx->data + (int64_t)col * 4, sizeof group);
-    return group;
 }
 
 /* Checks g_idx, and forgets one that says nothing: columns in order, or all zero, which old
