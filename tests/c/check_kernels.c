@@ -14,6 +14,7 @@
 #include "check_kernels.h"
 #include "cpu/cpu_features.h"
 #include "cpu/cpu_weight.h"
+#include "quant/packed_check.h"
 
 static uint64_t random_state = 88172645463325252u;
 
