@@ -48,14 +48,18 @@ def test_followers_of_leaders_that_end_or_lose_their_slot(tiny_model: _C.Model) 
 
 def test_others_pass_those_that_wait_for_a_prompt(tiny_model: _C.Model) -> None:
     """A leader reads its prompt for many steps; a request behind its follower is not held up."""
-    engine = make_engine(tiny_model, max_prefill_token_num=64, max_batch_size=4)
-    leader = engine.submit([3] * 600, max_new_tokens=1)
-    follower = engine.submit([3] * 600, max_new_tokens=1, leader=leader)
-    short = engine.submit([5], max_new_tokens=1)
-    read_all(follower)
-    assert short.read(0) is not None  # it ended before the follower did
-    assert engine.stats()["n_tokens_prefilled"] == 601
-    engine.close()
+    counts = []
+    for _ in range(5):
+        engine = make_engine(tiny_model, max_prefill_token_num=64, max_batch_size=4)
+        leader = engine.submit([3] * 600, max_new_tokens=1)
+        follower = engine.submit([3] * 600, max_new_tokens=1, leader=leader)
+        short = engine.submit([5], max_new_tokens=1)
+        read_all(follower)
+        assert short.read(0) is not None  # it ended before the follower did
+        counts.append(engine.stats()["n_tokens_prefilled"])
+        engine.close()
+    # A follower that is submitted when its leader has ended reads the end of the prompt itself.
+    assert min(counts) == 601 and max(counts) < 601 + 64
 
 
 def test_a_leader_that_has_ended_leaves_its_snapshot(tiny_model: _C.Model) -> None:
