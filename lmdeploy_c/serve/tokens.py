@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..engine.event_loop import output_event
-from ..engine.text_engine import TextEngine
+from ..engine.text_engine import PromptTooLong, TextEngine
 from ..messages import ErrorCode
 from .chat import MESSAGES, TEMPLATE_FIELDS, template_options
 from .completions import PROMPT, prompts_of
@@ -84,7 +84,15 @@ def conversation_ids(engine: TextEngine, messages: Any, options: dict[str, Any])
         raise ApiError(
             400, str(error) or type(error).__name__, ErrorCode.PREPROCESS_FAILED.value
         ) from None
-    return engine.encode(ask, add_bos=engine.adds_bos(do_preprocess=True))
+    return encoded(engine, ask, add_bos=engine.adds_bos(do_preprocess=True))
+
+
+def encoded(engine: TextEngine, text: str, **options: Any) -> list[int]:
+    """The tokens of a prompt. ApiError 400 for one that is too long."""
+    try:
+        return engine.encode(text, **options)
+    except PromptTooLong as error:
+        raise ApiError(400, str(error), ErrorCode.CONTEXT_LENGTH_EXCEEDED.value) from None
 
 
 async def detokenize(service: Service, exchange: Exchange, body: dict[str, Any]) -> None:
@@ -130,12 +138,9 @@ async def get_ppl(service: Service, exchange: Exchange, body: dict[str, Any]) ->
     check_n_answers(len(prompts), 1, service.config.max_answers)
 
     def tokens() -> list[list[int]]:
-        return [engine.encode(item) if isinstance(item, str) else item for item in prompts]
+        return [encoded(engine, item) if isinstance(item, str) else item for item in prompts]
 
-    try:
-        batch = await service.in_thread(tokens)
-    except ValueError as error:
-        raise ApiError(400, str(error), ErrorCode.CONTEXT_LENGTH_EXCEEDED.value) from None
+    batch = await service.in_thread(tokens)
     requests = []
     try:
         for ids in batch:

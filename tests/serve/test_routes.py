@@ -40,6 +40,26 @@ def test_a_conversations_tokens(server: Server, engine: TextEngine) -> None:
     assert ask(server, "/tokenize", {}).status == 400
 
 
+def test_prompts_that_are_too_long_are_the_clients_mistake(
+    server: Server, engine: TextEngine
+) -> None:
+    long = "word " * 30_000
+    messages = [{"role": "user", "content": long}]
+    for path, body in {
+        "/tokenize": {"messages": messages},
+        "/v1/encode": {"input": long, "do_preprocess": True},
+        "/v1/messages/count_tokens": {
+            "messages": messages,
+            "model": engine.model_name,
+        },
+        "/get_ppl": {"input": long},
+    }.items():
+        reply = ask(server, path, body)
+        assert reply.status == 400 and "session_len" in str(reply.json), path
+    assert ask(server, "/get_ppl", {"input": [2**31 - 1, 1]}).status == 400
+    assert ask(server, "/detokenize", {"tokens": [2**31 - 1]}).status == 200
+
+
 def test_tokenizer_info(server: Server, engine: TextEngine) -> None:
     info = ask(server, "/tokenizer_info").json
     tokenizer = engine.tokenizer
