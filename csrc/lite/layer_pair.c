@@ -29,9 +29,10 @@ lmd_status lmd_layer_pair_new(const lmd_model *original, const lmd_model *drifte
                               lmd_texts texts, int32_t input, lmd_layer_pair **out,
                               lmd_err *err) {
     lmd_status status = LMD_OK;
-    if (drifted->config.hidden_dim != original->config.hidden_dim ||
-        lmd_input_width(&drifted->config, input) != lmd_input_width(&original->config, input))
-        return lmd_fail(err, LMD_INVALID, "the two models must have the same shape");
+    /* All widths decide how texts are cut into steps, which must be the same ones. */
+    for (int32_t i = 0; i < LMD_INPUT_COUNT; i++)
+        if (lmd_input_width(&drifted->config, i) != lmd_input_width(&original->config, i))
+            return lmd_fail(err, LMD_INVALID, "the two models must have the same shape");
     lmd_layer_pair *self = lmd_calloc(1, sizeof *self);
     if (!self) return lmd_no_memory(err, "a pair of runs");
     self->input = input;
